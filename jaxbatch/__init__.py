@@ -1,0 +1,74 @@
+"""jaxbatch: which batch size, which learning rate with it, and what to do when the batch must be huge."""
+
+from jaxbatch.batches import (
+    Duration,
+    IndexBatches,
+    cut_batches,
+    epoch_batches,
+    epoch_order,
+    epochs,
+    examples,
+    num_steps,
+    steps,
+    steps_per_epoch,
+)
+from jaxbatch.data import DATASETS, Dataset, load_dataset
+from jaxbatch.gradients import (
+    accumulated_gradient,
+    group_gradients,
+    losses_and_group_gradients,
+    losses_and_mean_gradient,
+    per_example_gradients,
+)
+from jaxbatch.losses import classification_loss, classification_metrics, correct, cross_entropy
+from jaxbatch.models import SimpleCNN
+from jaxbatch.split import split_backward
+from jaxbatch.train import (
+    FitConfig,
+    Task,
+    TrainState,
+    classification_task,
+    fit,
+    init_state,
+    make_epoch,
+    make_evaluate,
+    make_train_step,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DATASETS",
+    "Dataset",
+    "Duration",
+    "FitConfig",
+    "IndexBatches",
+    "SimpleCNN",
+    "Task",
+    "TrainState",
+    "accumulated_gradient",
+    "classification_loss",
+    "classification_metrics",
+    "classification_task",
+    "correct",
+    "cross_entropy",
+    "cut_batches",
+    "epoch_batches",
+    "epoch_order",
+    "epochs",
+    "examples",
+    "fit",
+    "group_gradients",
+    "init_state",
+    "load_dataset",
+    "losses_and_group_gradients",
+    "losses_and_mean_gradient",
+    "make_epoch",
+    "make_evaluate",
+    "make_train_step",
+    "num_steps",
+    "per_example_gradients",
+    "split_backward",
+    "steps",
+    "steps_per_epoch",
+]

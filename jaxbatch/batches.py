@@ -1,0 +1,154 @@
+"""Which examples go into which batch: pure functions of (seed, epoch, batch size).
+
+A batch is a row of indices, so the data stay where they are (on the device) and a batch of any size can
+be cut from any place in an epoch. Axes: N examples in the data set, S batches, B examples in a batch.
+"""
+
+import math
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int32
+
+_ORDER = 0x6F726465  # "orde" in ASCII: keeps the shuffling keys apart from those of init and dropout
+
+
+class IndexBatches(NamedTuple):
+    """Batches as indices into the data set, with a mask that is False where a slot holds no example."""
+
+    indices: Int32[Array, "S B"]
+    mask: Bool[Array, "S B"]
+
+
+class Duration(NamedTuple):
+    """A length of training with its unit. Make one with :func:`steps`, :func:`examples`, :func:`epochs`."""
+
+    amount: float
+    unit: Literal["steps", "examples", "epochs"]
+
+
+def steps(amount: int) -> Duration:
+    """A duration in optimizer updates of one batch each."""
+    return _duration(amount, "steps")
+
+
+def examples(amount: int) -> Duration:
+    """A duration in examples seen."""
+    return _duration(amount, "examples")
+
+
+def epochs(amount: float) -> Duration:
+    """A duration in passes over the data set; a fraction is allowed."""
+    return _duration(amount, "epochs")
+
+
+def _duration(amount, unit) -> Duration:
+    if not (amount >= 0 and math.isfinite(amount)) or (unit != "epochs" and amount != int(amount)):
+        kind = "number" if unit == "epochs" else "whole number"
+        raise ValueError(f"{unit}={amount!r} must be a finite {kind} of at least 0.")
+    return Duration(amount, unit)
+
+
+def steps_per_epoch(num_examples: int, batch_size: int, *, partial: Literal["drop", "pad"] = "drop") -> int:
+    """Number of batches in one epoch.
+
+    Args:
+        num_examples: examples in the data set.
+        batch_size: examples in a batch.
+        partial: what becomes of the last batch when it is not full: ``"drop"`` leaves it out, ``"pad"``
+            keeps it, filled up with masked slots.
+
+    Raises:
+        ValueError: sizes below 1, an unknown ``partial``, or ``"drop"`` with a batch larger than the data.
+
+    Example:
+        >>> steps_per_epoch(10, 4), steps_per_epoch(10, 4, partial="pad")
+        (2, 3)
+    """
+    _check_sizes(num_examples, batch_size, partial)
+    return num_examples // batch_size if partial == "drop" else -(-num_examples // batch_size)
+
+
+def num_steps(
+    duration: Duration, *, num_examples: int, batch_size: int, partial: Literal["drop", "pad"] = "drop"
+) -> int:
+    """A duration in optimizer updates, rounded up so that at least the asked-for work is done.
+
+    Example:
+        >>> num_steps(epochs(1.5), num_examples=10, batch_size=4)
+        3
+        >>> num_steps(examples(9), num_examples=10, batch_size=4)
+        3
+    """
+    if not isinstance(duration, Duration):
+        raise ValueError(f"duration={duration!r} has no unit. Use steps(n), examples(n) or epochs(n).")
+    per_epoch = steps_per_epoch(num_examples, batch_size, partial=partial)
+    if duration.unit == "steps":
+        return int(duration.amount)
+    if duration.unit == "examples":
+        return -(-int(duration.amount) // batch_size)
+    return math.ceil(round(duration.amount * per_epoch, 6))  # 0.1 * 30 is 3.0000000000000004
+
+
+def epoch_order(seed: int, epoch: int, num_examples: int) -> Int32[Array, "N"]:
+    """The order in which epoch ``epoch`` visits the examples: a permutation, a pure function of its arguments.
+
+    The batch size has no part in it, so arms with different batch sizes see the same examples in the same
+    order, and a run can go on at any place with any batch size.
+
+    Example:
+        >>> [int(i) for i in sorted(epoch_order(0, 3, 5))]
+        [0, 1, 2, 3, 4]
+    """
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _ORDER), epoch)
+    return jax.random.permutation(key, num_examples).astype(jnp.int32)
+
+
+def cut_batches(
+    order: Int32[Array, "N"], batch_size: int, *, partial: Literal["drop", "pad"] = "drop"
+) -> IndexBatches:
+    """Cuts an order of examples into batches of ``batch_size``, front to back.
+
+    Args:
+        order: indices in the order of visit, ``(N,)``; any slice of :func:`epoch_order` will do.
+        batch_size: examples in a batch.
+        partial: see :func:`steps_per_epoch`.
+
+    Returns:
+        Indices and mask of shape ``(S, B)``. Padded slots point at example ``order[0]`` (a real one, so
+        that nothing they compute is undefined) and have mask False.
+
+    Example:
+        >>> batches = cut_batches(jnp.arange(5), 2, partial="pad")
+        >>> batches.indices.tolist(), batches.mask.tolist()
+        ([[0, 1], [2, 3], [4, 0]], [[True, True], [True, True], [True, False]])
+    """
+    num_batches = steps_per_epoch(order.shape[0], batch_size, partial=partial)
+    slots = num_batches * batch_size
+    filler = jnp.broadcast_to(order[:1], (max(0, slots - order.shape[0]),))
+    indices = jnp.concatenate([order[:slots], filler]).reshape(num_batches, batch_size)
+    mask = (jnp.arange(slots) < order.shape[0]).reshape(num_batches, batch_size)
+    return IndexBatches(indices.astype(jnp.int32), mask)
+
+
+def epoch_batches(
+    seed: int, epoch: int, num_examples: int, batch_size: int, *, partial: Literal["drop", "pad"] = "drop"
+) -> IndexBatches:
+    """The batches of one epoch: :func:`cut_batches` of :func:`epoch_order`."""
+    _check_sizes(num_examples, batch_size, partial)
+    return cut_batches(epoch_order(seed, epoch, num_examples), batch_size, partial=partial)
+
+
+def _check_sizes(num_examples: int, batch_size: int, partial: str) -> None:
+    if num_examples < 1:
+        raise ValueError(f"num_examples={num_examples} must be at least 1: there is nothing to cut into batches.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1.")
+    if partial not in ("drop", "pad"):
+        raise ValueError(f"partial={partial!r} must be 'drop' or 'pad'.")
+    if partial == "drop" and batch_size > num_examples:
+        raise ValueError(
+            f"batch_size={batch_size} is larger than the data set (num_examples={num_examples}), so every batch "
+            "would be dropped. Take a smaller batch, or partial='pad'."
+        )

@@ -1,0 +1,134 @@
+"""A named data set becomes arrays: ``load_dataset("digits")``.
+
+Where the arrays come from, first that has them: the embedded digits; the official files under
+``data_dir`` or ``JAXBATCH_DATA_DIR``; a folder prepared by TensorFlow Datasets there; a download. Decoded
+arrays are kept in the user's cache folder (``XDG_CACHE_HOME`` or ``~/.cache``), keyed by the files'
+paths, sizes and times, so a file that changes is read and verified anew.
+"""
+
+import difflib
+import hashlib
+import os
+import pathlib
+import zipfile
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int32, UInt8
+
+from jaxbatch.data import digits, official, prepared
+
+_FORMAT = 1  # raise when decoding changes, so that old caches are not believed
+
+
+class Dataset(NamedTuple):
+    """Arrays of a data set, on the host. ``N`` train, ``M`` test examples."""
+
+    name: str
+    train_images: UInt8[np.ndarray, "N H W C"]
+    train_labels: Int32[np.ndarray, "N"]
+    test_images: UInt8[np.ndarray, "M H W C"]
+    test_labels: Int32[np.ndarray, "M"]
+    num_classes: int
+    mean: tuple[float, ...]  # per channel, of images scaled to [0, 1]
+    std: tuple[float, ...]
+
+
+_CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+# name: (classes, mean, std). The grey data sets are only scaled to [0, 1], as in the MNIST study that
+# this library reproduces; CIFAR's constants are those of the published AdaBatch code for both sets.
+_FACTS = {
+    "digits": (10, (0.0,), (1.0,)),
+    "mnist": (10, (0.0,), (1.0,)),
+    "fashion_mnist": (10, (0.0,), (1.0,)),
+    "kmnist": (10, (0.0,), (1.0,)),
+    "cifar10": (10, _CIFAR_MEAN, _CIFAR_STD),
+    "cifar100": (100, _CIFAR_MEAN, _CIFAR_STD),
+}
+DATASETS = tuple(_FACTS)
+
+
+def load_dataset(name: str, *, data_dir: str | os.PathLike | None = None) -> Dataset:
+    """Loads a data set by name.
+
+    Args:
+        name: one of ``digits`` (embedded), ``mnist``, ``fashion_mnist``, ``kmnist``, ``cifar10``,
+            ``cifar100``.
+        data_dir: folder with the official files or a prepared TFDS folder. Default: the environment
+            variable ``JAXBATCH_DATA_DIR``, else jaxbatch's own cache folder and ``~/tensorflow_datasets``.
+
+    Returns:
+        A :class:`Dataset` of ``uint8`` images and ``int32`` labels.
+
+    Raises:
+        ValueError: unknown name; a file that is incomplete, truncated or has a wrong checksum.
+        FileNotFoundError: ``data_dir`` does not exist.
+        ConnectionError: nothing local, and no network.
+        ImportError: a prepared folder that needs TensorFlow, which is not installed.
+
+    Example:
+        >>> dataset = load_dataset("digits")
+        >>> dataset.train_images.shape, dataset.test_images.shape, dataset.num_classes
+        ((1442, 28, 28, 1), (355, 28, 28, 1), 10)
+    """
+    if name not in _FACTS:
+        near = difflib.get_close_matches(_plain(name), [_plain(known) for known in _FACTS], n=1, cutoff=0.6)
+        hint = [known for known in _FACTS if near and _plain(known) == near[0]]
+        did_you_mean = f" Did you mean {hint[0]!r}?" if hint else ""
+        raise ValueError(f"unknown dataset name={name!r}.{did_you_mean} Known: {', '.join(_FACTS)}.")
+    arrays = digits.load_digits() if name == "digits" else _load_files(name, data_dir)
+    num_classes, mean, std = _FACTS[name]
+    return Dataset(name, *arrays, num_classes, mean, std)
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in str(name).lower() if letter.isalnum())
+
+
+def _load_files(name: str, data_dir: str | os.PathLike | None) -> official.Arrays:
+    given = data_dir or os.environ.get("JAXBATCH_DATA_DIR")
+    downloads = cache_dir() / "official"
+    if given:
+        folders = [pathlib.Path(given).expanduser()]
+        if not folders[0].is_dir():
+            source = "data_dir" if data_dir else "JAXBATCH_DATA_DIR"
+            raise FileNotFoundError(f"{source}={str(given)!r} is no folder. Name the folder that holds the files.")
+    else:
+        folders = [downloads, pathlib.Path("~/tensorflow_datasets").expanduser()]
+    for folder in folders:
+        paths = official.find_files(name, folder)
+        if paths is not None:
+            return _cached(name, paths, lambda paths=paths: official.read_files(name, paths))
+        if prepared.is_prepared(name, folder):
+            files = sorted(path for path in (folder / name).rglob("*") if path.is_file())
+            return _cached(name, files, lambda folder=folder: prepared.read_prepared(name, folder))
+    paths = prepared.download_official(name, folders[0] if given else downloads)
+    return _cached(name, paths, lambda: official.read_files(name, paths))
+
+
+def cache_dir() -> pathlib.Path:
+    """jaxbatch's folder in the user's cache: ``$XDG_CACHE_HOME/jaxbatch`` or ``~/.cache/jaxbatch``."""
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "jaxbatch"
+
+
+def _cached(name: str, sources: list[pathlib.Path], read: Callable[[], official.Arrays]) -> official.Arrays:
+    """``read()``, or its result kept from an earlier call with the same source files."""
+    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in sources]
+    key = hashlib.sha256(repr((_FORMAT, name, stats)).encode()).hexdigest()[:16]
+    path = cache_dir() / "decoded" / f"{name}-{key}.npz"
+    try:
+        with np.load(path) as kept:
+            return tuple(kept[f"arr_{i}"] for i in range(4))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        pass  # not there, or cut short by a kill: decode again
+    arrays = read()
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "wb") as file:
+            np.savez(file, *arrays)
+        part.replace(path)
+    except OSError:  # a full disk or a read-only home costs time next time, not this run
+        part.unlink(missing_ok=True)
+    return arrays

@@ -1,0 +1,100 @@
+"""Data sets through TensorFlow Datasets: a folder it has prepared, or the official files it knows to fetch.
+
+tensorflow-datasets is imported inside the functions: it costs seconds, and most runs never need it.
+"""
+
+import importlib.util
+import pathlib
+import shutil
+
+import numpy as np
+
+from jaxbatch.data.published import CIFAR, IDX_GZ
+
+
+def is_prepared(name: str, folder: pathlib.Path) -> bool:
+    """Whether ``folder`` holds data set ``name`` as TFDS prepares it (looks at files, imports nothing)."""
+    return any((folder / name).glob("*/dataset_info.json"))
+
+
+def read_prepared(name: str, folder: pathlib.Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Reads a prepared TFDS folder: array_record files without TensorFlow, TFRecord files with it.
+
+    Raises:
+        ImportError: the folder holds TFRecord files and TensorFlow is not installed.
+        ValueError: the folder does not read.
+    """
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder_from_directories([str(path.parent) for path in _versions(name, folder)[-1:]])
+        if builder.info.file_format == tfds.core.file_adapters.FileFormat.ARRAY_RECORD:
+            splits = [_stack(builder.as_data_source(split=split)) for split in ("train", "test")]
+        elif importlib.util.find_spec("tensorflow") is None:
+            raise ImportError(
+                f"{name}: {folder / name} was prepared as {builder.info.file_format.value}, which only TensorFlow "
+                "reads. Run pip install 'jaxbatch[prepare]', or prepare it again with file_format='array_record'."
+            )
+        else:
+            splits = [_stack(tfds.as_numpy(builder.as_dataset(split=split))) for split in ("train", "test")]
+    except ImportError:
+        raise
+    except Exception as error:  # TFDS raises many kinds; the user needs one line
+        raise ValueError(
+            f"{name}: the prepared folder {folder / name} does not read ({_one_line(error)}). Prepare it again."
+        ) from error
+    (train_images, train_labels), (test_images, test_labels) = splits
+    return train_images, train_labels, test_images, test_labels
+
+
+def _versions(name: str, folder: pathlib.Path) -> list[pathlib.Path]:
+    def version(path):
+        return [int(part) for part in path.parent.name.split(".") if part.isdigit()]
+
+    return sorted((folder / name).glob("*/dataset_info.json"), key=version)
+
+
+def _stack(examples) -> tuple[np.ndarray, np.ndarray]:
+    images, labels = zip(*((example["image"], example["label"]) for example in examples))
+    return np.stack(images).astype(np.uint8), np.asarray(labels, np.int32)
+
+
+def download_official(name: str, destination: pathlib.Path) -> list[pathlib.Path]:
+    """Fetches the official files of ``name`` from the addresses TFDS has registered; no TensorFlow needed.
+
+    Returns:
+        The files under ``destination / name``, in the order that :func:`official.read_files` takes.
+
+    Raises:
+        ConnectionError: nothing could be fetched.
+    """
+    wanted = [f"{role}.gz" for role in IDX_GZ[name]] if name in IDX_GZ else [CIFAR[name][0].archive]
+    folder = destination / name
+    try:
+        import tensorflow_datasets as tfds
+
+        builder = tfds.builder(name, data_dir=str(destination / "tfds"))
+        urls = {url.rsplit("/", 1)[-1]: url for url in builder.url_infos}
+        manager = tfds.download.DownloadManager(
+            download_dir=str(destination / "tfds" / "downloads"),
+            url_infos=builder.url_infos,
+            dataset_name=name,
+        )
+        fetched = manager.download({file: urls[file] for file in wanted})
+    except Exception as error:  # requests, DNS, TLS, TFDS's own: the user needs one line
+        raise ConnectionError(
+            f"{name}: could not be downloaded ({_one_line(error)}). Put {', '.join(wanted)} into {folder} "
+            "(or pass --data-dir / set JAXBATCH_DATA_DIR to where they are), or use the embedded data set 'digits'."
+        ) from error
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for file in wanted:
+        part = folder / f"{file}.part"
+        shutil.copyfile(fetched[file], part)
+        paths.append(part.replace(folder / file))
+    return paths
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:160]}" if text else type(error).__name__

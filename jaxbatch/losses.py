@@ -1,0 +1,60 @@
+"""Losses and metrics, one value per example; nobody averages before the groups are known."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PyTree
+
+from jaxbatch.augment import normalise
+
+
+def cross_entropy(logits: Float[Array, "B classes"], labels: Int[Array, "B"]) -> Float[Array, "B"]:
+    r"""Negative log-likelihood of each label, :math:`-\log \text{softmax}(z)_y`, in nats.
+
+    Example:
+        >>> round(cross_entropy(jnp.zeros((1, 4)), jnp.array([2])).item(), 4)
+        1.3863
+    """
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def correct(logits: Float[Array, "B classes"], labels: Int[Array, "B"]) -> Float[Array, "B"]:
+    """1 where the largest logit is the label's, else 0; never 1 where a logit is not finite.
+
+    Example:
+        >>> correct(jnp.array([[0.1, 0.9], [0.8, 0.2]]), jnp.array([1, 1])).tolist()
+        [1.0, 0.0]
+    """
+    hit = (logits.argmax(-1) == labels) & jnp.isfinite(logits).all(-1)
+    return hit.astype(logits.dtype)
+
+
+def classification_loss(
+    apply: Callable[[PyTree, Array], Array], mean: tuple[float, ...] = (0.0,), std: tuple[float, ...] = (1.0,)
+) -> Callable[[PyTree, tuple[Array, Array]], Float[Array, "B"]]:
+    """``loss_fn(params, (images, labels)) -> losses`` of a model, images normalised first.
+
+    Args:
+        apply: ``apply(params, images) -> logits``.
+        mean, std: per channel, see :func:`jaxbatch.augment.normalise`.
+    """
+
+    def loss_fn(params, batch):
+        images, labels = batch
+        return cross_entropy(apply(params, normalise(images, mean, std)), labels)
+
+    return loss_fn
+
+
+def classification_metrics(
+    apply: Callable[[PyTree, Array], Array], mean: tuple[float, ...] = (0.0,), std: tuple[float, ...] = (1.0,)
+) -> Callable[[PyTree, tuple[Array, Array]], dict[str, Float[Array, "B"]]]:
+    """``metrics_fn(params, (images, labels))``: per-example ``loss`` and ``accuracy`` in one forward pass."""
+
+    def metrics_fn(params, batch):
+        images, labels = batch
+        logits = apply(params, normalise(images, mean, std))
+        return {"loss": cross_entropy(logits, labels), "accuracy": correct(logits, labels)}
+
+    return metrics_fn

@@ -1,0 +1,108 @@
+r"""One forward, several backward: K optimizer updates from one big batch.
+
+Not the "split backward" of pipeline parallelism, which computes the gradients with respect to inputs and to
+weights at different times. Here the *batch* is split: its K groups' gradients
+
+.. math:: g_k = \nabla_\theta \frac{K}{B} \sum_{i \in \text{group } k} \ell_i(\theta_0), \qquad k = 1 \dots K
+
+are all taken at the same starting weights :math:`\theta_0` and handed to the optimizer one after another.
+
+What it amounts to, for SGD with rate :math:`\eta`:
+
+* no momentum: exactly one update with :math:`K\eta` on the batch's mean gradient,
+  :math:`\theta_K = \theta_0 - K\eta\,\bar g`;
+* momentum :math:`\mu`, velocity :math:`v_0`: :math:`\theta_K = \theta_0 - \eta\big[v_0 \sum_{j=1}^K \mu^j +
+  \sum_k g_k \frac{1-\mu^{K-k+1}}{1-\mu}\big]`, earlier groups weighing more;
+* Adam and other normalised optimizers: no rescaling of one update, K updates of about :math:`\eta` each.
+"""
+
+from collections.abc import Callable
+
+import jax
+import optax
+from jax import lax
+from jaxtyping import PyTree
+
+from jaxbatch.gradients import (
+    LossFn,
+    Method,
+    check_loss,
+    choose_method,
+    group_gradient_fn,
+    over_groups,
+    split_groups,
+)
+
+
+def split_backward(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    num_groups: int,
+    *,
+    has_aux: bool = False,
+    microbatch_size: int | None = None,
+    method: Method | None = None,
+) -> Callable[[PyTree, PyTree, PyTree], tuple]:
+    """A compiled step that makes K optimizer updates from one batch, all gradients at the incoming parameters.
+
+    It costs what one ordinary step costs: every example goes forward and backward once. In a loop over
+    groups (``method="map"``) a group's gradient is used up before the next is computed, so no K copies of
+    the parameters are kept. (PyTorch's ``loss[group].mean().backward(retain_graph=True)`` walks the whole
+    graph of the whole batch K times instead.)
+
+    Args:
+        loss_fn: ``(params, batch) -> losses`` of shape ``(B,)``, or ``(losses, aux)`` with ``has_aux``.
+        optimizer: any optax optimizer; its step count goes up by K, so a schedule sees K steps.
+        num_groups: K, a divisor of the batch size.
+        has_aux: whether ``loss_fn`` returns ``(losses, aux)``.
+        microbatch_size: within a group, examples worked on at a time, for large groups.
+        method: how the groups are gone through, see :func:`jaxbatch.gradients.group_gradients`.
+
+    Returns:
+        ``step(params, opt_state, batch) -> (params, opt_state, losses)``, jit-compiled, usable inside
+        ``lax.scan``; ``losses`` of shape ``(B,)`` are those of the one forward pass, at the incoming
+        parameters. With ``has_aux`` a fourth result: ``aux`` with a leading axis K.
+
+    Raises:
+        ValueError: from the step, when it is first called with a batch that K does not divide, that is
+            empty, or for which ``loss_fn`` does not return one loss per example.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> loss_fn = lambda w, x: 0.5 * (x - w) ** 2
+        >>> step = split_backward(loss_fn, optax.sgd(0.1), num_groups=2)
+        >>> params, opt_state, losses = step(jnp.array(0.0), optax.sgd(0.1).init(0.0), jnp.array([1.0, 3.0]))
+        >>> round(float(params), 6)  # one update at rate 0.2: 0 + 0.2 * 2
+        0.4
+
+    References:
+        For the cost in PyTorch, issues 4952, 9701 and 74604 of pytorch/pytorch.
+    """
+    if num_groups < 1:
+        raise ValueError(f"num_groups={num_groups} must be at least 1.")
+    one_group = group_gradient_fn(loss_fn, has_aux=has_aux, microbatch_size=microbatch_size)
+
+    def update(carry, gradient):
+        params, opt_state = carry
+        updates, opt_state = optimizer.update(gradient, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), None
+
+    @jax.jit
+    def step(params, opt_state, batch):
+        groups = split_groups(batch, num_groups, check_loss(loss_fn, params, batch, has_aux=has_aux))
+        group_size = jax.tree.leaves(groups)[0].shape[1]
+        start = params  # every gradient below is taken here
+
+        def gradient_and_update(carry, group):
+            losses, gradient, aux = one_group(start, group)
+            return update(carry, gradient)[0], (losses, aux)
+
+        if choose_method(method, group_size) == "map":
+            (params, opt_state), (losses, aux) = lax.scan(gradient_and_update, (params, opt_state), groups)
+        else:
+            losses, gradients, aux = over_groups(lambda group: one_group(start, group), groups, method)
+            (params, opt_state), _ = lax.scan(update, (params, opt_state), gradients)
+        losses = losses.reshape(-1)
+        return (params, opt_state, losses, aux) if has_aux else (params, opt_state, losses)
+
+    return step
