@@ -217,14 +217,20 @@ def split_groups(batch: PyTree, num_groups: int, batch_size: int) -> PyTree:
     Raises:
         ValueError: ``num_groups`` does not divide ``batch_size``.
     """
-    if num_groups < 1 or batch_size % num_groups:
-        divisors = [k for k in range(1, batch_size + 1) if batch_size % k == 0]
-        near = sorted(sorted(divisors, key=lambda k: abs(k - num_groups))[:2])
-        raise ValueError(
-            f"num_groups={num_groups} does not divide batch_size={batch_size}. Nearest that do: "
-            f"{' and '.join(map(str, near))}."
-        )
+    check_num_groups(num_groups, batch_size)
     return jax.tree.map(lambda leaf: leaf.reshape(num_groups, batch_size // num_groups, *leaf.shape[1:]), batch)
+
+
+def check_num_groups(num_groups: int, batch_size: int) -> None:
+    """Raises a ValueError that names the nearest divisors where K does not divide B."""
+    if num_groups >= 1 and batch_size % num_groups == 0:
+        return
+    divisors = [k for k in range(1, batch_size + 1) if batch_size % k == 0]
+    nearest = sorted(sorted(divisors, key=lambda k: abs(k - num_groups))[:2])
+    raise ValueError(
+        f"num_groups={num_groups} does not divide batch_size={batch_size}. Nearest that do: "
+        f"{' and '.join(map(str, nearest))}."
+    )
 
 
 def check_loss(loss_fn: LossFn, params: PyTree, batch: PyTree, *, has_aux: bool = False) -> int:

@@ -1,0 +1,239 @@
+"""Tables, figure and verdict of the split-backward study, from its records alone."""
+
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+from rich.console import Console
+
+from jaxbatch import plots
+from jaxbatch.records import Record
+from jaxbatch.report import Interval, interval, print_table
+
+ARMS = ("one", "split", "scaled", "small")
+
+
+def arm_names(num_groups: int) -> dict[str, str]:
+    """The arms as a reader sees them."""
+    return {
+        "one": "(a) one update",
+        "split": f"(b) split in {num_groups}",
+        "scaled": f"(c) {num_groups} × the rate",
+        "small": f"(d) {num_groups} small",
+    }
+
+
+def curve(records: Sequence[Record], arm: str, seed: int) -> list[Record]:
+    """The evaluations of one arm and seed, in order."""
+    rows = [r for r in records if r["kind"] == "curve" and r["arm"] == arm and r["seed"] == seed]
+    return sorted(rows, key=lambda row: row["segment"])
+
+
+def seeds_of(records: Sequence[Record]) -> list[int]:
+    """The seeds that have measurements."""
+    return sorted({r["seed"] for r in records if r["kind"] == "curve"})
+
+
+def final(records: Sequence[Record], arm: str, key: str) -> list[float]:
+    """A value at each seed's last evaluation; NaN for a diverged run."""
+    lasts = [curve(records, arm, seed)[-1] for seed in seeds_of(records)]
+    return [float("nan") if last["diverged"] else last[key] for last in lasts]
+
+
+def to_target(records: Sequence[Record], arm: str, key: str, target: float) -> list[float]:
+    """``examples``, ``updates`` or ``seconds`` at the first evaluation at the target; NaN where not reached."""
+    found = []
+    for seed in seeds_of(records):
+        hits = (row[key] for row in curve(records, arm, seed) if row["test_accuracy"] >= target)
+        found.append(next(hits, float("nan")))
+    return found
+
+
+def paired(records: Sequence[Record], a: str, b: str, values, *args) -> Interval:
+    """Interval of the difference ``a − b``, seed by seed."""
+    return interval(np.subtract(values(records, a, *args), values(records, b, *args)))
+
+
+def cost_ratio(records: Sequence[Record], name: str) -> Interval:
+    """Time of a kind of step ÷ time of one ordinary step, median over rounds."""
+    rounds = [r for r in records if r["kind"] == "cost"]
+    return interval([r[f"{name}_ms"] / r["one_ms"] for r in rounds], np.median)
+
+
+def print_tables(console: Console, config, records: Sequence[Record], provenance: Record) -> None:
+    """Accuracy, way to the target, cost of a step, distances. Every interval is a 95% bootstrap interval."""
+    names, target, seeds = arm_names(config.num_groups), config.target_accuracy, seeds_of(records)
+    where = f"{provenance['device']}, {provenance['num_cores']} cores, jax {provenance['jax']}"
+    console.print(
+        f"\n{config.dataset}, B = {config.batch_size}, K = {config.num_groups}, {config.optimizer} at rate "
+        f"{config.learning_rate:g}"
+        + (f", momentum {config.momentum:g}" if config.optimizer == "sgd" else "")
+        + f", {config.epochs} epochs, {len(seeds)} seeds; {where}",
+        soft_wrap=True,
+    )
+    ends, ways = [], []
+    for arm in ARMS:
+        reached = np.isfinite(to_target(records, arm, "examples", target)).sum()
+        diverged = sum(curve(records, arm, seed)[-1]["diverged"] for seed in seeds)
+        accuracy = interval(np.multiply(final(records, arm, "test_accuracy"), 100))
+        loss = interval(final(records, arm, "test_loss"))
+        ends.append([names[arm], f"{accuracy:.2f}", f"{loss:.3f}", f"{diverged}/{len(seeds)}"])
+        way = {key: interval(to_target(records, arm, key, target)) for key in ("updates", "seconds")}
+        thousands = interval(np.divide(to_target(records, arm, "examples", target), 1000))
+        ways.append(
+            [
+                names[arm],
+                f"{reached}/{len(seeds)}",
+                f"{thousands:.1f}",
+                f"{way['updates']:,.0f}",
+                f"{way['seconds']:.2f}",
+            ]
+        )
+    print_table(console, "At the end", ["arm", "test accuracy, %", "test loss", "diverged"], ends)
+    title = f"To {100 * target:g}% test accuracy, mean over the seeds that reach it"
+    print_table(console, title, ["arm", "reached", "examples / 1000", "updates", "seconds"], ways)
+    rounds = [r for r in records if r["kind"] == "cost"]
+    kinds = {
+        "one": "ordinary step",
+        "split": "split step",
+        "small": f"{config.num_groups} small steps",
+        "naive": f"naive split: {config.num_groups} masked backwards",
+    }
+    print_table(
+        console,
+        f"Cost of one batch, median of {len(rounds)} rounds side by side",
+        ["", "ms", "÷ ordinary step"],
+        [
+            [label, f"{interval([r[f'{kind}_ms'] for r in rounds], np.median):.2f}", f"{cost_ratio(records, kind):.2f}"]
+            for kind, label in kinds.items()
+        ],
+    )
+    distances = [r for r in records if r["kind"] == "distance"]
+    last = [max((r for r in distances if r["seed"] == seed), key=lambda r: r["segment"], default=None) for seed in seeds]
+    rows = []
+    for other, label in (("scaled", "(b) from (c)"), ("small", "(b) from (d)")):
+        batch = interval([r[f"batch_split_{other}"] for r in distances])
+        run = interval([r[f"run_split_{other}"] for r in last if r])
+        rows.append([label, f"{batch:.3f}", f"{run:.3f}"])
+    title = "Distance in parameter space ÷ distance moved by (b)"
+    print_table(console, title, ["", "one batch, same start", "whole run"], rows)
+    exact = sorted((r for r in records if r["kind"] == "exactness"), key=lambda r: r["num_groups"])
+    print_table(
+        console,
+        "SGD without momentum: split step from one step at K × the rate",
+        ["K", "relative distance", "float32 rounding"],
+        [[str(r["num_groups"]), f"{r['relative_error']:.0e}", f"{r['rounding']:.0e}"] for r in exact],
+    )
+
+
+def verdict(config, records: Sequence[Record]) -> list[str]:
+    """The sentences that the intervals allow, and no others."""
+    k, target, n = config.num_groups, config.target_accuracy, len(seeds_of(records))
+    split_cost, small_cost, naive_cost = (cost_ratio(records, kind) for kind in ("split", "small", "naive"))
+    sentences = [
+        f"Cost: a split step takes {split_cost:.2f} times an ordinary step; {k} small steps {small_cost:.2f}; "
+        f"the naive way {naive_cost:.2f}."
+    ]
+    names = arm_names(k)
+    standing, texts = {}, {}
+    for other in ("one", "scaled", "small"):
+        standing[other], texts[other] = _against(records, other, names[other], target)
+    sentences += texts.values()
+    distances = [r for r in records if r["kind"] == "distance"]
+    if distances:
+        scaled = interval([r["batch_split_scaled"] for r in distances])
+        other = interval([r["batch_split_small"] for r in distances])
+        sentences.append(
+            f"From the same state, one batch takes (b) and (c) apart by {100 * scaled.value:.1f}% of the step, (b) and "
+            f"(d) by {100 * other.value:.1f}%."
+        )
+    helps = {
+        "better": "helps against one update per batch",
+        "worse": "harms against one update per batch",
+        "same": "makes no difference that shows against one update per batch",
+    }[standing["one"]]
+    only = {
+        "same": f"nothing tells it from a {k} times larger learning rate",
+        "better": f"it does better than a {k} times larger learning rate",
+        "worse": f"it does worse than a {k} times larger learning rate",
+    }[standing["scaled"]]
+    dear = interval([r["small_ms"] / r["split_ms"] for r in records if r["kind"] == "cost"], np.median)
+    small = {
+        "same": "do as well as far as the intervals tell",
+        "better": "do worse",
+        "worse": "do better",
+    }[standing["small"]]
+    sentences.append(
+        f"Verdict: splitting {helps}; {only}; {k} ordinary small batches {small}, at {dear:.2f} times its cost "
+        f"(n = {n} seeds)."
+    )
+    if n < 5:
+        sentences.append(f"n = {n}: intervals from so few seeds are too narrow; take --seeds 5 or more to rely on them.")
+    return sentences
+
+
+def _against(records: Sequence[Record], other: str, name: str, target: float) -> tuple[str, str]:
+    """How (b) stands to another arm: ``better``, ``worse`` or ``same``, and the sentence that says why."""
+    diverged = {
+        arm: sum(curve(records, arm, seed)[-1]["diverged"] for seed in seeds_of(records)) for arm in ("split", other)
+    }
+    if diverged["split"] != diverged[other]:
+        standing = "better" if diverged["split"] < diverged[other] else "worse"
+        return standing, f"Against {name}: (b) diverges in {diverged['split']} runs, the other in {diverged[other]}."
+    accuracy = paired(records, "split", other, final, "test_accuracy")
+    mine, theirs = (np.asarray(to_target(records, arm, "examples", target)) for arm in ("split", other))
+    ratio = interval(mine / theirs)
+    unreached = {arm: int(np.isnan(values).sum()) for arm, values in (("split", mine), (other, theirs))}
+    points = Interval(*(100 * v for v in accuracy[:3]), accuracy.n)
+    text = f"Against {name}: final accuracy differs by {points:+.2f} points"
+    if ratio.n:
+        text += f", examples to {100 * target:g}% by a factor of {ratio:.2f}"
+    if any(unreached.values()):
+        text += f" (target not reached by (b) in {unreached['split']} runs, by the other in {unreached[other]})"
+    if unreached["split"] != unreached[other]:
+        standing = "better" if unreached["split"] < unreached[other] else "worse"
+    elif ratio.excludes(1):
+        standing = "better" if ratio.value < 1 else "worse"
+    elif accuracy.excludes(0):
+        standing = "better" if accuracy.value > 0 else "worse"
+    else:
+        standing = "same"
+    told = {"better": "(b) is ahead", "worse": "(b) is behind", "same": "the intervals hold no difference"}[standing]
+    return standing, f"{text}: {told}."
+
+
+def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> pathlib.Path:
+    """Accuracy by examples for the four arms, and the cost of a step as bars."""
+    names, seeds = arm_names(config.num_groups), seeds_of(records)
+    figure, (left, right) = plots.subplots(1, 2, figsize=(11, 4.4), width_ratios=(3, 2))
+    for arm, color, dash in zip(ARMS, plots.COLORS, ("-", "-", "--", "-.")):
+        rows = [{r["examples"]: r["test_accuracy"] for r in curve(records, arm, seed)} for seed in seeds]
+        places = sorted(set().union(*rows))
+        values = [[row.get(place, np.nan) for row in rows] for place in places]
+        bands = [interval(v) for v in values]
+        left.plot(places, [b.value * 100 for b in bands], dash, color=color, label=names[arm], lw=2)
+        low, high = ([100 * (end if b.n > 1 else b.value) for b, end in zip(bands, ends)] for ends in
+                     ([b.low for b in bands], [b.high for b in bands]))
+        left.fill_between(places, low, high, color=color, alpha=0.18, lw=0)
+    left.axhline(100 * config.target_accuracy, color="grey", lw=1, ls=":")
+    left.set(
+        xlabel="examples seen",
+        ylabel="test accuracy, %",
+        title=f"{config.dataset}, B = {config.batch_size}, K = {config.num_groups}, {len(seeds)} seeds",
+    )
+    left.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
+    left.legend(loc="lower right")
+    kinds = {"one": "ordinary\nstep", "split": "split\nstep", "small": f"{config.num_groups} small\nsteps", "naive": "naive\nsplit"}
+    for place, kind in enumerate(kinds):
+        ratio = cost_ratio(records, kind)
+        color = plots.COLORS[ARMS.index(kind)] if kind in ARMS else "#999999"
+        right.bar(place, ratio.value, color=color, width=0.65)
+        if ratio.n > 1:
+            right.errorbar(place, ratio.value, [[ratio.value - ratio.low], [ratio.high - ratio.value]], color="black", capsize=4)
+        right.annotate(f"{ratio.value:.2f}", (place, max(ratio.value, ratio.high if ratio.n > 1 else 0)), (0, 4),
+                       textcoords="offset points", ha="center")
+    right.set_xticks(range(len(kinds)), kinds.values())
+    right.set(ylabel="time ÷ ordinary step", title="Cost of one batch")
+    right.grid(axis="x", visible=False)
+    right.margins(y=0.12)
+    return plots.save(figure, folder)

@@ -1,0 +1,137 @@
+"""A run folder: what was asked, on what it ran, every measurement as one line, written the moment it is made.
+
+``<output_dir>/<study>/<hash of the configuration>/`` holds ``config.json``, ``records.jsonl`` (append-only, one
+flat record a line) and figures. The same command finds the same folder and goes on from what is there.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+Record = dict[str, Any]
+
+
+class RunFolder:
+    """An open run folder. ``records`` are those of earlier calls of the same command and of this one."""
+
+    def __init__(self, path: pathlib.Path, records: list[Record], provenance: Record):
+        self.path = path
+        self.records = records
+        self.provenance = provenance  # of the call that began the folder
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Writes one record and makes sure it is on disk before returning."""
+        # JSON has no NaN or infinity; a measurement that is not finite becomes null.
+        flat = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in record.items()
+        }
+        with open(self.path / "records.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(flat, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.records.append(flat)
+
+    def write(self, name: str, blob: bytes) -> None:
+        """Writes a file whole or not at all."""
+        part = self.path / f"{name}.part"
+        part.write_bytes(blob)
+        part.replace(self.path / name)
+
+
+def open_run(
+    output_dir: str | os.PathLike, study: str, config: Mapping[str, Any], *, resume: bool = True, overwrite: bool = False
+) -> RunFolder:
+    """Opens, or makes, the run folder of a configuration.
+
+    Args:
+        output_dir: parent of all run folders.
+        study: the study's name.
+        config: what decides the results, JSON values only; its hash names the folder.
+        resume: whether to go on from records that are there.
+        overwrite: remove what is there first.
+
+    Raises:
+        ValueError: records are there and neither ``resume`` nor ``overwrite`` is given.
+    """
+    text = json.dumps(dict(config), sort_keys=True)
+    path = pathlib.Path(output_dir) / study / hashlib.sha256(text.encode()).hexdigest()[:10]
+    if overwrite and path.exists():
+        shutil.rmtree(path)
+    path.mkdir(parents=True, exist_ok=True)
+    records = read_records(path)
+    if records and not resume:
+        raise ValueError(f"{path} holds {len(records)} records of this configuration. Add --resume or --overwrite.")
+    config_file = path / "config.json"
+    if config_file.exists():
+        provenance = json.loads(config_file.read_text(encoding="utf-8"))["provenance"]
+    else:
+        provenance = describe_provenance()
+        folder = RunFolder(path, records, provenance)
+        folder.write(
+            "config.json",
+            json.dumps({"study": study, "config": dict(config), "provenance": provenance}, indent=2).encode(),
+        )
+    return RunFolder(path, records, provenance)
+
+
+def read_records(path: pathlib.Path) -> list[Record]:
+    """The records of a run folder. A last line cut short by a kill is removed from the file."""
+    file = path / "records.jsonl"
+    if not file.exists():
+        return []
+    whole, newline, rest = file.read_bytes().rpartition(b"\n")
+    if rest:
+        with open(file, "r+b") as handle:
+            handle.truncate(len(whole) + len(newline))
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def describe_provenance() -> Record:
+    """Commit, versions and device: what a number needs to be believed later."""
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
+    device = jax.devices()[0]
+    return {
+        **describe_commit(),
+        "python": platform.python_version(),
+        **versions,
+        "platform": device.platform,
+        "device": describe_cpu() if device.platform == "cpu" else device.device_kind,
+        "num_devices": jax.device_count(),
+        "num_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+    }
+
+
+def describe_commit() -> Record:
+    """``commit`` and ``dirty`` of the checkout this file lies in; None where it lies in none."""
+    here = pathlib.Path(__file__).resolve().parent
+
+    def git(*arguments):
+        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "--short=12", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "dirty": None}
+
+
+def describe_cpu() -> str:
+    """The processor's name, as far as the system tells."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

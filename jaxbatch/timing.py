@@ -1,0 +1,45 @@
+"""Timings that can be compared: every contender once a round, in shuffled order, in one process.
+
+Machines drift. A time measured a minute later than another says little about the two; the ratio of two
+times from the same round does.
+"""
+
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+
+
+def timed_rounds(functions: Mapping[str, Callable[[], Any]], rounds: int, *, seed: int = 0) -> Iterator[dict[str, float]]:
+    """Runs every function once a round and yields the times in milliseconds.
+
+    A first round, which compiles and touches memory, is run and not yielded. The order within a round is
+    shuffled, so that none always follows the same neighbour.
+
+    Args:
+        functions: name to a function of no arguments; its result is waited for.
+        rounds: number of rounds to yield, at least 1.
+        seed: of the order.
+
+    Raises:
+        ValueError: ``rounds`` below 1.
+
+    Example:
+        >>> rounds = list(timed_rounds({"nothing": lambda: None, "sleep": lambda: time.sleep(0.002)}, 3))
+        >>> len(rounds), all(times["sleep"] >= 2 > times["nothing"] for times in rounds)
+        (3, True)
+    """
+    if rounds < 1:
+        raise ValueError(f"rounds={rounds} must be at least 1.")
+    for function in functions.values():
+        jax.block_until_ready(function())
+    shuffle = random.Random(seed).sample
+    for _ in range(rounds):
+        times = {}
+        for name in shuffle(list(functions), len(functions)):
+            started = time.perf_counter()
+            jax.block_until_ready(functions[name]())
+            times[name] = (time.perf_counter() - started) * 1e3
+        yield {name: times[name] for name in functions}
