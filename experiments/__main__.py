@@ -1,0 +1,30 @@
+"""``python -m experiments``: the studies, the question each one answers, and how to run it."""
+
+import ast
+import pathlib
+
+from rich.console import Console
+
+
+def studies() -> dict[str, tuple[str, list[str]]]:
+    """Each study's name, question (its docstring's first line) and commands with times, read without importing it."""
+    found = {}
+    for path in sorted(pathlib.Path(__file__).parent.glob("*.py")):
+        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        commands = [line.strip() for line in text.splitlines() if line.strip().startswith("python -m experiments.")]
+        if commands:
+            found[path.stem] = (text.splitlines()[0], commands)
+    return found
+
+
+def main() -> None:
+    """Prints the list."""
+    console = Console(highlight=False)
+    for name, (question, commands) in studies().items():
+        console.print(f"[bold]{name}[/bold]: {question}", soft_wrap=True)
+        for command in commands:
+            console.print(f"    {command}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()
