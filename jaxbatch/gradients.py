@@ -141,7 +141,8 @@ def accumulated_gradient(
         loss_fn: ``(params, batch) -> losses``.
         params: pytree of floating-point arrays.
         batch: pytree with leading axis B.
-        microbatch_size: examples worked on at a time; need not divide B.
+        microbatch_size: examples worked on at a time, at most; need not divide B, though where a divisor is
+            near, it is taken.
 
     Raises:
         ValueError: as :func:`per_example_gradients`.
@@ -272,8 +273,22 @@ def _check_microbatch_size(microbatch_size: int) -> None:
         raise ValueError(f"microbatch_size={microbatch_size} must be at least 1.")
 
 
+def even_microbatch_size(batch_size: int, microbatch_size: int) -> int:
+    """The largest divisor of B that is at most ``microbatch_size``, unless that is below half of it.
+
+    Example:
+        >>> even_microbatch_size(600, 128), even_microbatch_size(509, 128)
+        (120, 128)
+    """
+    for size in range(min(batch_size, microbatch_size), microbatch_size // 2, -1):
+        if batch_size % size == 0:
+            return size
+    return microbatch_size
+
+
 def _losses_and_mean_gradient(loss_fn, params, batch, microbatch_size):
     batch_size = _leading_axis(batch)
+    microbatch_size = even_microbatch_size(batch_size, microbatch_size)
     full = batch_size // microbatch_size * microbatch_size
 
     def summed(microbatch):

@@ -14,7 +14,8 @@ the platform's convolution is the right one. Three layouts, chosen by :func:`cho
 ``native``         ``(B, H, W, C)``, ``lax``   GPU, TPU
 =================  ==========================  ====================================================
 
-All three give the same numbers up to the rounding of a different order of summation. Axes: B examples,
+A convolution followed by a max-pool, :func:`conv_max_pool`, has a faster way still in ``batch_minor``.
+All give the same numbers up to the rounding of a different order of summation. Axes: B examples,
 H × W pixels, C channels, O output channels, k kernel width.
 """
 
@@ -99,9 +100,8 @@ def conv(
     patches = _patches(x, size, strides)
     matrix = kernel.reshape(kernel.shape[0], -1)  # (O, k²C)
     if layout == "batch_minor":
-        patches = jnp.stack(patches)  # (k², C, H, W, B)
-        out = matrix @ patches.reshape(matrix.shape[1], -1)
-        return out.reshape(-1, *patches.shape[2:])
+        out = matrix @ jnp.concatenate(patches).reshape(matrix.shape[1], -1)  # (k²C) × (HWB)
+        return out.reshape(-1, *patches[0].shape[1:])
     if channels < 4:
         # Runs of one to three floats are too short to copy well: keep whole image rows together.
         patches = jnp.stack([patch.transpose(0, 3, 1, 2) for patch in patches], axis=1)  # (B, k², C, H, W)
@@ -140,6 +140,49 @@ def max_pool(x: Array, window: int, *, layout: Layout) -> Array:
     return x.reshape(first, rows, window, columns, window, last).max((2, 4))
 
 
+def conv_max_pool(
+    x: Array,
+    kernel: Float[Array, "O k k C"],
+    *,
+    window: int,
+    layout: Layout,
+    padding: int = 0,
+) -> Array:
+    r"""``max_pool(conv(x, kernel), window)``, with a faster way in ``batch_minor``.
+
+    The p² = window² pixels that a pooling window compares are p² *phases* of the convolution. All phases
+    at a place see the same (k+p−1)² pixels of the input, so one matrix product computes them side by side:
+    the kernel, shifted to each phase and padded with zeros, is a (p²·O) × (k+p−1)²C matrix. Against
+    plain im2col the gathered patches shrink by p²k²/(k+p−1)² (2.8 for k = 5, p = 2) while the
+    multiplications grow by (k+p−1)²/k² (1.44), the product has p² times the rows, and the maximum is taken
+    over a leading axis, in long vectors. On CPU, memory is what decides: SimpleCNN's step at B = 60 takes
+    0.58 times as long. Where the padded kernel would outweigh the patches it saves (the last layers of a
+    network, small batches), im2col is used.
+
+    Raises:
+        ValueError: as :func:`conv` and :func:`max_pool`.
+    """
+    phases, wide = window * window, kernel.shape[1] + window - 1
+    rows, columns = ((n + 2 * padding - kernel.shape[1] + 1) // window for n in x.shape[1:3])
+    patch_size = rows * columns * wide * wide * kernel.shape[3] * x.shape[-1]
+    kernel_size = phases * wide * wide * kernel[:, 0, 0].size
+    if layout != "batch_minor" or min(rows, columns) < 1 or patch_size < 3 * kernel_size:
+        return max_pool(conv(x, kernel, layout=layout, padding=padding), window, layout=layout)
+    x = jnp.pad(x, [(0, 0), (padding, padding), (padding, padding), (0, 0)])
+    shifts = [(i, j) for i in range(wide) for j in range(wide)]
+    patches = jnp.concatenate(
+        [x[:, i : i + rows * window : window, j : j + columns * window : window] for i, j in shifts]
+    )
+    shifted = [
+        jnp.pad(kernel, [(0, 0), (i, window - 1 - i), (j, window - 1 - j), (0, 0)])
+        for i in range(window)
+        for j in range(window)
+    ]
+    matrix = jnp.stack(shifted).reshape(phases * kernel.shape[0], -1)
+    out = matrix @ patches.reshape(matrix.shape[1], -1)
+    return out.reshape(phases, kernel.shape[0], rows, columns, -1).max(0)
+
+
 def torch_uniform(fan_in: int):
     r"""PyTorch's default initialisation of weights and biases: uniform on :math:`\pm 1/\sqrt{\text{fan-in}}`."""
 
@@ -150,13 +193,13 @@ def torch_uniform(fan_in: int):
     return init
 
 
-class Conv(nn.Module):
-    """Convolution with bias in a given layout, initialised as PyTorch does."""
+class ConvMaxPool(nn.Module):
+    """Convolution with bias, then a max-pool, in a given layout; initialised as PyTorch does."""
 
     features: int
     kernel_size: int
+    window: int
     layout: Layout
-    strides: int = 1
     padding: int = 0
 
     @nn.compact
@@ -165,5 +208,6 @@ class Conv(nn.Module):
         init = torch_uniform(channels * self.kernel_size**2)
         kernel = self.param("kernel", init, (self.features, self.kernel_size, self.kernel_size, channels))
         bias = self.param("bias", init, (self.features,))
-        out = conv(x, kernel, layout=self.layout, strides=self.strides, padding=self.padding)
+        out = conv_max_pool(x, kernel, window=self.window, layout=self.layout, padding=self.padding)
+        # A constant per channel can be added after the maximum, to a quarter of the pixels.
         return out + bias.reshape((-1, 1, 1, 1) if self.layout == "batch_minor" else (1, 1, 1, -1))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Shaped
 
-from jaxbatch.layers import Conv, Layout, choose_layout, flatten, max_pool, to_layout, torch_uniform
+from jaxbatch.layers import ConvMaxPool, Layout, choose_layout, flatten, to_layout, torch_uniform
 
 
 class SimpleCNN(nn.Module):
@@ -32,8 +32,7 @@ class SimpleCNN(nn.Module):
         layout = self.layout or choose_layout(images.shape[0])
         x = to_layout(jnp.asarray(images, jnp.result_type(images, jnp.float32)), layout)
         for features, kernel_size in ((10, 5), (20, 5), (40, 3)):
-            x = Conv(features, kernel_size, layout)(x)
-            x = nn.relu(max_pool(x, 2, layout=layout))
+            x = nn.relu(ConvMaxPool(features, kernel_size, 2, layout)(x))
         x = flatten(x, layout)
         init = torch_uniform(x.shape[1])
         return nn.Dense(self.num_classes, kernel_init=init, bias_init=init)(x)

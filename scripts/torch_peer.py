@@ -28,8 +28,8 @@ def from_jax(params) -> SimpleModel:
     model = SimpleModel()
     with torch.no_grad():
         for index, conv in enumerate(model.convs):
-            conv.weight.copy_(tree[f"Conv_{index}"]["kernel"].permute(0, 3, 1, 2))
-            conv.bias.copy_(tree[f"Conv_{index}"]["bias"])
+            conv.weight.copy_(tree[f"ConvMaxPool_{index}"]["kernel"].permute(0, 3, 1, 2))
+            conv.bias.copy_(tree[f"ConvMaxPool_{index}"]["bias"])
         model.dense.weight.copy_(tree["Dense_0"]["kernel"].T)
         model.dense.bias.copy_(tree["Dense_0"]["bias"])
     return model
