@@ -34,7 +34,8 @@ def per_example_gradients(
         params: pytree of floating-point arrays.
         batch: pytree with leading axis B.
         microbatch_size: examples worked on at a time. Bounds the memory of the activations (the result
-            itself is B copies of the parameters) and keeps them in cache. ``None``: all at once.
+            itself is B copies of the parameters) and keeps them in cache. ``None``: 64 on CPU, all at
+            once elsewhere.
 
     Returns:
         A pytree like ``params``, each leaf with a leading axis B.
@@ -49,14 +50,15 @@ def per_example_gradients(
         [[1.0, 0.0], [0.0, 2.0]]
     """
     batch_size = check_loss(loss_fn, params, batch)
-    if microbatch_size is not None:
-        _check_microbatch_size(microbatch_size)
+    if microbatch_size is None:
+        microbatch_size = _CPU_VMAP if jax.default_backend() == "cpu" else batch_size
+    _check_microbatch_size(microbatch_size)
 
     def gradient(example):
         one = jax.tree.map(lambda leaf: leaf[None], example)
         return jax.grad(lambda p: loss_fn(p, one).sum())(params)
 
-    if microbatch_size is None or microbatch_size >= batch_size:
+    if microbatch_size >= batch_size:
         return jax.vmap(gradient)(batch)
     return lax.map(gradient, batch, batch_size=microbatch_size)
 

@@ -3,20 +3,17 @@ r"""Convolution and pooling that are fast where XLA's own are not.
 On CPU, XLA has a fast convolution only outside compiled loops, a slow weight gradient, and a slow
 max-pool gradient. What is fast everywhere is a matrix product, so here a convolution on CPU is *im2col*:
 the k × k patches are gathered by slicing, and one product with the kernel does the rest. On a GPU or TPU
-the platform's convolution is the right one. Three layouts, chosen by :func:`choose_layout`:
+the platform's convolution is the right one. Two layouts, chosen by :func:`choose_layout`:
 
-=================  ==========================  ====================================================
-``batch_minor``    ``(C, H, W, B)``, im2col    CPU. Neighbouring examples are neighbours in memory,
-                                               so every slice and every maximum is a long vector
-``channels_last``  ``(B, H, W, C)``, im2col    CPU, batch of one: how a per-example gradient looks
-                                               from inside ``vmap``, where ``batch_minor`` would
-                                               have to transpose
-``native``         ``(B, H, W, C)``, ``lax``   GPU, TPU
-=================  ==========================  ====================================================
+===============  ==========================  ======================================================
+``batch_minor``  ``(C, H, W, B)``, im2col    CPU. Neighbouring examples are neighbours in memory, so
+                                             every slice and every maximum is a long vector
+``native``       ``(B, H, W, C)``, ``lax``   GPU, TPU
+===============  ==========================  ======================================================
 
-A convolution followed by a max-pool, :func:`conv_max_pool`, has a faster way still in ``batch_minor``.
-All give the same numbers up to the rounding of a different order of summation. Axes: B examples,
-H × W pixels, C channels, O output channels, k kernel width.
+A convolution followed by a max-pool, :func:`conv_max_pool`, has a faster way still in ``batch_minor``. All give
+the same numbers up to the rounding of a different order of summation. Axes: B examples, H × W pixels,
+C channels, O output channels, k kernel width.
 """
 
 import math
@@ -28,19 +25,17 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
 
-Layout = Literal["batch_minor", "channels_last", "native"]
+Layout = Literal["batch_minor", "native"]
 
 
-def choose_layout(batch_size: int, platform: str | None = None) -> Layout:
-    """The fastest layout for a batch on a platform (default: the one JAX computes on).
+def choose_layout(platform: str | None = None) -> Layout:
+    """The fastest layout on a platform (default: the one JAX computes on).
 
     Example:
-        >>> choose_layout(64, "cpu"), choose_layout(1, "cpu"), choose_layout(64, "gpu")
-        ('batch_minor', 'channels_last', 'native')
+        >>> choose_layout("cpu"), choose_layout("gpu")
+        ('batch_minor', 'native')
     """
-    if (platform or jax.default_backend()) != "cpu":
-        return "native"
-    return "channels_last" if batch_size == 1 else "batch_minor"
+    return "batch_minor" if (platform or jax.default_backend()) == "cpu" else "native"
 
 
 def to_layout(images: Float[Array, "B H W C"], layout: Layout) -> Array:
@@ -68,7 +63,7 @@ def conv(
     Args:
         x: activations in ``layout``.
         kernel: ``(O, k, k, C)``: a row for each output channel, so that neither the product nor the
-            gradient of one example's kernel has to transpose it (12 of 39 ms for SimpleCNN at B = 640).
+            gradient of one example's kernel has to transpose it.
         layout: see the module's docstring.
         strides: step between outputs, in pixels.
         padding: zeros around the image, in pixels.
@@ -78,7 +73,7 @@ def conv(
 
     Example:
         >>> x, kernel = jnp.ones((1, 3, 3, 1)), jnp.ones((1, 2, 2, 1))
-        >>> conv(x, kernel, layout="channels_last").shape
+        >>> conv(x, kernel, layout="native").shape
         (1, 2, 2, 1)
     """
     size, channels = kernel.shape[2:]
@@ -96,25 +91,18 @@ def conv(
         return lax.conv_general_dilated(
             x, kernel, (strides, strides), pads, dimension_numbers=("NHWC", "OHWI", "NHWC")
         )
-    x = jnp.pad(x, [(padding, padding) if axis in (1, 2) else (0, 0) for axis in range(4)])
-    patches = _patches(x, size, strides)
-    matrix = kernel.reshape(kernel.shape[0], -1)  # (O, k²C)
-    if layout == "batch_minor":
-        out = matrix @ jnp.concatenate(patches).reshape(matrix.shape[1], -1)  # (k²C) × (HWB)
-        return out.reshape(-1, *patches[0].shape[1:])
-    if channels < 4:
-        # Runs of one to three floats are too short to copy well: keep whole image rows together.
-        patches = jnp.stack([patch.transpose(0, 3, 1, 2) for patch in patches], axis=1)  # (B, k², C, H, W)
-        columns = patches.reshape(patches.shape[0], size * size * channels, -1)
-        out = jnp.einsum("bkm,ok->bmo", columns, matrix)
-        return out.reshape(x.shape[0], *patches.shape[3:], -1)
-    return jnp.concatenate(patches, axis=-1) @ matrix.T
-
-
-def _patches(x: Array, size: int, strides: int) -> list[Array]:
-    """For each of the k² kernel positions, the pixels it meets: k² arrays of the output's height and width."""
-    rows, columns = ((n - size) // strides * strides + 1 for n in x.shape[1:3])
-    return [x[:, i : i + rows : strides, j : j + columns : strides] for i in range(size) for j in range(size)]
+    x = jnp.pad(x, [(0, 0), (padding, padding), (padding, padding), (0, 0)])
+    rows, columns = ((n - size) // strides + 1 for n in x.shape[1:3])
+    # For each of the k² kernel positions the pixels that it meets; stacked, (k²C) × (HWB).
+    patches = jnp.concatenate(
+        [
+            x[:, i : i + (rows - 1) * strides + 1 : strides, j : j + (columns - 1) * strides + 1 : strides]
+            for i in range(size)
+            for j in range(size)
+        ]
+    )
+    out = kernel.reshape(kernel.shape[0], -1) @ patches.reshape(size * size * channels, -1)
+    return out.reshape(kernel.shape[0], rows, columns, -1)
 
 
 def max_pool(x: Array, window: int, *, layout: Layout) -> Array:
@@ -127,7 +115,7 @@ def max_pool(x: Array, window: int, *, layout: Layout) -> Array:
         ValueError: a window larger than the image.
 
     Example:
-        >>> max_pool(jnp.arange(4.0).reshape(1, 2, 2, 1), 2, layout="channels_last").item()
+        >>> max_pool(jnp.arange(4.0).reshape(1, 2, 2, 1), 2, layout="native").item()
         3.0
     """
     first, rows, columns, last = x.shape

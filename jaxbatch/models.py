@@ -25,11 +25,11 @@ class SimpleCNN(nn.Module):
     """
 
     num_classes: int = 10
-    layout: Layout | None = None  # None: the fastest for the batch and platform
+    layout: Layout | None = None  # None: the fastest on the platform
 
     @nn.compact
     def __call__(self, images: Shaped[Array, "B H W C"]) -> Float[Array, "B classes"]:
-        layout = self.layout or choose_layout(images.shape[0])
+        layout = self.layout or choose_layout()
         x = to_layout(jnp.asarray(images, jnp.result_type(images, jnp.float32)), layout)
         for features, kernel_size in ((10, 5), (20, 5), (40, 3)):
             x = nn.relu(ConvMaxPool(features, kernel_size, 2, layout)(x))

@@ -162,11 +162,7 @@ def gradients(config: Gradients) -> list[dict]:
     params = init_state(task, optimizer, 0).params
     opt_state = optimizer.init(params)
     plain = jb.split_backward(task.loss_fn, optimizer, 1, microbatch_size=task.microbatch_size)
-    ours = jax.jit(
-        lambda params, batch: jb.per_example_gradients(
-            task.loss_fn, params, batch, microbatch_size=task.microbatch_size
-        )
-    )
+    ours = jax.jit(lambda params, batch: jb.per_example_gradients(task.loss_fn, params, batch))
     contenders = {
         "ours": lambda: ours(params, task.train_data),
         "plain step": lambda: plain(params, opt_state, task.train_data),
