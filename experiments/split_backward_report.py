@@ -77,7 +77,8 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
         diverged = sum(curve(records, arm, seed)[-1]["diverged"] for seed in seeds)
         accuracy = interval(np.multiply(final(records, arm, "test_accuracy"), 100))
         loss = interval(final(records, arm, "test_loss"))
-        ends.append([names[arm], f"{accuracy:.2f}", f"{loss:.3f}", f"{diverged}/{len(seeds)}"])
+        worst = f"{100 * np.nanmin([*final(records, arm, 'test_accuracy'), np.inf]):.2f}"
+        ends.append([names[arm], f"{accuracy:.2f}", worst, f"{loss:.3f}", f"{diverged}/{len(seeds)}"])
         way = {key: interval(to_target(records, arm, key, target)) for key in ("updates", "seconds")}
         thousands = interval(np.divide(to_target(records, arm, "examples", target), 1000))
         ways.append(
@@ -89,7 +90,7 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
                 f"{way['seconds']:.2f}",
             ]
         )
-    print_table(console, "At the end", ["arm", "test accuracy, %", "test loss", "diverged"], ends)
+    print_table(console, "At the end", ["arm", "test accuracy, %", "worst seed", "test loss", "diverged"], ends)
     title = f"To {100 * target:g}% test accuracy, mean over the seeds that reach it"
     print_table(console, title, ["arm", "reached", "examples / 1000", "updates", "seconds"], ways)
     rounds = [r for r in records if r["kind"] == "cost"]

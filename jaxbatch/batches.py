@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int32
+from jaxtyping import Array, Bool, Int, Int32
 
 _ORDER = 0x6F726465  # "orde" in ASCII: keeps the shuffling keys apart from those of init and dropout
 
@@ -24,21 +24,21 @@ class IndexBatches(NamedTuple):
 class Duration(NamedTuple):
     """A length of training with its unit. Make one with :func:`steps`, :func:`examples`, :func:`epochs`."""
 
-    amount: float
+    amount: int | float
     unit: Literal["steps", "examples", "epochs"]
 
 
-def steps(amount: int) -> Duration:
+def steps(amount: int | float) -> Duration:
     """A duration in optimizer updates of one batch each."""
     return _duration(amount, "steps")
 
 
-def examples(amount: int) -> Duration:
+def examples(amount: int | float) -> Duration:
     """A duration in examples seen."""
     return _duration(amount, "examples")
 
 
-def epochs(amount: float) -> Duration:
+def epochs(amount: int | float) -> Duration:
     """A duration in passes over the data set; a fraction is allowed."""
     return _duration(amount, "epochs")
 
@@ -50,7 +50,7 @@ def _duration(amount, unit) -> Duration:
     return Duration(amount, unit)
 
 
-def steps_per_epoch(num_examples: int, batch_size: int, *, partial: Literal["drop", "pad"] = "drop") -> int:
+def steps_per_epoch(num_examples: int, batch_size: int, *, partial: str = "drop") -> int:
     """Number of batches in one epoch.
 
     Args:
@@ -71,7 +71,7 @@ def steps_per_epoch(num_examples: int, batch_size: int, *, partial: Literal["dro
 
 
 def num_steps(
-    duration: Duration, *, num_examples: int, batch_size: int, partial: Literal["drop", "pad"] = "drop"
+    duration: Duration, *, num_examples: int, batch_size: int, partial: str = "drop"
 ) -> int:
     """A duration in optimizer updates, rounded up so that at least the asked-for work is done.
 
@@ -91,7 +91,7 @@ def num_steps(
     return math.ceil(round(duration.amount * per_epoch, 6))  # 0.1 * 30 is 3.0000000000000004
 
 
-def epoch_order(seed: int, epoch: int, num_examples: int) -> Int32[Array, "N"]:
+def epoch_order(seed: int, epoch: int | Int[Array, ""], num_examples: int) -> Int32[Array, "N"]:
     """The order in which epoch ``epoch`` visits the examples: a permutation, a pure function of its arguments.
 
     The batch size has no part in it, so arms with different batch sizes see the same examples in the same
@@ -106,7 +106,7 @@ def epoch_order(seed: int, epoch: int, num_examples: int) -> Int32[Array, "N"]:
 
 
 def cut_batches(
-    order: Int32[Array, "N"], batch_size: int, *, partial: Literal["drop", "pad"] = "drop"
+    order: Int32[Array, "N"], batch_size: int, *, partial: str = "drop"
 ) -> IndexBatches:
     """Cuts an order of examples into batches of ``batch_size``, front to back.
 
@@ -133,7 +133,7 @@ def cut_batches(
 
 
 def epoch_batches(
-    seed: int, epoch: int, num_examples: int, batch_size: int, *, partial: Literal["drop", "pad"] = "drop"
+    seed: int, epoch: int, num_examples: int, batch_size: int, *, partial: str = "drop"
 ) -> IndexBatches:
     """The batches of one epoch: :func:`cut_batches` of :func:`epoch_order`."""
     _check_sizes(num_examples, batch_size, partial)

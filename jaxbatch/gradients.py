@@ -12,7 +12,7 @@ Axes: B examples, K groups, P parameters.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 LossFn = Callable[[PyTree, PyTree], Any]  # (params, batch) -> (B,) losses, or (losses, aux)
-Method = Literal["map", "vmap", "unroll"]
+Method = str  # "map", "vmap" or "unroll"
 _CPU_VMAP = 64  # examples side by side whose activations stay in a CPU's cache (SimpleCNN: 32 to 64 are fastest)
 
 

@@ -28,7 +28,7 @@ class Interval(NamedTuple):
         return self.n > 1 and not self.low <= reference <= self.high
 
 
-def interval(values: Sequence[float], statistic=np.mean, *, seed: int = 0) -> Interval:
+def interval(values: Sequence[float | None] | np.ndarray, statistic=np.mean, *, seed: int = 0) -> Interval:
     """A statistic of ``values`` with its 95% percentile bootstrap interval.
 
     One value has no interval (its ends are NaN); values that are not finite are left out of both.

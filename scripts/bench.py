@@ -4,7 +4,7 @@
     python scripts/bench.py split        K updates from one batch: against a plain step and the naive way
     python scripts/bench.py gradients    per-example gradients
 
-PyTorch takes part when it is installed (pip install 'jaxbatch[bench]'). Every contender runs once a round, in
+PyTorch takes part when it is installed (pip install 'jaxbatch[bench]'), in a process of its own. Every contender runs once a round, in
 shuffled order, on all cores; figures are medians over rounds and the ratios' 95% bootstrap intervals. Data are
 random images of MNIST's shape, resident in memory; loading is no part of any time. With --json FILE one
 flat record a row is written.
@@ -12,9 +12,7 @@ flat record a row is written.
 
 import dataclasses
 import importlib.metadata
-import importlib.util
 import json
-import os
 import pathlib
 import sys
 
@@ -26,6 +24,8 @@ import tyro
 from rich.console import Console
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # run from a checkout that is not installed
+
+from torch_peer import Peer, is_installed
 
 import jaxbatch as jb
 from experiments.split_backward import make_masked_step
@@ -85,21 +85,22 @@ def make_task(num_examples: int) -> Task:
     return jb.classification_task(jb.SimpleCNN(), dataset)
 
 
-def torch_peer(task: Task, params):
-    """The peer module, a model with the same weights, and the data; None where PyTorch is missing or asked to stay away."""
-    if importlib.util.find_spec("torch") is None:
+def start_peer(task: Task, params, batch_size: int, num_groups: int = 1) -> Peer | None:
+    """A PyTorch process with the same weights and data; None where PyTorch is missing."""
+    if not is_installed():
         return None
-    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-    import torch
-    import torch_peer as peer
-
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    model = peer.from_jax(params)
-    images, labels = peer.to_torch(*(np.asarray(leaf) for leaf in task.train_data))
-    ours = np.asarray(task.loss_fn(params, jax.tree.map(lambda leaf: leaf[:8], task.train_data)))
-    theirs = torch.nn.functional.cross_entropy(model(images[:8]), labels[:8], reduction="none").detach().numpy()
-    np.testing.assert_allclose(ours, theirs, rtol=1e-4)  # a faster wrong answer is no answer
-    return peer, model, images, labels
+    layers = [(f"convs.{i}", f"ConvMaxPool_{i}") for i in range(3)] + [("dense", "Dense_0")]
+    weights = {}
+    for theirs, ours in layers:
+        kernel = np.asarray(params["params"][ours]["kernel"])
+        weights[f"{theirs}.weight"] = kernel.transpose(0, 3, 1, 2) if kernel.ndim == 4 else kernel.T
+        weights[f"{theirs}.bias"] = np.asarray(params["params"][ours]["bias"])
+    images, labels = (np.asarray(leaf) for leaf in task.train_data)
+    settings = {"batch_size": batch_size, "num_groups": num_groups, "rate": RATE, "momentum": MOMENTUM}
+    peer = Peer(weights, images, labels, **settings)
+    losses = task.loss_fn(params, jax.tree.map(lambda leaf: leaf[:8], task.train_data))
+    np.testing.assert_allclose(losses, peer.losses, rtol=1e-4)  # a faster wrong answer is no answer
+    return peer
 
 
 def train(config: Train) -> list[dict]:
@@ -117,15 +118,10 @@ def train(config: Train) -> list[dict]:
             return run(jax.tree.map(jnp.copy, state), task.train_data, indices)
 
         contenders = {"ours": ours}
-        found = torch_peer(task, state.params)
-        if found:
-            peer, model, images, labels = found
-            theirs = peer.sgd(model, RATE, MOMENTUM)
-            places = [images.new_tensor(np.asarray(index)).long() for index in indices]
-            contenders["torch eager"] = lambda p=peer, m=model, o=theirs, x=images, y=labels, i=places: p.train_steps(
-                m, o, x, y, i
-            )
-        rounds = list(timed_rounds(contenders, config.rounds))
+        peer = start_peer(task, state.params, batch_size)
+        if peer:
+            contenders["torch eager"] = lambda peer=peer: peer.run("train")
+        rounds = finish(contenders, config.rounds, peer)
         rows += make_rows("train", batch_size, 1, rounds, per=num_steps)
     return rows
 
@@ -145,14 +141,13 @@ def split(config: Split) -> list[dict]:
         "plain step": lambda: plain(*arguments),
         "naive: masked cotangents": lambda: naive(*arguments),
     }
-    found = torch_peer(task, params)
-    if found:
-        peer, model, images, labels = found
-        contenders["torch retain_graph"] = lambda: peer.retain_graph_gradients(model, images, labels, groups)
-        contenders["torch.func vmap"] = lambda: peer.func_gradients(model, images, labels, groups)
+    peer = start_peer(task, params, size, groups)
+    if peer:
+        contenders["torch retain_graph"] = lambda: peer.run("retain_graph")
+        contenders["torch.func vmap"] = lambda: peer.run("func")
     memory = {"ours_bytes": step_bytes(ours, arguments), "plain_bytes": step_bytes(plain, arguments)}
     memory["param_bytes"] = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    rows = make_rows("split", size, groups, list(timed_rounds(contenders, config.rounds)))
+    rows = make_rows("split", size, groups, finish(contenders, config.rounds, peer))
     return [row | memory for row in rows] + gradients(Gradients(config.rounds, batch_size=size))
 
 
@@ -167,11 +162,20 @@ def gradients(config: Gradients) -> list[dict]:
         "ours": lambda: ours(params, task.train_data),
         "plain step": lambda: plain(params, opt_state, task.train_data),
     }
-    found = torch_peer(task, params)
-    if found:
-        peer, model, images, labels = found
-        contenders["torch.func vmap"] = lambda: peer.func_gradients(model, images, labels, config.batch_size)
-    return make_rows("gradients", config.batch_size, config.batch_size, list(timed_rounds(contenders, config.rounds)))
+    peer = start_peer(task, params, config.batch_size, config.batch_size)
+    if peer:
+        contenders["torch.func vmap"] = lambda: peer.run("func")
+    rounds = finish(contenders, config.rounds, peer)
+    return make_rows("gradients", config.batch_size, config.batch_size, rounds)
+
+
+def finish(contenders, rounds: int, peer: Peer | None) -> list[dict[str, float]]:
+    """Times the contenders and ends the peer's process."""
+    try:
+        return list(timed_rounds(contenders, rounds))
+    finally:
+        if peer:
+            peer.close()
 
 
 def step_bytes(step, arguments) -> int:
@@ -219,7 +223,7 @@ def make_rows(bench: str, batch_size: int, num_groups: int, rounds: list[dict[st
 def report(rows: list[dict], console: Console) -> None:
     """Prints the rows as a table, with the machine and versions above it."""
     machine = describe_provenance()
-    torch = f", torch {importlib.metadata.version('torch')}" if importlib.util.find_spec("torch") else ", torch missing"
+    torch = f", torch {importlib.metadata.version('torch')}" if is_installed() else ", torch missing"
     console.print(
         f"{machine['device']}, {machine['num_cores']} cores, jax {machine['jax']}{torch}, {rows[0]['rounds']} rounds",
         soft_wrap=True,

@@ -6,6 +6,7 @@ arrays are kept in the user's cache folder (``XDG_CACHE_HOME`` or ``~/.cache``),
 paths, sizes and times, so a file that changes is read and verified anew.
 """
 
+import contextlib
 import difflib
 import hashlib
 import os
@@ -118,7 +119,7 @@ def _cached(name: str, sources: list[pathlib.Path], read: Callable[[], official.
     key = hashlib.sha256(repr((_FORMAT, name, stats)).encode()).hexdigest()[:16]
     path = cache_dir() / "decoded" / f"{name}-{key}.npz"
     try:
-        with np.load(path) as kept:
+        with open(path, "rb") as file, np.load(file) as kept:
             return tuple(kept[f"arr_{i}"] for i in range(4))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass  # not there, or cut short by a kill: decode again
@@ -130,5 +131,6 @@ def _cached(name: str, sources: list[pathlib.Path], read: Callable[[], official.
             np.savez(file, *arrays)
         part.replace(path)
     except OSError:  # a full disk or a read-only home costs time next time, not this run
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
     return arrays

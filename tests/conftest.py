@@ -1,0 +1,70 @@
+"""Test settings: shapes and types are checked at run time, silent rank promotion is an error."""
+
+import os
+import pathlib
+
+import jaxtyping
+
+import tests.typechecker  # the hook below finds it by name
+
+# Before anything imports jaxbatch: every jaxtyping annotation becomes a run-time check.
+jaxtyping.install_import_hook("jaxbatch", "tests.typechecker.check")
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def x64():
+    """Float64 within a test, for oracles."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="session")
+def real_data_dir() -> pathlib.Path:
+    """The folder of official files, or a skip that says so."""
+    folder = os.environ.get("JAXBATCH_DATA_DIR")
+    if not folder or not pathlib.Path(folder).is_dir():
+        pytest.skip("needs official files: set JAXBATCH_DATA_DIR to a folder that holds them")
+    return pathlib.Path(folder)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> pathlib.Path:
+    """An empty cache folder and no data folder from outside."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("JAXBATCH_DATA_DIR", raising=False)
+    return tmp_path / "cache" / "jaxbatch"
+
+
+@pytest.fixture(scope="session")
+def problem():
+    """A two-layer network on random data as plain functions: ``(loss_fn, params, batch)`` of 24 examples."""
+    return make_problem(24)
+
+
+def make_problem(batch_size: int, dtype=np.float32, seed: int = 0):
+    """A model that is a bare function of a dict of arrays; one loss per example."""
+    random = np.random.default_rng(seed)
+    params = {
+        "hidden": {"w": random.normal(size=(5, 7)).astype(dtype), "b": random.normal(size=7).astype(dtype)},
+        "out": random.normal(size=(7, 3)).astype(dtype),
+    }
+    batch = {
+        "x": random.normal(size=(batch_size, 5)).astype(dtype),
+        "y": random.normal(size=(batch_size, 3)).astype(dtype),
+    }
+
+    def loss_fn(params, batch):
+        hidden = jax.numpy.tanh(batch["x"] @ params["hidden"]["w"] + params["hidden"]["b"][None])
+        return ((hidden @ params["out"] - batch["y"]) ** 2).sum(-1)
+
+    as_jax = lambda tree: jax.tree.map(jax.numpy.asarray, tree)
+    return loss_fn, as_jax(params), as_jax(batch)

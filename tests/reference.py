@@ -1,0 +1,99 @@
+"""Slow twins: the obvious way to compute what the library computes cleverly."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+
+
+def groups_of(batch, num_groups):
+    """The contiguous groups of a batch, as a list."""
+    size = jax.tree.leaves(batch)[0].shape[0] // num_groups
+    return [jax.tree.map(lambda leaf: leaf[k * size : (k + 1) * size], batch) for k in range(num_groups)]
+
+
+def group_gradients(loss_fn, params, batch, num_groups):
+    """A Python loop over groups."""
+    gradients = [jax.grad(lambda p: loss_fn(p, group).mean())(params) for group in groups_of(batch, num_groups)]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *gradients)
+
+
+def per_example_gradients(loss_fn, params, batch):
+    """A Python loop over examples."""
+    return group_gradients(loss_fn, params, batch, jax.tree.leaves(batch)[0].shape[0])
+
+
+def mean_gradient(loss_fn, params, batch):
+    """The gradient of the mean loss, in one piece."""
+    return jax.grad(lambda p: loss_fn(p, batch).mean())(params)
+
+
+def split_backward(loss_fn, optimizer, num_groups, params, opt_state, batch):
+    """A Python loop over K updates whose gradients are all taken at the incoming parameters."""
+    start = params
+    for group in groups_of(batch, num_groups):
+        gradient = jax.grad(lambda p: loss_fn(p, group).mean())(start)
+        updates, opt_state = optimizer.update(gradient, opt_state, params)
+        params = optax.apply_updates(params, updates)
+    return params, opt_state, loss_fn(start, batch)
+
+
+def momentum_closed_form(params, velocity, gradients, rate, momentum):
+    """theta - rate * (v * sum_j mu^j + sum_k g_k (1 - mu^(K-k+1)) / (1 - mu)), K from the gradients' leading axis."""
+
+    def leaf(theta, v, g):
+        count = g.shape[0]
+        decay = sum(momentum**j for j in range(1, count + 1))
+        weights = [(1 - momentum ** (count - k + 1)) / (1 - momentum) for k in range(1, count + 1)]
+        return theta - rate * (v * decay + sum(w * g[k] for k, w in enumerate(weights)))
+
+    return jax.tree.map(leaf, params, velocity, gradients)
+
+
+def conv(x, kernel, strides, padding):
+    """Cross-correlation by its definition: NHWC images, (O, k, k, C) kernel, loops over output pixels, float64."""
+    x, kernel = np.asarray(x, np.float64), np.asarray(kernel, np.float64)
+    x = np.pad(x, [(0, 0), (padding, padding), (padding, padding), (0, 0)])
+    size = kernel.shape[1]
+    rows, columns = ((n - size) // strides + 1 for n in x.shape[1:3])
+    out = np.empty((x.shape[0], rows, columns, kernel.shape[0]))
+    for r in range(rows):
+        for c in range(columns):
+            window = x[:, r * strides : r * strides + size, c * strides : c * strides + size]
+            out[:, r, c] = np.einsum("bijc,oijc->bo", window, kernel)
+    return out
+
+
+def max_pool(x, window):
+    """Maximum over windows, NHWC, loops over output pixels."""
+    x = np.asarray(x)
+    rows, columns = (n // window for n in x.shape[1:3])
+    blocks = [
+        [x[:, r * window : (r + 1) * window, c * window : (c + 1) * window].max((1, 2)) for c in range(columns)]
+        for r in range(rows)
+    ]
+    return np.stack([np.stack(row, 1) for row in blocks], 1)
+
+
+class PlainSimpleCNN(nn.Module):
+    """The study's network in Flax's own layers, for weights taken from :class:`jaxbatch.SimpleCNN`."""
+
+    @nn.compact
+    def __call__(self, x):
+        for features, size in ((10, 5), (20, 5), (40, 3)):
+            x = nn.relu(nn.max_pool(nn.Conv(features, (size, size), padding="VALID")(x), (2, 2), (2, 2)))
+        return nn.Dense(10)(x.reshape(x.shape[0], -1))
+
+    @staticmethod
+    def from_simple_cnn(variables):
+        """Flax's (k, k, C, O) kernels from ours."""
+        ours = variables["params"]
+        convs = {
+            f"Conv_{i}": {
+                "kernel": ours[f"ConvMaxPool_{i}"]["kernel"].transpose(1, 2, 3, 0),
+                "bias": ours[f"ConvMaxPool_{i}"]["bias"],
+            }
+            for i in range(3)
+        }
+        return {"params": {**convs, "Dense_0": ours["Dense_0"]}}

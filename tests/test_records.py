@@ -1,0 +1,81 @@
+"""Run folders, intervals, timings."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from jaxbatch.records import describe_provenance, open_run, read_records
+from jaxbatch.report import Interval, interval
+from jaxbatch.timing import timed_rounds
+
+
+def test_records_are_found_again(tmp_path):
+    run = open_run(tmp_path, "study", {"a": 1})
+    run.append({"kind": "x", "value": 1.5})
+    run.append({"kind": "x", "value": float("nan"), "other": math.inf})
+    again = open_run(tmp_path, "study", {"a": 1})
+    assert again.path == run.path
+    assert again.records == run.records == [{"kind": "x", "value": 1.5}, {"kind": "x", "value": None, "other": None}]
+    assert open_run(tmp_path, "study", {"a": 2}).path != run.path
+    config = json.loads((run.path / "config.json").read_text())
+    assert config["config"] == {"a": 1} and {"commit", "dirty", "jax", "device"} <= set(config["provenance"])
+
+
+def test_a_line_cut_short_is_dropped_and_the_rest_goes_on(tmp_path):
+    run = open_run(tmp_path, "study", {})
+    run.append({"n": 1})
+    with open(run.path / "records.jsonl", "a") as file:
+        file.write('{"n": 2, "val')
+    again = open_run(tmp_path, "study", {})
+    assert again.records == [{"n": 1}]
+    again.append({"n": 3})
+    assert read_records(run.path) == [{"n": 1}, {"n": 3}]
+
+
+def test_overwrite_and_refusal(tmp_path):
+    open_run(tmp_path, "study", {}).append({"n": 1})
+    with pytest.raises(ValueError, match="holds 1 records .* --overwrite"):
+        open_run(tmp_path, "study", {}, resume=False)
+    assert open_run(tmp_path, "study", {}, overwrite=True).records == []
+
+
+def test_write_is_whole_or_nothing(tmp_path, monkeypatch):
+    run = open_run(tmp_path, "study", {})
+    run.write("state", b"old")
+    monkeypatch.setattr("pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError):
+        run.write("state", b"new")
+    assert (run.path / "state").read_bytes() == b"old"
+
+
+def test_provenance_names_versions_and_device():
+    provenance = describe_provenance()
+    assert provenance["platform"] == "cpu" and provenance["num_cores"] >= 1 and provenance["device"]
+
+
+def test_interval_covers_the_mean_of_a_normal_sample():
+    random = np.random.default_rng(0)
+    hits = sum(not interval(random.normal(3.0, 1.0, 40), seed=trial).excludes(3.0) for trial in range(100))
+    assert 88 <= hits <= 99
+
+
+def test_interval_of_few_or_odd_values():
+    assert interval([]).n == 0 and f"{interval([]):.1f}" == "none"
+    assert f"{interval([2.0]):.1f}" == "2.0" and not interval([2.0]).excludes(0)
+    assert interval([1.0, float("nan"), None, 3.0]).n == 2
+    same = interval([5.0, 5.0, 5.0])
+    assert same[:3] == (5.0, 5.0, 5.0) and same.excludes(4.9)
+    assert f"{Interval(0.5, 0.25, 0.75, 9):.2f}" == "0.50 [0.25, 0.75]"
+
+
+def test_timed_rounds_compile_first_and_shuffle():
+    calls = []
+    functions = {name: (lambda name=name: calls.append(name)) for name in "abc"}
+    rounds = list(timed_rounds(functions, 20))
+    assert len(rounds) == 20 and all(set(times) == set("abc") for times in rounds)
+    assert calls[:3] == ["a", "b", "c"] and len(calls) == 63
+    assert len({tuple(calls[i : i + 3]) for i in range(3, 63, 3)}) > 1
+    with pytest.raises(ValueError, match="rounds=0"):
+        list(timed_rounds(functions, 0))

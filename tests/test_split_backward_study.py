@@ -1,0 +1,201 @@
+"""The first study as a user runs it: its command line, its resumption, and the sentences that it allows itself."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+import types
+
+import numpy as np
+import pytest
+
+from experiments import split_backward
+from experiments.split_backward_report import curve, verdict
+from tests.conftest import ROOT
+
+ARGUMENTS = ["--quick", "--epochs", "2", "--batch-size", "32", "--num-groups", "4"]
+
+
+def run(*arguments, cwd, check=True, module="experiments.split_backward"):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments], cwd=cwd, env=environment, capture_output=True, text=True
+    )
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+def records_of(folder):
+    (file,) = pathlib.Path(folder).glob("results/split_backward/*/records.jsonl")
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def results_only(records):
+    """Records without the times, which no two runs share."""
+    return [{k: v for k, v in r.items() if k != "seconds" and not k.endswith("_ms")} for r in records]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    return folder, run(*ARGUMENTS, cwd=folder)
+
+
+def test_quick_run(finished):
+    folder, done = finished
+    records = records_of(folder)
+    assert {r["kind"] for r in records} == {"exactness", "cost", "curve", "distance"}
+    assert {(r["arm"], r["seed"]) for r in records if r["kind"] == "curve"} == {
+        (arm, seed) for arm in split_backward.ARMS for seed in (0, 1)
+    }
+    for arm, updates in (("one", 90), ("split", 360), ("scaled", 90), ("small", 360)):
+        last = curve(records, arm, 0)[-1]
+        assert last["updates"] == updates and last["examples"] == 90 * 32  # equal examples, K times the updates
+    for record in records:
+        if record["kind"] == "exactness":
+            assert record["relative_error"] < 10 * record["rounding"]
+    (path,) = folder.glob("results/split_backward/*")
+    assert {"config.json", "figure.png", "figure.pdf", "records.jsonl"} <= {p.name for p in path.iterdir()}
+    assert (path / "figure.png").stat().st_size > 20_000
+    assert "Verdict: splitting" in done.stdout and "Traceback" not in done.stderr
+
+
+def test_a_finished_run_is_not_measured_again(finished):
+    folder, _ = finished
+    before = records_of(folder)
+    started = time.time()
+    again = run(*ARGUMENTS, cwd=folder)
+    assert time.time() - started < 20 and "Going on from" in again.stdout
+    assert records_of(folder) == before
+
+
+def test_a_killed_run_goes_on_to_the_same_numbers(finished, tmp_path):
+    folder, _ = finished
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "experiments.split_backward", *ARGUMENTS]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.time() + 120
+    while time.time() < deadline:  # as soon as the first seed's first evaluation is on disk
+        files = list(tmp_path.glob("results/split_backward/*/records.jsonl"))
+        if files and files[0].read_text().count('"curve"') >= 4:
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = len(records_of(tmp_path))
+    assert 0 < kept < len(records_of(folder))
+    run(*ARGUMENTS, cwd=tmp_path)
+
+    def sorted_results(folder):
+        return sorted(results_only(records_of(folder)), key=lambda r: json.dumps(r, sort_keys=True))
+
+    assert sorted_results(tmp_path) == sorted_results(folder)
+
+
+def test_ctrl_c_is_one_line(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "experiments.split_backward", "--epochs", "500"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.time() + 120
+    while time.time() < deadline and not list(tmp_path.glob("results/split_backward/*/in_flight.msgpack")):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate()
+    assert process.returncode == 130
+    assert stderr.strip().splitlines()[-1].startswith("interrupted: finished measurements are kept")
+    assert "Traceback" not in stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--num-groups", "5"], "num_groups=5 does not divide batch_size=64. Nearest that do: 4 and 8."),
+        (["--batch-size", "2000", "--num-groups", "1"], "batch_size=2000 is larger than the data set"),
+        (["--batch-size", "0"], "--batch-size 0 must be above 0"),
+        (["--learning-rate", "-1"], "--learning-rate -1.0 must be above 0"),
+        (["--momentum", "1.5"], "--momentum 1.5"),
+        (["--target-accuracy", "98"], "--target-accuracy 98.0 must be between 0 and 1"),
+        (["--dataset", "cifar-10"], "Did you mean 'cifar10'"),
+        (["--dataset", "mnist", "--data-dir", "/no/such"], "data_dir='/no/such' is no folder"),
+        (["--batch-sizee", "3"], "--batch-sizee"),
+        (["--batch-size", "many"], "many"),
+        (["--optimizer", "sgdd"], "sgdd"),
+        (["--output-dir", "/proc/nothing"], "/proc/nothing"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit_:
+        split_backward.main(arguments)
+    assert exit_.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ") and message in line
+
+
+def test_diverging_arms_are_results(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    split_backward.main([*ARGUMENTS, "--seeds", "1", "--learning-rate", "1e6", "--cost-rounds", "1"])
+    assert {r["arm"] for r in records_of(tmp_path) if r["kind"] == "curve" and r["diverged"]}
+    assert "Traceback" not in capsys.readouterr().out
+
+
+def test_adam(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    split_backward.main([*ARGUMENTS, "--seeds", "1", "--optimizer", "adam", "--learning-rate", "0.002"])
+    assert "adam at rate 0.002" in capsys.readouterr().out
+
+
+def test_list_of_studies(tmp_path):
+    shown = run(cwd=tmp_path, module="experiments").stdout
+    assert "split_backward: One forward, several backward" in shown
+
+
+# The verdict follows from the numbers: made-up curves with a known answer.
+def made_up(accuracies, n=6):
+    """Records in which arm ``a`` reaches accuracy ``accuracies[a]`` at the end, passing 0.9 on the way if it can."""
+    random, records = np.random.default_rng(0), []
+    for seed in range(n):
+        for arm, end in accuracies.items():
+            for segment in range(10):
+                accuracy = end * (1 - 0.6 ** (segment + 1)) + random.normal(0, 0.002)
+                records.append(
+                    {"kind": "curve", "arm": arm, "seed": seed, "segment": segment, "examples": 100 * (segment + 1),
+                     "updates": segment, "test_accuracy": accuracy, "test_loss": 1.0, "seconds": 1.0, "diverged": False}
+                )  # fmt: skip
+        for number in range(3):
+            records.append(
+                {"kind": "cost", "round": 3 * seed + number, "one_ms": 1.0, "split_ms": 1.1, "small_ms": 2.0, "naive_ms": 5.0}
+            )
+    return records
+
+
+CONFIG = types.SimpleNamespace(num_groups=4, target_accuracy=0.9)
+
+
+@pytest.mark.parametrize(
+    ("ends", "sentences"),
+    [
+        ({"one": 0.92, "split": 0.98, "scaled": 0.98, "small": 0.98}, ["splitting helps", "nothing tells it from a 4 times"]),
+        ({"one": 0.98, "split": 0.98, "scaled": 0.93, "small": 0.99}, ["does better than a 4 times larger"]),
+        ({"one": 0.98, "split": 0.93, "scaled": 0.98, "small": 0.98}, ["splitting harms", "does worse than a 4 times"]),
+        ({"one": 0.97, "split": 0.97, "scaled": 0.97, "small": 0.97}, ["makes no difference that shows"]),
+    ],
+)
+def test_verdict_follows_from_the_numbers(ends, sentences):
+    text = " ".join(verdict(CONFIG, made_up(ends)))
+    for sentence in sentences:
+        assert sentence in text
+    assert "a split step takes 1.10 [1.10, 1.10] times an ordinary step" in text
+
+
+def test_verdict_of_few_seeds_says_so():
+    ends = dict.fromkeys(split_backward.ARMS, 0.97)
+    assert "too narrow" in verdict(CONFIG, made_up(ends, n=2))[-1]
+    assert "too narrow" not in verdict(CONFIG, made_up(ends, n=6))[-1]
