@@ -123,8 +123,12 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
         console,
         "SGD without momentum: split step from one step at K × the rate",
         ["K", "relative distance", "float32 rounding"],
-        [[str(r["num_groups"]), f"{r['relative_error']:.0e}", f"{r['rounding']:.0e}"] for r in exact],
+        [[str(r["num_groups"]), *(_tiny(r[key]) for key in ("relative_error", "rounding"))] for r in exact],
     )
+
+
+def _tiny(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.0e}"
 
 
 def verdict(config, records: Sequence[Record]) -> list[str]:

@@ -229,10 +229,11 @@ def check_num_groups(num_groups: int, batch_size: int) -> None:
     if num_groups >= 1 and batch_size % num_groups == 0:
         return
     divisors = [k for k in range(1, batch_size + 1) if batch_size % k == 0]
-    nearest = sorted(sorted(divisors, key=lambda k: abs(k - num_groups))[:2])
+    below = [k for k in divisors if k < num_groups][-1:]
+    above = [k for k in divisors if k > num_groups][:1]
     raise ValueError(
         f"num_groups={num_groups} does not divide batch_size={batch_size}. Nearest that do: "
-        f"{' and '.join(map(str, nearest))}."
+        f"{' and '.join(map(str, below + above))}."
     )
 
 

@@ -2,6 +2,12 @@
 
 import os
 import pathlib
+import tempfile
+
+# Compiling is most of the tests' time; the studies that they start as processes compile the same programs.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "jaxbatch-tests-compiled"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA:CPU logs long false alarms when it reads that cache
 
 import jaxtyping
 

@@ -99,7 +99,7 @@ def test_a_killed_run_goes_on_to_the_same_numbers(finished, tmp_path):
 
 def test_ctrl_c_is_one_line(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "experiments.split_backward", "--epochs", "500"]
+    command = [sys.executable, "-m", "experiments.split_backward", *ARGUMENTS[3:], "--epochs", "500"]
     process = subprocess.Popen(
         command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -141,7 +141,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys, monkeypatch, ar
 
 def test_diverging_arms_are_results(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    split_backward.main([*ARGUMENTS, "--seeds", "1", "--learning-rate", "1e6", "--cost-rounds", "1"])
+    split_backward.main([*ARGUMENTS, "--seeds", "1", "--learning-rate", "1e30", "--cost-rounds", "1"])
     assert {r["arm"] for r in records_of(tmp_path) if r["kind"] == "curve" and r["diverged"]}
     assert "Traceback" not in capsys.readouterr().out
 
