@@ -9,7 +9,7 @@ groups, all taken at the weights the batch started with. Four arms see the same 
     (d) small   K ordinary batches of B / K, each with its own forward at the current weights
 
     python -m experiments.split_backward                                                      about 2 minutes
-    python -m experiments.split_backward --dataset mnist --batch-size 600 --num-groups 10     about 15 minutes
+    python -m experiments.split_backward --dataset mnist --batch-size 600 --num-groups 10     about 12 minutes
 
 The measured answer stands in the README.
 """
@@ -29,10 +29,11 @@ from rich.console import Console
 
 import jaxbatch as jb
 from experiments.split_backward_report import draw_figure, print_tables, verdict
-from experiments.study import StudyConfig, check_positive, open_study, progress_bar, run_study
+from experiments.study import StudyConfig, check_positive, open_study, run_study
 from jaxbatch.batches import cut_batches, epoch_order, steps_per_epoch
 from jaxbatch.gradients import check_num_groups, split_groups
 from jaxbatch.records import RunFolder
+from jaxbatch.report import progress_bar
 from jaxbatch.timing import timed_rounds
 from jaxbatch.train import Task, TrainState, first_nonfinite, init_state, make_epoch, make_evaluate, make_train_step
 

@@ -9,8 +9,10 @@ from rich.console import Console
 from jaxbatch import plots
 from jaxbatch.records import Record
 from jaxbatch.report import Interval, interval, print_table
+from jaxbatch.split import largest_stable_curvature
 
 ARMS = ("one", "split", "scaled", "small")
+SAME_UPDATE = 1e-3  # of a step: far above rounding, far below what any other difference makes
 
 
 def arm_names(num_groups: int) -> dict[str, str]:
@@ -38,6 +40,11 @@ def final(records: Sequence[Record], arm: str, key: str) -> list[float]:
     """A value at each seed's last evaluation; NaN for a diverged run."""
     lasts = [curve(records, arm, seed)[-1] for seed in seeds_of(records)]
     return [float("nan") if last["diverged"] else last[key] for last in lasts]
+
+
+def is_lost(rows: Sequence[Record]) -> bool:
+    """Whether a run has diverged, or has collapsed: ends below half of the best accuracy it had."""
+    return rows[-1]["diverged"] or rows[-1]["test_accuracy"] < 0.5 * max(row["test_accuracy"] for row in rows)
 
 
 def to_target(records: Sequence[Record], arm: str, key: str, target: float) -> list[float]:
@@ -74,11 +81,11 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
     ends, ways = [], []
     for arm in ARMS:
         reached = np.isfinite(to_target(records, arm, "examples", target)).sum()
-        diverged = sum(curve(records, arm, seed)[-1]["diverged"] for seed in seeds)
+        lost = sum(is_lost(curve(records, arm, seed)) for seed in seeds)
         accuracy = interval(np.multiply(final(records, arm, "test_accuracy"), 100))
         loss = interval(final(records, arm, "test_loss"))
         worst = f"{100 * np.nanmin([*final(records, arm, 'test_accuracy'), np.inf]):.2f}"
-        ends.append([names[arm], f"{accuracy:.2f}", worst, f"{loss:.3f}", f"{diverged}/{len(seeds)}"])
+        ends.append([names[arm], f"{accuracy:.2f}", worst, f"{loss:.3f}", f"{lost}/{len(seeds)}"])
         way = {key: interval(to_target(records, arm, key, target)) for key in ("updates", "seconds")}
         thousands = interval(np.divide(to_target(records, arm, "examples", target), 1000))
         ways.append(
@@ -90,7 +97,7 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
                 f"{way['seconds']:.2f}",
             ]
         )
-    print_table(console, "At the end", ["arm", "test accuracy, %", "worst seed", "test loss", "diverged"], ends)
+    print_table(console, "At the end (lost: diverged, or below half of its own best accuracy)", ["arm", "accuracy, %", "worst", "test loss", "lost"], ends)
     title = f"To {100 * target:g}% test accuracy, mean over the seeds that reach it"
     print_table(console, title, ["arm", "reached", "examples / 1000", "updates", "seconds"], ways)
     rounds = [r for r in records if r["kind"] == "cost"]
@@ -143,8 +150,15 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
     standing, texts = {}, {}
     for other in ("one", "scaled", "small"):
         standing[other], texts[other] = _against(records, other, names[other], target)
-    sentences += texts.values()
     distances = [r for r in records if r["kind"] == "distance"]
+    if distances and max(r["batch_split_scaled"] for r in distances) < SAME_UPDATE:
+        standing["scaled"] = "identical"
+        texts["scaled"] = (
+            f"(b) and {names['scaled']} are the same update to rounding (a batch takes them apart by at most "
+            f"{_tiny(max(r['batch_split_scaled'] for r in distances))} of the step), so whatever their runs differ by is "
+            "chance: " + texts["scaled"].partition(": ")[2].rpartition(": ")[0] + "."
+        )
+    sentences += texts.values()
     if distances:
         scaled = interval([r["batch_split_scaled"] for r in distances])
         other = interval([r["batch_split_small"] for r in distances])
@@ -152,58 +166,79 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
             f"From the same state, one batch takes (b) and (c) apart by {100 * scaled.value:.1f}% of the step, (b) and "
             f"(d) by {100 * other.value:.1f}%."
         )
+    if config.optimizer == "sgd" and config.momentum > 0:
+        split_limit = largest_stable_curvature(config.learning_rate, config.momentum, k)
+        scaled_limit = largest_stable_curvature(k * config.learning_rate, config.momentum)
+        sentences.append(
+            f"Theory: on a quadratic loss (b) is stable up to curvature {split_limit:.3g}, (c) up to {scaled_limit:.3g}."
+        )
     helps = {
         "better": "helps against one update per batch",
         "worse": "harms against one update per batch",
+        "unstable": "is faster than one update per batch and then loses runs",
         "same": "makes no difference that shows against one update per batch",
     }[standing["one"]]
     only = {
+        "identical": f"it is a {k} times larger learning rate and nothing else",
         "same": f"nothing tells it from a {k} times larger learning rate",
         "better": f"it does better than a {k} times larger learning rate",
         "worse": f"it does worse than a {k} times larger learning rate",
+        "unstable": f"it is faster than a {k} times larger learning rate and then loses runs",
     }[standing["scaled"]]
     dear = interval([r["small_ms"] / r["split_ms"] for r in records if r["kind"] == "cost"], np.median)
     small = {
         "same": "do as well as far as the intervals tell",
         "better": "do worse",
         "worse": "do better",
+        "unstable": "are slower and steadier",
     }[standing["small"]]
     sentences.append(
         f"Verdict: splitting {helps}; {only}; {k} ordinary small batches {small}, at {dear:.2f} times its cost "
         f"(n = {n} seeds)."
     )
-    if n < 5:
-        sentences.append(f"n = {n}: intervals from so few seeds are too narrow; take --seeds 5 or more to rely on them.")
+    if n < 10:
+        sentences.append(f"n = {n}: bootstrap intervals of so few seeds are too narrow; take --seeds 10 to rely on them.")
     return sentences
 
 
 def _against(records: Sequence[Record], other: str, name: str, target: float) -> tuple[str, str]:
-    """How (b) stands to another arm: ``better``, ``worse`` or ``same``, and the sentence that says why."""
-    diverged = {
-        arm: sum(curve(records, arm, seed)[-1]["diverged"] for seed in seeds_of(records)) for arm in ("split", other)
-    }
-    if diverged["split"] != diverged[other]:
-        standing = "better" if diverged["split"] < diverged[other] else "worse"
-        return standing, f"Against {name}: (b) diverges in {diverged['split']} runs, the other in {diverged[other]}."
-    accuracy = paired(records, "split", other, final, "test_accuracy")
+    """How (b) stands to another arm, and the sentence that says why.
+
+    ``better``, ``worse`` or ``same`` by examples to the target, else by final accuracy, where an interval says so;
+    ``unstable`` where (b) would be better but loses more runs.
+    """
     mine, theirs = (np.asarray(to_target(records, arm, "examples", target)) for arm in ("split", other))
+    missed = [int(np.isnan(values).sum()) for values in (mine, theirs)]
+    lost = [sum(is_lost(curve(records, arm, seed)) for seed in seeds_of(records)) for arm in ("split", other)]
+    accuracy = paired(records, "split", other, final, "test_accuracy")
     ratio = interval(mine / theirs)
-    unreached = {arm: int(np.isnan(values).sum()) for arm, values in (("split", mine), (other, theirs))}
     points = Interval(*(100 * v for v in accuracy[:3]), accuracy.n)
     text = f"Against {name}: final accuracy differs by {points:+.2f} points"
     if ratio.n:
         text += f", examples to {100 * target:g}% by a factor of {ratio:.2f}"
-    if any(unreached.values()):
-        text += f" (target not reached by (b) in {unreached['split']} runs, by the other in {unreached[other]})"
-    if unreached["split"] != unreached[other]:
-        standing = "better" if unreached["split"] < unreached[other] else "worse"
+    n = len(mine)
+    if any(missed):
+        text += f"; target reached in {n - missed[0]} of {n} runs against {n - missed[1]}"
+    if any(lost):
+        text += f"; runs lost: {lost[0]} against {lost[1]}"
+    if missed[0] != missed[1]:
+        standing = "better" if missed[0] < missed[1] else "worse"
     elif ratio.excludes(1):
         standing = "better" if ratio.value < 1 else "worse"
     elif accuracy.excludes(0):
         standing = "better" if accuracy.value > 0 else "worse"
     else:
         standing = "same"
-    told = {"better": "(b) is ahead", "worse": "(b) is behind", "same": "the intervals hold no difference"}[standing]
+    if lost[0] > lost[1]:
+        standing = "unstable" if standing == "better" else "worse"
+    elif lost[0] < lost[1] and standing == "same":
+        standing = "better"
+    told = {
+        "better": "(b) is ahead",
+        "worse": "(b) is behind",
+        "same": "the intervals hold no difference",
+        "unstable": "(b) is ahead and then loses runs",
+    }[standing]
     return standing, f"{text}: {told}."
 
 
@@ -227,7 +262,7 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
         title=f"{config.dataset}, B = {config.batch_size}, K = {config.num_groups}, {len(seeds)} seeds",
     )
     left.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
-    left.legend(loc="lower right")
+    left.legend(loc="best")
     kinds = {"one": "ordinary\nstep", "split": "split\nstep", "small": f"{config.num_groups} small\nsteps", "naive": "naive\nsplit"}
     for place, kind in enumerate(kinds):
         ratio = cost_ratio(records, kind)
@@ -239,6 +274,7 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
                        textcoords="offset points", ha="center")
     right.set_xticks(range(len(kinds)), kinds.values())
     right.set(ylabel="time ÷ ordinary step", title="Cost of one batch")
+    right.set_axisbelow(True)
     right.grid(axis="x", visible=False)
     right.margins(y=0.12)
     return plots.save(figure, folder)

@@ -10,7 +10,6 @@ from typing import TypeVar
 
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 import jaxbatch
 from jaxbatch.data import DATASETS
@@ -27,7 +26,7 @@ class StudyConfig:
     """Data set: digits (embedded), mnist, fashion_mnist, kmnist; see the README for where files are looked for."""
     data_dir: str | None = None
     """Folder with the data set's official files, or a prepared TFDS folder. Default: JAXBATCH_DATA_DIR."""
-    seeds: int = 5
+    seeds: int = 10
     """Number of seeds; each has its own initial weights and its own order of examples."""
     output_dir: str = "results"
     """Where run folders are made."""
@@ -113,16 +112,3 @@ def run_study(
     config = parse(config_type, description, args)
     with one_line_errors():
         study(config, Console(highlight=False))
-
-
-def progress_bar(console: Console) -> Progress:
-    """A bar with examples/s and the time left, gone when done."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    )

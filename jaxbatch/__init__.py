@@ -22,7 +22,8 @@ from jaxbatch.gradients import (
 )
 from jaxbatch.losses import classification_loss, classification_metrics, correct, cross_entropy
 from jaxbatch.models import SimpleCNN
-from jaxbatch.split import split_backward
+from jaxbatch.report import track
+from jaxbatch.split import largest_stable_curvature, split_backward
 from jaxbatch.train import (
     FitConfig,
     Task,
@@ -61,6 +62,7 @@ __all__ = [
     "group_gradients",
     "init_state",
     "load_dataset",
+    "largest_stable_curvature",
     "losses_and_group_gradients",
     "losses_and_mean_gradient",
     "make_epoch",
@@ -71,4 +73,5 @@ __all__ = [
     "split_backward",
     "steps",
     "steps_per_epoch",
+    "track",
 ]

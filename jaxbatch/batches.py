@@ -135,7 +135,12 @@ def cut_batches(
 def epoch_batches(
     seed: int, epoch: int, num_examples: int, batch_size: int, *, partial: str = "drop"
 ) -> IndexBatches:
-    """The batches of one epoch: :func:`cut_batches` of :func:`epoch_order`."""
+    """The batches of one epoch: :func:`cut_batches` of :func:`epoch_order`.
+
+    Example:
+        >>> epoch_batches(0, 0, num_examples=10, batch_size=4).indices.shape
+        (2, 4)
+    """
     _check_sizes(num_examples, batch_size, partial)
     return cut_batches(epoch_order(seed, epoch, num_examples), batch_size, partial=partial)
 

@@ -48,6 +48,10 @@ def per_example_gradients(
         >>> loss_fn = lambda w, x: 0.5 * (x @ w) ** 2
         >>> per_example_gradients(loss_fn, jnp.array([1.0, 2.0]), jnp.eye(2)).tolist()
         [[1.0, 0.0], [0.0, 2.0]]
+
+    References:
+        The construction, ``vmap`` of ``grad``, is that of the JAX documentation's section on per-example
+        gradients.
     """
     batch_size = check_loss(loss_fn, params, batch)
     if microbatch_size is None:
@@ -124,6 +128,12 @@ def losses_and_group_gradients(
     """As :func:`group_gradients`, with the losses of the same forward pass: ``(losses, gradients, aux)``.
 
     ``aux`` is None without ``has_aux``.
+
+    Example:
+        >>> loss_fn = lambda w, x: 0.5 * (x - w) ** 2
+        >>> losses, gradients, _ = losses_and_group_gradients(loss_fn, jnp.array(0.0), jnp.array([1.0, 3.0]), 2)
+        >>> losses.tolist(), gradients.tolist()
+        ([0.5, 4.5], [-1.0, -3.0])
     """
     groups = split_groups(batch, num_groups, check_loss(loss_fn, params, batch, has_aux=has_aux))
     one_group = group_gradient_fn(loss_fn, has_aux=has_aux, microbatch_size=microbatch_size)
@@ -162,7 +172,14 @@ def accumulated_gradient(
 def losses_and_mean_gradient(
     loss_fn: LossFn, params: PyTree, batch: PyTree, *, microbatch_size: int | None = None
 ) -> tuple[Float[Array, "B"], PyTree]:
-    """The losses and the gradient of their mean: the ordinary step's work, in microbatches where asked for."""
+    """The losses and the gradient of their mean: the ordinary step's work, in microbatches where asked for.
+
+    Example:
+        >>> loss_fn = lambda w, x: 0.5 * (x - w) ** 2
+        >>> losses, gradient = losses_and_mean_gradient(loss_fn, jnp.array(0.0), jnp.array([1.0, 3.0]))
+        >>> losses.tolist(), float(gradient)
+        ([0.5, 4.5], -2.0)
+    """
     check_loss(loss_fn, params, batch)
     losses, gradient, _ = group_gradient_fn(loss_fn, microbatch_size=microbatch_size)(params, batch)
     return losses, gradient

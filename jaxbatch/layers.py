@@ -44,7 +44,13 @@ def to_layout(images: Float[Array, "B H W C"], layout: Layout) -> Array:
 
 
 def flatten(x: Array, layout: Layout) -> Float[Array, "B features"]:
-    """Activations in ``layout`` to one row per example, features in (H, W, C) order whatever the layout."""
+    """Activations in ``layout`` to one row per example, features in (H, W, C) order whatever the layout.
+
+    Example:
+        >>> images = jnp.arange(8.0).reshape(2, 2, 1, 2)
+        >>> bool((flatten(to_layout(images, "batch_minor"), "batch_minor") == images.reshape(2, 4)).all())
+        True
+    """
     if layout == "batch_minor":
         return x.transpose(1, 2, 0, 3).reshape(-1, x.shape[-1]).T
     return x.reshape(x.shape[0], -1)
@@ -149,6 +155,12 @@ def conv_max_pool(
 
     Raises:
         ValueError: as :func:`conv` and :func:`max_pool`.
+
+    Example:
+        >>> images, kernel = jnp.arange(36.0).reshape(1, 6, 6, 1), jnp.ones((1, 3, 3, 1))
+        >>> x = to_layout(images, "batch_minor")
+        >>> conv_max_pool(x, kernel, window=2, layout="batch_minor")[0, :, :, 0].tolist()
+        [[126.0, 144.0], [234.0, 252.0]]
     """
     phases, wide = window * window, kernel.shape[1] + window - 1
     rows, columns = ((n + 2 * padding - kernel.shape[1] + 1) // window for n in x.shape[1:3])

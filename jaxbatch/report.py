@@ -1,11 +1,12 @@
-"""Intervals, tables and the sentences that follow from them."""
+"""What a run shows: progress, intervals, tables."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich import box
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 
@@ -68,3 +69,32 @@ def print_table(console: Console, title: str, columns: Sequence[str], rows: Sequ
     for row in rows:
         table.add_row(*row)
     console.print(table)
+
+
+def progress_bar(console: Console | None = None) -> Progress:
+    """A bar with examples/s and the time left, gone when done; a task is added with ``rate=""``."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
+
+
+def track(records: Iterable[dict[str, Any]], console: Console | None = None) -> Iterator[dict[str, Any]]:
+    """Passes on the records of :func:`jaxbatch.fit` and shows a progress bar meanwhile.
+
+    Example:
+        ``for record in jb.track(jb.fit(task, config)): ...``
+    """
+    with progress_bar(console) as bar:
+        task, before = bar.add_task("training", rate=""), None
+        for record in records:
+            fresh = record["examples"] - (before["examples"] if before else 0)
+            rate = f"{fresh / record['train_seconds']:,.0f} examples/s" if before else ""
+            bar.update(task, completed=record["batches"], total=record["total_batches"], rate=rate)
+            before = record
+            yield record

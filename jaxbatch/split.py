@@ -106,3 +106,43 @@ def split_backward(
         return (params, opt_state, losses, aux) if has_aux else (params, opt_state, losses)
 
     return step
+
+
+def largest_stable_curvature(learning_rate: float, momentum: float, num_groups: int = 1) -> float:
+    r"""The curvature up to which SGD with split batches is stable on a quadratic loss.
+
+    On :math:`\ell(\theta) = \tfrac12 \lambda \theta^2` one batch of K updates is a linear map of
+    :math:`(\theta, v)`. It flips sign and grows when :math:`1 + \mathrm{tr} + \det < 0`, that is beyond
+
+    .. math:: \lambda^* = \frac{2 (1 + \mu^K)}{\eta\,[W (1 + \mu^K) - \mu s^2]},\quad
+        s = \sum_{j=0}^{K-1} \mu^j,\quad W = \sum_{k=1}^{K} \frac{1 - \mu^{K-k+1}}{1 - \mu}
+
+    For K = 1 this is the textbook :math:`2(1+\mu)/\eta`. Without momentum it is :math:`2/(K\eta)`, that of one
+    update at K times the rate; with momentum it is less: the K updates spend the velocity within the batch, so it
+    averages over no batches but this one, and the factor :math:`1 + \mu` is lost.
+
+    Args:
+        learning_rate: :math:`\eta`, of each of the K updates.
+        momentum: :math:`\mu`, at least 0 and below 1.
+        num_groups: K.
+
+    Raises:
+        ValueError: a rate not above 0, a momentum outside [0, 1), K below 1.
+
+    Example:
+        >>> largest_stable_curvature(0.2, 0.5), round(largest_stable_curvature(0.02, 0.5, num_groups=10), 2)
+        (15.0, 6.25)
+
+    References:
+        For K = 1: Polyak, *Some methods of speeding up the convergence of iteration methods*, 1964.
+    """
+    if not learning_rate > 0:
+        raise ValueError(f"learning_rate={learning_rate} must be above 0.")
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum={momentum} must be at least 0 and below 1.")
+    if num_groups < 1:
+        raise ValueError(f"num_groups={num_groups} must be at least 1.")
+    velocity = sum(momentum**j for j in range(num_groups))
+    weight = sum((1 - momentum ** (k + 1)) / (1 - momentum) for k in range(num_groups))
+    decay = momentum**num_groups
+    return 2 * (1 + decay) / (learning_rate * (weight * (1 + decay) - momentum * velocity**2))

@@ -55,7 +55,12 @@ def classification_task(model, dataset: Dataset, *, microbatch_size: int | None 
         model: a module whose ``apply(variables, images)`` returns logits.
         dataset: from :func:`jaxbatch.load_dataset`.
         microbatch_size: examples worked on at a time. ``None``: 128 on CPU, where larger batches fall out
-            of the cache (SimpleCNN: 3 to 5 times slower at once), all at once elsewhere.
+            of the cache (SimpleCNN: 3 times slower at once), all at once elsewhere.
+
+    Example:
+        >>> from jaxbatch import SimpleCNN, load_dataset
+        >>> classification_task(SimpleCNN(), load_dataset("digits")).num_examples
+        1442
     """
     if microbatch_size is None and jax.default_backend() == "cpu":
         microbatch_size = 128
@@ -71,7 +76,13 @@ def classification_task(model, dataset: Dataset, *, microbatch_size: int | None 
 
 
 def init_state(task: Task, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-    """Parameters and optimizer state at the start, a pure function of the seed."""
+    """Parameters and optimizer state at the start, a pure function of the seed.
+
+    Example:
+        >>> task = Task(lambda key: jax.random.normal(key, (2,)), None, None, jnp.zeros((4, 1)), None)
+        >>> bool((init_state(task, optax.sgd(0.1), 3).params == init_state(task, optax.sgd(0.1), 3).params).all())
+        True
+    """
     params = jax.jit(task.init)(jax.random.fold_in(jax.random.key(seed), _INIT))
     return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
@@ -99,6 +110,13 @@ def make_train_step(
 
     Raises:
         ValueError: from the step, for a batch of another size.
+
+    Example:
+        >>> step = make_train_step(lambda w, x: 0.5 * (x - w) ** 2, optax.sgd(0.5), batch_size=2)
+        >>> state = TrainState(jnp.array(0.0), optax.sgd(0.5).init(0.0), jnp.array(0))
+        >>> state, losses = step(state, jnp.array([1.0, 3.0]))
+        >>> float(state.params), int(state.step), losses.tolist()
+        (1.0, 1, [0.5, 4.5])
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1.")
@@ -128,6 +146,13 @@ def make_epoch(step: Callable) -> Callable[[TrainState, PyTree, Int32[Array, "S 
         ``run(state, data, indices) -> (state, losses)``: ``indices`` ``(S, B)`` say which examples go into
         which batch; ``losses`` ``(S,)`` are the batches' mean losses before each step. The incoming state's
         memory is reused for the outgoing one: do not use it again.
+
+    Example:
+        >>> step = make_train_step(lambda w, x: 0.5 * (x - w) ** 2, optax.sgd(0.5), batch_size=1)
+        >>> state = TrainState(jnp.array(0.0), optax.sgd(0.5).init(0.0), jnp.array(0))
+        >>> state, losses = make_epoch(step)(state, jnp.array([2.0, 6.0]), jnp.array([[1], [0]]))
+        >>> float(state.params), losses.tolist()
+        (2.5, [18.0, 0.5])
     """
 
     def run(state, data, indices):
@@ -146,6 +171,11 @@ def make_evaluate(
     """Mean metrics over a data set: ``evaluate(params, data) -> {name: scalar}``, compiled.
 
     The last batch is padded and masked, so every example counts once.
+
+    Example:
+        >>> evaluate = make_evaluate(lambda w, x: {"loss": (x - w) ** 2}, num_examples=3, batch_size=2)
+        >>> float(evaluate(jnp.array(0.0), jnp.array([1.0, 2.0, 2.0]))["loss"])
+        3.0
     """
     batches = cut_batches(jnp.arange(num_examples), min(batch_size, num_examples), partial="pad")
 
@@ -180,10 +210,22 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
             order of examples. ``None``: start from the seed.
 
     Yields:
-        ``batches`` and ``examples`` seen, optimizer ``updates``, ``epoch`` (a fraction), mean training ``loss``
+        ``batches`` and ``examples`` seen, ``total_batches`` to come to, optimizer ``updates``, ``epoch`` (a fraction), mean training ``loss``
         since the last record, ``test_loss``, ``test_accuracy``, ``train_seconds`` (computation since the last
         record, compiling apart), ``compile_seconds``, ``diverged``, and ``state``. A loss that is not
         finite ends the run with a last record: ``diverged`` True, and ``diverged_at_batch``.
+
+    Raises:
+        ValueError: a batch larger than the data set, a duration without a unit.
+
+    Example:
+        >>> loss_fn = lambda w, x: 0.5 * (x - w) ** 2
+        >>> metrics_fn = lambda w, x: {"loss": loss_fn(w, x), "accuracy": jnp.zeros(x.shape[0])}
+        >>> data = jnp.array([1.0, 2.0, 3.0, 4.0])
+        >>> task = Task(lambda key: jnp.array(0.0), loss_fn, metrics_fn, data, data)
+        >>> records = fit(task, FitConfig(optax.sgd(0.5), batch_size=4, duration=epochs(3)))
+        >>> [round(record["test_loss"], 4) for record in records]
+        [1.4062, 0.8203, 0.6738]
     """
     num_examples, batch_size = task.num_examples, config.batch_size
     per_epoch = steps_per_epoch(num_examples, batch_size)
@@ -219,6 +261,7 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
         test = evaluate(state.params, task.test_data)
         yield {
             "batches": done,
+            "total_batches": total,
             "examples": done * batch_size,
             "updates": int(state.step),
             "epoch": done / per_epoch,

@@ -395,6 +395,17 @@ def test_prepared_tfds_folder_without_tensorflow(cache, prepared_folder):
     assert "tensorflow" not in sys.modules
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_prepared_tfrecord_folder_needs_tensorflow(cache, prepared_folder, monkeypatch):
+    folder, _ = prepared_folder("array_record")
+    (info,) = folder.glob("mnist/*/dataset_info.json")
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"prepared as tfrecord.*pip install 'jaxbatch\[prepare\]'") as error:
+        jb.load_dataset("mnist", data_dir=folder)
+    assert "\n" not in str(error.value)
+
+
 def test_nothing_imports_tensorflow_datasets_before_it_is_needed():
     code = "import sys, jaxbatch as jb; jb.load_dataset('digits'); assert 'tensorflow_datasets' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

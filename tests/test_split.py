@@ -132,6 +132,30 @@ def test_batch_of_one_and_group_of_one():
     assert_close(ours, reference.split_backward(loss_fn, optimizer, 1, params, optimizer.init(params), batch), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("num_groups", [1, 2, 5, 10])
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+def test_largest_stable_curvature(x64, num_groups, momentum):
+    # Just below the limit the real step shrinks a parameter, just above it blows it up.
+    limit = jb.largest_stable_curvature(0.02, momentum, num_groups)
+    assert jb.largest_stable_curvature(0.02 * num_groups, momentum) >= limit * (1 - 1e-12)
+    optimizer = optax.sgd(0.02, momentum)
+    for factor, grows in ((0.98, False), (1.02, True)):
+        step = jb.split_backward(lambda w, x: 0.5 * factor * limit * w**2 + 0 * x, optimizer, num_groups)
+
+        def body(carry, _):
+            return step(*carry, jnp.zeros(num_groups))[:2], None
+
+        start = jnp.array(1.0)
+        (end, _), _ = lax.scan(body, (start, optimizer.init(start)), None, length=2000)
+        assert (abs(float(end)) > 1) == grows
+
+
+def test_largest_stable_curvature_refuses():
+    for args, message in (((0.0, 0.5), "learning_rate=0"), ((0.1, 1.0), "momentum=1"), ((0.1, 0.5, 0), "num_groups=0")):
+        with pytest.raises(ValueError, match=message):
+            jb.largest_stable_curvature(*args)
+
+
 def test_naive_way_is_the_same_step(problem):
     loss_fn, params, batch = problem
     optimizer = optax.sgd(0.1, 0.9)

@@ -176,7 +176,7 @@ def made_up(accuracies, n=6):
     return records
 
 
-CONFIG = types.SimpleNamespace(num_groups=4, target_accuracy=0.9)
+CONFIG = types.SimpleNamespace(num_groups=4, target_accuracy=0.9, optimizer="sgd", momentum=0.5, learning_rate=0.02)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,26 @@ def test_verdict_follows_from_the_numbers(ends, sentences):
     assert "a split step takes 1.10 [1.10, 1.10] times an ordinary step" in text
 
 
+def test_a_collapsed_run_is_a_lost_run():
+    records = made_up({"one": 0.97, "split": 0.97, "scaled": 0.97, "small": 0.97})
+    for record in records:
+        if record.get("arm") == "split" and record["seed"] == 2 and record["segment"] == 9:
+            record["test_accuracy"] = 0.1
+    text = " ".join(verdict(CONFIG, records))
+    assert "runs lost: 1 against 0" in text and "does worse than a 4 times larger learning rate" in text
+
+
+def test_the_same_update_is_called_so_whatever_chance_does():
+    # Without momentum (b) and (c) are one rule; made-up runs that differ must not be told apart.
+    records = made_up({"one": 0.92, "split": 0.98, "scaled": 0.93, "small": 0.98})
+    distance = {"kind": "distance", "batch_split_scaled": 1e-5, "batch_split_small": 0.3}
+    text = " ".join(verdict(CONFIG, [*records, distance]))
+    assert "it is a 4 times larger learning rate and nothing else" in text and "is chance" in text
+    text = " ".join(verdict(CONFIG, [*records, distance | {"batch_split_scaled": 0.5}]))
+    assert "does better than a 4 times larger" in text
+
+
 def test_verdict_of_few_seeds_says_so():
     ends = dict.fromkeys(split_backward.ARMS, 0.97)
     assert "too narrow" in verdict(CONFIG, made_up(ends, n=2))[-1]
-    assert "too narrow" not in verdict(CONFIG, made_up(ends, n=6))[-1]
+    assert "too narrow" not in verdict(CONFIG, made_up(ends, n=10))[-1]

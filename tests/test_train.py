@@ -1,10 +1,13 @@
 """Steps, epochs, fit: against plain loops; divergence is a record; a run can go on where another ended."""
 
+import io
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from rich.console import Console
 
 import jaxbatch as jb
 from jaxbatch.train import first_nonfinite
@@ -74,6 +77,15 @@ def test_yielded_states_stay_usable(task):
     # The compiled epoch reuses its input's memory; what was yielded must not be what it reuses.
     states = [record["state"] for record in jb.fit(task, jb.FitConfig(optax.sgd(0.01), 8, jb.epochs(3)))]
     assert len({float(state.params["out"][0, 0]) for state in states}) == 3
+
+
+def test_track_passes_the_records_on_and_shows_where_it_stands(task):
+    out = io.StringIO()
+    config = jb.FitConfig(optax.sgd(0.01), 8, jb.epochs(3))
+    console = Console(file=out, force_terminal=True, width=100)
+    records = list(jb.track(jb.fit(task, config), console))
+    assert [r["batches"] for r in records] == [3, 6, 9] and records[-1]["total_batches"] == 9
+    assert "100%" in out.getvalue() and "examples/s" in out.getvalue()
 
 
 def test_divergence_is_a_record(task):
