@@ -12,7 +12,9 @@ from typing import Any
 import jax
 
 
-def timed_rounds(functions: Mapping[str, Callable[[], Any]], rounds: int, *, seed: int = 0) -> Iterator[dict[str, float]]:
+def timed_rounds(
+    functions: Mapping[str, Callable[[], Any]], rounds: int, *, rest: float = 0.0, seed: int = 0
+) -> Iterator[dict[str, float]]:
     """Runs every function once a round and yields the times in milliseconds.
 
     A first round, which compiles and touches memory, is run and not yielded. The order within a round is
@@ -21,6 +23,8 @@ def timed_rounds(functions: Mapping[str, Callable[[], Any]], rounds: int, *, see
     Args:
         functions: name to a function of no arguments; its result is waited for.
         rounds: number of rounds to yield, at least 1.
+        rest: seconds to wait before each run. The threads of OpenMP and of XLA spin for milliseconds after their
+            last work, and what runs next on the same cores would pay for it.
         seed: of the order.
 
     Raises:
@@ -39,6 +43,7 @@ def timed_rounds(functions: Mapping[str, Callable[[], Any]], rounds: int, *, see
     for _ in range(rounds):
         times = {}
         for name in shuffle(list(functions), len(functions)):
+            time.sleep(rest)
             started = time.perf_counter()
             jax.block_until_ready(functions[name]())
             times[name] = (time.perf_counter() - started) * 1e3

@@ -38,13 +38,14 @@ from jaxbatch.timing import timed_rounds
 from jaxbatch.train import Task, init_state, make_epoch, make_train_step
 
 RATE, MOMENTUM = 0.02, 0.5
+IN_A_ROW = 5  # calls of one contender before the next: a step in a loop, its data still in the cache
 
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
     """Flags of all benchmarks."""
 
-    rounds: int = 30
+    rounds: int = 20
     """Rounds; each runs every contender once."""
     json: str | None = None
     """File for one flat JSON record a row."""
@@ -108,7 +109,7 @@ def train(config: Train) -> list[dict]:
     optimizer = optax.sgd(RATE, MOMENTUM)
     rows = []
     for batch_size in config.batch_sizes:
-        num_steps = max(1, min(300, 1200 // batch_size))
+        num_steps = max(2, min(300, 6000 // batch_size))
         task = make_task(num_steps * batch_size)
         indices = cut_batches(jnp.arange(task.num_examples), batch_size).indices
         step = make_train_step(task.loss_fn, optimizer, batch_size, microbatch_size=task.microbatch_size)
@@ -147,7 +148,7 @@ def split(config: Split) -> list[dict]:
         contenders["torch.func vmap"] = lambda: peer.run("func")
     memory = {"ours_bytes": step_bytes(ours, arguments), "plain_bytes": step_bytes(plain, arguments)}
     memory["param_bytes"] = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    rows = make_rows("split", size, groups, finish(contenders, config.rounds, peer))
+    rows = make_rows("split", size, groups, finish(in_a_row(contenders), config.rounds, peer), per=IN_A_ROW)
     return [row | memory for row in rows] + gradients(Gradients(config.rounds, batch_size=size))
 
 
@@ -165,14 +166,24 @@ def gradients(config: Gradients) -> list[dict]:
     peer = start_peer(task, params, config.batch_size, config.batch_size)
     if peer:
         contenders["torch.func vmap"] = lambda: peer.run("func")
-    rounds = finish(contenders, config.rounds, peer)
-    return make_rows("gradients", config.batch_size, config.batch_size, rounds)
+    rounds = finish(in_a_row(contenders), config.rounds, peer)
+    return make_rows("gradients", config.batch_size, config.batch_size, rounds, per=IN_A_ROW)
+
+
+def in_a_row(contenders):
+    """Each contender called several times in a row, each result waited for."""
+
+    def repeat(function):
+        for _ in range(IN_A_ROW):
+            jax.block_until_ready(function())
+
+    return {name: lambda function=function: repeat(function) for name, function in contenders.items()}
 
 
 def finish(contenders, rounds: int, peer: Peer | None) -> list[dict[str, float]]:
     """Times the contenders and ends the peer's process."""
     try:
-        return list(timed_rounds(contenders, rounds))
+        return list(timed_rounds(contenders, rounds, rest=0.03))
     finally:
         if peer:
             peer.close()

@@ -15,7 +15,8 @@ def groups_of(batch, num_groups):
 
 def group_gradients(loss_fn, params, batch, num_groups):
     """A Python loop over groups."""
-    gradients = [jax.grad(lambda p: loss_fn(p, group).mean())(params) for group in groups_of(batch, num_groups)]
+    gradient = jax.jit(jax.grad(lambda p, group: loss_fn(p, group).mean()))
+    gradients = [gradient(params, group) for group in groups_of(batch, num_groups)]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *gradients)
 
 
@@ -26,7 +27,7 @@ def per_example_gradients(loss_fn, params, batch):
 
 def mean_gradient(loss_fn, params, batch):
     """The gradient of the mean loss, in one piece."""
-    return jax.grad(lambda p: loss_fn(p, batch).mean())(params)
+    return jax.jit(jax.grad(lambda p: loss_fn(p, batch).mean()))(params)
 
 
 def split_backward(loss_fn, optimizer, num_groups, params, opt_state, batch):

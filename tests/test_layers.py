@@ -129,20 +129,19 @@ def test_simple_cnn_has_the_study_s_parameters():
                 np.testing.assert_allclose(np.asarray(leaf).std(), bound / 3**0.5, rtol=0.1)
 
 
-@pytest.mark.parametrize("layout", [None, *LAYOUTS])
-@pytest.mark.parametrize("batch_size", [1, 3, 48])
+@pytest.mark.parametrize(("layout", "batch_size"), [(None, 48), ("batch_minor", 1), ("batch_minor", 3), ("native", 3)])
 def test_simple_cnn_equals_flax_layers(digits, layout, batch_size):
     images, labels = (leaf[:batch_size] for leaf in digits)
     model, plain = jb.SimpleCNN(layout=layout), reference.PlainSimpleCNN()
     params = model.init(jax.random.key(1), images)
     theirs = plain.from_simple_cnn(params)
-    np.testing.assert_allclose(model.apply(params, images), plain.apply(theirs, images), atol=2e-6)
+    np.testing.assert_allclose(jax.jit(model.apply)(params, images), jax.jit(plain.apply)(theirs, images), atol=2e-6)
 
     def loss(apply):
         return lambda p: jb.cross_entropy(apply(p, images), labels).mean()
 
-    mine = plain.from_simple_cnn(jax.grad(loss(model.apply))(params))
-    expected = jax.grad(loss(plain.apply))(theirs)
+    mine = plain.from_simple_cnn(jax.jit(jax.grad(loss(model.apply)))(params))
+    expected = jax.jit(jax.grad(loss(plain.apply)))(theirs)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), mine, expected)
 
 

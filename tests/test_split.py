@@ -147,7 +147,7 @@ def test_largest_stable_curvature(x64, num_groups, momentum):
 
         start = jnp.array(1.0)
         (end, _), _ = lax.scan(body, (start, optimizer.init(start)), None, length=2000)
-        assert (abs(float(end)) > 1) == grows
+        assert (not abs(float(end)) <= 1) == grows  # blown up may be infinite or NaN by now
 
 
 def test_largest_stable_curvature_refuses():
