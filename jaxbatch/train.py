@@ -54,7 +54,7 @@ def classification_task(model, dataset: Dataset, *, microbatch_size: int | None 
     Args:
         model: a module whose ``apply(variables, images)`` returns logits.
         dataset: from :func:`jaxbatch.load_dataset`.
-        microbatch_size: examples worked on at a time. ``None``: 128 on CPU, where larger batches fall out
+        microbatch_size: examples worked on at a time. ``None``: 64 on CPU, where larger batches fall out
             of the cache (SimpleCNN: 3 times slower at once), all at once elsewhere.
 
     Example:
@@ -63,7 +63,7 @@ def classification_task(model, dataset: Dataset, *, microbatch_size: int | None 
         1442
     """
     if microbatch_size is None and jax.default_backend() == "cpu":
-        microbatch_size = 128
+        microbatch_size = 64
     shape = (1, *dataset.train_images.shape[1:])
     return Task(
         init=lambda key: model.init(key, jnp.zeros(shape)),
