@@ -16,6 +16,7 @@ What it amounts to, for SGD with rate :math:`\eta`:
 * Adam and other normalised optimizers: no rescaling of one update, K updates of about :math:`\eta` each.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -112,14 +113,17 @@ def largest_stable_curvature(learning_rate: float, momentum: float, num_groups: 
     r"""The curvature up to which SGD with split batches is stable on a quadratic loss.
 
     On :math:`\ell(\theta) = \tfrac12 \lambda \theta^2` one batch of K updates is a linear map of
-    :math:`(\theta, v)`. It flips sign and grows when :math:`1 + \mathrm{tr} + \det < 0`, that is beyond
+    :math:`(\theta, v)`. It grows with alternating sign when :math:`1 + \mathrm{tr} + \det < 0` and in circles when
+    :math:`\det > 1`, that is beyond the smaller of
 
-    .. math:: \lambda^* = \frac{2 (1 + \mu^K)}{\eta\,[W (1 + \mu^K) - \mu s^2]},\quad
-        s = \sum_{j=0}^{K-1} \mu^j,\quad W = \sum_{k=1}^{K} \frac{1 - \mu^{K-k+1}}{1 - \mu}
+    .. math:: \frac{2 (1 + \mu^K)}{\eta\,[W (1 + \mu^K) - \mu s^2]},\qquad
+        \frac{1 - \mu^K}{\eta\,[\mu s^2 - \mu^K W]},\qquad
+        s = \sum_{j=0}^{K-1} \mu^j,\quad W = \sum_{k=1}^{K} \frac{1 - \mu^{K-k+1}}{1 - \mu}.
 
     For K = 1 this is the textbook :math:`2(1+\mu)/\eta`. Without momentum it is :math:`2/(K\eta)`, that of one
     update at K times the rate; with momentum it is less: the K updates spend the velocity within the batch, so it
-    averages over no batches but this one, and the factor :math:`1 + \mu` is lost.
+    averages over no batches but this one: at K = 10 the limit is 2.4 times lower with :math:`\mu = 0.5`, and 14
+    times with :math:`\mu = 0.9`.
 
     Args:
         learning_rate: :math:`\eta`, of each of the K updates.
@@ -145,4 +149,7 @@ def largest_stable_curvature(learning_rate: float, momentum: float, num_groups: 
     velocity = sum(momentum**j for j in range(num_groups))
     weight = sum((1 - momentum ** (k + 1)) / (1 - momentum) for k in range(num_groups))
     decay = momentum**num_groups
-    return 2 * (1 + decay) / (learning_rate * (weight * (1 + decay) - momentum * velocity**2))
+    alternating = 2 * (1 + decay) / (learning_rate * (weight * (1 + decay) - momentum * velocity**2))
+    gain = momentum * velocity**2 - decay * weight  # 0 for K = 1 and without momentum
+    circling = (1 - decay) / (learning_rate * gain) if gain > 1e-12 else math.inf
+    return min(alternating, circling)
