@@ -296,15 +296,20 @@ def test_data_dir_must_exist(cache, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore")  # TFDS and protobuf warn as they are imported
 def test_no_network_is_one_line(cache, tmp_path, monkeypatch):
-    import requests
-
     def refuse(*_, **__):
-        raise requests.ConnectionError("no route to host")
+        raise OSError("no route to host")
 
-    monkeypatch.setattr(requests.Session, "send", refuse)
+    monkeypatch.setattr("socket.create_connection", refuse)
+    monkeypatch.setattr("urllib.request.getproxies", dict)
     with pytest.raises(ConnectionError, match="kmnist: could not be downloaded .*'digits'") as error:
         jb.load_dataset("kmnist", data_dir=tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_reachability_is_left_to_a_proxy_where_there_is_one(monkeypatch):
+    monkeypatch.setattr("socket.create_connection", lambda *_: pytest.fail("went past the proxy"))
+    monkeypatch.setattr("urllib.request.getproxies", lambda: {"https": "http://proxy:3128"})
+    prepared.check_reachable("https://example.org/file.gz")
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -320,6 +325,7 @@ def test_download_through_tfds(cache, small_mnist, monkeypatch):
         return {file: folder / "mnist" / url.rsplit("/", 1)[-1] for file, url in urls.items()}
 
     monkeypatch.setattr(tfds.download.DownloadManager, "download", download)
+    monkeypatch.setattr(prepared, "check_reachable", lambda url: None)
     np.testing.assert_array_equal(jb.load_dataset("mnist").train_images[..., 0], arrays[0])
     assert set(asked[0]) == {f"{role}.gz" for role in IDX_ROLES}
     jb.load_dataset("mnist")

@@ -6,6 +6,9 @@ tensorflow-datasets is imported inside the functions: it costs seconds, and most
 import importlib.util
 import pathlib
 import shutil
+import socket
+import urllib.parse
+import urllib.request
 
 import numpy as np
 
@@ -75,6 +78,7 @@ def download_official(name: str, destination: pathlib.Path) -> list[pathlib.Path
 
         builder = tfds.builder(name, data_dir=str(destination / "tfds"))
         urls = {url.rsplit("/", 1)[-1]: url for url in builder.url_infos}
+        check_reachable(urls[wanted[0]])
         manager = tfds.download.DownloadManager(
             download_dir=str(destination / "tfds" / "downloads"),
             url_infos=builder.url_infos,
@@ -93,6 +97,23 @@ def download_official(name: str, destination: pathlib.Path) -> list[pathlib.Path
         shutil.copyfile(fetched[file], part)
         paths.append(part.replace(folder / file))
     return paths
+
+
+def check_reachable(url: str, timeout: float = 10.0) -> None:
+    """Raises an OSError at once where TFDS would retry for minutes, a warning each time.
+
+    Args:
+        url: what is to be fetched.
+        timeout: seconds to wait for an answer. Behind a proxy nothing is tried: only the proxy knows.
+    """
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme in urllib.request.getproxies():
+        return
+    port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+    try:
+        socket.create_connection((parts.hostname, port), timeout).close()
+    except OSError as error:
+        raise ConnectionError(f"{parts.hostname} cannot be reached: {error}") from error
 
 
 def _one_line(error: Exception) -> str:
