@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, PyTree
 
 LossFn = Callable[[PyTree, PyTree], Any]  # (params, batch) -> (B,) losses, or (losses, aux)
 Method = str  # "map", "vmap" or "unroll"
-_CPU_VMAP = 64  # examples side by side whose activations stay in a CPU's cache (SimpleCNN: 32 to 64 are fastest)
+_CPU_VMAP = 64  # examples side by side whose activations stay in a CPU's cache
 
 
 def per_example_gradients(

@@ -149,8 +149,7 @@ def conv_max_pool(
     the kernel, shifted to each phase and padded with zeros, is a (p²·O) × (k+p−1)²C matrix. Against
     plain im2col the gathered patches shrink by p²k²/(k+p−1)² (2.8 for k = 5, p = 2) while the
     multiplications grow by (k+p−1)²/k² (1.44), the product has p² times the rows, and the maximum is taken
-    over a leading axis, in long vectors. On CPU, memory is what decides: SimpleCNN's step at B = 60 takes
-    0.58 times as long. Where the padded kernel would outweigh the patches it saves (the last layers of a
+    over a leading axis, in long vectors. On CPU, memory is what decides. Where the padded kernel would outweigh the patches it saves (the last layers of a
     network, small batches), im2col is used.
 
     Raises:

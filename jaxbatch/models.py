@@ -1,6 +1,5 @@
 """The networks of the studies, in Flax Linen: ``model.init(key, images)``, ``model.apply(variables, images)``."""
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Shaped
@@ -18,6 +17,7 @@ class SimpleCNN(nn.Module):
     :func:`jaxbatch.losses.cross_entropy` computes the two together.
 
     Example:
+        >>> import jax
         >>> model = SimpleCNN()
         >>> params = model.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
         >>> sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -55,7 +55,7 @@ def classification_task(model, dataset: Dataset, *, microbatch_size: int | None 
         model: a module whose ``apply(variables, images)`` returns logits.
         dataset: from :func:`jaxbatch.load_dataset`.
         microbatch_size: examples worked on at a time. ``None``: 64 on CPU, where larger batches fall out
-            of the cache (SimpleCNN: 3 times slower at once), all at once elsewhere.
+            of the cache, all at once elsewhere.
 
     Example:
         >>> from jaxbatch import SimpleCNN, load_dataset
