@@ -157,3 +157,18 @@ def _check_sizes(num_examples: int, batch_size: int, partial: str) -> None:
             f"batch_size={batch_size} is larger than the data set (num_examples={num_examples}), so every batch "
             "would be dropped. Take a smaller batch, or partial='pad'."
         )
+
+
+def even_part(batch_size: int, at_most: int) -> int:
+    """The largest divisor of ``batch_size`` that is at most ``at_most``, unless that is below half of it.
+
+    A batch worked on in parts leaves no odd part at the end where a divisor is near.
+
+    Example:
+        >>> even_part(600, 128), even_part(509, 128)
+        (120, 128)
+    """
+    for size in range(min(batch_size, at_most), at_most // 2, -1):
+        if batch_size % size == 0:
+            return size
+    return min(batch_size, at_most)

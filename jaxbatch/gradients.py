@@ -19,6 +19,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
+from jaxbatch.batches import even_part
+
 LossFn = Callable[[PyTree, PyTree], Any]  # (params, batch) -> (B,) losses, or (losses, aux)
 Method = str  # "map", "vmap" or "unroll"
 _CPU_VMAP = 64  # examples side by side whose activations stay in a CPU's cache
@@ -293,22 +295,9 @@ def _check_microbatch_size(microbatch_size: int) -> None:
         raise ValueError(f"microbatch_size={microbatch_size} must be at least 1.")
 
 
-def even_microbatch_size(batch_size: int, microbatch_size: int) -> int:
-    """The largest divisor of B that is at most ``microbatch_size``, unless that is below half of it.
-
-    Example:
-        >>> even_microbatch_size(600, 128), even_microbatch_size(509, 128)
-        (120, 128)
-    """
-    for size in range(min(batch_size, microbatch_size), microbatch_size // 2, -1):
-        if batch_size % size == 0:
-            return size
-    return microbatch_size
-
-
 def _losses_and_mean_gradient(loss_fn, params, batch, microbatch_size):
     batch_size = _leading_axis(batch)
-    microbatch_size = even_microbatch_size(batch_size, microbatch_size)
+    microbatch_size = even_part(batch_size, microbatch_size)
     full = batch_size // microbatch_size * microbatch_size
 
     def summed(microbatch):

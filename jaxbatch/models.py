@@ -1,10 +1,27 @@
-"""The networks of the studies, in Flax Linen: ``model.init(key, images)``, ``model.apply(variables, images)``."""
+"""The networks of the studies, in Flax Linen: ``model.init(key, images)``, ``model.apply(variables, images)``.
+
+Images are ``(B, H, W, C)``. Those with batch normalisation take ``train``: in training, ``model.apply(variables, images,
+train=True, mutable=["batch_stats"])`` returns the logits and the batch's own moments.
+"""
+
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Shaped
 
-from jaxbatch.layers import ConvMaxPool, Layout, choose_layout, flatten, to_layout, torch_uniform
+from jaxbatch.layers import (
+    Conv,
+    ConvBatchNorm,
+    ConvMaxPool,
+    Layout,
+    choose_layout,
+    flatten,
+    he_fan_out,
+    max_pool,
+    to_layout,
+    torch_uniform,
+)
 
 
 class SimpleCNN(nn.Module):
@@ -34,5 +51,98 @@ class SimpleCNN(nn.Module):
         for features, kernel_size in ((10, 5), (20, 5), (40, 3)):
             x = nn.relu(ConvMaxPool(features, kernel_size, 2, layout)(x))
         x = flatten(x, layout)
-        init = torch_uniform(x.shape[1])
-        return nn.Dense(self.num_classes, kernel_init=init, bias_init=init)(x)
+        return _dense(x, self.num_classes)
+
+
+class AlexNet(nn.Module):
+    """AlexNet for 32 × 32 images as AdaBatch uses it: 2,472,266 parameters for 10 classes, 2,495,396 for 100.
+
+    Convolutions 64 (11 × 11, stride 4), 192 (5 × 5), 384, 256, 256 (3 × 3), each with a ReLU; 2 × 2 max-pools after
+    the first, second and last (32 → 8 → 4 → 2 → 1 pixels); a dense layer. No batch normalisation, no dropout.
+    PyTorch's default initialisation.
+
+    Example:
+        >>> import jax
+        >>> shapes = jax.eval_shape(AlexNet().init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+        >>> sum(leaf.size for leaf in jax.tree.leaves(shapes))
+        2472266
+    """
+
+    num_classes: int = 10
+    dtype: Any = jnp.float32  # of the computation; parameters and logits are float32
+
+    @nn.compact
+    def __call__(self, images: Shaped[Array, "B H W C"], train: bool = False) -> Float[Array, "B classes"]:
+        x = jnp.asarray(images, self.dtype)
+        # Pooling first: the maximum of the ReLU is the ReLU of the maximum, of a quarter of the pixels.
+        x = nn.relu(ConvMaxPool(64, 11, 2, "native", strides=4, padding=5)(x))
+        x = nn.relu(ConvMaxPool(192, 5, 2, "native", padding=2)(x))
+        x = nn.relu(Conv(384, 3, padding=1)(x))
+        x = nn.relu(Conv(256, 3, padding=1)(x))
+        x = nn.relu(ConvMaxPool(256, 3, 2, "native", padding=1)(x))
+        return _dense(flatten(x, "native"), self.num_classes)
+
+
+class ResNet20(nn.Module):
+    """ResNet-20 for 32 × 32 images as AdaBatch uses it: 272,474 parameters for 10 classes, 278,324 for 100.
+
+    A 3 × 3 convolution to 16 channels, then three stages of three basic blocks with 16, 32, 64 channels and strides
+    1, 2, 2; batch normalisation after each convolution, which has no bias; a 1 × 1 convolution with batch
+    normalisation on the shortcut where the shape changes; the mean over the pixels; a dense layer.
+
+    Example:
+        >>> import jax
+        >>> variables = jax.eval_shape(ResNet20().init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+        >>> sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+        272474
+    """
+
+    num_classes: int = 10
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: Shaped[Array, "B H W C"], train: bool = False) -> Float[Array, "B classes"]:
+        def conv(x, features, kernel_size, strides=1):
+            padding = kernel_size // 2
+            return ConvBatchNorm(features, kernel_size, strides, padding, kernel_init=he_fan_out)(x, train=train)
+
+        x = nn.relu(conv(jnp.asarray(images, self.dtype), 16, 3))
+        for features, first in ((16, 1), (32, 2), (64, 2)):
+            for strides in (first, 1, 1):
+                inner = conv(nn.relu(conv(x, features, 3, strides)), features, 3)
+                shortcut = x if x.shape == inner.shape else conv(x, features, 1, strides)
+                x = nn.relu(inner + shortcut)
+        return _dense(x.mean((1, 2), dtype=jnp.float32), self.num_classes)
+
+
+class VGG19BN(nn.Module):
+    """VGG-19 with batch normalisation for 32 × 32 images: 20,040,522 parameters for 10 classes, 20,086,692 for 100.
+
+    Sixteen 3 × 3 convolutions with bias, batch normalisation and ReLU, 64 to 512 channels, five 2 × 2 max-pools
+    (32 → 1 pixel), a dense layer; no dropout.
+
+    Example:
+        >>> import jax
+        >>> variables = jax.eval_shape(VGG19BN().init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+        >>> sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+        20040522
+    """
+
+    num_classes: int = 10
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: Shaped[Array, "B H W C"], train: bool = False) -> Float[Array, "B classes"]:
+        x = jnp.asarray(images, self.dtype)
+        for features, count in ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4)):
+            for _ in range(count):
+                block = ConvBatchNorm(features, 3, padding=1, use_bias=True, kernel_init=he_fan_out)
+                x = nn.relu(block(x, train=train))
+            x = max_pool(x, 2, layout="native")
+        init = nn.initializers.normal(0.01)
+        return nn.Dense(self.num_classes, kernel_init=init)(flatten(x, "native").astype(jnp.float32))
+
+
+def _dense(x, num_classes: int):
+    init = torch_uniform(x.shape[1])
+    return nn.Dense(num_classes, kernel_init=init, bias_init=init)(jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32)))

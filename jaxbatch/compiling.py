@@ -1,0 +1,97 @@
+"""Compilation: kept from run to run, done ahead of need, and timed apart from the work.
+
+A step is compiled for one batch size, so a schedule of batch sizes is a ladder of programs. Compiling one takes
+seconds; a change of size that has to wait for it stalls the run.
+"""
+
+import concurrent.futures
+import os
+import pathlib
+import time
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+
+
+def cache_folder() -> pathlib.Path:
+    """The user's cache folder for jaxbatch: ``$XDG_CACHE_HOME/jaxbatch``, else ``~/.cache/jaxbatch``."""
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "jaxbatch"
+
+
+def keep_compiled_programs(folder: str | os.PathLike | None = None) -> pathlib.Path:
+    """Compiled programs are kept on disk and found again by later runs, on this machine with these versions.
+
+    The studies call it unless told ``--no-keep-compiled``. A folder that JAX has already been given, as through
+    ``JAX_COMPILATION_CACHE_DIR``, is left as it is.
+
+    Args:
+        folder: where; ``None``: ``compiled`` in the user's cache folder.
+
+    Returns:
+        The folder in use.
+    """
+    if jax.config.jax_compilation_cache_dir:
+        return pathlib.Path(jax.config.jax_compilation_cache_dir)
+    path = pathlib.Path(folder) if folder else cache_folder() / "compiled"
+    path.mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str(path))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    return path
+
+
+class Program(NamedTuple):
+    """Something compiled, and the seconds that took."""
+
+    run: Any
+    compile_seconds: float
+
+
+class Programs:
+    """Programs by key, compiled when first asked for, or ahead of that in one background thread.
+
+    Args:
+        compile: ``key -> program``. Called in another thread for what is asked for ahead.
+
+    Example:
+        >>> with Programs(lambda power: lambda x: x**power) as programs:
+        ...     programs.ahead([2, 3])
+        ...     programs[3].run(2), programs[2].run(2)
+        (8, 4)
+    """
+
+    def __init__(self, compile: Callable[[Hashable], Any]):
+        self._compile = compile
+        self._futures: dict[Hashable, concurrent.futures.Future] = {}
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="jaxbatch-compile")
+        self._x64 = jax.config.jax_enable_x64  # a setting of the thread that asks; the background has its own
+
+    def ahead(self, keys: Iterable[Hashable]) -> None:
+        """Compiles in the background, in this order, what has not been asked for yet."""
+        for key in keys:
+            if key not in self._futures:
+                self._futures[key] = self._thread.submit(self._timed, key)
+
+    def __getitem__(self, key: Hashable) -> Program:
+        """The program, waited for if it is being compiled; an error in compiling is raised here."""
+        future = self._futures.get(key)
+        if future is None or future.cancel():  # not begun: here and now, rather than behind the others
+            future = self._futures[key] = concurrent.futures.Future()
+            future.set_result(self._timed(key))
+        return future.result()
+
+    def close(self) -> None:
+        """Leaves what has not begun; what has begun ends by itself."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def _timed(self, key) -> Program:
+        started = time.perf_counter()
+        with jax.enable_x64(self._x64):
+            program = self._compile(key)
+        return Program(program, time.perf_counter() - started)

@@ -1,0 +1,28 @@
+"""Convolution, pooling and normalisation that are fast where XLA's own are not; :mod:`.choose` says which way runs."""
+
+from jaxbatch.layers.choose import Layout, Way, choose_conv, choose_layout, loops_are_slow
+from jaxbatch.layers.convolution import conv
+from jaxbatch.layers.layout import flatten, to_layout
+from jaxbatch.layers.modules import BatchNorm, Conv, ConvBatchNorm, ConvMaxPool, he_fan_out, torch_uniform
+from jaxbatch.layers.normalisation import batch_norm
+from jaxbatch.layers.pooling import conv_max_pool, max_pool
+
+__all__ = [
+    "BatchNorm",
+    "Conv",
+    "ConvBatchNorm",
+    "ConvMaxPool",
+    "Layout",
+    "Way",
+    "batch_norm",
+    "choose_conv",
+    "choose_layout",
+    "conv",
+    "conv_max_pool",
+    "flatten",
+    "he_fan_out",
+    "loops_are_slow",
+    "max_pool",
+    "to_layout",
+    "torch_uniform",
+]

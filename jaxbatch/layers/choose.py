@@ -1,0 +1,133 @@
+"""The one place that decides how a convolution and a pooling run.
+
+**Layout.** ``batch_minor``, axes ``(C, H, W, B)``, for narrow networks on CPU: neighbouring examples are neighbours in
+memory, so every slice and every maximum is a long vector whatever the number of channels, and a convolution is one
+product of the kernel with gathered patches (*im2col*). ``native``, axes ``(B, H, W, C)``, for everything else.
+
+**Convolution in the native layout.** On an accelerator, the platform's. On CPU (``scripts/bench.py layers`` measures it):
+
+===========  =====================================  ===========================  =============================  ==============
+way          when                                   forward                      gradient of the input          of the kernel
+===========  =====================================  ===========================  =============================  ==============
+``platform`` not on CPU                             XLA's                        XLA's                          XLA's
+``product``  1 × 1 kernel, no padding               matrix product               matrix product                 matrix product
+``dense``    kernel larger than a small image,      product with the matrix      product with its transpose     matrix product
+             16 examples or more                    of all shifts of the kernel
+``patches``  kernel larger than the image else      patches                      patches                        patches
+``xla``      everything else                        XLA's                        XLA's forward convolution      patches
+                                                                                 with the turned kernel
+===========  =====================================  ===========================  =============================  ==============
+
+*patches*: im2col over a few images at a time, so that the patches (k² times the image) stay in the cache. XLA:CPU's own
+gradient of the kernel is up to five times slower, its convolutions with kernels larger than the image a hundred times.
+The kernel is never batched when gradients are taken per example or per group, so no way turns into XLA's slow grouped
+convolution there.
+
+**Loops.** Inside a compiled loop XLA:CPU has no fast convolution at all, forward included. :func:`loops_are_slow` says
+whether a function contains one; training then loops in Python over a compiled step instead.
+"""
+
+from typing import Any, Literal
+
+import jax
+from jax.extend import core
+
+Layout = Literal["batch_minor", "native"]
+Way = Literal["platform", "product", "dense", "patches", "xla"]
+
+PATCH_BYTES = 4 * 2**20  # patches gathered at a time: a share of the last-level cache
+DENSE_PIXELS = 16  # images of at most so many pixels; the matrix of all shifts grows with their square
+DENSE_EXAMPLES = 16  # below, filling the matrix costs more than it saves
+
+
+def choose_layout(platform: str | None = None) -> Layout:
+    """The fastest layout of a network with few channels on a platform (default: the one JAX computes on).
+
+    Example:
+        >>> choose_layout("cpu"), choose_layout("gpu")
+        ('batch_minor', 'native')
+    """
+    return "batch_minor" if (platform or jax.default_backend()) == "cpu" else "native"
+
+
+def choose_conv(
+    image: tuple[int, int], kernel_size: int, *, batch_size: int, padding: int = 0, platform: str | None = None
+) -> Way:
+    """How a convolution in the native layout runs, see the table above.
+
+    Example:
+        >>> [choose_conv((side, side), 3, batch_size=128, padding=1, platform="cpu") for side in (2, 32)]
+        ['dense', 'xla']
+    """
+    if (platform or jax.default_backend()) != "cpu":
+        return "platform"
+    if kernel_size == 1 and padding == 0:
+        return "product"
+    if kernel_size <= min(image):
+        return "xla"
+    small = image[0] * image[1] <= DENSE_PIXELS
+    return "dense" if small and batch_size >= DENSE_EXAMPLES else "patches"
+
+
+def images_at_a_time(patch_bytes: int, batch_size: int) -> int:
+    """How many images' patches are gathered at a time.
+
+    Args:
+        patch_bytes: the patches of one image.
+        batch_size: of the whole batch.
+
+    Example:
+        >>> images_at_a_time(2**20, 128), images_at_a_time(2**30, 128), images_at_a_time(1, 128)
+        (4, 1, 128)
+    """
+    return min(batch_size, max(1, PATCH_BYTES // patch_bytes))
+
+
+def choose_phases(patch_size: int, kernel_size: int) -> bool:
+    """Whether convolution and max-pool run as one product over the pooling's phases (batch-minor layout).
+
+    The shifted kernels must be small beside the patches that they save, else im2col is used: the last
+    layers of a network, small batches.
+
+    Args:
+        patch_size: elements of the patches, gathered for all phases at once.
+        kernel_size: elements of the kernel, shifted to each phase and padded.
+    """
+    return patch_size >= 3 * kernel_size
+
+
+def choose_reshaped_pool(platform: str | None = None) -> bool:
+    """Whether a max-pool is the maximum over an axis of a reshaped array rather than XLA's ``reduce_window``.
+
+    On CPU the gradient of ``reduce_window`` is slow; on an accelerator it is what the platform is made for.
+    """
+    return (platform or jax.default_backend()) == "cpu"
+
+
+def loops_are_slow(function, *arguments: Any, platform: str | None = None) -> bool:
+    """Whether ``function`` contains one of XLA's convolutions and would run on CPU (traced, not run).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> loops_are_slow(lambda x: jnp.convolve(x, x), jnp.ones(3), platform="cpu")
+        True
+        >>> loops_are_slow(lambda x: x @ x, jnp.ones(3), platform="cpu")
+        False
+    """
+    if (platform or jax.default_backend()) != "cpu":
+        return False
+    return _has_convolution(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def _has_convolution(jaxpr) -> bool:
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "conv_general_dilated":
+            return True
+        inner = jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr)
+        if any(_has_convolution(getattr(one, "jaxpr", one)) for one in inner if _is_jaxpr(one)):
+            return True
+    return False
+
+
+def _is_jaxpr(value) -> bool:
+    return isinstance(value, core.Jaxpr | core.ClosedJaxpr)

@@ -1,0 +1,210 @@
+r"""Convolution: the ways that :mod:`jaxbatch.layers.choose` chooses from. All give the same numbers up to rounding.
+
+Axes: B examples, H × W pixels of the image, R × Q of the result, C channels, O output channels, k kernel width.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from jaxbatch.batches import even_part
+from jaxbatch.layers.choose import Layout, Way, choose_conv, images_at_a_time
+from jaxbatch.layers.derivatives import with_backward
+
+_NUMBERS = ("NHWC", "OHWI", "NHWC")
+
+
+def conv(
+    x: Array,
+    kernel: Float[Array, "O k k C"],
+    *,
+    layout: Layout,
+    strides: int = 1,
+    padding: int = 0,
+    way: Way | None = None,
+) -> Array:
+    """Two-dimensional convolution (cross-correlation), zero padding of ``padding`` pixels on each side.
+
+    Args:
+        x: activations in ``layout``.
+        kernel: ``(O, k, k, C)``: a row for each output channel, so that neither the product nor the
+            gradient of one example's kernel has to transpose it.
+        layout: ``"batch_minor"`` or ``"native"``, see :mod:`jaxbatch.layers.choose`.
+        strides: step between outputs, in pixels.
+        padding: zeros around the image, in pixels.
+        way: in the native layout, how it is computed; ``None``: the fastest.
+
+    Raises:
+        ValueError: channels that do not match, or a kernel larger than the padded image.
+
+    Example:
+        >>> x, kernel = jnp.ones((1, 3, 3, 1)), jnp.ones((1, 2, 2, 1))
+        >>> conv(x, kernel, layout="native").shape
+        (1, 2, 2, 1)
+    """
+    size, channels = kernel.shape[2:]
+    rows, columns = x.shape[1:3]
+    x_channels = x.shape[0] if layout == "batch_minor" else x.shape[3]
+    if x_channels != channels:
+        raise ValueError(f"conv: the input has {x_channels} channels and the kernel is for {channels}.")
+    if min(rows, columns) + 2 * padding < size:
+        raise ValueError(
+            f"conv: a {size}x{size} kernel does not fit an image of {rows}x{columns} with padding={padding}. "
+            "Use larger images, more padding or a smaller kernel."
+        )
+    if layout == "batch_minor":
+        return _batch_minor(x, kernel, strides, padding)
+    way = way or choose_conv((rows, columns), size, batch_size=x.shape[0], padding=padding)
+    if way == "platform":
+        return _xla(x, kernel, strides, padding)
+    if way == "product":
+        return x[:, ::strides, ::strides] @ kernel[:, 0, 0].T
+    shape = _Shape(rows, columns, size, strides, padding)
+    if way == "dense":
+        return _dense(x, kernel, shape)
+
+    def forward(x, kernel):
+        out = _patches_product(x, kernel, shape) if way == "patches" else _xla(x, kernel, strides, padding)
+        return out, (x, kernel)
+
+    def backward(residuals, cotangent):
+        x, kernel = residuals
+        return _turned(cotangent, kernel, shape), _kernel_gradient(x, cotangent, shape)
+
+    return with_backward(forward, backward)(x, kernel)
+
+
+class _Shape(NamedTuple):
+    """What a convolution's geometry follows from."""
+
+    rows: int
+    columns: int
+    size: int
+    strides: int
+    padding: int
+
+    @property
+    def result(self) -> tuple[int, int]:
+        """R, Q."""
+        return tuple((n + 2 * self.padding - self.size) // self.strides + 1 for n in (self.rows, self.columns))
+
+
+def _xla(x, kernel, strides, padding):
+    pads = [(padding, padding)] * 2
+    return lax.conv_general_dilated(x, kernel, (strides, strides), pads, dimension_numbers=_NUMBERS)
+
+
+def _batch_minor(x, kernel, strides, padding):
+    size, channels = kernel.shape[2:]
+    x = jnp.pad(x, [(0, 0), (padding, padding), (padding, padding), (0, 0)])
+    rows, columns = ((n - size) // strides + 1 for n in x.shape[1:3])
+    # For each of the k² kernel positions the pixels that it meets; stacked, (k²C) × (HWB).
+    patches = jnp.concatenate(
+        [
+            x[:, i : i + (rows - 1) * strides + 1 : strides, j : j + (columns - 1) * strides + 1 : strides]
+            for i in range(size)
+            for j in range(size)
+        ]
+    )
+    out = kernel.reshape(kernel.shape[0], -1) @ patches.reshape(size * size * channels, -1)
+    return out.reshape(kernel.shape[0], rows, columns, -1)
+
+
+def _patches(x, shape: _Shape):
+    """(B, H, W, C) images to (B·R·Q, k²C): what the kernel sees at each place."""
+    pad, strides = (shape.padding, shape.padding), shape.strides
+    x = jnp.pad(x, [(0, 0), pad, pad, (0, 0)])
+    rows, columns = ((n - 1) * strides + 1 for n in shape.result)
+    offsets = [(i, j) for i in range(shape.size) for j in range(shape.size)]
+    taps = [x[:, i : i + rows : strides, j : j + columns : strides] for i, j in offsets]
+    return jnp.concatenate(taps, -1).reshape(-1, shape.size**2 * x.shape[-1])
+
+
+def _chunk(x, shape: _Shape) -> int:
+    patch_bytes = math.prod(shape.result) * shape.size**2 * x.shape[3] * x.dtype.itemsize
+    return even_part(x.shape[0], images_at_a_time(patch_bytes, x.shape[0]))
+
+
+def _kernel_gradient(x, cotangent, shape: _Shape):
+    """Σ over pixels of cotangent × patch, a few images' patches at a time."""
+    outputs, chunk = cotangent.shape[-1], _chunk(x, shape)
+    dtype = jnp.promote_types(x.dtype, jnp.float32)  # a long sum: bfloat16 would lose it
+
+    @jax.checkpoint  # the patches are gathered again rather than kept
+    def product(x, cotangent):
+        rows = cotangent.reshape(-1, outputs)
+        return lax.dot_general(rows, _patches(x, shape), (((0,), (0,)), ((), ())), preferred_element_type=dtype)
+
+    full = x.shape[0] // chunk * chunk
+    if full == chunk:
+        total = product(x[:full], cotangent[:full])
+    else:
+        parts = [leaf[:full].reshape(-1, chunk, *leaf.shape[1:]) for leaf in (x, cotangent)]
+        zero = jnp.zeros((outputs, shape.size**2 * x.shape[3]), dtype)
+        total, _ = lax.scan(lambda total, part: (total + product(*part), None), zero, parts)
+    if full < x.shape[0]:
+        total += product(x[full:], cotangent[full:])
+    return total.reshape(outputs, shape.size, shape.size, -1).astype(x.dtype)
+
+
+def _patches_product(x, kernel, shape: _Shape):
+    """Forward by im2col, a few images at a time."""
+    matrix, size = kernel.reshape(kernel.shape[0], -1).T, (-1, *shape.result, kernel.shape[0])
+
+    @jax.checkpoint
+    def product(image):
+        return (_patches(image[None], shape) @ matrix).reshape(size)[0]
+
+    return lax.map(product, x, batch_size=_chunk(x, shape))
+
+
+def _turned(cotangent, kernel, shape: _Shape):
+    """The input's gradient as a *forward* convolution of the cotangent with the kernel turned by 180 degrees.
+
+    With strides s the image is seen as H/s × W/s blocks of s × s pixels, s²C channels: in those, the convolution
+    has stride 1, and no zeros have to be written between the cotangent's pixels.
+    """
+    size, strides, padding = shape.size, shape.strides, shape.padding
+    blocks = -(-size // strides)
+    short = blocks * strides - size
+    kernel = jnp.pad(kernel, [(0, 0), (0, short), (0, short), (0, 0)])
+    outputs, channels = kernel.shape[0], kernel.shape[3]
+    kernel = kernel.reshape(outputs, blocks, strides, blocks, strides, channels).transpose(2, 4, 5, 1, 3, 0)
+    kernel = kernel.reshape(strides * strides * channels, blocks, blocks, outputs)[:, ::-1, ::-1]
+    if strides == 1 and padding < size:
+        return conv(cotangent, kernel, layout="native", padding=size - 1 - padding)
+    out = conv(cotangent, kernel, layout="native", padding=blocks - 1)
+    batch, rows, columns, _ = out.shape
+    out = out.reshape(batch, rows, columns, strides, strides, channels).transpose(0, 1, 3, 2, 4, 5)
+    return _crop(out.reshape(batch, rows * strides, columns * strides, channels), shape)
+
+
+def _crop(padded, shape: _Shape):
+    """The image out of the padded image; pixels that no window reached are zero."""
+    padding, rows, columns = shape.padding, shape.rows, shape.columns
+    out = padded[:, padding : padding + rows, padding : padding + columns]
+    return jnp.pad(out, [(0, 0), (0, rows - out.shape[1]), (0, columns - out.shape[2]), (0, 0)])
+
+
+def _dense_matrix(kernel, shape: _Shape):
+    """All shifts of the kernel, (R·Q·O) × (H·W·C): convolution as one product over whole images.
+
+    Row (r, q, o) holds what output o at pixel (r, q) takes from each input: a window of the kernel in a field of zeros.
+    """
+    padding, strides, size = shape.padding, shape.strides, shape.size
+    images, results = (shape.rows, shape.columns), shape.result
+    before = [max(0, (n - 1) * strides - padding) for n in results]
+    after = [max(0, padding + n - size) for n in images]
+    field = jnp.pad(kernel, [(0, 0), *zip(before, after), (0, 0)])
+    top, left = (at + padding for at in before)
+    corners = [(top - r * strides, left - q * strides) for r in range(results[0]) for q in range(results[1])]
+    windows = [field[:, row : row + images[0], column : column + images[1]] for row, column in corners]
+    return jnp.stack(windows).reshape(math.prod(results) * kernel.shape[0], -1)
+
+
+def _dense(x, kernel, shape: _Shape):
+    return (x.reshape(x.shape[0], -1) @ _dense_matrix(kernel, shape).T).reshape(-1, *shape.result, kernel.shape[0])

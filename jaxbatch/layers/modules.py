@@ -1,0 +1,132 @@
+"""The layers as Flax Linen modules, initialised as PyTorch does unless told otherwise."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array
+
+from jaxbatch.layers.choose import Layout
+from jaxbatch.layers.convolution import conv
+from jaxbatch.layers.normalisation import affine, batch_norm, channel_moments
+from jaxbatch.layers.pooling import conv_max_pool
+
+Initializer = Callable[..., Array]
+
+
+def torch_uniform(fan_in: int) -> Initializer:
+    r"""PyTorch's default initialisation of weights and biases: uniform on :math:`\pm 1/\sqrt{\text{fan-in}}`."""
+
+    def init(key, shape, dtype=jnp.float32):
+        bound = 1 / math.sqrt(fan_in)
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def he_fan_out(key, shape, dtype=jnp.float32):
+    r"""Normal with standard deviation :math:`\sqrt{2/(k^2 O)}`, for kernels ``(O, k, k, C)``: the CIFAR networks' own."""
+    return math.sqrt(2 / math.prod(shape[:3])) * jax.random.normal(key, shape, dtype)
+
+
+class Conv(nn.Module):
+    """Convolution in the native layout, ``(B, H, W, C)``. It computes in its input's type."""
+
+    features: int
+    kernel_size: int
+    strides: int = 1
+    padding: int = 0
+    use_bias: bool = True
+    kernel_init: Initializer | None = None  # None: PyTorch's
+    bias_init: Initializer | None = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        channels = x.shape[3]
+        default = torch_uniform(channels * self.kernel_size**2)
+        shape = (self.features, self.kernel_size, self.kernel_size, channels)
+        kernel = self.param("kernel", self.kernel_init or default, shape).astype(x.dtype)
+        out = conv(x, kernel, layout="native", strides=self.strides, padding=self.padding)
+        if not self.use_bias:
+            return out
+        bias = self.param("bias", self.bias_init or default, (self.features,)).astype(x.dtype)
+        return out + bias.reshape(1, 1, 1, -1)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation in the native layout.
+
+    In training (``train=True``) the batch's own moments normalise it and are left in the collection
+    ``batch_stats``, as they are: how they join the running ones is the training loop's affair
+    (:func:`jaxbatch.train.running_statistics`), so that a forward pass stays a function of parameters and batch. Without
+    training, the moments in ``batch_stats`` are used. The variance kept is the unbiased one, n/(n−1) of the batch's,
+    as in PyTorch.
+    """
+
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool, shift: Array | None = None) -> Array:
+        """``shift``: a bias of the convolution before, not yet added. It moves the mean and cancels."""
+        channels = (x.shape[3],)
+        scale = self.param("scale", nn.initializers.ones, channels)
+        bias = self.param("bias", nn.initializers.zeros, channels)
+        mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
+        variance = self.variable("batch_stats", "var", jnp.ones, channels)
+        if not train:
+            slope = scale * jax.lax.rsqrt(variance.value + self.epsilon)
+            moved = mean.value if shift is None else mean.value - shift
+            return affine(x, slope, bias - moved * slope)
+        if not self.is_initializing():
+            count = x.size // x.shape[3]
+            found_mean, found_variance = jax.lax.stop_gradient(channel_moments(x))
+            mean.value = found_mean if shift is None else found_mean + shift
+            variance.value = found_variance * (count / max(count - 1, 1))
+        return batch_norm(x, scale, bias, self.epsilon)
+
+
+class ConvBatchNorm(nn.Module):
+    """Convolution, then batch normalisation. A bias before the normalisation is not added but moves its mean."""
+
+    features: int
+    kernel_size: int
+    strides: int = 1
+    padding: int = 0
+    use_bias: bool = False
+    kernel_init: Initializer | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
+        out = Conv(self.features, self.kernel_size, self.strides, self.padding, False, self.kernel_init)(x)
+        return BatchNorm()(out, train=train, shift=bias)
+
+
+class ConvMaxPool(nn.Module):
+    """Convolution with bias, then a max-pool, in a given layout."""
+
+    features: int
+    kernel_size: int
+    window: int
+    layout: Layout
+    strides: int = 1
+    padding: int = 0
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        channels = x.shape[0] if self.layout == "batch_minor" else x.shape[3]
+        init = torch_uniform(channels * self.kernel_size**2)
+        kernel = self.param("kernel", init, (self.features, self.kernel_size, self.kernel_size, channels))
+        bias = self.param("bias", init, (self.features,))
+        out = conv_max_pool(
+            x,
+            kernel.astype(x.dtype),
+            window=self.window,
+            layout=self.layout,
+            strides=self.strides,
+            padding=self.padding,
+        )
+        # A constant per channel can be added after the maximum, to a quarter of the pixels.
+        return out + bias.astype(x.dtype).reshape((-1, 1, 1, 1) if self.layout == "batch_minor" else (1, 1, 1, -1))

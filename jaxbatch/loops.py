@@ -1,0 +1,142 @@
+"""Many steps, many batches: as one compiled loop where that is fastest, else as a Python loop over a compiled step.
+
+Inside a compiled loop XLA:CPU has no fast convolution (:func:`jaxbatch.layers.loops_are_slow`); a network built on them
+runs 2 to 9 times faster one compiled step at a time, and neither way waits for the host between steps.
+
+Axes: S steps, B examples in a batch.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int32, PyTree, Shaped
+
+from jaxbatch.batches import cut_batches
+from jaxbatch.layers import loops_are_slow
+
+Step = Callable[[Any, PyTree], tuple[Any, Float[Array, "B"]]]
+Loop = Literal["scan", "python"]
+
+
+def make_epoch(step: Step) -> Callable[[Any, PyTree, Int32[Array, "S B"]], tuple[Any, Array]]:
+    """Any number of steps over data on the device, as one compiled program.
+
+    Returns:
+        ``run(state, data, indices) -> (state, losses)``: ``indices`` ``(S, B)`` say which examples go into
+        which batch; ``losses`` ``(S,)`` are the batches' mean losses before each step. The incoming state's
+        memory is reused for the outgoing one: do not use it again.
+
+    Example:
+        >>> import optax
+        >>> from jaxbatch import TrainState, make_train_step
+        >>> step = make_train_step(lambda w, x: 0.5 * (x - w) ** 2, optax.sgd(0.5), batch_size=1)
+        >>> state = TrainState(jnp.array(0.0), optax.sgd(0.5).init(0.0), jnp.array(0))
+        >>> state, losses = make_epoch(step)(state, jnp.array([2.0, 6.0]), jnp.array([[1], [0]]))
+        >>> float(state.params), losses.tolist()
+        (2.5, [18.0, 0.5])
+    """
+
+    def run(state, data, indices):
+        return lax.scan(lambda state, index: _one_step(step, state, data, index), state, indices)
+
+    return jax.jit(run, donate_argnums=0)
+
+
+def _one_step(step, state, data, index):
+    state, losses = step(state, jax.tree.map(lambda leaf: leaf[index], data))
+    return state, losses.mean()
+
+
+def choose_loop(step: Step, state: Any, data: PyTree, batch_size: int) -> Loop:
+    """``"scan"`` unless the step holds convolutions that are slow in a compiled loop on this platform.
+
+    Example:
+        >>> choose_loop(lambda state, batch: (state, batch), 0.0, jnp.ones((4, 1)), 2)
+        'scan'
+    """
+    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), leaf.dtype), data)
+    return "python" if loops_are_slow(step, _shapes(state), batch) else "scan"
+
+
+def compile_epoch(
+    step: Step, state: Any, data: PyTree, num_steps: int, batch_size: int, *, loop: Loop | None = None
+) -> Callable[[Any, PyTree, Shaped[np.ndarray, "S B"]], tuple[Any, Array]]:
+    """What :func:`make_epoch` does, compiled here and now for ``num_steps`` batches, looped the fastest way.
+
+    Args:
+        step: ``(state, batch) -> (state, losses)``.
+        state: of which only shapes are used.
+        data: leaves ``(N, ...)``, of which only shapes are used.
+        num_steps: S; a Python loop takes any S whatever it was compiled for.
+        batch_size: B.
+        loop: ``"scan"``, ``"python"``, or ``None`` for :func:`choose_loop`.
+
+    Returns:
+        ``run(state, data, indices) -> (state, losses)``, as :func:`make_epoch`.
+
+    Raises:
+        ValueError: another ``loop``.
+    """
+    loop = loop or choose_loop(step, state, data, batch_size)
+    state, data = _shapes(state), _shapes(data)
+    if loop == "scan":
+        indices = jax.ShapeDtypeStruct((num_steps, batch_size), jnp.int32)
+        return make_epoch(step).lower(state, data, indices).compile()
+    if loop != "python":
+        raise ValueError(f"loop={loop!r} must be 'scan', 'python' or None.")
+    one = jax.jit(lambda state, data, index: _one_step(step, state, data, index), donate_argnums=0)
+    compiled = one.lower(state, data, jax.ShapeDtypeStruct((batch_size,), jnp.int32)).compile()
+
+    def run(state, data, indices):
+        losses = []
+        for index in np.asarray(indices):
+            state, loss = compiled(state, data, index)
+            losses.append(loss)  # a promise: nothing is waited for here
+        return state, jnp.asarray(np.array(jax.device_get(losses)))
+
+    return run
+
+
+def _shapes(tree):
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), tree)
+
+
+def make_evaluate(
+    metrics_fn: Callable[[PyTree, PyTree], dict[str, Array]], num_examples: int, batch_size: int = 500
+) -> Callable[[PyTree, PyTree], dict[str, Array]]:
+    """Mean metrics over a data set: ``evaluate(params, data) -> {name: scalar}``, compiled.
+
+    The last batch is padded and masked, so every example counts once.
+
+    Example:
+        >>> evaluate = make_evaluate(lambda w, x: {"loss": (x - w) ** 2}, num_examples=3, batch_size=2)
+        >>> float(evaluate(jnp.array(0.0), jnp.array([1.0, 2.0, 2.0]))["loss"])
+        3.0
+    """
+    batches = cut_batches(jnp.arange(num_examples), min(batch_size, num_examples), partial="pad")
+
+    def sums(params, data, batch):
+        metrics = metrics_fn(params, jax.tree.map(lambda leaf: leaf[batch.indices], data))
+        return jax.tree.map(lambda values: jnp.where(batch.mask, values, 0).sum(), metrics)
+
+    def mean(totals):
+        return jax.tree.map(lambda total: total.sum() / num_examples, totals)
+
+    @jax.jit
+    def in_one_program(params, data):
+        return mean(lax.map(lambda batch: sums(params, data, batch), batches))
+
+    one_batch = jax.jit(sums)
+
+    def evaluate(params, data):
+        first = jax.tree.map(lambda leaf: leaf[0], batches)
+        if isinstance(jax.tree.leaves(params)[0], jax.core.Tracer) or not loops_are_slow(sums, params, data, first):
+            return in_one_program(params, data)
+        parts = [one_batch(params, data, jax.tree.map(lambda leaf: leaf[i], batches)) for i in range(len(batches.mask))]
+        return mean(jax.tree.map(lambda *totals: jnp.stack(totals), *parts))
+
+    return evaluate

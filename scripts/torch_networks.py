@@ -1,0 +1,129 @@
+"""The studies' networks in PyTorch, as its users write them, and our weights in their names.
+
+A network here lists its convolutions in the order in which ours makes them, so that weights carry over by position.
+"""
+
+import numpy as np
+import torch
+from torch import nn
+
+
+class SimpleCNN(nn.Module):
+    """The MNIST study's network; returns logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.ModuleList([nn.Conv2d(1, 10, 5), nn.Conv2d(10, 20, 5), nn.Conv2d(20, 40, 3)])
+        self.dense = nn.Linear(40, 10)
+
+    def forward(self, x):
+        for conv in self.convs:
+            x = torch.relu(torch.max_pool2d(conv(x), 2))
+        return self.dense(x.flatten(1))
+
+
+class AlexNet(nn.Module):
+    """AlexNet for 32 × 32 images."""
+
+    def __init__(self):
+        super().__init__()
+        sizes = [(3, 64, 11, 4, 5), (64, 192, 5, 1, 2), (192, 384, 3, 1, 1), (384, 256, 3, 1, 1), (256, 256, 3, 1, 1)]
+        self.convs = nn.ModuleList([nn.Conv2d(*size) for size in sizes])
+        self.dense = nn.Linear(256, 10)
+
+    def forward(self, x):
+        for index, conv in enumerate(self.convs):
+            x = torch.relu_(conv(x))
+            if index in (0, 1, 4):
+                x = torch.max_pool2d(x, 2)
+        return self.dense(x.flatten(1))
+
+
+class Unit(nn.Module):
+    """Convolution and batch normalisation."""
+
+    def __init__(self, inputs, outputs, size, stride=1, bias=False):
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=bias)
+        self.norm = nn.BatchNorm2d(outputs)
+
+    def forward(self, x):
+        return self.norm(self.conv(x))
+
+
+class ResNet20(nn.Module):
+    """ResNet-20 for 32 × 32 images."""
+
+    def __init__(self):
+        super().__init__()
+        units, inputs = [Unit(3, 16, 3)], 16
+        for outputs, first in ((16, 1), (32, 2), (64, 2)):
+            for stride in (first, 1, 1):
+                units += [Unit(inputs, outputs, 3, stride), Unit(outputs, outputs, 3)]
+                if inputs != outputs:
+                    units.append(Unit(inputs, outputs, 1, stride))
+                inputs = outputs
+        self.units = nn.ModuleList(units)
+        self.dense = nn.Linear(64, 10)
+
+    def forward(self, x):
+        units = iter(self.units)
+        x = torch.relu_(next(units)(x))
+        for block in range(9):
+            inner = torch.relu_(next(units)(x))
+            inner = next(units)(inner)
+            shortcut = next(units)(x) if block in (3, 6) else x
+            x = torch.relu_(inner + shortcut)
+        return self.dense(x.mean((2, 3)))
+
+
+class VGG19BN(nn.Module):
+    """VGG-19 with batch normalisation for 32 × 32 images."""
+
+    def __init__(self):
+        super().__init__()
+        sizes = [3] + [64] * 2 + [128] * 2 + [256] * 4 + [512] * 8
+        self.units = nn.ModuleList([Unit(*pair, 3, bias=True) for pair in zip(sizes[:-1], sizes[1:], strict=True)])
+        self.dense = nn.Linear(512, 10)
+
+    def forward(self, x):
+        for index, unit in enumerate(self.units):
+            x = torch.relu_(unit(x))
+            if index in (1, 3, 7, 11, 15):
+                x = torch.max_pool2d(x, 2)
+        return self.dense(x.flatten(1))
+
+
+def build(name: str) -> nn.Module:
+    """A network by the name of its class."""
+    return {network.__name__: network for network in (SimpleCNN, AlexNet, ResNet20, VGG19BN)}[name]()
+
+
+OURS = {  # the order in which our networks make their layers, where position alone does not say it
+    "SimpleCNN": [f"ConvMaxPool_{index}" for index in range(3)],
+    "AlexNet": ["ConvMaxPool_0", "ConvMaxPool_1", "Conv_0", "Conv_1", "ConvMaxPool_2"],
+}
+
+
+def as_torch_weights(params: dict, network: nn.Module) -> dict[str, np.ndarray]:
+    """Our parameters (or gradients) under PyTorch's names and in its axes."""
+    name, weights = type(network).__name__, {}
+
+    def put(prefix, layer):
+        kernel = np.asarray(layer["kernel"])
+        weights[f"{prefix}.weight"] = np.ascontiguousarray(kernel.transpose(0, 3, 1, 2) if kernel.ndim == 4 else kernel.T)
+        if "bias" in layer:
+            weights[f"{prefix}.bias"] = np.asarray(layer["bias"])
+
+    if name in OURS:
+        for index, ours in enumerate(OURS[name]):
+            put(f"convs.{index}", params[ours])
+    else:
+        for index in range(len(network.units)):
+            unit = params[f"ConvBatchNorm_{index}"]
+            bias = {"bias": unit["bias"]} if "bias" in unit else {}
+            put(f"units.{index}.conv", unit["Conv_0"] | bias)
+            weights[f"units.{index}.norm.weight"] = np.asarray(unit["BatchNorm_0"]["scale"])
+            weights[f"units.{index}.norm.bias"] = np.asarray(unit["BatchNorm_0"]["bias"])
+    put("dense", params["Dense_0"])
+    return weights
