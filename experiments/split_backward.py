@@ -32,10 +32,11 @@ from experiments.split_backward_report import draw_figure, print_tables, verdict
 from experiments.study import StudyConfig, check_positive, open_study, run_study
 from jaxbatch.batches import cut_batches, epoch_order, steps_per_epoch
 from jaxbatch.gradients import check_num_groups, split_groups
+from jaxbatch.loops import make_epoch, make_evaluate
 from jaxbatch.records import RunFolder
 from jaxbatch.report import progress_bar
 from jaxbatch.timing import timed_rounds
-from jaxbatch.train import Task, TrainState, first_nonfinite, init_state, make_epoch, make_evaluate, make_train_step
+from jaxbatch.train import Task, TrainState, first_nonfinite, init_state, make_train_step
 
 ARMS = ("one", "split", "scaled", "small")
 # data set: (epochs, target accuracy), so that most arms pass the target well before the end

@@ -12,6 +12,7 @@ from jaxbatch.batches import (
     steps,
     steps_per_epoch,
 )
+from jaxbatch.compiling import keep_compiled_programs
 from jaxbatch.data import DATASETS, Dataset, load_dataset
 from jaxbatch.gradients import (
     accumulated_gradient,
@@ -20,10 +21,12 @@ from jaxbatch.gradients import (
     losses_and_mean_gradient,
     per_example_gradients,
 )
+from jaxbatch.loops import compile_epoch, make_epoch, make_evaluate
 from jaxbatch.losses import classification_loss, classification_metrics, correct, cross_entropy
-from jaxbatch.models import SimpleCNN
+from jaxbatch.models import VGG19BN, AlexNet, ResNet20, SimpleCNN
 from jaxbatch.report import track
 from jaxbatch.split import largest_stable_curvature, split_backward
+from jaxbatch.sweep import sweep
 from jaxbatch.train import (
     FitConfig,
     Task,
@@ -31,8 +34,6 @@ from jaxbatch.train import (
     classification_task,
     fit,
     init_state,
-    make_epoch,
-    make_evaluate,
     make_train_step,
 )
 
@@ -40,17 +41,21 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DATASETS",
+    "AlexNet",
     "Dataset",
     "Duration",
     "FitConfig",
     "IndexBatches",
+    "ResNet20",
     "SimpleCNN",
     "Task",
     "TrainState",
+    "VGG19BN",
     "accumulated_gradient",
     "classification_loss",
     "classification_metrics",
     "classification_task",
+    "compile_epoch",
     "correct",
     "cross_entropy",
     "cut_batches",
@@ -61,6 +66,7 @@ __all__ = [
     "fit",
     "group_gradients",
     "init_state",
+    "keep_compiled_programs",
     "load_dataset",
     "largest_stable_curvature",
     "losses_and_group_gradients",
@@ -73,5 +79,6 @@ __all__ = [
     "split_backward",
     "steps",
     "steps_per_epoch",
+    "sweep",
     "track",
 ]

@@ -5,7 +5,7 @@ be cut from any place in an epoch. Axes: N examples in the data set, S batches, 
 """
 
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -81,14 +81,19 @@ def num_steps(
         >>> num_steps(examples(9), num_examples=10, batch_size=4)
         3
     """
-    if not isinstance(duration, Duration):
-        raise ValueError(f"duration={duration!r} has no unit. Use steps(n), examples(n) or epochs(n).")
+    check_duration(duration)
     per_epoch = steps_per_epoch(num_examples, batch_size, partial=partial)
     if duration.unit == "steps":
         return int(duration.amount)
     if duration.unit == "examples":
         return -(-int(duration.amount) // batch_size)
     return math.ceil(round(duration.amount * per_epoch, 6))  # 0.1 * 30 is 3.0000000000000004
+
+
+def check_duration(duration: Any) -> None:
+    """Raises a ValueError for a bare number."""
+    if not isinstance(duration, Duration):
+        raise ValueError(f"duration={duration!r} has no unit. Use steps(n), examples(n) or epochs(n).")
 
 
 def epoch_order(seed: int, epoch: int | Int[Array, ""], num_examples: int) -> Int32[Array, "N"]:

@@ -20,6 +20,7 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from jaxbatch.batches import even_part
+from jaxbatch.layers import loops_are_slow
 
 LossFn = Callable[[PyTree, PyTree], Any]  # (params, batch) -> (B,) losses, or (losses, aux)
 Method = str  # "map", "vmap" or "unroll"
@@ -94,9 +95,9 @@ def group_gradients(
             Not together with ``has_aux``.
         method: how the groups are gone through. ``"map"``: one after another in a compiled loop, the
             memory of one group. ``"vmap"``: side by side. ``"unroll"``: one after another without a
-            loop, which keeps XLA:CPU's fast convolutions for a model that uses ``lax`` convolutions, and
-            compiles K times as long. ``None``: ``"map"`` on CPU, ``"vmap"`` elsewhere and for groups
-            of one example.
+            loop, which keeps XLA:CPU's fast convolutions for a model that is built on them, and compiles K times
+            as long. ``None``: on CPU ``"unroll"`` for such a model and ``"map"`` for others, ``"vmap"`` elsewhere
+            and for groups of one example.
 
     Returns:
         A pytree like ``params``, each leaf with a leading axis K; with ``has_aux``, that and ``aux`` with
@@ -139,6 +140,7 @@ def losses_and_group_gradients(
     """
     groups = split_groups(batch, num_groups, check_loss(loss_fn, params, batch, has_aux=has_aux))
     one_group = group_gradient_fn(loss_fn, has_aux=has_aux, microbatch_size=microbatch_size)
+    method = method or choose_method(loss_fn, params, groups)
     losses, gradients, aux = over_groups(lambda group: one_group(params, group), groups, method)
     return losses.reshape(-1), gradients, aux
 
@@ -210,27 +212,32 @@ def group_gradient_fn(loss_fn: LossFn, *, has_aux: bool = False, microbatch_size
     return one_group
 
 
-def over_groups(function: Callable[[PyTree], PyTree], groups: PyTree, method: Method | None) -> PyTree:
+def over_groups(function: Callable[[PyTree], PyTree], groups: PyTree, method: Method) -> PyTree:
     """``function`` of each group, results stacked: in a loop, side by side, or unrolled."""
     num_groups, group_size = jax.tree.leaves(groups)[0].shape[:2]
-    if method is None and jax.default_backend() == "cpu" and group_size == 1:
-        return lax.map(function, groups, batch_size=_CPU_VMAP)
-    method = choose_method(method, group_size)
     if method == "map":
         return lax.map(function, groups)
     if method == "vmap":
-        return jax.vmap(function)(groups)
+        side_by_side = _CPU_VMAP if jax.default_backend() == "cpu" and group_size == 1 else num_groups
+        return jax.vmap(function)(groups) if side_by_side >= num_groups else lax.map(function, groups, batch_size=side_by_side)
     if method == "unroll":
         results = [function(jax.tree.map(lambda leaf: leaf[k], groups)) for k in range(num_groups)]
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
     raise ValueError(f"method={method!r} must be 'map', 'vmap', 'unroll' or None.")
 
 
-def choose_method(method: Method | None, group_size: int) -> Method:
-    """The method asked for, or by platform: a CPU is busy with one group, an accelerator is not."""
-    if method is None:
-        return "map" if jax.default_backend() == "cpu" and group_size > 1 else "vmap"
-    return method
+def choose_method(loss_fn: LossFn, params: PyTree, groups: PyTree) -> Method:
+    """How groups ``(K, B/K, ...)`` are gone through: a CPU is busy with one group, an accelerator is not.
+
+    Example:
+        >>> loss_fn = lambda w, x: 0.5 * (x - w) ** 2
+        >>> choose_method(loss_fn, jnp.array(0.0), jnp.ones((4, 1)))
+        'vmap'
+    """
+    if jax.default_backend() != "cpu" or jax.tree.leaves(groups)[0].shape[1] == 1:
+        return "vmap"
+    one = jax.tree.map(lambda leaf: leaf[0], groups)
+    return "unroll" if loops_are_slow(loss_fn, params, one) else "map"
 
 
 def split_groups(batch: PyTree, num_groups: int, batch_size: int) -> PyTree:
@@ -313,12 +320,19 @@ def _losses_and_mean_gradient(loss_fn, params, batch, microbatch_size):
         return jax.tree.map(jnp.add, total, gradient), losses
 
     total = jax.tree.map(jnp.zeros_like, params)
+    cut = lambda start, stop: jax.tree.map(lambda leaf: leaf[start:stop], batch)
     parts = []
-    if full:
+    if loops_are_slow(loss_fn, params, cut(0, microbatch_size)):
+        # Without a loop. The barrier keeps a microbatch from being begun before the last one's memory is free.
+        for start in range(0, full, microbatch_size):
+            microbatch, total = lax.optimization_barrier((cut(start, start + microbatch_size), total))
+            total, losses = accumulate(total, microbatch)
+            parts.append(losses)
+    elif full:
         head = jax.tree.map(lambda leaf: leaf[:full].reshape(-1, microbatch_size, *leaf.shape[1:]), batch)
         total, losses = lax.scan(accumulate, total, head)
         parts.append(losses.reshape(-1))
     if full < batch_size:
-        total, losses = accumulate(total, jax.tree.map(lambda leaf: leaf[full:], batch))
+        total, losses = accumulate(total, cut(full, batch_size))
         parts.append(losses)
     return jnp.concatenate(parts), jax.tree.map(lambda leaf: leaf / batch_size, total)

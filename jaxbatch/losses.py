@@ -31,18 +31,26 @@ def correct(logits: Float[Array, "B classes"], labels: Int[Array, "B"]) -> Float
 
 
 def classification_loss(
-    apply: Callable[[PyTree, Array], Array], mean: tuple[float, ...] = (0.0,), std: tuple[float, ...] = (1.0,)
-) -> Callable[[PyTree, tuple[Array, Array]], Float[Array, "B"]]:
+    apply: Callable[[PyTree, Array], Array],
+    mean: tuple[float, ...] = (0.0,),
+    std: tuple[float, ...] = (1.0,),
+    *,
+    has_aux: bool = False,
+) -> Callable[[PyTree, tuple[Array, Array]], Float[Array, "B"] | tuple[Float[Array, "B"], PyTree]]:
     """``loss_fn(params, (images, labels)) -> losses`` of a model, images normalised first.
 
     Args:
         apply: ``apply(params, images) -> logits``.
         mean, std: per channel, see :func:`jaxbatch.augment.normalise`.
+        has_aux: ``apply`` returns ``(logits, aux)``, and the loss function ``(losses, aux)``.
     """
 
     def loss_fn(params, batch):
         images, labels = batch
-        return cross_entropy(apply(params, normalise(images, mean, std)), labels)
+        result = apply(params, normalise(images, mean, std))
+        if has_aux:
+            return cross_entropy(result[0], labels), result[1]
+        return cross_entropy(result, labels)
 
     return loss_fn
 

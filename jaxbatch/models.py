@@ -112,7 +112,7 @@ class ResNet20(nn.Module):
                 inner = conv(nn.relu(conv(x, features, 3, strides)), features, 3)
                 shortcut = x if x.shape == inner.shape else conv(x, features, 1, strides)
                 x = nn.relu(inner + shortcut)
-        return _dense(x.mean((1, 2), dtype=jnp.float32), self.num_classes)
+        return _dense(_wide(x).mean((1, 2)), self.num_classes)
 
 
 class VGG19BN(nn.Module):
@@ -140,9 +140,14 @@ class VGG19BN(nn.Module):
                 x = nn.relu(block(x, train=train))
             x = max_pool(x, 2, layout="native")
         init = nn.initializers.normal(0.01)
-        return nn.Dense(self.num_classes, kernel_init=init)(flatten(x, "native").astype(jnp.float32))
+        return nn.Dense(self.num_classes, kernel_init=init)(_wide(flatten(x, "native")))
 
 
 def _dense(x, num_classes: int):
     init = torch_uniform(x.shape[1])
-    return nn.Dense(num_classes, kernel_init=init, bias_init=init)(jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32)))
+    return nn.Dense(num_classes, kernel_init=init, bias_init=init)(_wide(x))
+
+
+def _wide(x):
+    """At least float32: what comes after the last convolution costs nothing and is summed."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -20,6 +20,7 @@ import math
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax import lax
 from jaxtyping import PyTree
@@ -91,17 +92,23 @@ def split_backward(
     @jax.jit
     def step(params, opt_state, batch):
         groups = split_groups(batch, num_groups, check_loss(loss_fn, params, batch, has_aux=has_aux))
-        group_size = jax.tree.leaves(groups)[0].shape[1]
         start = params  # every gradient below is taken here
 
         def gradient_and_update(carry, group):
             losses, gradient, aux = one_group(start, group)
             return update(carry, gradient)[0], (losses, aux)
 
-        if choose_method(method, group_size) == "map":
+        way = method or choose_method(loss_fn, params, groups)
+        if way == "map":
             (params, opt_state), (losses, aux) = lax.scan(gradient_and_update, (params, opt_state), groups)
+        elif way == "unroll":
+            carry, results = (params, opt_state), []
+            for k in range(num_groups):
+                carry, result = gradient_and_update(carry, jax.tree.map(lambda leaf: leaf[k], groups))
+                results.append(result)
+            (params, opt_state), (losses, aux) = carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
         else:
-            losses, gradients, aux = over_groups(lambda group: one_group(start, group), groups, method)
+            losses, gradients, aux = over_groups(lambda group: one_group(start, group), groups, way)
             (params, opt_state), _ = lax.scan(update, (params, opt_state), gradients)
         losses = losses.reshape(-1)
         return (params, opt_state, losses, aux) if has_aux else (params, opt_state, losses)

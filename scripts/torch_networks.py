@@ -111,9 +111,9 @@ def as_torch_weights(params: dict, network: nn.Module) -> dict[str, np.ndarray]:
 
     def put(prefix, layer):
         kernel = np.asarray(layer["kernel"])
-        weights[f"{prefix}.weight"] = np.ascontiguousarray(kernel.transpose(0, 3, 1, 2) if kernel.ndim == 4 else kernel.T)
+        weights[f"{prefix}.weight"] = np.array(kernel.transpose(0, 3, 1, 2) if kernel.ndim == 4 else kernel.T, order="C")
         if "bias" in layer:
-            weights[f"{prefix}.bias"] = np.asarray(layer["bias"])
+            weights[f"{prefix}.bias"] = np.array(layer["bias"])
 
     if name in OURS:
         for index, ours in enumerate(OURS[name]):
@@ -123,7 +123,7 @@ def as_torch_weights(params: dict, network: nn.Module) -> dict[str, np.ndarray]:
             unit = params[f"ConvBatchNorm_{index}"]
             bias = {"bias": unit["bias"]} if "bias" in unit else {}
             put(f"units.{index}.conv", unit["Conv_0"] | bias)
-            weights[f"units.{index}.norm.weight"] = np.asarray(unit["BatchNorm_0"]["scale"])
-            weights[f"units.{index}.norm.bias"] = np.asarray(unit["BatchNorm_0"]["bias"])
+            weights[f"units.{index}.norm.weight"] = np.array(unit["BatchNorm_0"]["scale"])
+            weights[f"units.{index}.norm.bias"] = np.array(unit["BatchNorm_0"]["bias"])
     put("dense", params["Dense_0"])
     return weights

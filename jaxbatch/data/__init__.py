@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int32, UInt8
 
+from jaxbatch.compiling import cache_folder
 from jaxbatch.data import digits, official, prepared
 
 _FORMAT = 1  # raise when decoding changes, so that old caches are not believed
@@ -89,7 +90,7 @@ def _plain(name: str) -> str:
 
 def _load_files(name: str, data_dir: str | os.PathLike | None) -> official.Arrays:
     given = data_dir or os.environ.get("JAXBATCH_DATA_DIR")
-    downloads = cache_dir() / "official"
+    downloads = cache_folder() / "official"
     if given:
         folders = [pathlib.Path(given).expanduser()]
         if not folders[0].is_dir():
@@ -108,16 +109,11 @@ def _load_files(name: str, data_dir: str | os.PathLike | None) -> official.Array
     return _cached(name, paths, lambda: official.read_files(name, paths))
 
 
-def cache_dir() -> pathlib.Path:
-    """jaxbatch's folder in the user's cache: ``$XDG_CACHE_HOME/jaxbatch`` or ``~/.cache/jaxbatch``."""
-    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "jaxbatch"
-
-
 def _cached(name: str, sources: list[pathlib.Path], read: Callable[[], official.Arrays]) -> official.Arrays:
     """``read()``, or its result kept from an earlier call with the same source files."""
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in sources]
     key = hashlib.sha256(repr((_FORMAT, name, stats)).encode()).hexdigest()[:16]
-    path = cache_dir() / "decoded" / f"{name}-{key}.npz"
+    path = cache_folder() / "decoded" / f"{name}-{key}.npz"
     try:
         with open(path, "rb") as file, np.load(file) as kept:
             return tuple(kept[f"arr_{i}"] for i in range(4))
