@@ -1,1 +1,8 @@
-"""The studies: one question a file, run as ``python -m experiments.NAME``."""
+"""Studies: one question a file, each run as ``python -m experiments.<name>``."""
+
+import sys
+
+from experiments.environment import settle, started_as_module
+
+if started_as_module(__name__, sys.argv, sys.orig_argv):
+    settle()

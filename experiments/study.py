@@ -36,9 +36,11 @@ class StudyConfig:
     """Go on from the measurements that an earlier call of the same command has made."""
     overwrite: bool = False
     """Remove an earlier call's measurements first."""
+    keep_compiled: bool = True
+    """Keep compiled programs in the user's cache folder, so that the next call starts at once."""
 
 
-_NOT_RESULTS = ("data_dir", "output_dir", "resume", "overwrite")  # flags that do not change any number
+_NOT_RESULTS = ("data_dir", "output_dir", "resume", "overwrite", "keep_compiled")  # flags that do not change any number
 
 
 def open_study(name: str, config: StudyConfig, console: Console) -> RunFolder:
@@ -111,4 +113,6 @@ def run_study(
     """Parses, runs, and turns errors into one line."""
     config = parse(config_type, description, args)
     with one_line_errors():
+        if config.keep_compiled:
+            jaxbatch.keep_compiled_programs()
         study(config, Console(highlight=False))

@@ -1,9 +1,10 @@
-"""The MNIST study's network in PyTorch, as a process of its own: what jaxbatch is timed against.
+"""A network in PyTorch as a process of its own: what jaxbatch is timed against.
 
 A process of its own, because that is how its users run it: PyTorch's threads and memory allocator do not meet
 JAX's. ``Peer`` starts it and sends it work over a pipe; started as a script this file is that process.
 """
 
+import copy
 import importlib.util
 import json
 import os
@@ -17,18 +18,20 @@ import numpy as np
 class Peer:
     """A running PyTorch process with a model's weights and data. ``run(kind)`` returns when the work is done."""
 
-    def __init__(self, weights: dict[str, np.ndarray], images: np.ndarray, labels: np.ndarray, **settings):
+    def __init__(self, model: str, params: dict, images: np.ndarray, labels: np.ndarray, **settings):
         self.process = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
+        flat = {}
+        _flatten("", params, flat)
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "data.npz")
-            np.savez(path, images=images, labels=labels, **weights)
-            self.losses = np.array(self._ask({"setup": path, **settings}))
+            np.savez(path, images=images, labels=labels, **flat)
+            self.losses = np.array(self._ask({"setup": path, "model": model, **settings}))
 
-    def run(self, kind: str) -> None:
-        """``train``, ``retain_graph`` or ``func``."""
-        self._ask({"run": kind})
+    def run(self, kind: str, **arguments) -> None:
+        """``train``, ``retain_graph``, ``func``, ``opacus`` or ``conv``."""
+        self._ask({"run": kind, **arguments})
 
     def close(self) -> None:
         """Ends the process."""
@@ -44,28 +47,23 @@ class Peer:
         return json.loads(answer)
 
 
-def is_installed() -> bool:
-    """Whether PyTorch is there to be timed."""
-    return importlib.util.find_spec("torch") is not None
+def _flatten(prefix, tree, flat):
+    for name, value in tree.items():
+        _flatten(f"{prefix}{name}/", value, flat) if isinstance(value, dict) else flat.update({f"{prefix}{name}": value})
+
+
+def is_installed(package: str = "torch") -> bool:
+    """Whether a peer is there to be timed."""
+    return importlib.util.find_spec(package) is not None
 
 
 def serve() -> None:
     """Reads requests from standard input, one JSON object a line, and answers each when it is done."""
     import torch
     from torch import nn
+    from torch_networks import as_torch_weights, build
 
-    class SimpleModel(nn.Module):
-        """The study's network, as :class:`jaxbatch.SimpleCNN`; returns logits."""
-
-        def __init__(self):
-            super().__init__()
-            self.convs = nn.ModuleList([nn.Conv2d(1, 10, 5), nn.Conv2d(10, 20, 5), nn.Conv2d(20, 40, 3)])
-            self.dense = nn.Linear(40, 10)
-
-        def forward(self, x):
-            for conv in self.convs:
-                x = torch.relu(torch.max_pool2d(conv(x), 2))
-            return self.dense(x.flatten(1))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def train():
         for first in range(0, len(labels), size):
@@ -87,23 +85,60 @@ def serve() -> None:
         groups = images.reshape(num_groups, -1, *images.shape[1:]), labels.reshape(num_groups, -1)
         return torch.func.vmap(torch.func.grad(mean_loss), in_dims=(None, 0, 0))(params, *groups)
 
+    def opacus():
+        from opacus import GradSampleModule
+
+        if "sampled" not in tensors:  # a copy: its hooks would slow the model down
+            tensors["sampled"] = GradSampleModule(copy.deepcopy(model), loss_reduction="sum")
+        sampled = tensors["sampled"]
+        nn.functional.cross_entropy(sampled(images), labels, reduction="sum").backward()
+        for parameter in sampled.parameters():
+            parameter.grad = parameter.grad_sample = None
+
+    def conv(shape, strides, padding, kernel, part):
+        key = str((shape, strides, padding, kernel))
+        if key not in tensors:
+            x, weight = torch.randn(shape, device=device), torch.randn(kernel, device=device)
+            tensors[key] = x, weight, torch.nn.functional.conv2d(x, weight, None, strides, padding)
+        x, weight, out = tensors[key]
+        if part == "forward":
+            return torch.nn.functional.conv2d(x, weight, None, strides, padding)
+        wanted = [part == "input gradient", part == "kernel gradient", False]
+        pairs = [[strides] * 2, [padding] * 2, [1, 1]]
+        return torch.ops.aten.convolution_backward(out, x, weight, None, *pairs, False, [0, 0], 1, wanted)
+
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    kinds = {"train": train, "retain_graph": retain_graph, "func": func}
+    kinds, tensors = {"train": train, "retain_graph": retain_graph, "func": func, "opacus": opacus, "conv": conv}, {}
     for line in sys.stdin:
         request = json.loads(line)
         if "run" in request:
-            kinds[request["run"]]()
+            kinds[request.pop("run")](**request)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
             answer = "done"
+        elif request["model"] == "":
+            answer = []
         else:
             with np.load(request["setup"]) as data:
-                images = torch.from_numpy(data["images"]).permute(0, 3, 1, 2).float().contiguous() / 255
-                labels = torch.from_numpy(data["labels"]).long()
-                model = SimpleModel()
-                model.load_state_dict({name: torch.from_numpy(data[name]) for name in model.state_dict()})
+                images = torch.from_numpy(data["images"]).permute(0, 3, 1, 2).float().contiguous().to(device) / 255
+                labels = torch.from_numpy(data["labels"]).long().to(device)
+                params = {}
+                for name in data.files:
+                    *folders, leaf = name.split("/")
+                    here = params
+                    for folder in folders:
+                        here = here.setdefault(folder, {})
+                    here[leaf] = data[name]
+            model = build(request["model"])
+            weights = as_torch_weights(params, model)
+            model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()}, strict=False)
+            model.to(device).train()
             size, num_groups = request["batch_size"], request["num_groups"]
-            optimizer = torch.optim.SGD(model.parameters(), lr=request["rate"], momentum=request["momentum"])
+            optimizer = torch.optim.SGD(
+                model.parameters(), lr=request["rate"], momentum=request["momentum"], weight_decay=request["weight_decay"]
+            )
             with torch.no_grad():
-                answer = nn.functional.cross_entropy(model(images[:8]), labels[:8], reduction="none").tolist()
+                answer = nn.functional.cross_entropy(model(images[:size]), labels[:size], reduction="none").tolist()[:8]
         print(json.dumps(answer), flush=True)
 
 

@@ -35,7 +35,8 @@ from jax.extend import core
 Layout = Literal["batch_minor", "native"]
 Way = Literal["platform", "product", "dense", "patches", "xla"]
 
-PATCH_BYTES = 4 * 2**20  # patches gathered at a time: a share of the last-level cache
+PATCH_BYTES = 5 * 2**20  # patches gathered at a time: a share of the last-level cache
+SMALL_PRODUCT = 64 * 9 * 64  # kernels below this many elements give products that leave cores idle: two at a time
 DENSE_PIXELS = 16  # images of at most so many pixels; the matrix of all shifts grows with their square
 DENSE_EXAMPLES = 16  # below, filling the matrix costs more than it saves
 

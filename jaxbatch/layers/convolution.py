@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxbatch.batches import even_part
-from jaxbatch.layers.choose import Layout, Way, choose_conv, images_at_a_time
+from jaxbatch.layers.choose import SMALL_PRODUCT, Layout, Way, choose_conv, images_at_a_time
 from jaxbatch.layers.derivatives import with_backward
 
 _NUMBERS = ("NHWC", "OHWI", "NHWC")
@@ -145,7 +145,8 @@ def _kernel_gradient(x, cotangent, shape: _Shape):
     else:
         parts = [leaf[:full].reshape(-1, chunk, *leaf.shape[1:]) for leaf in (x, cotangent)]
         zero = jnp.zeros((outputs, shape.size**2 * x.shape[3]), dtype)
-        total, _ = lax.scan(lambda total, part: (total + product(*part), None), zero, parts)
+        side_by_side = 2 if zero.size < SMALL_PRODUCT else 1
+        total, _ = lax.scan(lambda total, part: (total + product(*part), None), zero, parts, unroll=side_by_side)
     if full < x.shape[0]:
         total += product(x[full:], cotangent[full:])
     return total.reshape(outputs, shape.size, shape.size, -1).astype(x.dtype)

@@ -1,0 +1,49 @@
+"""What has to be settled before JAX is loaded: huge pages for its memory, and the log level of XLA."""
+
+import os
+import pathlib
+import sys
+from collections.abc import Mapping
+
+_HUGE_PAGES = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
+_TUNABLE = "glibc.malloc.hugetlb=1"
+
+
+def settle(environ: dict[str, str] = os.environ) -> None:
+    """Sets the environment, and starts the program anew where that is the only way.
+
+    XLA:CPU takes the memory of a step from the system at every call and hands it back; in pages of 4 KiB a large
+    part of a step goes into that (a quarter for ResNet-20: ``scripts/bench.py adabatch`` with and without ``JAXBATCH_HUGE_PAGES=0``). glibc asks for pages of
+    2 MiB if an environment variable says so when the process begins. ``JAXBATCH_HUGE_PAGES=0`` leaves it alone.
+    """
+    # Reading a compiled program from the cache, XLA:CPU logs pages of false alarms about the processor as errors.
+    environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if _HUGE_PAGES.exists() and wants_huge_pages(environ, _HUGE_PAGES.read_text()):
+        before = environ.get("GLIBC_TUNABLES")
+        environ["GLIBC_TUNABLES"] = f"{before}:{_TUNABLE}" if before else _TUNABLE
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], dict(environ))
+
+
+def wants_huge_pages(environ: Mapping[str, str], enabled: str) -> bool:
+    """Whether huge pages are to be asked for: on request only (``madvise``), and not settled already.
+
+    Example:
+        >>> wants_huge_pages({}, "always [madvise] never"), wants_huge_pages({}, "[always] madvise never")
+        (True, False)
+    """
+    settled = environ.get("JAXBATCH_HUGE_PAGES") == "0" or "glibc.malloc.hugetlb" in environ.get("GLIBC_TUNABLES", "")
+    return "[madvise]" in enabled and not settled
+
+
+def started_as_module(package: str, argv: list[str], orig_argv: list[str]) -> bool:
+    """Whether this process is ``python -m package...``, seen while the package is being imported.
+
+    Example:
+        >>> started_as_module("experiments", ["-m"], ["python", "-m", "experiments.split_backward"])
+        True
+        >>> started_as_module("experiments", ["pytest"], ["python", "-m", "pytest"])
+        False
+    """
+    if argv[:1] != ["-m"] or "-m" not in orig_argv:
+        return False
+    return orig_argv[orig_argv.index("-m") + 1].split(".")[0] == package

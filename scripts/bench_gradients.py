@@ -1,0 +1,67 @@
+"""Benchmarks of gradients: the split step, and one gradient for each example."""
+
+import jax
+import optax
+from side_by_side import IN_A_ROW, MOMENTUM, RATE, in_a_row, make_rows, random_task, start_peer, time_contenders
+from torch_peer import is_installed
+
+import jaxbatch as jb
+from experiments.split_backward import make_masked_step
+from jaxbatch.gradients import check_num_groups
+from jaxbatch.train import init_state
+
+
+def split(rounds: int, batch_size: int, num_groups: int) -> list[dict]:
+    """A split step against a plain step, the naive way in JAX, and PyTorch's ways."""
+    check_num_groups(num_groups, batch_size)
+    task, optimizer = random_task(jb.SimpleCNN(), batch_size), optax.sgd(RATE, MOMENTUM)
+    params = init_state(task, optimizer, 0).params
+    arguments = (params, optimizer.init(params), task.train_data)
+    plain = jb.split_backward(task.loss_fn, optimizer, 1, microbatch_size=task.microbatch_size)
+    ours = jb.split_backward(task.loss_fn, optimizer, num_groups, microbatch_size=task.microbatch_size)
+    naive = make_masked_step(task.loss_fn, optimizer, num_groups)
+    contenders = {
+        "ours": lambda: ours(*arguments),
+        "plain step": lambda: plain(*arguments),
+        "naive: masked cotangents": lambda: naive(*arguments),
+    }
+    peer = start_peer(task, params, "SimpleCNN", batch_size, num_groups)
+    if peer:
+        contenders["torch retain_graph"] = lambda: peer.run("retain_graph")
+        contenders["torch.func vmap"] = lambda: peer.run("func")
+    memory = {"ours_bytes": step_bytes(ours, arguments), "plain_bytes": step_bytes(plain, arguments)}
+    memory["param_bytes"] = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    times = time_contenders(in_a_row(contenders), rounds, peer)
+    rows = make_rows("split", "simple_cnn", batch_size, num_groups, times, per=IN_A_ROW)
+    return [row | memory for row in rows] + gradients(rounds, batch_size)
+
+
+def gradients(rounds: int, batch_size: int) -> list[dict]:
+    """Per-example gradients against a plain step, ``torch.func`` and opacus."""
+    task, optimizer = random_task(jb.SimpleCNN(), batch_size), optax.sgd(RATE, MOMENTUM)
+    params = init_state(task, optimizer, 0).params
+    opt_state = optimizer.init(params)
+    plain = jb.split_backward(task.loss_fn, optimizer, 1, microbatch_size=task.microbatch_size)
+    ours = jax.jit(lambda params, batch: jb.per_example_gradients(task.loss_fn, params, batch))
+    contenders = {
+        "ours": lambda: ours(params, task.train_data),
+        "plain step": lambda: plain(params, opt_state, task.train_data),
+    }
+    peer = start_peer(task, params, "SimpleCNN", batch_size, batch_size)
+    if peer:
+        contenders["torch.func vmap"] = lambda: peer.run("func")
+        if is_installed("opacus"):
+            contenders["opacus"] = lambda: peer.run("opacus")
+    times = time_contenders(in_a_row(contenders), rounds, peer)
+    return make_rows("gradients", "simple_cnn", batch_size, batch_size, times, per=IN_A_ROW)
+
+
+def step_bytes(step, arguments) -> int:
+    """Memory of a compiled step: temporaries, arguments and results."""
+    memory = step.lower(*arguments).compile().memory_analysis()
+    return (
+        memory.temp_size_in_bytes
+        + memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+    )

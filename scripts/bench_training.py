@@ -1,0 +1,162 @@
+"""Benchmarks of training: SimpleCNN's step, the AdaBatch networks' steps, sweeps, a change of batch size."""
+
+import math
+import time
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from side_by_side import MOMENTUM, RATE, make_rows, median, random_task, start_peer, time_contenders
+
+import jaxbatch as jb
+from jaxbatch.batches import cut_batches
+from jaxbatch.loops import compile_epoch
+from jaxbatch.sweep import sweep
+from jaxbatch.train import init_state, make_train_step
+
+NETWORKS = {"alexnet": jb.AlexNet, "resnet20": jb.ResNet20, "vgg19_bn": jb.VGG19BN}
+STEPS_A_ROUND = {"alexnet": 20, "resnet20": 6, "vgg19_bn": 3}  # the first step after a rest is slow: not most of a round
+
+
+def step_contenders(task, peer_name: str | None, optimizer, batch_size: int, num_steps: int, **settings):
+    """Our and PyTorch's epoch of a few steps, and the peer; ours alone where no peer is named."""
+    indices = np.asarray(cut_batches(jnp.arange(task.num_examples), batch_size).indices)
+    step = make_train_step(
+        task.loss_fn,
+        optimizer,
+        batch_size,
+        microbatch_size=task.microbatch_size,
+        update_model_state=task.update_model_state,
+    )
+    state = init_state(task, optimizer, 0)
+    run = compile_epoch(step, state, task.train_data, num_steps, batch_size)
+
+    states = [jax.tree.map(jnp.copy, state)]
+
+    def ours():  # goes on training, as the peer does
+        states[0], losses = run(states[0], task.train_data, indices)
+        return losses
+
+    contenders = {"ours": ours}
+    peer = start_peer(task, state.params, peer_name, batch_size, **settings) if peer_name else None
+    if peer:
+        contenders["torch eager"] = lambda: peer.run("train")
+    return contenders, peer
+
+
+def train(rounds: int, batch_sizes: tuple[int, ...]) -> list[dict]:
+    """SimpleCNN: compiled epochs against PyTorch eager, milliseconds a step."""
+    rows = []
+    for batch_size in batch_sizes:
+        num_steps = max(2, min(300, 6000 // batch_size))
+        task = random_task(jb.SimpleCNN(), num_steps * batch_size)
+        contenders, peer = step_contenders(task, "SimpleCNN", optax.sgd(RATE, MOMENTUM), batch_size, num_steps)
+        times = time_contenders(contenders, rounds, peer)
+        rows += make_rows("train", "simple_cnn", batch_size, 1, times, per=num_steps)
+    return rows
+
+
+def adabatch(rounds: int, models: tuple[str, ...], batch_size: int, num_steps: int | None, bfloat16: bool) -> list[dict]:
+    """The AdaBatch networks' training steps, with the arithmetic they achieve."""
+    optimizer = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.01, 0.9))
+    settings = {"rate": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
+    rows = []
+    dtype = jnp.bfloat16 if bfloat16 else jnp.float32
+    peak = matmul_rate(dtype)
+    for name in models:
+        model, count = NETWORKS[name](dtype=dtype), num_steps or STEPS_A_ROUND[name]
+        task = random_task(model, count * batch_size, (32, 32, 3))
+        # The peer computes in float32: no comparison with bfloat16.
+        contenders, peer = step_contenders(
+            task, None if bfloat16 else type(model).__name__, optimizer, batch_size, count, **settings
+        )
+        times = time_contenders(contenders, rounds, peer)
+        label = name + (" bfloat16" if bfloat16 else "")
+        flops = 3 * forward_flops(model, batch_size)  # backward: the gradients of inputs and of kernels
+        for row in make_rows("adabatch", label, batch_size, 1, times, per=count):
+            gflops = flops / row["ours_ms"] / 1e6
+            rows.append(row | {"gflops": gflops, "matmul_share": gflops * 1e9 / peak})
+    return rows
+
+
+def forward_flops(model, batch_size: int) -> int:
+    """Floating-point operations of the convolutions and dense layers, forward, as the network defines them."""
+    image = jnp.zeros((1, 32, 32, 3))
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    with mock.patch("jaxbatch.layers.convolution.choose_conv", return_value="platform"):  # not as they are computed
+        jaxpr = jax.make_jaxpr(lambda v: model.apply(v, image))(variables)
+    return batch_size * _flops(jaxpr.jaxpr)
+
+
+def _flops(jaxpr) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda value: hasattr(value, "eqns")):
+            total += _flops(getattr(inner, "jaxpr", inner)) if hasattr(getattr(inner, "jaxpr", inner), "eqns") else 0
+        if equation.primitive.name == "conv_general_dilated":
+            kernel, out = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
+            total += 2 * math.prod(out) * math.prod(kernel[1:])  # (O, k, k, C)
+        elif equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+    return total
+
+
+def matmul_rate(dtype, size: int | None = None) -> float:
+    """The device's rate for a large square product, floating-point operations a second: the best of ten."""
+    size = size or (2048 if jax.default_backend() == "cpu" else 8192)
+    x = jnp.ones((size, size), dtype)
+    product = jax.jit(lambda x: x @ x)
+    jax.block_until_ready(product(x))
+    best = math.inf
+    for _ in range(10):
+        started = time.perf_counter()
+        jax.block_until_ready(product(x))
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+def many_runs(rounds: int, rates: int, seeds: int, num_examples: int, batch_size: int) -> list[dict]:
+    """Learning rates × seeds of SimpleCNN in one program against one after another."""
+    task = random_task(jb.SimpleCNN(), num_examples)
+    settings = np.tile(np.geomspace(0.001, 0.1, rates), seeds)
+    numbers = np.repeat(np.arange(seeds), rates).tolist()
+    duration = jb.steps(num_examples // batch_size)
+
+    def make_optimizer(rate):
+        return optax.sgd(rate, MOMENTUM)
+
+    def seconds(runs):
+        """Training alone, compiled: what the second epoch of two takes."""
+        twice = jb.steps(2 * duration.amount)
+        *_, last = sweep(task, make_optimizer, settings, numbers, batch_size=batch_size, duration=twice, runs=runs)
+        return last["train_seconds"] * 1e3
+
+    times = [{"ours": seconds(None), "one after another": seconds("python")} for _ in range(rounds)]
+    rows = make_rows("sweep", f"simple_cnn, {len(numbers)} runs", batch_size, 1, times)
+    return rows
+
+
+def ladder(num_examples: int, sizes: tuple[int, ...], first_epochs: int, epochs_each: int) -> list[dict]:
+    """What a change of batch size costs beyond the work of its first epoch, the ladder compiled ahead.
+
+    The first size lasts long enough for the others to be compiled meanwhile. ``ours_ms`` is the time of the first epoch
+    at a new size, waiting included, less the median of the others at that size; the peer is one step.
+    """
+    task = random_task(jb.SimpleCNN(), num_examples)
+    schedule = lambda epoch: sizes[max(0, 1 + (epoch - first_epochs) // epochs_each)]
+    duration = jb.epochs(first_epochs + epochs_each * (len(sizes) - 1))
+    records = list(jb.fit(task, jb.FitConfig(optax.sgd(RATE, MOMENTUM), schedule, duration)))
+    rows = []
+    for size in sizes[1:]:
+        first, *others = [record for record in records if record["batch_size"] == size]
+        ordinary = median([record["train_seconds"] for record in others]).value
+        step_ms = ordinary / (num_examples // size) * 1e3
+        extra_ms = (first["stall_seconds"] + first["train_seconds"] - ordinary) * 1e3
+        (row,) = make_rows("ladder", "simple_cnn", size, 1, [{"ours": extra_ms, "an ordinary step": step_ms}])
+        waited = {"compile_ms": first["compile_seconds"] * 1e3, "waited_ms": first["stall_seconds"] * 1e3}
+        rows.append(row | waited)
+    return rows
