@@ -11,6 +11,7 @@ uses the group's statistics (*ghost* batch norm), which is exact for groups and 
 Axes: B examples, K groups, P parameters.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -151,7 +152,8 @@ def accumulated_gradient(
     r"""The gradient of the batch's mean loss, summed over microbatches: the memory of one of them.
 
     Equal to ``jax.grad`` of the mean loss up to the order of summation. A last microbatch that is not
-    full counts by its number of examples.
+    full counts by its number of examples. On CPU a model that is built on XLA's convolutions, which are slow in
+    compiled loops, goes through a Python loop over a compiled accumulation; inside ``jit`` it has to be the loop.
 
     Args:
         loss_fn: ``(params, batch) -> losses``.
@@ -168,9 +170,27 @@ def accumulated_gradient(
         >>> accumulated_gradient(loss_fn, jnp.array(0.0), jnp.array([1.0, 3.0, 5.0]), 2).tolist()
         -3.0
     """
-    check_loss(loss_fn, params, batch)
+    batch_size = check_loss(loss_fn, params, batch)
     _check_microbatch_size(microbatch_size)
-    return _losses_and_mean_gradient(loss_fn, params, batch, microbatch_size)[1]
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, batch)))
+    if traced or not loops_are_slow(loss_fn, params, batch):
+        return _losses_and_mean_gradient(loss_fn, params, batch, microbatch_size)[1]
+    total, size = jax.tree.map(jnp.zeros_like, params), even_part(batch_size, microbatch_size)
+    for start in range(0, batch_size, size):
+        microbatch = jax.tree.map(lambda leaf: leaf[start : start + size], batch)
+        total = _accumulate_compiled(loss_fn)(total, params, microbatch)
+    return jax.tree.map(lambda leaf: leaf / batch_size, total)
+
+
+@functools.lru_cache(maxsize=16)
+def _accumulate_compiled(loss_fn):
+    """``(total, params, microbatch) -> total``, in total's memory."""
+
+    def accumulate(total, params, microbatch):
+        gradient = jax.grad(lambda p: loss_fn(p, microbatch).sum())(params)
+        return jax.tree.map(jnp.add, total, gradient)
+
+    return jax.jit(accumulate, donate_argnums=0)
 
 
 def losses_and_mean_gradient(
@@ -322,13 +342,7 @@ def _losses_and_mean_gradient(loss_fn, params, batch, microbatch_size):
     total = jax.tree.map(jnp.zeros_like, params)
     cut = lambda start, stop: jax.tree.map(lambda leaf: leaf[start:stop], batch)
     parts = []
-    if loops_are_slow(loss_fn, params, cut(0, microbatch_size)):
-        # Without a loop. The barrier keeps a microbatch from being begun before the last one's memory is free.
-        for start in range(0, full, microbatch_size):
-            microbatch, total = lax.optimization_barrier((cut(start, start + microbatch_size), total))
-            total, losses = accumulate(total, microbatch)
-            parts.append(losses)
-    elif full:
+    if full:
         head = jax.tree.map(lambda leaf: leaf[:full].reshape(-1, microbatch_size, *leaf.shape[1:]), batch)
         total, losses = lax.scan(accumulate, total, head)
         parts.append(losses.reshape(-1))

@@ -7,7 +7,7 @@ Axes: S steps, B examples in a batch.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from jaxbatch.batches import cut_batches
 from jaxbatch.layers import loops_are_slow
 
 Step = Callable[[Any, PyTree], tuple[Any, Float[Array, "B"]]]
-Loop = Literal["scan", "python"]
+Loop = str  # "scan" or "python"
 
 
 def make_epoch(step: Step) -> Callable[[Any, PyTree, Int32[Array, "S B"]], tuple[Any, Array]]:

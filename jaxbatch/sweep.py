@@ -9,7 +9,7 @@ Axes: R runs, S steps, B examples in a batch.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from jaxbatch.compiling import Programs
 from jaxbatch.loops import choose_loop, compile_epoch, make_epoch, make_evaluate
 from jaxbatch.train import FitConfig, Task, evaluated, init_state, make_train_step, plan_segments
 
-Runs = Literal["vmap", "map", "python"]
+Runs = str  # "vmap", "map" or "python"
 
 
 def sweep(

@@ -303,6 +303,7 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
             indices = order[first : first + count * segment.batch_size].reshape(count, segment.batch_size)
             state, losses = jax.block_until_ready(program.run(state, task.train_data, indices))
             seconds = time.perf_counter() - started
+            losses = np.asarray(losses)  # its length changes with the batch size: each would be another program
             done, seen = done + count, seen + count * segment.batch_size
             bad = first_nonfinite(losses)
             test = evaluate(evaluated(task, state), task.test_data)
@@ -356,7 +357,7 @@ def _examples_in(segments: list[Segment], batches: int) -> int:
     return seen
 
 
-def first_nonfinite(losses: Float[Array, "S"]) -> int | None:
+def first_nonfinite(losses: Float[Array, "S"] | Float[np.ndarray, "S"]) -> int | None:
     """Index of the first loss that is NaN or infinite, or None.
 
     Example:

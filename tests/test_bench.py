@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-FIELDS = {"bench", "model", "batch_size", "num_groups", "ours_ms", "peer", "peer_ms", "ratio"}
+FIELDS = {"bench", "model", "batch_size", "num_groups", "ours_ms", "peer", "peer_ms", "ratio", "over_plain"}
 
 
 @pytest.mark.parametrize(
@@ -18,6 +18,10 @@ FIELDS = {"bench", "model", "batch_size", "num_groups", "ours_ms", "peer", "peer
         (["train", "--batch-sizes", "1", "30"], {"train"}),
         (["split", "--batch-size", "16", "--num-groups", "4"], {"split", "gradients"}),
         (["gradients", "--batch-size", "16"], {"gradients"}),
+        (["layers", "--batch-size", "3", "--shapes", "2"], {"layers"}),
+        (["adabatch", "--models", "alexnet", "--batch-size", "4", "--num-steps", "2"], {"adabatch"}),
+        (["sweep", "--rates", "2", "--seeds", "2", "--num-examples", "128", "--batch-size", "32"], {"sweep"}),
+        (["ladder", "--num-examples", "128", "--sizes", "32", "64", "--first-epochs", "2", "--epochs-each", "2"], {"ladder"}),
     ],
 )
 def test_bench(tmp_path, arguments, benches):
@@ -28,8 +32,10 @@ def test_bench(tmp_path, arguments, benches):
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert {row["bench"] for row in rows} == benches
     for row in rows:
-        assert set(row) >= FIELDS and row["ours_ms"] > 0
-        assert (row["bench"] == "train") or row["over_plain"] > 0
+        assert set(row) >= FIELDS
+        assert row["ours_ms"] > 0 or row["bench"] == "ladder"  # a difference of two times
+        assert (row["over_plain"] is not None) == (row["bench"] in ("split", "gradients"))
+        assert row.get("gflops", 1) > 0
 
 
 def test_bench_refuses_in_one_line():

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 import jaxbatch as jb
-from jaxbatch.train import first_nonfinite
+from jaxbatch.train import first_nonfinite, plan_segments
 from tests.conftest import make_problem
 from tests.test_gradients import assert_close
 
@@ -154,3 +154,95 @@ def test_losses_and_metrics():
     images = jnp.full((2, 2, 2, 1), 255, jnp.uint8)
     expected = jb.cross_entropy(jnp.full((2, 4), 2.0) @ jnp.eye(4), jnp.array([0, 1]))
     np.testing.assert_allclose(loss(jnp.eye(4), (images, jnp.array([0, 1]))), expected, rtol=1e-6)
+
+
+def test_a_schedule_of_batch_sizes_equals_a_python_loop(task):
+    optimizer = optax.sgd(0.01, 0.9)
+    sizes = [4, 8, 8, 24]
+    records = list(jb.fit(task, jb.FitConfig(optimizer, lambda epoch: sizes[epoch], jb.epochs(4), seed=5)))
+    state = jb.init_state(task, optimizer, 5)
+    params, opt_state = state.params, state.opt_state
+    for epoch, size in enumerate(sizes):
+        step = jb.split_backward(task.loss_fn, optimizer, 1)
+        for index in jb.epoch_batches(5, epoch, 24, size).indices:
+            params, opt_state, _ = step(params, opt_state, jax.tree.map(lambda leaf: leaf[index], task.train_data))
+    assert_close(records[-1]["state"].params, params, rtol=1e-5, atol=1e-6)
+    assert [r["batch_size"] for r in records] == sizes
+    assert [r["batches"] for r in records] == [6, 9, 12, 13]
+    assert [r["examples"] for r in records] == [24, 48, 72, 96]
+    assert [r["compile_seconds"] > 0 for r in records] == [True, True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("duration", "expected"),
+    [
+        (jb.epochs(2.5), [(0, 0, 2, 4), (1, 0, 4, 2), (2, 0, 8, 1)]),
+        (jb.steps(5), [(0, 0, 2, 4), (1, 0, 4, 1)]),
+        (jb.examples(9), [(0, 0, 2, 4), (1, 0, 4, 1)]),
+        (jb.epochs(0), []),
+    ],
+)
+def test_plans(duration, expected):
+    doubling = jb.FitConfig(None, lambda epoch: 2 * 2**epoch, duration)
+    assert [segment[:4] for segment in plan_segments(doubling, 8)] == expected
+
+
+def test_a_schedule_goes_on_bit_exactly_from_any_record(task):
+    def run(duration, state=None):
+        return list(jb.fit(task, jb.FitConfig(optax.adam(0.01), lambda epoch: 4 * 2**epoch, duration, seed=2), state=state))
+
+    whole = run(jb.epochs(3))
+    for part in (run(jb.steps(3)), run(jb.epochs(1)), run(jb.steps(8))):
+        rest = run(jb.epochs(3), part[-1]["state"])
+        assert strip(rest[-1]) | {"loss": 0} == strip(whole[-1]) | {"loss": 0}
+        jax.tree.map(np.testing.assert_array_equal, rest[-1]["state"], whole[-1]["state"])
+
+
+def batch_norm_task():
+    """A little network with batch normalisation on random images."""
+    from flax import linen as nn
+
+    from jaxbatch.layers import ConvBatchNorm
+
+    class Network(nn.Module):
+        @nn.compact
+        def __call__(self, images, train=False):
+            x = nn.relu(ConvBatchNorm(4, 3, padding=1, use_bias=True)(images, train=train))
+            return nn.Dense(3)(x.mean((1, 2)))
+
+    random = np.random.default_rng(0)
+    images, labels = random.integers(0, 256, (24, 6, 6, 2), dtype=np.uint8), random.integers(0, 3, 24).astype(np.int32)
+    dataset = jb.Dataset("random", images, labels, images[:9], labels[:9], 3, (0.5, 0.5), (0.25, 0.25))
+    return jb.classification_task(Network(), dataset)
+
+
+@pytest.mark.parametrize("num_groups", [None, 2])
+def test_running_moments_follow_pytorch_s_rule(num_groups):
+    task = batch_norm_task()
+    config = jb.FitConfig(optax.sgd(0.0), 8, jb.epochs(1), num_groups=num_groups, seed=1)  # the parameters stay
+    (record,) = jb.fit(task, config)
+    start = jb.init_state(task, config.optimizer, 1)
+    expected = start.model_state
+    for index in jb.epoch_batches(1, 0, 24, 8).indices.reshape(-1, 8 // (num_groups or 1)):
+        _, found = task.loss_fn(start.params, jax.tree.map(lambda leaf: leaf[index], task.train_data))
+        expected = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, expected, found)
+    assert_close(record["state"].model_state, expected, rtol=1e-5, atol=1e-6)
+    assert record["updates"] == 3 * (num_groups or 1)
+
+
+def test_evaluation_uses_the_running_moments():
+    task = batch_norm_task()
+    *_, last = jb.fit(task, jb.FitConfig(optax.sgd(0.1, 0.9), 8, jb.epochs(60)))
+    state = last["state"]
+    one_by_one = [
+        task.metrics_fn((state.params, state.model_state), jax.tree.map(lambda leaf: leaf[i : i + 1], task.test_data))
+        for i in range(9)
+    ]
+    np.testing.assert_allclose(last["test_loss"], np.mean([float(m["loss"][0]) for m in one_by_one]), rtol=1e-5)
+    assert last["test_loss"] < 0.7 * np.log(3)  # it has learned its own training images
+
+
+def test_gradients_of_single_examples_are_refused_through_batch_statistics():
+    task = batch_norm_task()
+    with pytest.raises(ValueError, match="has_aux"):
+        jb.per_example_gradients(task.loss_fn, jb.init_state(task, optax.sgd(0.1), 0).params, task.train_data)

@@ -79,7 +79,7 @@ def images_at_a_time(patch_bytes: int, batch_size: int) -> int:
 
     Example:
         >>> images_at_a_time(2**20, 128), images_at_a_time(2**30, 128), images_at_a_time(1, 128)
-        (4, 1, 128)
+        (5, 1, 128)
     """
     return min(batch_size, max(1, PATCH_BYTES // patch_bytes))
 

@@ -1,0 +1,176 @@
+"""Epochs as one program and as a Python loop, evaluation of either kind, programs compiled ahead and kept."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxbatch as jb
+from jaxbatch import loops
+from jaxbatch.compiling import Programs
+from tests.conftest import ROOT, make_problem
+from tests.test_gradients import assert_close
+
+
+def convolution_task(num_examples=24, side=6):
+    """A small network on XLA's own convolution, as a user would write it."""
+    random = np.random.default_rng(0)
+    data = (
+        jnp.asarray(random.normal(size=(num_examples, side, side, 2)), jnp.float32),
+        jnp.asarray(random.integers(0, 3, num_examples), jnp.int32),
+    )
+
+    def init(key):
+        return {"conv": 0.3 * jax.random.normal(key, (3, 3, 2, 4)), "out": 0.3 * jax.random.normal(key, (4, 3))}
+
+    def logits(params, images):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        x = jax.lax.conv_general_dilated(images, params["conv"], (1, 1), "SAME", dimension_numbers=numbers)
+        return jnp.tanh(x).mean((1, 2)) @ params["out"]
+
+    def loss_fn(params, batch):
+        return jb.cross_entropy(logits(params, batch[0]), batch[1])
+
+    def metrics_fn(params, batch):
+        out = logits(params, batch[0])
+        return {"loss": jb.cross_entropy(out, batch[1]), "accuracy": jb.correct(out, batch[1])}
+
+    return jb.Task(init, loss_fn, metrics_fn, data, jax.tree.map(lambda leaf: leaf[:7], data))
+
+
+def test_a_network_on_xla_s_convolutions_is_looped_in_python_on_cpu():
+    ours, theirs = jb.classification_task(jb.SimpleCNN(), jb.load_dataset("digits")), convolution_task()
+    for task, expected in ((ours, "scan"), (theirs, "python" if jax.default_backend() == "cpu" else "scan")):
+        step = jb.make_train_step(task.loss_fn, optax.sgd(0.1), 8)
+        assert loops.choose_loop(step, jb.init_state(task, optax.sgd(0.1), 0), task.train_data, 8) == expected
+
+
+@pytest.mark.parametrize("microbatch_size", [None, 3])
+def test_both_loops_give_the_same_epoch(microbatch_size):
+    task, optimizer = convolution_task(), optax.sgd(0.1, 0.9)
+    step = jb.make_train_step(task.loss_fn, optimizer, 8, microbatch_size=microbatch_size)
+    indices = np.asarray(jb.epoch_batches(0, 0, 24, 8).indices)
+    results = []
+    for loop in ("scan", "python"):
+        state = jb.init_state(task, optimizer, 3)
+        run = loops.compile_epoch(step, state, task.train_data, 3, 8, loop=loop)
+        results.append(run(state, task.train_data, indices))
+    assert_close(results[0][0].params, results[1][0].params, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(results[0][1], results[1][1], rtol=1e-5)
+    assert results[1][0].step == 3
+
+
+def test_unknown_loop():
+    with pytest.raises(ValueError, match="loop='fast'"):
+        loops.compile_epoch(lambda s, b: (s, b), jnp.zeros(()), jnp.zeros((4,)), 1, 2, loop="fast")
+
+
+@pytest.mark.parametrize("batch_size", [2, 7, 50])
+def test_evaluation_without_a_compiled_loop(batch_size):
+    task = convolution_task()
+    params = task.init(jax.random.key(0))
+    found = jb.make_evaluate(task.metrics_fn, 7, batch_size)(params, task.test_data)
+    for name, expected in task.metrics_fn(params, task.test_data).items():
+        np.testing.assert_allclose(found[name], expected.mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_groups", [1, 3, 8])
+def test_groups_of_a_convolution_are_unrolled_and_exact(num_groups):
+    task = convolution_task()
+    params = task.init(jax.random.key(1))
+    text = str(jax.make_jaxpr(lambda p: jb.group_gradients(task.loss_fn, p, task.train_data, num_groups))(params))
+    if jax.default_backend() == "cpu":
+        assert "scan" not in text
+    gradients = jb.group_gradients(task.loss_fn, params, task.train_data, num_groups)
+    mean = jax.grad(lambda p: task.loss_fn(p, task.train_data).mean())(params)
+    assert_close(jax.tree.map(lambda leaf: leaf.mean(0), gradients), mean, rtol=1e-5, atol=1e-7)
+    split = jb.split_backward(task.loss_fn, optax.sgd(0.1), num_groups)
+    moved, _, _ = split(params, optax.sgd(0.1).init(params), task.train_data)
+    assert_close(moved, jax.tree.map(lambda p, g: p - 0.1 * num_groups * g, params, mean), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("microbatch_size", [1, 5, 8, 24])
+def test_accumulation_over_convolutions(microbatch_size, monkeypatch):
+    task = convolution_task()
+    params = task.init(jax.random.key(2))
+    expected = jax.grad(lambda p: task.loss_fn(p, task.train_data).mean())(params)
+    eager = jb.accumulated_gradient(task.loss_fn, params, task.train_data, microbatch_size)
+    jitted = jax.jit(lambda p: jb.accumulated_gradient(task.loss_fn, p, task.train_data, microbatch_size))(params)
+    for found in (eager, jitted):
+        assert_close(found, expected, rtol=1e-5, atol=1e-7)
+    if jax.default_backend() == "cpu":  # outside jit there is no compiled loop
+        monkeypatch.setattr(jax.lax, "scan", None)
+        jb.accumulated_gradient(task.loss_fn, params, task.train_data, microbatch_size)
+
+
+def test_programs_are_compiled_once_and_ahead():
+    seen, go = [], threading.Event()
+
+    def compile(key):
+        if key != "now":
+            go.wait(10)
+        seen.append((key, threading.current_thread() is threading.main_thread()))
+        return key
+
+    with Programs(compile) as programs:
+        programs.ahead(["a", "b", "a"])
+        assert programs["now"].run == "now"  # not behind the others
+        go.set()
+        assert programs["b"].run == "b"
+        assert programs["a"].run == "a"
+        assert programs["a"].compile_seconds >= 0
+    assert sorted(key for key, _ in seen) == ["a", "b", "now"]
+    assert dict(seen)["now"] and not dict(seen)["a"]
+
+
+def test_an_error_in_compiling_reaches_who_asks():
+    def compile(key):
+        raise ValueError(f"no {key}")
+
+    with Programs(compile) as programs:
+        programs.ahead([1])
+        for key in (1, 2):
+            with pytest.raises(ValueError, match=f"no {key}"):
+                programs[key]
+
+
+def test_programs_compiled_in_the_background_keep_float64(x64):
+    with Programs(lambda key: jax.jit(lambda x: x + 1).lower(1.0).compile()) as programs:
+        programs.ahead([0])
+        assert programs[0].run(1.0).dtype == jnp.float64
+
+
+KEEP = """
+import pathlib, sys, jax, jax.numpy as jnp, jaxbatch as jb
+folder = jb.keep_compiled_programs()
+jax.jit(lambda x: sum(jnp.tanh(x * i) @ x for i in range(60)))(jnp.ones((50, 50))).block_until_ready()
+print(folder, len(list(pathlib.Path(folder).iterdir())))
+"""
+
+
+def test_compiled_programs_are_kept_in_the_user_s_cache(tmp_path):
+    environ = {key: value for key, value in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"}
+    environ |= {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", KEEP]
+    counts = []
+    for _ in range(2):
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
+        folder, count = done.stdout.split()
+        assert folder == str(tmp_path / "jaxbatch" / "compiled")
+        counts.append(int(count))
+    assert counts[0] > 0 and counts[1] == counts[0]
+    given = {**environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "theirs")}
+    done = subprocess.run(command, env=given, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[0] == str(tmp_path / "theirs")
+
+
+def test_a_problem_without_convolutions_keeps_its_loop():
+    loss_fn, params, batch = make_problem(8)
+    text = str(jax.make_jaxpr(lambda p: jb.group_gradients(loss_fn, p, batch, 4))(params))
+    assert ("scan" in text) == (jax.default_backend() == "cpu")

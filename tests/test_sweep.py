@@ -1,0 +1,72 @@
+"""Many runs in one program: each is the run that fit makes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxbatch as jb
+from jaxbatch.sweep import choose_runs
+from tests.test_gradients import assert_close
+from tests.test_loops import convolution_task
+from tests.test_train import batch_norm_task, task  # noqa: F401 (a fixture)
+
+RATES, SEEDS = [0.001, 0.01, 0.02], [3, 3, 8]
+
+
+def make_optimizer(rate):
+    return optax.sgd(rate, 0.9)
+
+
+def run_sweep(task, runs, duration, rates=RATES):
+    return list(jb.sweep(task, make_optimizer, jnp.array(rates), SEEDS, batch_size=8, duration=duration, runs=runs))
+
+
+@pytest.mark.parametrize("runs", ["vmap", "map", "python", None])
+@pytest.mark.parametrize("make", ["plain", "convolution"])
+def test_each_run_is_what_fit_makes(task, runs, make):  # noqa: F811
+    task = task if make == "plain" else convolution_task()
+    records = run_sweep(task, runs, jb.steps(7))
+    assert [record["batches"] for record in records] == [3, 6, 7]
+    for index, (rate, seed) in enumerate(zip(RATES, SEEDS, strict=True)):
+        alone = list(jb.fit(task, jb.FitConfig(make_optimizer(rate), 8, jb.steps(7), seed=seed)))
+        for mine, theirs in zip(records, alone, strict=True):
+            for name in ("loss", "test_loss", "test_accuracy"):
+                np.testing.assert_allclose(mine[name][index], theirs[name], rtol=2e-5, err_msg=name)
+            assert (mine["examples"], mine["epoch"]) == (theirs["examples"], theirs["epoch"])
+        last = jax.tree.map(lambda leaf: leaf[index], records[-1]["state"])
+        assert_close(last.params, alone[-1]["state"].params, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("runs", ["vmap", "map", "python"])
+def test_a_run_that_diverges_leaves_the_others_alone(task, runs):  # noqa: F811
+    *_, last = run_sweep(task, runs, jb.epochs(9), rates=[0.01, 1e20, 0.01])
+    assert last["diverged_at_batch"][0] == last["diverged_at_batch"][2] == -1
+    alone = list(jb.fit(task, jb.FitConfig(make_optimizer(1e20), 8, jb.epochs(9), seed=3)))
+    assert last["diverged_at_batch"][1] == alone[-1]["diverged_at_batch"]
+    assert np.isfinite(last["test_loss"][[0, 2]]).all()
+
+
+def test_running_moments_in_a_sweep():
+    task = batch_norm_task()
+    (record,) = jb.sweep(task, make_optimizer, jnp.array([0.01, 0.1]), [0, 1], batch_size=8, duration=jb.steps(2))
+    alone = list(jb.fit(task, jb.FitConfig(make_optimizer(0.1), 8, jb.steps(2), seed=1)))
+    mine = jax.tree.map(lambda leaf: leaf[1], record["state"].model_state)
+    assert_close(mine, alone[-1]["state"].model_state, rtol=1e-4, atol=1e-6)
+
+
+def test_what_is_chosen(task):  # noqa: F811
+    step = jb.make_train_step(task.loss_fn, optax.sgd(0.1), 8)
+    state = jb.init_state(task, optax.sgd(0.1), 0)
+    assert choose_runs(step, state, task.train_data, 8, platform="cpu") == "map"
+    assert choose_runs(step, state, task.train_data, 8, platform="gpu") == "vmap"
+
+
+def test_refusals(task):  # noqa: F811
+    with pytest.raises(ValueError, match="leading axis of seeds, 2"):
+        list(jb.sweep(task, make_optimizer, jnp.ones(3), [0, 1], batch_size=8, duration=jb.epochs(1)))
+    with pytest.raises(ValueError, match="runs='all'"):
+        run_sweep(task, "all", jb.epochs(1))
+    with pytest.raises(ValueError, match="batch_size=25"):
+        list(jb.sweep(task, make_optimizer, jnp.ones(1), [0], batch_size=25, duration=jb.epochs(1)))
