@@ -25,6 +25,9 @@ from jaxbatch.layers import loops_are_slow
 
 LossFn = Callable[[PyTree, PyTree], Any]  # (params, batch) -> (B,) losses, or (losses, aux)
 Method = str  # "map", "vmap" or "unroll"
+# Parts of a batch under way at the same time in a compiled loop on CPU: while one is in an operation that a
+# single core does, the other keeps the rest busy. Measured: 0.88 of the time of one after another, 3 or 4 no better.
+_CPU_SIDE_BY_SIDE = 2
 _CPU_VMAP = 64  # examples side by side whose activations stay in a CPU's cache
 
 
@@ -66,9 +69,7 @@ def per_example_gradients(
         one = jax.tree.map(lambda leaf: leaf[None], example)
         return jax.grad(lambda p: loss_fn(p, one).sum())(params)
 
-    if microbatch_size >= batch_size:
-        return jax.vmap(gradient)(batch)
-    return lax.map(gradient, batch, batch_size=microbatch_size)
+    return _map_in_parts(jax.vmap(gradient), batch, microbatch_size)
 
 
 def group_gradients(
@@ -236,14 +237,37 @@ def over_groups(function: Callable[[PyTree], PyTree], groups: PyTree, method: Me
     """``function`` of each group, results stacked: in a loop, side by side, or unrolled."""
     num_groups, group_size = jax.tree.leaves(groups)[0].shape[:2]
     if method == "map":
-        return lax.map(function, groups)
+        return _map(function, groups, side_by_side())
     if method == "vmap":
-        side_by_side = _CPU_VMAP if jax.default_backend() == "cpu" and group_size == 1 else num_groups
-        return jax.vmap(function)(groups) if side_by_side >= num_groups else lax.map(function, groups, batch_size=side_by_side)
+        at_a_time = _CPU_VMAP if jax.default_backend() == "cpu" and group_size == 1 else num_groups
+        return _map_in_parts(jax.vmap(function), groups, at_a_time)
     if method == "unroll":
         results = [function(jax.tree.map(lambda leaf: leaf[k], groups)) for k in range(num_groups)]
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
     raise ValueError(f"method={method!r} must be 'map', 'vmap', 'unroll' or None.")
+
+
+def side_by_side() -> int:
+    """How many parts of a batch a compiled loop has under way at the same time on this platform."""
+    return _CPU_SIDE_BY_SIDE if jax.default_backend() == "cpu" else 1
+
+
+def _map(function, parts, at_a_time: int):
+    return lax.scan(lambda _, part: (None, function(part)), None, parts, unroll=at_a_time)[1]
+
+
+def _map_in_parts(function, batch, size: int):
+    """``function`` of a batch, applied to ``size`` examples at a time and joined; the last part may be smaller."""
+    batch_size = _leading_axis(batch)
+    if size >= batch_size:
+        return function(batch)
+    full = batch_size // size * size
+    parts = jax.tree.map(lambda leaf: leaf[:full].reshape(-1, size, *leaf.shape[1:]), batch)
+    results = jax.tree.map(lambda leaf: leaf.reshape(full, *leaf.shape[2:]), _map(function, parts, 1))
+    if full == batch_size:
+        return results
+    rest = function(jax.tree.map(lambda leaf: leaf[full:], batch))
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), results, rest)
 
 
 def choose_method(loss_fn: LossFn, params: PyTree, groups: PyTree) -> Method:
@@ -344,7 +368,7 @@ def _losses_and_mean_gradient(loss_fn, params, batch, microbatch_size):
     parts = []
     if full:
         head = jax.tree.map(lambda leaf: leaf[:full].reshape(-1, microbatch_size, *leaf.shape[1:]), batch)
-        total, losses = lax.scan(accumulate, total, head)
+        total, losses = lax.scan(accumulate, total, head, unroll=side_by_side())
         parts.append(losses.reshape(-1))
     if full < batch_size:
         total, losses = accumulate(total, cut(full, batch_size))

@@ -32,6 +32,7 @@ from jaxbatch.gradients import (
     choose_method,
     group_gradient_fn,
     over_groups,
+    side_by_side,
     split_groups,
 )
 
@@ -100,7 +101,8 @@ def split_backward(
 
         way = method or choose_method(loss_fn, params, groups)
         if way == "map":
-            (params, opt_state), (losses, aux) = lax.scan(gradient_and_update, (params, opt_state), groups)
+            carry = params, opt_state
+            (params, opt_state), (losses, aux) = lax.scan(gradient_and_update, carry, groups, unroll=side_by_side())
         elif way == "unroll":
             carry, results = (params, opt_state), []
             for k in range(num_groups):
