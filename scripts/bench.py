@@ -7,6 +7,7 @@
     python scripts/bench.py adabatch    steps of AlexNet, ResNet-20 and VGG19_BN, against PyTorch eager
     python scripts/bench.py sweep       32 runs in one program, against one after another
     python scripts/bench.py ladder      what a change of batch size costs
+    python scripts/bench.py target      SimpleCNN to 98% on MNIST
     python scripts/bench.py startup     importing, --help, a first and a second run
 
 PyTorch and opacus are timed where they are installed: pip install -e '.[bench]'. On a GPU both sides use it.
@@ -14,6 +15,7 @@ PyTorch and opacus are timed where they are installed: pip install -e '.[bench]'
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import sys
@@ -110,9 +112,12 @@ class Adabatch(Bench):
     """Steps a round, by default as many as take about a second on two cores; 390 make an epoch of CIFAR-10 at B = 128."""
     bfloat16: bool = False
     """Compute in bfloat16, without a peer."""
+    compiled_loop: bool = False
+    """Also the steps of a round in one lax.scan, which on CPU takes seconds a step."""
 
     def run(self):
-        return bench_training.adabatch(self.rounds, self.models, self.batch_size, self.num_steps, self.bfloat16)
+        sizes = self.batch_size, self.num_steps
+        return bench_training.adabatch(self.rounds, self.models, *sizes, self.bfloat16, self.compiled_loop)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +156,25 @@ class Ladder(Bench):
 
 
 @dataclasses.dataclass(frozen=True)
+class Target(Bench):
+    """From the first step to a test accuracy."""
+
+    dataset: str = "mnist"
+    """Data set, found as the studies find it."""
+    accuracy: float = 0.98
+    """Test accuracy to be reached."""
+    batch_size: int = 60
+    """B."""
+    rate: float = 0.1
+    """Learning rate."""
+    max_epochs: int = 20
+    """Passes over the data after which to give up."""
+
+    def run(self):
+        return bench_training.target(self.dataset, self.accuracy, self.batch_size, self.rate, self.max_epochs)
+
+
+@dataclasses.dataclass(frozen=True)
 class Startup(Bench):
     """Whole processes."""
 
@@ -160,15 +184,20 @@ class Startup(Bench):
         return bench_startup.startup(self.rounds)
 
 
+def finite(row: dict) -> dict:
+    """The row with null for what is not a number, as the interval of a single round: JSON knows no NaN."""
+    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+
+
 def main() -> None:
     """The command line."""
-    commands = Train | Split | Gradients | Layers | Adabatch | Sweep | Ladder | Startup
+    commands = Train | Split | Gradients | Layers | Adabatch | Sweep | Ladder | Target | Startup
     config = tyro.cli(Annotated[commands, tyro.conf.OmitSubcommandPrefixes], description=__doc__)
     with one_line_errors():
         rows = config.run()
         report(rows, Console(highlight=False, width=150))
         if config.json:
-            pathlib.Path(config.json).write_text("".join(json.dumps(row) + "\n" for row in rows))
+            pathlib.Path(config.json).write_text("".join(json.dumps(finite(row), allow_nan=False) + "\n" for row in rows))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,9 @@ NETWORKS = {"alexnet": jb.AlexNet, "resnet20": jb.ResNet20, "vgg19_bn": jb.VGG19
 STEPS_A_ROUND = {"alexnet": 20, "resnet20": 6, "vgg19_bn": 3}  # the first step after a rest is slow: not most of a round
 
 
-def step_contenders(task, peer_name: str | None, optimizer, batch_size: int, num_steps: int, **settings):
+def step_contenders(
+    task, peer_name: str | None, optimizer, batch_size: int, num_steps: int, compiled_loop: bool = False, **settings
+):
     """Our and PyTorch's epoch of a few steps, and the peer; ours alone where no peer is named."""
     indices = np.asarray(cut_batches(jnp.arange(task.num_examples), batch_size).indices)
     step = make_train_step(
@@ -40,6 +42,9 @@ def step_contenders(task, peer_name: str | None, optimizer, batch_size: int, num
         return losses
 
     contenders = {"ours": ours}
+    if compiled_loop:
+        scan = compile_epoch(step, state, task.train_data, num_steps, batch_size, loop="scan")
+        contenders["ours in one lax.scan"] = lambda: scan(jax.tree.map(jnp.copy, state), task.train_data, indices)
     peer = start_peer(task, state.params, peer_name, batch_size, **settings) if peer_name else None
     if peer:
         contenders["torch eager"] = lambda: peer.run("train")
@@ -58,7 +63,9 @@ def train(rounds: int, batch_sizes: tuple[int, ...]) -> list[dict]:
     return rows
 
 
-def adabatch(rounds: int, models: tuple[str, ...], batch_size: int, num_steps: int | None, bfloat16: bool) -> list[dict]:
+def adabatch(
+    rounds: int, models: tuple[str, ...], batch_size: int, num_steps: int | None, bfloat16: bool, compiled_loop: bool
+) -> list[dict]:
     """The AdaBatch networks' training steps, with the arithmetic they achieve."""
     optimizer = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.01, 0.9))
     settings = {"rate": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
@@ -70,7 +77,7 @@ def adabatch(rounds: int, models: tuple[str, ...], batch_size: int, num_steps: i
         task = random_task(model, count * batch_size, (32, 32, 3))
         # The peer computes in float32: no comparison with bfloat16.
         contenders, peer = step_contenders(
-            task, None if bfloat16 else type(model).__name__, optimizer, batch_size, count, **settings
+            task, None if bfloat16 else type(model).__name__, optimizer, batch_size, count, compiled_loop, **settings
         )
         times = time_contenders(contenders, rounds, peer)
         label = name + (" bfloat16" if bfloat16 else "")
@@ -138,6 +145,18 @@ def many_runs(rounds: int, rates: int, seeds: int, num_examples: int, batch_size
     times = [{"ours": seconds(None), "one after another": seconds("python")} for _ in range(rounds)]
     rows = make_rows("sweep", f"simple_cnn, {len(numbers)} runs", batch_size, 1, times)
     return rows
+
+
+def target(dataset: str, accuracy: float, batch_size: int, rate: float, max_epochs: int) -> list[dict]:
+    """SimpleCNN from the first step to a test accuracy, looked at after each epoch: training alone, compiling apart."""
+    task = jb.classification_task(jb.SimpleCNN(), jb.load_dataset(dataset))
+    seconds = compiling = 0.0
+    for record in jb.fit(task, jb.FitConfig(optax.sgd(rate, MOMENTUM), batch_size, jb.epochs(max_epochs))):
+        seconds, compiling = seconds + record["train_seconds"], compiling + record["compile_seconds"]
+        if record["test_accuracy"] >= accuracy:
+            (row,) = make_rows("target", f"simple_cnn {dataset} {accuracy:.0%}", batch_size, 1, [{"ours": seconds * 1e3}])
+            return [row | {"epochs": record["epoch"], "compile_ms": compiling * 1e3}]
+    raise ValueError(f"{accuracy:.0%} was not reached in {max_epochs} epochs at --rate {rate}. Raise --max-epochs.")
 
 
 def ladder(num_examples: int, sizes: tuple[int, ...], first_epochs: int, epochs_each: int) -> list[dict]:

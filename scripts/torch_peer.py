@@ -59,6 +59,8 @@ def is_installed(package: str = "torch") -> bool:
 
 def serve() -> None:
     """Reads requests from standard input, one JSON object a line, and answers each when it is done."""
+    import warnings
+
     import torch
     from torch import nn
     from torch_networks import as_torch_weights, build
@@ -107,6 +109,7 @@ def serve() -> None:
         pairs = [[strides] * 2, [padding] * 2, [1, 1]]
         return torch.ops.aten.convolution_backward(out, x, weight, None, *pairs, False, [0, 0], 1, wanted)
 
+    warnings.filterwarnings("ignore", "Full backward hook is firing")  # opacus, whose inputs need no gradient
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     kinds, tensors = {"train": train, "retain_graph": retain_graph, "func": func, "opacus": opacus, "conv": conv}, {}
     for line in sys.stdin:

@@ -20,6 +20,7 @@ FIELDS = {"bench", "model", "batch_size", "num_groups", "ours_ms", "peer", "peer
         (["gradients", "--batch-size", "16"], {"gradients"}),
         (["layers", "--batch-size", "3", "--shapes", "2"], {"layers"}),
         (["adabatch", "--models", "alexnet", "--batch-size", "4", "--num-steps", "2"], {"adabatch"}),
+        (["target", "--dataset", "digits", "--accuracy", "0.3", "--batch-size", "32"], {"target"}),
         (["sweep", "--rates", "2", "--seeds", "2", "--num-examples", "128", "--batch-size", "32"], {"sweep"}),
         (["ladder", "--num-examples", "128", "--sizes", "32", "64", "--first-epochs", "2", "--epochs-each", "2"], {"ladder"}),
     ],
