@@ -18,11 +18,11 @@ FIELDS = {"bench", "model", "batch_size", "num_groups", "ours_ms", "peer", "peer
         (["train", "--batch-sizes", "1", "30"], {"train"}),
         (["split", "--batch-size", "16", "--num-groups", "4"], {"split", "gradients"}),
         (["gradients", "--batch-size", "16"], {"gradients"}),
-        (["layers", "--batch-size", "3", "--shapes", "2"], {"layers"}),
-        (["adabatch", "--models", "alexnet", "--batch-size", "4", "--num-steps", "2"], {"adabatch"}),
+        pytest.param(["layers", "--batch-size", "3", "--shapes", "2"], {"layers"}, marks=pytest.mark.slow),
+        pytest.param(["adabatch", "--models", "alexnet", "--batch-size", "4", "--num-steps", "2"], {"adabatch"}, marks=pytest.mark.slow),
         (["target", "--dataset", "digits", "--accuracy", "0.3", "--batch-size", "32"], {"target"}),
-        (["sweep", "--rates", "2", "--seeds", "2", "--num-examples", "128", "--batch-size", "32"], {"sweep"}),
-        (["ladder", "--num-examples", "128", "--sizes", "32", "64", "--first-epochs", "2", "--epochs-each", "2"], {"ladder"}),
+        pytest.param(["sweep", "--rates", "2", "--seeds", "2", "--num-examples", "128", "--batch-size", "32"], {"sweep"}, marks=pytest.mark.slow),
+        pytest.param(["ladder", "--num-examples", "128", "--sizes", "32", "64", "--first-epochs", "2", "--epochs-each", "2"], {"ladder"}, marks=pytest.mark.slow),
     ],
 )
 def test_bench(tmp_path, arguments, benches):

@@ -50,6 +50,7 @@ def test_convolutions_start_as_published(network):
         assert np.abs(dense["kernel"]).max() <= 64**-0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 def test_bfloat16_computes_near_float32_and_keeps_float32_parameters(network, images):
     variables = jax.jit(network().init)(jax.random.key(0), images[:1])
