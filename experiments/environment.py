@@ -12,9 +12,10 @@ _TUNABLE = "glibc.malloc.hugetlb=1"
 def settle(environ: dict[str, str] = os.environ) -> None:
     """Sets the environment, and starts the program anew where that is the only way.
 
-    XLA:CPU takes the memory of a step from the system at every call and hands it back; in pages of 4 KiB a large
-    part of a step goes into that (a quarter for ResNet-20: ``scripts/bench.py adabatch`` with and without ``JAXBATCH_HUGE_PAGES=0``). glibc asks for pages of
-    2 MiB if an environment variable says so when the process begins. ``JAXBATCH_HUGE_PAGES=0`` leaves it alone.
+    XLA:CPU takes the memory of a step from the system at every call and hands it back; in pages of 4 KiB a good
+    part of a step goes into that (``scripts/bench.py adabatch`` with and without ``JAXBATCH_HUGE_PAGES=0`` tells how much).
+    glibc asks for pages of 2 MiB if an environment variable says so when the process begins; ``JAXBATCH_HUGE_PAGES=0``
+    leaves it alone.
     """
     # Reading a compiled program from the cache, XLA:CPU logs pages of false alarms about the processor as errors.
     environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -31,12 +31,14 @@ import jaxbatch as jb
 from experiments.split_backward_report import draw_figure, print_tables, verdict
 from experiments.study import StudyConfig, check_positive, open_study, run_study
 from jaxbatch.batches import cut_batches, epoch_order, steps_per_epoch
-from jaxbatch.gradients import check_num_groups, split_groups
+from jaxbatch.fitting import first_nonfinite
+from jaxbatch.groups import check_num_groups, split_groups
 from jaxbatch.loops import make_epoch, make_evaluate
 from jaxbatch.records import RunFolder
 from jaxbatch.report import progress_bar
 from jaxbatch.timing import timed_rounds
-from jaxbatch.train import Task, TrainState, first_nonfinite, init_state, make_train_step
+from jaxbatch.tasks import Task
+from jaxbatch.train import TrainState, init_state, make_task_step
 
 ARMS = ("one", "split", "scaled", "small")
 # data set: (epochs, target accuracy), so that most arms pass the target well before the end
@@ -103,9 +105,8 @@ def make_optimizer(config: Config, rate: float) -> optax.GradientTransformation:
 def make_steps(task: Task, config: Config) -> dict[str, Any]:
     """For each arm ``step(state, large_batch) -> (state, losses)``."""
     rate, size, groups = config.learning_rate, config.batch_size, config.num_groups
-    microbatch = {"microbatch_size": task.microbatch_size}
     optimizer = make_optimizer(config, rate)
-    small = make_train_step(task.loss_fn, optimizer, size // groups, **microbatch)
+    small = make_task_step(task, optimizer, size // groups)
 
     @jax.jit
     def several_small(state, batch):
@@ -113,9 +114,9 @@ def make_steps(task: Task, config: Config) -> dict[str, Any]:
         return state, losses.reshape(-1)
 
     return {
-        "one": make_train_step(task.loss_fn, optimizer, size, **microbatch),
-        "split": make_train_step(task.loss_fn, optimizer, size, num_groups=groups, **microbatch),
-        "scaled": make_train_step(task.loss_fn, make_optimizer(config, groups * rate), size, **microbatch),
+        "one": make_task_step(task, optimizer, size),
+        "split": make_task_step(task, optimizer, size, num_groups=groups),
+        "scaled": make_task_step(task, make_optimizer(config, groups * rate), size),
         "small": several_small,
     }
 

@@ -14,6 +14,7 @@ from jaxbatch.batches import (
 )
 from jaxbatch.compiling import keep_compiled_programs
 from jaxbatch.data import DATASETS, Dataset, load_dataset
+from jaxbatch.fitting import FitConfig, fit
 from jaxbatch.gradients import (
     accumulated_gradient,
     group_gradients,
@@ -26,16 +27,9 @@ from jaxbatch.losses import classification_loss, classification_metrics, correct
 from jaxbatch.models import VGG19BN, AlexNet, ResNet20, SimpleCNN
 from jaxbatch.report import track
 from jaxbatch.split import largest_stable_curvature, split_backward
-from jaxbatch.sweep import sweep
-from jaxbatch.train import (
-    FitConfig,
-    Task,
-    TrainState,
-    classification_task,
-    fit,
-    init_state,
-    make_train_step,
-)
+from jaxbatch.sweeps import sweep
+from jaxbatch.tasks import Task, classification_task
+from jaxbatch.train import TrainState, init_state, make_train_step
 
 __version__ = "0.1.0"
 

@@ -12,8 +12,6 @@ Axes: B examples, K groups, P parameters.
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,14 +19,19 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from jaxbatch.batches import even_part
+from jaxbatch.groups import (
+    CPU_VMAP,
+    LossFn,
+    Method,
+    check_loss,
+    choose_method,
+    leading_axis,
+    map_in_parts,
+    over_groups,
+    side_by_side,
+    split_groups,
+)
 from jaxbatch.layers import loops_are_slow
-
-LossFn = Callable[[PyTree, PyTree], Any]  # (params, batch) -> (B,) losses, or (losses, aux)
-Method = str  # "map", "vmap" or "unroll"
-# Parts of a batch under way at the same time in a compiled loop on CPU: while one is in an operation that a
-# single core does, the other keeps the rest busy. Three or four are no faster and need more memory.
-_CPU_SIDE_BY_SIDE = 2
-_CPU_VMAP = 64  # examples side by side whose activations stay in a CPU's cache
 
 
 def per_example_gradients(
@@ -62,14 +65,14 @@ def per_example_gradients(
     """
     batch_size = check_loss(loss_fn, params, batch)
     if microbatch_size is None:
-        microbatch_size = _CPU_VMAP if jax.default_backend() == "cpu" else batch_size
+        microbatch_size = CPU_VMAP if jax.default_backend() == "cpu" else batch_size
     _check_microbatch_size(microbatch_size)
 
     def gradient(example):
         one = jax.tree.map(lambda leaf: leaf[None], example)
         return jax.grad(lambda p: loss_fn(p, one).sum())(params)
 
-    return _map_in_parts(jax.vmap(gradient), batch, microbatch_size)
+    return map_in_parts(jax.vmap(gradient), batch, microbatch_size)
 
 
 def group_gradients(
@@ -176,15 +179,18 @@ def accumulated_gradient(
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, batch)))
     if traced or not loops_are_slow(loss_fn, params, batch):
         return _losses_and_mean_gradient(loss_fn, params, batch, microbatch_size)[1]
+    try:
+        accumulate = _compile_accumulate(loss_fn)
+    except TypeError:  # a loss function without a hash, as a callable that holds arrays: compiled at every call
+        accumulate = _compile_accumulate.__wrapped__(loss_fn)
     total, size = jax.tree.map(jnp.zeros_like, params), even_part(batch_size, microbatch_size)
     for start in range(0, batch_size, size):
-        microbatch = jax.tree.map(lambda leaf: leaf[start : start + size], batch)
-        total = _accumulate_compiled(loss_fn)(total, params, microbatch)
+        total = accumulate(total, params, jax.tree.map(lambda leaf: leaf[start : start + size], batch))
     return jax.tree.map(lambda leaf: leaf / batch_size, total)
 
 
 @functools.lru_cache(maxsize=16)
-def _accumulate_compiled(loss_fn):
+def _compile_accumulate(loss_fn):
     """``(total, params, microbatch) -> total``, in total's memory."""
 
     def accumulate(total, params, microbatch):
@@ -225,120 +231,12 @@ def group_gradient_fn(loss_fn: LossFn, *, has_aux: bool = False, microbatch_size
         return losses.mean(), (losses, aux)
 
     def one_group(params, group):
-        if microbatch_size is not None and microbatch_size < _leading_axis(group):
+        if microbatch_size is not None and microbatch_size < leading_axis(group):
             return *_losses_and_mean_gradient(loss_fn, params, group, microbatch_size), None
         (_, (losses, aux)), gradient = jax.value_and_grad(mean_loss, has_aux=True)(params, group)
         return losses, gradient, aux
 
     return one_group
-
-
-def over_groups(function: Callable[[PyTree], PyTree], groups: PyTree, method: Method) -> PyTree:
-    """``function`` of each group, results stacked: in a loop, side by side, or unrolled."""
-    num_groups, group_size = jax.tree.leaves(groups)[0].shape[:2]
-    if method == "map":
-        return _map(function, groups, side_by_side())
-    if method == "vmap":
-        at_a_time = _CPU_VMAP if jax.default_backend() == "cpu" and group_size == 1 else num_groups
-        return _map_in_parts(jax.vmap(function), groups, at_a_time)
-    if method == "unroll":
-        results = [function(jax.tree.map(lambda leaf: leaf[k], groups)) for k in range(num_groups)]
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
-    raise ValueError(f"method={method!r} must be 'map', 'vmap', 'unroll' or None.")
-
-
-def side_by_side() -> int:
-    """How many parts of a batch a compiled loop has under way at the same time on this platform."""
-    return _CPU_SIDE_BY_SIDE if jax.default_backend() == "cpu" else 1
-
-
-def _map(function, parts, at_a_time: int):
-    return lax.scan(lambda _, part: (None, function(part)), None, parts, unroll=at_a_time)[1]
-
-
-def _map_in_parts(function, batch, size: int):
-    """``function`` of a batch, applied to ``size`` examples at a time and joined; the last part may be smaller."""
-    batch_size = _leading_axis(batch)
-    if size >= batch_size:
-        return function(batch)
-    full = batch_size // size * size
-    parts = jax.tree.map(lambda leaf: leaf[:full].reshape(-1, size, *leaf.shape[1:]), batch)
-    results = jax.tree.map(lambda leaf: leaf.reshape(full, *leaf.shape[2:]), _map(function, parts, 1))
-    if full == batch_size:
-        return results
-    rest = function(jax.tree.map(lambda leaf: leaf[full:], batch))
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), results, rest)
-
-
-def choose_method(loss_fn: LossFn, params: PyTree, groups: PyTree) -> Method:
-    """How groups ``(K, B/K, ...)`` are gone through: a CPU is busy with one group, an accelerator is not.
-
-    Example:
-        >>> loss_fn = lambda w, x: 0.5 * (x - w) ** 2
-        >>> choose_method(loss_fn, jnp.array(0.0), jnp.ones((4, 1)))
-        'vmap'
-    """
-    if jax.default_backend() != "cpu" or jax.tree.leaves(groups)[0].shape[1] == 1:
-        return "vmap"
-    one = jax.tree.map(lambda leaf: leaf[0], groups)
-    return "unroll" if loops_are_slow(loss_fn, params, one) else "map"
-
-
-def split_groups(batch: PyTree, num_groups: int, batch_size: int) -> PyTree:
-    """Leaves ``(B, ...)`` to ``(K, B/K, ...)``, contiguous groups.
-
-    Raises:
-        ValueError: ``num_groups`` does not divide ``batch_size``.
-    """
-    check_num_groups(num_groups, batch_size)
-    return jax.tree.map(lambda leaf: leaf.reshape(num_groups, batch_size // num_groups, *leaf.shape[1:]), batch)
-
-
-def check_num_groups(num_groups: int, batch_size: int) -> None:
-    """Raises a ValueError that names the nearest divisors where K does not divide B."""
-    if num_groups >= 1 and batch_size % num_groups == 0:
-        return
-    divisors = [k for k in range(1, batch_size + 1) if batch_size % k == 0]
-    below = [k for k in divisors if k < num_groups][-1:]
-    above = [k for k in divisors if k > num_groups][:1]
-    raise ValueError(
-        f"num_groups={num_groups} does not divide batch_size={batch_size}. Nearest that do: "
-        f"{' and '.join(map(str, below + above))}."
-    )
-
-
-def check_loss(loss_fn: LossFn, params: PyTree, batch: PyTree, *, has_aux: bool = False) -> int:
-    """The batch size B, after making sure that ``loss_fn`` returns one loss per example (traced, not run).
-
-    Raises:
-        ValueError: an empty batch, leaves that disagree on B, or another shape than ``(B,)``.
-    """
-    batch_size = _leading_axis(batch)
-    result = jax.eval_shape(loss_fn, params, batch)
-    if has_aux and not (isinstance(result, tuple) and len(result) == 2):
-        raise ValueError("has_aux=True: loss_fn must return a pair (losses, aux).")
-    losses = result[0] if has_aux else result
-    if not has_aux and isinstance(losses, tuple):
-        raise ValueError("loss_fn returned a tuple. If it is (losses, aux), pass has_aux=True.")
-    shape = getattr(losses, "shape", None)
-    if shape != (batch_size,):
-        hint = " Leave out the mean." if shape == () else ""
-        raise ValueError(
-            f"loss_fn must return one loss per example, shape ({batch_size},), and returned shape {shape}.{hint}"
-        )
-    return batch_size
-
-
-def _leading_axis(batch: PyTree) -> int:
-    leaves = jax.tree.leaves(batch)
-    if not leaves or any(jnp.ndim(leaf) == 0 for leaf in leaves):
-        raise ValueError("batch must be a pytree of arrays with one leading axis of examples.")
-    sizes = sorted({leaf.shape[0] for leaf in leaves})
-    if len(sizes) > 1:
-        raise ValueError(f"batch: the leaves disagree on the number of examples: {sizes}.")
-    if sizes[0] == 0:
-        raise ValueError("batch is empty: the mean loss of no examples is undefined.")
-    return sizes[0]
 
 
 def _check_microbatch_size(microbatch_size: int) -> None:
@@ -347,7 +245,7 @@ def _check_microbatch_size(microbatch_size: int) -> None:
 
 
 def _losses_and_mean_gradient(loss_fn, params, batch, microbatch_size):
-    batch_size = _leading_axis(batch)
+    batch_size = leading_axis(batch)
     microbatch_size = even_part(batch_size, microbatch_size)
     full = batch_size // microbatch_size * microbatch_size
 

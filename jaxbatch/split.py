@@ -25,12 +25,12 @@ import optax
 from jax import lax
 from jaxtyping import PyTree
 
-from jaxbatch.gradients import (
+from jaxbatch.gradients import group_gradient_fn
+from jaxbatch.groups import (
     LossFn,
     Method,
     check_loss,
     choose_method,
-    group_gradient_fn,
     over_groups,
     side_by_side,
     split_groups,

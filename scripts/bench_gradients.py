@@ -7,7 +7,7 @@ from torch_peer import is_installed
 
 import jaxbatch as jb
 from experiments.split_backward import make_masked_step
-from jaxbatch.gradients import check_num_groups
+from jaxbatch.groups import check_num_groups
 from jaxbatch.train import init_state
 
 

@@ -27,30 +27,36 @@ SHAPES = [
 
 def layers(rounds: int, batch_size: int, shapes: list[tuple[int, ...]] = SHAPES) -> list[dict]:
     """Forward, gradient of the kernel and gradient of the input of each shape."""
+    peer = Peer() if is_installed() else None
+    try:
+        return [row for shape in shapes for row in one_layer(rounds, batch_size, shape, peer)]
+    finally:
+        if peer:
+            peer.close()
+
+
+def one_layer(rounds: int, batch_size: int, shape: tuple[int, ...], peer: Peer | None) -> list[dict]:
+    """The rows of one shape."""
+    channels, features, image, size, strides, padding = shape
+    random = np.random.default_rng(0)
+    x = jnp.asarray(random.normal(size=(batch_size, image, image, channels)), jnp.float32)
+    kernel = jnp.asarray(random.normal(size=(features, size, size, channels)), jnp.float32)
+    chosen = choose_conv((image, image), size, batch_size=batch_size, padding=padding)
+    ways = {"ours": chosen} | ({} if chosen == "platform" else {"XLA's own": "platform"})
+    theirs = {"shape": [batch_size, channels, image, image], "kernel": [features, channels, size, size]}
+    theirs |= {"strides": strides, "padding": padding}
+    cotangent = one_part("forward", chosen, strides, padding)(x, kernel, None)
+    label = f"{channels}→{features} {image}² k{size}" + (f" s{strides}" if strides > 1 else "")
     rows = []
-    for shape in shapes:
-        channels, features, image, size, strides, padding = shape
-        random = np.random.default_rng(0)
-        x = jnp.asarray(random.normal(size=(batch_size, image, image, channels)), jnp.float32)
-        kernel = jnp.asarray(random.normal(size=(features, size, size, channels)), jnp.float32)
-        chosen = choose_conv((image, image), size, batch_size=batch_size, padding=padding)
-        ways = {"ours": chosen} | ({} if chosen == "platform" else {"XLA's own": "platform"})
-        settings = {"shape": [batch_size, channels, image, image], "kernel": [features, channels, size, size]}
-        settings |= {"strides": strides, "padding": padding}
-        for part in ("forward", "kernel gradient", "input gradient"):
-            if part == "input gradient" and channels == 3:
-                continue  # images need none
-            contenders = {}
-            for name, way in ways.items():
-                run = one_part(part, way, strides, padding)
-                cotangent = jax.jit(lambda x, k: conv(x, k, layout="native", strides=strides, padding=padding))(x, kernel)
-                contenders[name] = lambda run=run, cotangent=cotangent: run(x, kernel, cotangent)
-            peer = Peer("", {}, np.zeros(1), np.zeros(1)) if is_installed() else None
-            if peer:
-                contenders["torch"] = lambda peer=peer, part=part: peer.run("conv", part=part, **settings)
-            label = f"{channels}→{features} {image}² k{size}" + (f" s{strides}" if strides > 1 else "")
-            times = time_contenders(in_a_row(contenders), rounds, peer)
-            rows += make_rows("layers", f"{label} {part}, {chosen}", batch_size, 1, times, per=IN_A_ROW)
+    for part in ("forward", "kernel gradient", "input gradient"):
+        if part == "input gradient" and channels == 3:
+            continue  # images need none
+        compiled = {name: one_part(part, way, strides, padding) for name, way in ways.items()}
+        contenders = {name: lambda run=run: run(x, kernel, cotangent) for name, run in compiled.items()}
+        if peer:
+            contenders["torch"] = lambda part=part: peer.run("conv", part=part, **theirs)
+        times = time_contenders(in_a_row(contenders), rounds)
+        rows += make_rows("layers", f"{label} {part}, {chosen}", batch_size, 1, times, per=IN_A_ROW)
     return rows
 
 

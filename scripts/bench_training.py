@@ -13,8 +13,7 @@ from side_by_side import MOMENTUM, RATE, make_rows, median, random_task, start_p
 import jaxbatch as jb
 from jaxbatch.batches import cut_batches
 from jaxbatch.loops import compile_epoch
-from jaxbatch.sweep import sweep
-from jaxbatch.train import init_state, make_train_step
+from jaxbatch.train import init_state, make_task_step
 
 NETWORKS = {"alexnet": jb.AlexNet, "resnet20": jb.ResNet20, "vgg19_bn": jb.VGG19BN}
 STEPS_A_ROUND = {"alexnet": 20, "resnet20": 6, "vgg19_bn": 3}  # the first step after a rest is slow: not most of a round
@@ -25,13 +24,7 @@ def step_contenders(
 ):
     """Our and PyTorch's epoch of a few steps, and the peer; ours alone where no peer is named."""
     indices = np.asarray(cut_batches(jnp.arange(task.num_examples), batch_size).indices)
-    step = make_train_step(
-        task.loss_fn,
-        optimizer,
-        batch_size,
-        microbatch_size=task.microbatch_size,
-        update_model_state=task.update_model_state,
-    )
+    step = make_task_step(task, optimizer, batch_size)
     state = init_state(task, optimizer, 0)
     run = compile_epoch(step, state, task.train_data, num_steps, batch_size)
 
@@ -139,7 +132,7 @@ def many_runs(rounds: int, rates: int, seeds: int, num_examples: int, batch_size
     def seconds(runs):
         """Training alone, compiled: what the second epoch of two takes."""
         twice = jb.steps(2 * duration.amount)
-        *_, last = sweep(task, make_optimizer, settings, numbers, batch_size=batch_size, duration=twice, runs=runs)
+        *_, last = jb.sweep(task, make_optimizer, settings, numbers, batch_size=batch_size, duration=twice, runs=runs)
         return last["train_seconds"] * 1e3
 
     times = [{"ours": seconds(None), "one after another": seconds("python")} for _ in range(rounds)]

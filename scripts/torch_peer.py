@@ -16,21 +16,24 @@ import numpy as np
 
 
 class Peer:
-    """A running PyTorch process with a model's weights and data. ``run(kind)`` returns when the work is done."""
+    """A running PyTorch process. ``run(kind)`` returns when the work is done."""
 
-    def __init__(self, model: str, params: dict, images: np.ndarray, labels: np.ndarray, **settings):
+    def __init__(self):
         self.process = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
+
+    def set_up(self, model: str, params: dict, images: np.ndarray, labels: np.ndarray, **settings) -> np.ndarray:
+        """Gives it a model with our weights, and data; the losses of the first examples come back."""
         flat = {}
         _flatten("", params, flat)
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "data.npz")
             np.savez(path, images=images, labels=labels, **flat)
-            self.losses = np.array(self._ask({"setup": path, "model": model, **settings}))
+            return np.array(self._ask({"setup": path, "model": model, **settings}))
 
     def run(self, kind: str, **arguments) -> None:
-        """``train``, ``retain_graph``, ``func``, ``opacus`` or ``conv``."""
+        """``train``, ``retain_graph``, ``func`` or ``opacus`` of what was set up, or ``conv`` of given shapes."""
         self._ask({"run": kind, **arguments})
 
     def close(self) -> None:
@@ -119,8 +122,6 @@ def serve() -> None:
             if device.type == "cuda":
                 torch.cuda.synchronize()
             answer = "done"
-        elif request["model"] == "":
-            answer = []
         else:
             with np.load(request["setup"]) as data:
                 images = torch.from_numpy(data["images"]).permute(0, 3, 1, 2).float().contiguous().to(device) / 255

@@ -109,6 +109,30 @@ def test_accumulation_over_convolutions(microbatch_size, monkeypatch):
         jb.accumulated_gradient(task.loss_fn, params, task.train_data, microbatch_size)
 
 
+def test_accumulation_with_a_loss_function_without_a_hash():
+    task = convolution_task()
+    params = task.init(jax.random.key(2))
+
+    class Loss:
+        __hash__ = None
+
+        def __call__(self, params, batch):
+            return task.loss_fn(params, batch)
+
+    found = jb.accumulated_gradient(Loss(), params, task.train_data, 8)
+    assert_close(found, jb.accumulated_gradient(task.loss_fn, params, task.train_data, 8), rtol=1e-6, atol=1e-8)
+
+
+def test_evaluation_finds_out_once_how_to_loop(monkeypatch):
+    task, calls = convolution_task(), []
+    found_out = loops.loops_are_slow
+    monkeypatch.setattr(loops, "loops_are_slow", lambda *arguments: calls.append(1) or found_out(*arguments))
+    evaluate = jb.make_evaluate(task.metrics_fn, 7, 4)
+    for seed in range(3):
+        evaluate(task.init(jax.random.key(seed)), task.test_data)
+    assert len(calls) == 1
+
+
 def test_programs_are_compiled_once_and_ahead():
     seen, go = [], threading.Event()
 

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import jaxbatch as jb
-from jaxbatch.sweep import choose_runs
+from jaxbatch.sweeps import choose_runs
 from tests.test_gradients import assert_close
 from tests.test_loops import convolution_task
 from tests.test_train import batch_norm_task, task  # noqa: F401 (a fixture)

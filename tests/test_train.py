@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 import jaxbatch as jb
-from jaxbatch.train import first_nonfinite, plan_segments
+from jaxbatch.fitting import first_nonfinite, plan_segments
 from tests.conftest import make_problem
 from tests.test_gradients import assert_close
 

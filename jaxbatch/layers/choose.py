@@ -19,7 +19,7 @@ way          when                                   forward                     
 ===========  =====================================  ===========================  =============================  ==============
 
 *patches*: im2col over a few images at a time, so that the patches (k² times the image) stay in the cache. XLA:CPU's own
-gradient of the kernel is up to five times slower, its convolutions with kernels larger than the image a hundred times.
+gradient of the kernel is slow, its convolutions with kernels larger than the image very slow.
 The kernel is never batched when gradients are taken per example or per group, so no way turns into XLA's slow grouped
 convolution there.
 

@@ -156,7 +156,6 @@ def _patches_product(x, kernel, shape: _Shape):
     """Forward by im2col, a few images at a time."""
     matrix, size = kernel.reshape(kernel.shape[0], -1).T, (-1, *shape.result, kernel.shape[0])
 
-    @jax.checkpoint
     def product(image):
         return (_patches(image[None], shape) @ matrix).reshape(size)[0]
 

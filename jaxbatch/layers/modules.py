@@ -60,7 +60,7 @@ class BatchNorm(nn.Module):
 
     In training (``train=True``) the batch's own moments normalise it and are left in the collection
     ``batch_stats``, as they are: how they join the running ones is the training loop's affair
-    (:func:`jaxbatch.train.running_statistics`), so that a forward pass stays a function of parameters and batch. Without
+    (:func:`jaxbatch.tasks.running_average`), so that a forward pass stays a function of parameters and batch. Without
     training, the moments in ``batch_stats`` are used. The variance kept is the unbiased one, n/(n−1) of the batch's,
     as in PyTorch.
     """

@@ -19,8 +19,10 @@ from jax import lax
 
 from jaxbatch.batches import Duration, epoch_order
 from jaxbatch.compiling import Programs
+from jaxbatch.fitting import FitConfig, plan_segments
 from jaxbatch.loops import choose_loop, compile_epoch, make_epoch, make_evaluate
-from jaxbatch.train import FitConfig, Task, evaluated, init_state, make_train_step, plan_segments
+from jaxbatch.tasks import Task
+from jaxbatch.train import evaluated, init_state, make_task_step
 
 Runs = str  # "vmap", "map" or "python"
 
@@ -74,13 +76,7 @@ def sweep(
     settings = jax.tree.map(jnp.asarray, settings)
 
     def one_step(setting):
-        return make_train_step(
-            task.loss_fn,
-            make_optimizer(setting),
-            batch_size,
-            microbatch_size=task.microbatch_size,
-            update_model_state=task.update_model_state,
-        )
+        return make_task_step(task, make_optimizer(setting), batch_size)
 
     def start(setting, seed):
         return init_state(task, make_optimizer(setting), seed)
@@ -98,6 +94,7 @@ def sweep(
             indices = np.stack([order[: segment.num_batches * batch_size] for order in orders])
             indices = indices.reshape(count, segment.num_batches, batch_size)
             program = programs[segment.num_batches]
+            programs.ahead(later.num_batches for later in segments)
             states, losses, seconds = program.run(states, indices)
             bad = ~np.isfinite(losses)
             failed = np.where((failed < 0) & bad.any(1), batches + bad.argmax(1), failed)
@@ -149,6 +146,7 @@ def _over_runs(function, runs: Runs):
 
 def _compiler(task: Task, one_step, settings, states, batch_size: int, runs: Runs):
     """``num_batches -> program``, a program being ``(states, indices) -> (states, losses, seconds)``."""
+
     def compile(num_batches):
         if runs == "python":
 

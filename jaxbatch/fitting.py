@@ -1,0 +1,182 @@
+"""A whole run: planned epoch by epoch, compiled ahead, told in records.
+
+Axes: S steps.
+"""
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float
+
+from jaxbatch.batches import Duration, check_duration, epoch_order, epochs, steps_per_epoch
+from jaxbatch.compiling import Programs
+from jaxbatch.loops import compile_epoch, make_evaluate
+from jaxbatch.tasks import Task
+from jaxbatch.train import TrainState, evaluated, init_state, make_task_step
+
+
+class FitConfig(NamedTuple):
+    """How to train. ``duration`` carries its unit: ``epochs(5)``, ``steps(1000)``, ``examples(60_000)``.
+
+    ``batch_size`` is a number or a schedule ``epoch -> number``, epochs counted from 0. The learning rate that goes
+    with a schedule is an optax schedule inside ``optimizer``.
+    """
+
+    optimizer: optax.GradientTransformation
+    batch_size: int | Callable[[int], int]
+    duration: Duration = epochs(1)
+    num_groups: int | None = None
+    seed: int = 0
+
+
+class Segment(NamedTuple):
+    """Batches of one size within one epoch."""
+
+    epoch: int
+    first: int  # the epoch's batch that comes first
+    batch_size: int
+    num_batches: int
+    end: float  # where this ends, in epochs
+
+
+def plan_segments(config: FitConfig, num_examples: int, *, done: int = 0) -> list[Segment]:
+    """What is left to train after ``done`` batches: a segment for each epoch.
+
+    Raises:
+        ValueError: a batch larger than the data set, a duration without a unit.
+
+    Example:
+        >>> doubling = FitConfig(None, lambda epoch: 2 * 2**epoch, epochs(3))
+        >>> [(s.epoch, s.batch_size, s.num_batches) for s in plan_segments(doubling, 8, done=5)]
+        [(1, 4, 1), (2, 8, 1)]
+    """
+    check_duration(config.duration)
+    amount, unit = config.duration
+    segments, batches, examples = [], 0, 0
+    for epoch in itertools.count():
+        left = amount - {"steps": batches, "examples": examples, "epochs": epoch}[unit]
+        if left <= 0:
+            return segments
+        size = config.batch_size(epoch) if callable(config.batch_size) else config.batch_size
+        per_epoch = steps_per_epoch(num_examples, size)
+        in_batches = {"steps": left, "examples": left / size, "epochs": left * per_epoch}[unit]
+        count = min(per_epoch, math.ceil(round(in_batches, 6)))  # 0.1 * 30 is 3.0000000000000004
+        skipped = min(count, max(0, done - batches))
+        if skipped < count:
+            segments.append(Segment(epoch, skipped, size, count - skipped, epoch + count / per_epoch))
+        batches, examples = batches + count, examples + count * size
+
+
+def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> Iterator[dict[str, Any]]:
+    """Trains and yields one record an epoch (and one at the end of a duration that ends within an epoch).
+
+    An epoch is one compiled program, or a Python loop over a compiled step where that is faster
+    (:mod:`jaxbatch.loops`). With a schedule of batch sizes the next size is compiled in the background while the
+    run goes on.
+
+    Args:
+        task: see :func:`classification_task`, or any :class:`Task` made of plain functions.
+        config: see :class:`FitConfig`.
+        state: where to go on: the ``state`` of an earlier record, with its ``step`` and so its place in the
+            order of examples. ``None``: start from the seed.
+
+    Yields:
+        ``batches`` and ``examples`` seen, ``total_batches`` to come to, ``batch_size``, optimizer ``updates``,
+        ``epoch`` (a fraction), mean training ``loss`` since the last record, ``test_loss``, ``test_accuracy``,
+        ``train_seconds`` (computation since the last record), ``compile_seconds`` of the programs first used in it
+        and ``stall_seconds``, the part of those that the run had to wait for; ``diverged``, and ``state``. A loss that
+        is not finite ends the run with a last record: ``diverged`` True, and ``diverged_at_batch``.
+
+    Raises:
+        ValueError: a batch larger than the data set, a duration without a unit.
+
+    Example:
+        >>> loss_fn = lambda w, x: 0.5 * (x - w) ** 2
+        >>> metrics_fn = lambda w, x: {"loss": loss_fn(w, x), "accuracy": jnp.zeros(x.shape[0])}
+        >>> data = jnp.array([1.0, 2.0, 3.0, 4.0])
+        >>> task = Task(lambda key: jnp.array(0.0), loss_fn, metrics_fn, data, data)
+        >>> records = fit(task, FitConfig(optax.sgd(0.5), batch_size=4, duration=epochs(3)))
+        >>> [round(record["test_loss"], 4) for record in records]
+        [1.4062, 0.8203, 0.6738]
+    """
+    num_examples = task.num_examples
+    everything = plan_segments(config, num_examples)
+    state = init_state(task, config.optimizer, config.seed) if state is None else state
+    done = int(state.step) // (config.num_groups or 1)
+    segments = plan_segments(config, num_examples, done=done)
+    total = sum(segment.num_batches for segment in everything)
+    seen = _num_examples(everything) - _num_examples(segments)
+    evaluate = make_evaluate(task.metrics_fn, jax.tree.leaves(task.test_data)[0].shape[0])
+    with Programs(_epoch_compiler(task, config, state)) as programs:
+        used = set()
+        for number, segment in enumerate(segments):
+            state = jax.tree.map(jnp.copy, state)  # the caller may keep what was yielded; the program reuses its memory
+            key, count = segment[2:4], segment.num_batches
+            started = time.perf_counter()
+            program = programs[key]
+            stall_seconds = time.perf_counter() - started
+            programs.ahead(later[2:4] for later in segments[number + 1 :])
+            started = time.perf_counter()
+            first = segment.first * segment.batch_size
+            order = np.asarray(epoch_order(config.seed, segment.epoch, num_examples))
+            indices = order[first : first + count * segment.batch_size].reshape(count, segment.batch_size)
+            state, losses = jax.block_until_ready(program.run(state, task.train_data, indices))
+            seconds = time.perf_counter() - started
+            losses = np.asarray(losses)  # its length changes with the batch size: each would be another program
+            done, seen = done + count, seen + count * segment.batch_size
+            bad = first_nonfinite(losses)
+            test = evaluate(evaluated(task, state), task.test_data)
+            yield {
+                "batches": done,
+                "total_batches": total,
+                "batch_size": segment.batch_size,
+                "examples": seen,
+                "updates": int(state.step),
+                "epoch": segment.end,
+                "loss": float(losses.mean()),
+                "test_loss": float(test["loss"]),
+                "test_accuracy": float(test["accuracy"]),
+                "train_seconds": seconds,
+                "compile_seconds": 0.0 if key in used else program.compile_seconds,
+                "stall_seconds": stall_seconds,
+                "diverged": bad is not None,
+                "diverged_at_batch": None if bad is None else done - count + bad,
+                "state": state,
+            }
+            used.add(key)
+            if bad is not None:
+                return
+
+
+def _epoch_compiler(task: Task, config: FitConfig, state: TrainState):
+    """``(batch_size, num_batches) -> program``; only shapes are kept of the state."""
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
+
+    def compile(key):
+        size, count = key
+        step = make_task_step(task, config.optimizer, size, num_groups=config.num_groups)
+        return compile_epoch(step, shapes, task.train_data, count, size)
+
+    return compile
+
+
+def _num_examples(segments: list[Segment]) -> int:
+    return sum(segment.num_batches * segment.batch_size for segment in segments)
+
+
+def first_nonfinite(losses: Float[Array, "S"] | Float[np.ndarray, "S"]) -> int | None:
+    """Index of the first loss that is NaN or infinite, or None.
+
+    Example:
+        >>> first_nonfinite(jnp.array([0.5, jnp.inf, jnp.nan]))
+        1
+    """
+    bad = np.flatnonzero(~np.isfinite(np.asarray(losses)))
+    return int(bad[0]) if len(bad) else None

@@ -1,0 +1,130 @@
+"""A batch in parts: its groups and microbatches, checked, and gone through the fastest way on a platform.
+
+Axes: B examples, K groups.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import PyTree
+
+from jaxbatch.layers import loops_are_slow
+
+LossFn = Callable[[PyTree, PyTree], Any]  # (params, batch) -> (B,) losses, or (losses, aux)
+Method = str  # "map", "vmap" or "unroll"
+# Parts of a batch under way at the same time in a compiled loop on CPU: while one is in an operation that a
+# single core does, the other keeps the rest busy. Three or four are no faster and need more memory.
+CPU_SIDE_BY_SIDE = 2
+CPU_VMAP = 64  # examples side by side whose activations stay in a CPU's cache
+
+
+def check_loss(loss_fn: LossFn, params: PyTree, batch: PyTree, *, has_aux: bool = False) -> int:
+    """The batch size B, after making sure that ``loss_fn`` returns one loss per example (traced, not run).
+
+    Raises:
+        ValueError: an empty batch, leaves that disagree on B, or another shape than ``(B,)``.
+    """
+    batch_size = leading_axis(batch)
+    result = jax.eval_shape(loss_fn, params, batch)
+    if has_aux and not (isinstance(result, tuple) and len(result) == 2):
+        raise ValueError("has_aux=True: loss_fn must return a pair (losses, aux).")
+    losses = result[0] if has_aux else result
+    if not has_aux and isinstance(losses, tuple):
+        raise ValueError("loss_fn returned a tuple. If it is (losses, aux), pass has_aux=True.")
+    shape = getattr(losses, "shape", None)
+    if shape != (batch_size,):
+        hint = " Leave out the mean." if shape == () else ""
+        raise ValueError(
+            f"loss_fn must return one loss per example, shape ({batch_size},), and returned shape {shape}.{hint}"
+        )
+    return batch_size
+
+
+def leading_axis(batch: PyTree) -> int:
+    """The batch size B, raising a ValueError where there is none."""
+    leaves = jax.tree.leaves(batch)
+    if not leaves or any(jnp.ndim(leaf) == 0 for leaf in leaves):
+        raise ValueError("batch must be a pytree of arrays with one leading axis of examples.")
+    sizes = sorted({leaf.shape[0] for leaf in leaves})
+    if len(sizes) > 1:
+        raise ValueError(f"batch: the leaves disagree on the number of examples: {sizes}.")
+    if sizes[0] == 0:
+        raise ValueError("batch is empty: the mean loss of no examples is undefined.")
+    return sizes[0]
+
+
+def check_num_groups(num_groups: int, batch_size: int) -> None:
+    """Raises a ValueError that names the nearest divisors where K does not divide B."""
+    if num_groups >= 1 and batch_size % num_groups == 0:
+        return
+    divisors = [k for k in range(1, batch_size + 1) if batch_size % k == 0]
+    below = [k for k in divisors if k < num_groups][-1:]
+    above = [k for k in divisors if k > num_groups][:1]
+    raise ValueError(
+        f"num_groups={num_groups} does not divide batch_size={batch_size}. Nearest that do: "
+        f"{' and '.join(map(str, below + above))}."
+    )
+
+
+def split_groups(batch: PyTree, num_groups: int, batch_size: int) -> PyTree:
+    """Leaves ``(B, ...)`` to ``(K, B/K, ...)``, contiguous groups.
+
+    Raises:
+        ValueError: ``num_groups`` does not divide ``batch_size``.
+    """
+    check_num_groups(num_groups, batch_size)
+    return jax.tree.map(lambda leaf: leaf.reshape(num_groups, batch_size // num_groups, *leaf.shape[1:]), batch)
+
+
+def choose_method(loss_fn: LossFn, params: PyTree, groups: PyTree) -> Method:
+    """How groups ``(K, B/K, ...)`` are gone through: a CPU is busy with one group, an accelerator is not.
+
+    Example:
+        >>> loss_fn = lambda w, x: 0.5 * (x - w) ** 2
+        >>> choose_method(loss_fn, jnp.array(0.0), jnp.ones((4, 1)))
+        'vmap'
+    """
+    if jax.default_backend() != "cpu" or jax.tree.leaves(groups)[0].shape[1] == 1:
+        return "vmap"
+    one = jax.tree.map(lambda leaf: leaf[0], groups)
+    return "unroll" if loops_are_slow(loss_fn, params, one) else "map"
+
+
+def over_groups(function: Callable[[PyTree], PyTree], groups: PyTree, method: Method) -> PyTree:
+    """``function`` of each group, results stacked: in a loop, side by side, or unrolled."""
+    num_groups, group_size = jax.tree.leaves(groups)[0].shape[:2]
+    if method == "map":
+        return _map(function, groups, side_by_side())
+    if method == "vmap":
+        at_a_time = CPU_VMAP if jax.default_backend() == "cpu" and group_size == 1 else num_groups
+        return map_in_parts(jax.vmap(function), groups, at_a_time)
+    if method == "unroll":
+        results = [function(jax.tree.map(lambda leaf: leaf[k], groups)) for k in range(num_groups)]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
+    raise ValueError(f"method={method!r} must be 'map', 'vmap', 'unroll' or None.")
+
+
+def map_in_parts(function, batch, size: int):
+    """``function`` of a batch, applied to ``size`` examples at a time and joined; the last part may be smaller."""
+    batch_size = leading_axis(batch)
+    if size >= batch_size:
+        return function(batch)
+    full = batch_size // size * size
+    parts = jax.tree.map(lambda leaf: leaf[:full].reshape(-1, size, *leaf.shape[1:]), batch)
+    results = jax.tree.map(lambda leaf: leaf.reshape(full, *leaf.shape[2:]), _map(function, parts, 1))
+    if full == batch_size:
+        return results
+    rest = function(jax.tree.map(lambda leaf: leaf[full:], batch))
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), results, rest)
+
+
+def side_by_side() -> int:
+    """How many parts of a batch a compiled loop has under way at the same time on this platform."""
+    return CPU_SIDE_BY_SIDE if jax.default_backend() == "cpu" else 1
+
+
+def _map(function, parts, at_a_time: int):
+    return lax.scan(lambda _, part: (None, function(part)), None, parts, unroll=at_a_time)[1]

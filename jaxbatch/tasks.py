@@ -1,0 +1,95 @@
+"""Tasks: what is to be learned, from which data.
+
+Axes: N examples in the data set, M in the test set, B in a batch.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from jaxbatch.data import Dataset
+from jaxbatch.groups import LossFn
+from jaxbatch.layers import loops_are_slow
+from jaxbatch.losses import classification_loss, classification_metrics
+
+MetricsFn = Callable[[PyTree, PyTree], dict[str, Array]]
+UpdateModelState = Callable[[PyTree, PyTree], PyTree]  # (model_state, aux) -> model_state
+
+
+class Task(NamedTuple):
+    """What is to be learned: how parameters start, the loss and metrics of each example, the data.
+
+    A model with state of its own, as the running moments of batch normalisation, gives ``update_model_state``. Then
+    ``init`` returns ``(params, model_state)``, ``loss_fn`` returns ``(losses, aux)``, the metrics are taken of
+    ``(params, model_state)``, and after each step the state becomes ``update_model_state(model_state, aux)``.
+    """
+
+    init: Callable[[Array], PyTree]  # key -> params
+    loss_fn: LossFn  # (params, batch) -> (B,) losses
+    metrics_fn: MetricsFn  # (params, batch) -> {"loss": (B,), "accuracy": (B,)}
+    train_data: PyTree  # leaves (N, ...)
+    test_data: PyTree  # leaves (M, ...)
+    microbatch_size: int | None = None  # examples whose activations stay in cache; None: all at once
+    update_model_state: UpdateModelState | None = None
+
+    @property
+    def num_examples(self) -> int:
+        """Examples in the training set."""
+        return jax.tree.leaves(self.train_data)[0].shape[0]
+
+
+def classification_task(model, dataset: Dataset, *, microbatch_size: int | None = None) -> Task:
+    """The task of a Flax Linen ``model`` on a data set, data moved to the device once.
+
+    Args:
+        model: a module whose ``apply(variables, images)`` returns logits. If it has a collection ``batch_stats``, it
+            must take ``train=True`` and leave the batch's own moments there, as :class:`jaxbatch.layers.BatchNorm`.
+        dataset: from :func:`jaxbatch.load_dataset`.
+        microbatch_size: examples worked on at a time. ``None``: on CPU 64, where larger batches fall out of the cache,
+            unless the model is built on XLA's convolutions or couples its examples; all at once elsewhere.
+
+    Example:
+        >>> from jaxbatch import SimpleCNN, load_dataset
+        >>> classification_task(SimpleCNN(), load_dataset("digits")).num_examples
+        1442
+    """
+    image = jnp.zeros((1, *dataset.train_images.shape[1:]))
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    stateful = "batch_stats" in variables
+
+    def apply_train(params, images):
+        return model.apply(params, images, train=True, mutable=["batch_stats"])
+
+    def init(key):
+        variables = model.init(key, image)
+        return ({"params": variables["params"]}, {"batch_stats": variables["batch_stats"]}) if stateful else variables
+
+    def evaluate(variables, images):
+        return model.apply({**variables[0], **variables[1]} if stateful else variables, images)
+
+    if microbatch_size is None and jax.default_backend() == "cpu" and not stateful:
+        microbatch_size = None if loops_are_slow(model.apply, variables, image) else 64
+    return Task(
+        init=init,
+        loss_fn=classification_loss(
+            apply_train if stateful else model.apply, dataset.mean, dataset.std, has_aux=stateful
+        ),
+        metrics_fn=classification_metrics(evaluate, dataset.mean, dataset.std),
+        train_data=(jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)),
+        test_data=(jnp.asarray(dataset.test_images), jnp.asarray(dataset.test_labels)),
+        microbatch_size=microbatch_size,
+        update_model_state=running_average if stateful else None,
+    )
+
+
+def running_average(model_state: PyTree, found: PyTree, momentum: float = 0.1) -> PyTree:
+    """``(1 - momentum) * model_state + momentum * found``: PyTorch's rule for the moments of batch normalisation.
+
+    Example:
+        >>> running_average(jnp.array(1.0), jnp.array(3.0), 0.5).item()
+        2.0
+    """
+    return jax.tree.map(lambda old, new: (1 - momentum) * old + momentum * new, model_state, found)
