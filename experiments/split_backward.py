@@ -29,7 +29,7 @@ from rich.console import Console
 
 import jaxbatch as jb
 from experiments.split_backward_report import draw_figure, print_tables, verdict
-from experiments.study import StudyConfig, check_positive, open_study, run_study
+from experiments.study import PROTOCOLS, StudyConfig, check_momentum, check_positive, load_task, open_study, run_study
 from jaxbatch.batches import cut_batches, epoch_order, steps_per_epoch
 from jaxbatch.fitting import first_nonfinite
 from jaxbatch.groups import check_num_groups, split_groups
@@ -41,16 +41,6 @@ from jaxbatch.tasks import Task
 from jaxbatch.train import TrainState, init_state, make_task_step
 
 ARMS = ("one", "split", "scaled", "small")
-# data set: (epochs, target accuracy), so that most arms pass the target well before the end
-PROTOCOLS = {
-    "digits": (30, 0.95),
-    "mnist": (15, 0.98),
-    "fashion_mnist": (15, 0.85),
-    "kmnist": (15, 0.85),
-    "cifar10": (15, 0.5),
-    "cifar100": (15, 0.15),
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class Config(StudyConfig):
@@ -90,8 +80,7 @@ def resolve(config: Config) -> Config:
         config, "batch_size", "num_groups", "learning_rate", "epochs", "seeds", "evaluations_per_epoch", "cost_rounds"
     )
     check_num_groups(config.num_groups, config.batch_size)
-    if not 0 <= config.momentum < 1:
-        raise ValueError(f"--momentum {config.momentum} must be at least 0 and below 1.")
+    check_momentum(config.momentum)
     if not 0 < config.target_accuracy < 1:
         raise ValueError(f"--target-accuracy {config.target_accuracy} must be between 0 and 1, as 0.98.")
     return config
@@ -297,9 +286,8 @@ def load_progress(run: RunFolder, like) -> tuple[int, int, dict[str, TrainState]
 
 def measure(config: Config, run: RunFolder, console: Console) -> None:
     """Makes the measurements that are not in the run folder yet."""
-    dataset = jb.load_dataset(config.dataset, data_dir=config.data_dir)
-    steps_per_epoch(len(dataset.train_labels), config.batch_size)  # a batch larger than the data ends here
-    task = jb.classification_task(jb.SimpleCNN(dataset.num_classes), dataset)
+    task = load_task(config)
+    steps_per_epoch(task.num_examples, config.batch_size)  # a batch larger than the data ends here
 
     def identity(record):
         return tuple(record.get(key) for key in ("kind", "round", "num_groups", "arm", "seed", "segment"))

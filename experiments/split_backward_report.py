@@ -7,8 +7,9 @@ import numpy as np
 from rich.console import Console
 
 from jaxbatch import plots
+from jaxbatch.intervals import Interval, interval
 from jaxbatch.records import Record
-from jaxbatch.report import Interval, interval, print_table
+from jaxbatch.report import print_table
 from jaxbatch.split import largest_stable_curvature
 
 ARMS = ("one", "split", "scaled", "small")

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -12,10 +13,22 @@ import tyro
 from rich.console import Console
 
 import jaxbatch
-from jaxbatch.data import DATASETS
-from jaxbatch.records import RunFolder, describe_commit, open_run
+from jaxbatch.batches import steps_per_epoch
+from jaxbatch.data import DATASETS, load_dataset
+from jaxbatch.records import Record, RunFolder, describe_commit, open_run
+from jaxbatch.tasks import Task
 
 Config = TypeVar("Config", bound="StudyConfig")
+# data set: (epochs, target accuracy), so that a well-chosen batch size passes the target well before the end
+PROTOCOLS = {
+    "digits": (30, 0.95),
+    "mnist": (15, 0.98),
+    "fashion_mnist": (15, 0.85),
+    "kmnist": (15, 0.85),
+    "cifar10": (15, 0.5),
+    "cifar100": (15, 0.15),
+}
+BATCH_SIZES = (1, 6, 60, 600, 6000)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +53,24 @@ class StudyConfig:
     """Keep compiled programs in the user's cache folder, so that the next call starts at once."""
 
 
+@dataclasses.dataclass(frozen=True)
+class SizesConfig(StudyConfig):
+    """The flags of studies that train at several batch sizes."""
+
+    batch_sizes: tuple[int, ...] | None = None
+    """Batch sizes. Default: 1, 6, 60, 600 and 6000, as far as the data set holds as many examples."""
+    momentum: float = 0.5
+    """Momentum of SGD, at least 0 and below 1."""
+    epochs: int | None = None
+    """Passes over the training set, at most. Default: 30 for digits, 15 for the others."""
+    max_updates: int = 180_000
+    """Updates, at most: batch size 1 stops here after 3 epochs of MNIST."""
+    target_accuracy: float | None = None
+    """Test accuracy to be reached, in (0, 1). Default: 0.95 for digits, 0.98 for mnist."""
+    evaluations_per_epoch: int = 4
+    """How often the test set is looked at within an epoch."""
+
+
 _NOT_RESULTS = ("data_dir", "output_dir", "resume", "overwrite", "keep_compiled")  # flags that do not change any number
 
 
@@ -55,12 +86,90 @@ def open_study(name: str, config: StudyConfig, console: Console) -> RunFolder:
     return run
 
 
+def load_task(config: StudyConfig, **settings) -> Task:
+    """SimpleCNN on the study's data set."""
+    dataset = load_dataset(config.dataset, data_dir=config.data_dir)
+    return jaxbatch.classification_task(jaxbatch.SimpleCNN(dataset.num_classes), dataset, **settings)
+
+
+def resolve_sizes(config: Config, num_examples: int) -> Config:
+    """Fills in what depends on the data set, shrinks the epochs for --quick, and checks.
+
+    Raises:
+        ValueError: a batch size below 1 or above the data set, a target outside (0, 1), a momentum outside [0, 1).
+    """
+    epochs, target = PROTOCOLS[config.dataset]
+    config = dataclasses.replace(
+        config,
+        epochs=epochs if config.epochs is None else config.epochs,
+        target_accuracy=target if config.target_accuracy is None else config.target_accuracy,
+        batch_sizes=resolve_batch_sizes(config.batch_sizes, num_examples),
+    )
+    if config.quick:
+        config = dataclasses.replace(config, epochs=min(config.epochs, 3), evaluations_per_epoch=2)
+    check_positive(config, "epochs", "max_updates", "evaluations_per_epoch")
+    check_momentum(config.momentum)
+    if not 0 < config.target_accuracy < 1:
+        raise ValueError(f"--target-accuracy {config.target_accuracy} must be between 0 and 1, as 0.98.")
+    return config
+
+
+def resolve_batch_sizes(batch_sizes: Sequence[int] | None, num_examples: int) -> tuple[int, ...]:
+    """Those asked for, sorted, each once; or those of the MNIST study that the data set is large enough for.
+
+    Example:
+        >>> resolve_batch_sizes(None, 1442), resolve_batch_sizes((60, 1, 60), 1442)
+        ((1, 6, 60, 600), (1, 60))
+    """
+    if batch_sizes is None:
+        return tuple(size for size in BATCH_SIZES if size <= num_examples)
+    for size in batch_sizes:
+        if size < 1:
+            raise ValueError(f"--batch-sizes {size} must be at least 1.")
+        if size > num_examples:
+            raise ValueError(f"--batch-sizes {size} is larger than the data set ({num_examples} training examples).")
+    if not batch_sizes:
+        raise ValueError("--batch-sizes needs at least one number.")
+    return tuple(sorted(set(batch_sizes)))
+
+
+def check_momentum(momentum: float) -> None:
+    """Raises a ValueError for a momentum that SGD cannot have."""
+    if not 0 <= momentum < 1:
+        raise ValueError(f"--momentum {momentum} must be at least 0 and below 1.")
+
+
+def num_updates(config: SizesConfig, num_examples: int, batch_size: int) -> int:
+    """``epochs`` passes over the data in updates, or ``max_updates`` if those are fewer."""
+    return min(config.epochs * steps_per_epoch(num_examples, batch_size), config.max_updates)
+
+
 def check_positive(config: StudyConfig, *names: str) -> None:
-    """Raises a ValueError for the first named field that is not above 0."""
+    """Raises a ValueError for the first named field that is not above 0, or holds a value that is not."""
     for name in names:
         value = getattr(config, name)
-        if value is not None and not value > 0:
-            raise ValueError(f"--{name.replace('_', '-')} {value} must be above 0.")
+        values = value if isinstance(value, tuple) else () if value is None else (value,)
+        if isinstance(value, tuple) and not value:
+            raise ValueError(f"--{name.replace('_', '-')} needs at least one number.")
+        for one in values:
+            if not (one > 0 and math.isfinite(one)):
+                raise ValueError(f"--{name.replace('_', '-')} {one} must be a number above 0.")
+
+
+def size_label(batch_size: int) -> str:
+    """A batch size as a figure writes it.
+
+    Example:
+        >>> size_label(600), size_label(6000), size_label(1442)
+        ('600', '6k', '1442')
+    """
+    return f"{batch_size // 1000}k" if batch_size >= 1000 and batch_size % 1000 == 0 else str(batch_size)
+
+
+def describe_setting(console: Console, config: StudyConfig, provenance: Record, *rest: str) -> None:
+    """One line above the tables: data set, setting, machine."""
+    machine = f"{provenance['device']}, {provenance['num_cores']} cores, jax {provenance['jax']}"
+    console.print(f"\n{', '.join([config.dataset, *rest])}, {config.seeds} seeds; {machine}", soft_wrap=True)
 
 
 def parse(config_type: type[Config], description: str, args: Sequence[str] | None = None) -> Config:
@@ -74,8 +183,6 @@ def parse(config_type: type[Config], description: str, args: Sequence[str] | Non
             print(f"error: {_first_paragraph(stderr.getvalue())}", file=sys.stderr)
         raise
     if config.dataset not in DATASETS:
-        from jaxbatch.data import load_dataset
-
         with one_line_errors():
             load_dataset(config.dataset)  # raises, naming the nearest
     return config

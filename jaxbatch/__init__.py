@@ -23,8 +23,16 @@ from jaxbatch.gradients import (
     per_example_gradients,
 )
 from jaxbatch.loops import compile_epoch, make_epoch, make_evaluate
+from jaxbatch.intervals import Interval, interval, ratio_of_means
 from jaxbatch.losses import classification_loss, classification_metrics, correct, cross_entropy
 from jaxbatch.models import VGG19BN, AlexNet, ResNet20, SimpleCNN
+from jaxbatch.noise import (
+    GradientStatistics,
+    cosine_similarity,
+    gradient_noise_scale,
+    gradient_statistics,
+    relative_squared_error,
+)
 from jaxbatch.report import track
 from jaxbatch.split import largest_stable_curvature, split_backward
 from jaxbatch.sweeps import sweep
@@ -39,7 +47,9 @@ __all__ = [
     "Dataset",
     "Duration",
     "FitConfig",
+    "GradientStatistics",
     "IndexBatches",
+    "Interval",
     "ResNet20",
     "SimpleCNN",
     "Task",
@@ -51,6 +61,7 @@ __all__ = [
     "classification_task",
     "compile_epoch",
     "correct",
+    "cosine_similarity",
     "cross_entropy",
     "cut_batches",
     "epoch_batches",
@@ -58,8 +69,11 @@ __all__ = [
     "epochs",
     "examples",
     "fit",
+    "gradient_noise_scale",
+    "gradient_statistics",
     "group_gradients",
     "init_state",
+    "interval",
     "keep_compiled_programs",
     "load_dataset",
     "largest_stable_curvature",
@@ -70,6 +84,8 @@ __all__ = [
     "make_train_step",
     "num_steps",
     "per_example_gradients",
+    "ratio_of_means",
+    "relative_squared_error",
     "split_backward",
     "steps",
     "steps_per_epoch",

@@ -26,7 +26,8 @@ class FitConfig(NamedTuple):
     """How to train. ``duration`` carries its unit: ``epochs(5)``, ``steps(1000)``, ``examples(60_000)``.
 
     ``batch_size`` is a number or a schedule ``epoch -> number``, epochs counted from 0. The learning rate that goes
-    with a schedule is an optax schedule inside ``optimizer``.
+    with a schedule is an optax schedule inside ``optimizer``. ``evaluations_per_epoch`` says how often a record is
+    made; it changes no number of the training itself.
     """
 
     optimizer: optax.GradientTransformation
@@ -34,10 +35,11 @@ class FitConfig(NamedTuple):
     duration: Duration = epochs(1)
     num_groups: int | None = None
     seed: int = 0
+    evaluations_per_epoch: int = 1
 
 
 class Segment(NamedTuple):
-    """Batches of one size within one epoch."""
+    """Batches of one size within one epoch, evaluated at the end."""
 
     epoch: int
     first: int  # the epoch's batch that comes first
@@ -47,10 +49,12 @@ class Segment(NamedTuple):
 
 
 def plan_segments(config: FitConfig, num_examples: int, *, done: int = 0) -> list[Segment]:
-    """What is left to train after ``done`` batches: a segment for each epoch.
+    """What is left to train after ``done`` batches: the segments of each epoch.
+
+    An epoch has ``evaluations_per_epoch`` of them, as even as whole batches allow, and no more than it has batches.
 
     Raises:
-        ValueError: a batch larger than the data set, a duration without a unit.
+        ValueError: a batch larger than the data set, a duration without a unit, fewer than 1 evaluation an epoch.
 
     Example:
         >>> doubling = FitConfig(None, lambda epoch: 2 * 2**epoch, epochs(3))
@@ -58,6 +62,8 @@ def plan_segments(config: FitConfig, num_examples: int, *, done: int = 0) -> lis
         [(1, 4, 1), (2, 8, 1)]
     """
     check_duration(config.duration)
+    if config.evaluations_per_epoch < 1:
+        raise ValueError(f"evaluations_per_epoch={config.evaluations_per_epoch} must be at least 1.")
     amount, unit = config.duration
     segments, batches, examples = [], 0, 0
     for epoch in itertools.count():
@@ -68,14 +74,17 @@ def plan_segments(config: FitConfig, num_examples: int, *, done: int = 0) -> lis
         per_epoch = steps_per_epoch(num_examples, size)
         in_batches = {"steps": left, "examples": left / size, "epochs": left * per_epoch}[unit]
         count = min(per_epoch, math.ceil(round(in_batches, 6)))  # 0.1 * 30 is 3.0000000000000004
-        skipped = min(count, max(0, done - batches))
-        if skipped < count:
-            segments.append(Segment(epoch, skipped, size, count - skipped, epoch + count / per_epoch))
+        parts = min(config.evaluations_per_epoch, per_epoch)
+        stops = sorted({min(count, per_epoch * part // parts) for part in range(1, parts + 1)})
+        for start, stop in zip([0, *stops], stops):
+            start = max(start, done - batches)
+            if start < stop:
+                segments.append(Segment(epoch, start, size, stop - start, epoch + stop / per_epoch))
         batches, examples = batches + count, examples + count * size
 
 
 def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> Iterator[dict[str, Any]]:
-    """Trains and yields one record an epoch (and one at the end of a duration that ends within an epoch).
+    """Trains and yields ``evaluations_per_epoch`` records an epoch (and one at the end of a duration that ends within).
 
     An epoch is one compiled program, or a Python loop over a compiled step where that is faster
     (:mod:`jaxbatch.loops`). With a schedule of batch sizes the next size is compiled in the background while the

@@ -117,7 +117,7 @@ def make_evaluate(
         >>> float(evaluate(jnp.array(0.0), jnp.array([1.0, 2.0, 2.0]))["loss"])
         3.0
     """
-    batches = cut_batches(jnp.arange(num_examples), min(batch_size, num_examples), partial="pad")
+    batches = cut_batches(jnp.arange(num_examples, dtype=jnp.int32), min(batch_size, num_examples), partial="pad")
 
     def sums(params, data, batch):
         metrics = metrics_fn(params, jax.tree.map(lambda leaf: leaf[batch.indices], data))

@@ -1,6 +1,11 @@
 """The look of all figures: colour-blind-safe colours, plain axes, PNG and PDF from one drawing."""
 
 import pathlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from jaxbatch.intervals import Interval
 
 # Okabe and Ito's palette, told apart by all common forms of colour blindness, in print too.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -39,3 +44,61 @@ def save(figure, folder: pathlib.Path, name: str = "figure") -> pathlib.Path:
         figure.savefig(path.with_suffix(".pdf"))
     plt.close(figure)
     return path
+
+
+def band(axes, places: Sequence[float], intervals: Sequence[Interval], *, color: str, scale: float = 1.0, **style) -> None:
+    """A line through the values with their intervals as a band; a place without an interval has no band."""
+    values, lows, highs = (scale * np.array([found[k] for found in intervals]) for k in range(3))
+    axes.plot(places, values, color=color, **style)
+    axes.fill_between(places, np.where(np.isnan(lows), values, lows), np.where(np.isnan(highs), values, highs), color=color,
+                      alpha=0.2, lw=0)
+
+
+def size_ticks(axes, sizes: Sequence[int]) -> None:
+    """A logarithmic axis of batch sizes, marked at those that were measured."""
+    axes.set_xscale("log")
+    axes.set_xticks(list(sizes), [f"{size:,}" for size in sizes])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("batch size")
+
+
+def heat_map(
+    axes,
+    table: np.ndarray,
+    write: Callable[[float], str],
+    crossed: np.ndarray,
+    *,
+    low: float | None = None,
+    log: bool = False,
+    reverse: bool = False,
+    label: str,
+) -> None:
+    """A table as coloured cells with their numbers; cells without a number are grey, ``crossed`` ones carry a cross."""
+    from matplotlib import colormaps, colors
+
+    finite = table[np.isfinite(table)]
+    ends = (finite.min(), finite.max()) if len(finite) else (1.0, 2.0)
+    low = ends[0] if low is None else low
+    high = max(ends[1], low * 1.01 + 1e-9)
+    norm = colors.LogNorm(max(low, 1e-9), high) if log else colors.Normalize(low, high, clip=True)
+    colormap = colormaps["cividis_r" if reverse else "cividis"].copy()
+    colormap.set_bad("#E6E6E6")
+    image = axes.imshow(np.ma.masked_invalid(table), cmap=colormap, norm=norm, aspect="auto", origin="lower")
+    for row, column in np.ndindex(table.shape):
+        value = table[row, column]
+        cross = "× " if crossed[row, column] else ""
+        if not np.isfinite(value):
+            axes.text(column, row, "×" if cross else "–", ha="center", va="center", color="#666666")
+            continue
+        red, green, blue, _ = colormap(norm(value))
+        dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
+        axes.text(column, row, cross + write(value), ha="center", va="center", color="white" if dark else "black", fontsize=9.5)
+    axes.grid(False)
+    axes.figure.colorbar(image, ax=axes, label=label, shrink=0.9)
+
+
+def frame_cell(axes, column: int, row: int) -> None:
+    """A frame around one cell of a heat map."""
+    from matplotlib.patches import Rectangle
+
+    axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, ec=COLORS[1], lw=2.5, zorder=3))

@@ -42,6 +42,10 @@ class RunFolder:
             os.fsync(file.fileno())
         self.records.append(flat)
 
+    def find(self, **key: Any) -> list[Record]:
+        """The records that agree with ``key`` in every field it names."""
+        return [record for record in self.records if all(record.get(name) == value for name, value in key.items())]
+
     def write(self, name: str, blob: bytes) -> None:
         """Writes a file whole or not at all."""
         part = self.path / f"{name}.part"

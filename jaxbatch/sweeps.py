@@ -1,14 +1,16 @@
-"""Many runs in one compiled program: learning rates × seeds.
+"""Many runs of one compiled program: learning rates × seeds.
 
-On an accelerator a small network leaves most of the device idle, so the runs go side by side (``vmap``). A CPU is busy
-with one, so there they follow each other inside the program (``lax.map``); a network built on XLA's convolutions, which
-are slow in loops there, takes one program and a Python loop over the runs.
+On an accelerator a small network leaves most of the device idle, so the runs go side by side in one program (``vmap``).
+A CPU runs the same program for several of them at a time, one in each thread: a step on few examples keeps only one
+core busy.
 
 Axes: R runs, S steps, B examples in a batch.
 """
 
+import concurrent.futures
+import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,11 +22,11 @@ from jax import lax
 from jaxbatch.batches import Duration, epoch_order
 from jaxbatch.compiling import Programs
 from jaxbatch.fitting import FitConfig, plan_segments
-from jaxbatch.loops import choose_loop, compile_epoch, make_epoch, make_evaluate
+from jaxbatch.loops import compile_epoch, make_epoch, make_evaluate
 from jaxbatch.tasks import Task
-from jaxbatch.train import evaluated, init_state, make_task_step
+from jaxbatch.train import TrainState, evaluated, init_state, make_task_step
 
-Runs = str  # "vmap", "map" or "python"
+Runs = str  # "vmap", "threads" or "map"
 
 
 def sweep(
@@ -35,9 +37,11 @@ def sweep(
     *,
     batch_size: int,
     duration: Duration,
+    evaluations_per_epoch: int = 1,
+    after: Mapping[str, Any] | None = None,
     runs: Runs | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Trains R runs at once and yields one record an epoch.
+    """Trains R runs at once and yields ``evaluations_per_epoch`` records an epoch.
 
     Each run is what :func:`jaxbatch.fit` makes of ``make_optimizer(setting)`` and its seed: the same start, the same
     order of examples, the same updates up to rounding.
@@ -50,12 +54,16 @@ def sweep(
         seeds: R integers.
         batch_size: B, the same for all runs: another size is another program.
         duration: see :class:`jaxbatch.FitConfig`.
-        runs: ``"vmap"``, ``"map"``, ``"python"``, or ``None``: the fastest on the platform.
+        evaluations_per_epoch: see :class:`jaxbatch.FitConfig`.
+        after: where to go on: ``batches``, ``diverged_at_batch`` and ``state`` of an earlier record of the same sweep.
+        runs: ``"vmap"``: side by side in one program. ``"threads"``: the program of one run, as many at a time as
+            there are cores. ``"map"``: one after another in one program. ``None``: threads on CPU, vmap elsewhere.
 
     Yields:
         ``batches``, ``total_batches``, ``examples``, ``epoch``, ``train_seconds`` and ``compile_seconds`` of all runs
         together; arrays ``(R,)`` ``loss``, ``test_loss``, ``test_accuracy`` and ``diverged_at_batch`` (-1 where the
-        loss was finite; a run that diverged goes on computing what is not a number); and ``state``, leaves ``(R, ...)``.
+        loss was finite; a run that diverged goes on as not a number, or is left out where that saves its time); and ``state``,
+        leaves ``(R, ...)``.
 
     Raises:
         ValueError: as many settings as seeds are wanted; a batch larger than the data set; another ``runs``.
@@ -74,35 +82,34 @@ def sweep(
     if count == 0 or sizes != {(count,)}:
         raise ValueError(f"settings must have the leading axis of seeds, {count}, and at least 1; found {sorted(sizes)}.")
     settings = jax.tree.map(jnp.asarray, settings)
-
-    def one_step(setting):
-        return make_task_step(task, make_optimizer(setting), batch_size)
-
-    def start(setting, seed):
-        return init_state(task, make_optimizer(setting), seed)
-
-    states = jax.jit(jax.vmap(start))(settings, jnp.asarray(seeds))
-    runs = runs or choose_runs(one_step(_run(settings, 0)), _run(states, 0), task.train_data, batch_size)
-    segments = plan_segments(FitConfig(None, batch_size, duration), task.num_examples)
+    states = start_states(task, make_optimizer, settings, seeds)
+    config = FitConfig(None, batch_size, duration, evaluations_per_epoch=evaluations_per_epoch)
+    everything, batches, failed = plan_segments(config, task.num_examples), 0, np.full(count, -1)
+    if after is not None:
+        states = jax.tree.map(lambda old, new: jnp.asarray(new, old.dtype), states, after["state"])
+        batches, failed = int(after["batches"]), np.array(after["diverged_at_batch"])
+    segments = plan_segments(config, task.num_examples, done=batches)
     evaluate = make_evaluate(task.metrics_fn, jax.tree.leaves(task.test_data)[0].shape[0])
+    runs, used = runs or choose_runs(), set()
     test = _over_runs(lambda state: evaluate(evaluated(task, state), task.test_data), runs)
-    train = _compiler(task, one_step, settings, states, batch_size, runs)
-    batches, failed, used = 0, np.full(count, -1), set()
-    with Programs(train) as programs:
+    with Programs(_compiler(task, make_optimizer, settings, states, batch_size, runs)) as programs:
         for segment in segments:
-            orders = [np.asarray(epoch_order(seed, segment.epoch, task.num_examples)) for seed in seeds]
-            indices = np.stack([order[: segment.num_batches * batch_size] for order in orders])
-            indices = indices.reshape(count, segment.num_batches, batch_size)
+            start, stop = segment.first * batch_size, (segment.first + segment.num_batches) * batch_size
+            orders = [np.asarray(epoch_order(seed, segment.epoch, task.num_examples))[start:stop] for seed in seeds]
+            indices = np.stack(orders).reshape(count, segment.num_batches, batch_size)
             program = programs[segment.num_batches]
             programs.ahead(later.num_batches for later in segments)
-            states, losses, seconds = program.run(states, indices)
+            started = time.perf_counter()
+            states, losses = jax.block_until_ready(program.run(states, indices, failed < 0))
+            seconds = time.perf_counter() - started
+            losses = np.asarray(losses)
             bad = ~np.isfinite(losses)
             failed = np.where((failed < 0) & bad.any(1), batches + bad.argmax(1), failed)
             batches += segment.num_batches
             metrics = jax.tree.map(np.asarray, test(states))
             yield {
                 "batches": batches,
-                "total_batches": sum(segment.num_batches for segment in segments),
+                "total_batches": sum(segment.num_batches for segment in everything),
                 "examples": batches * batch_size,
                 "epoch": segment.end,
                 "loss": losses.mean(1),
@@ -116,16 +123,28 @@ def sweep(
             used.add(segment.num_batches)
 
 
-def choose_runs(step: Callable, state: Any, data: Any, batch_size: int, platform: str | None = None) -> Runs:
-    """How many runs go through one program on a platform.
+def start_states(
+    task: Task, make_optimizer: Callable[[Any], optax.GradientTransformation], settings: Any, seeds: Sequence[int]
+) -> TrainState:
+    """What each of R runs starts from, leaves ``(R, ...)``.
 
     Example:
-        >>> choose_runs(lambda state, batch: (state, batch), 0.0, jnp.ones((4, 1)), 2, platform="gpu")
-        'vmap'
+        >>> task = Task(lambda key: jax.random.normal(key, (2,)), None, None, jnp.zeros((4, 1)), None)
+        >>> start_states(task, optax.sgd, jnp.array([0.1, 0.2, 0.3]), [0, 1, 2]).params.shape
+        (3, 2)
     """
-    if (platform or jax.default_backend()) != "cpu":
-        return "vmap"
-    return "map" if choose_loop(step, state, data, batch_size) == "scan" else "python"
+    start = lambda setting, seed: init_state(task, make_optimizer(setting), seed)
+    return jax.jit(jax.vmap(start))(settings, jnp.asarray(seeds, jnp.int32))
+
+
+def choose_runs(platform: str | None = None) -> Runs:
+    """How several runs are made at once on a platform.
+
+    Example:
+        >>> choose_runs("gpu"), choose_runs("cpu")
+        ('vmap', 'threads')
+    """
+    return "threads" if (platform or jax.default_backend()) == "cpu" else "vmap"
 
 
 def _over_runs(function, runs: Runs):
@@ -134,21 +153,30 @@ def _over_runs(function, runs: Runs):
         return jax.jit(jax.vmap(function))
     if runs == "map":
         return jax.jit(lambda *trees: lax.map(lambda args: function(*args), trees))
-    if runs != "python":
-        raise ValueError(f"runs={runs!r} must be 'vmap', 'map', 'python' or None.")
+    if runs != "threads":
+        raise ValueError(f"runs={runs!r} must be 'vmap', 'threads', 'map' or None.")
+    x64 = jax.config.jax_enable_x64  # a setting of the thread that asks; the others have their own
 
-    def one_after_another(*trees):
-        results = [function(*_run(trees, index)) for index in range(len(jax.tree.leaves(trees)[0]))]
+    def one(args):
+        with jax.enable_x64(x64):
+            return jax.block_until_ready(function(*args))
+
+    def in_threads(*trees):
+        with concurrent.futures.ThreadPoolExecutor(_num_cores()) as pool:
+            results = list(pool.map(one, [_run(trees, index) for index in range(len(jax.tree.leaves(trees)[0]))]))
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
 
-    return one_after_another
+    return in_threads
 
 
-def _compiler(task: Task, one_step, settings, states, batch_size: int, runs: Runs):
-    """``num_batches -> program``, a program being ``(states, indices) -> (states, losses, seconds)``."""
+def _compiler(task: Task, make_optimizer, settings, states, batch_size: int, runs: Runs):
+    """``num_batches -> program``, a program being ``(states, indices, alive) -> (states, losses)``."""
+
+    def one_step(setting):
+        return make_task_step(task, make_optimizer(setting), batch_size)
 
     def compile(num_batches):
-        if runs == "python":
+        if runs == "threads":
 
             def with_setting(pair, batch):
                 setting, state = pair
@@ -156,30 +184,28 @@ def _compiler(task: Task, one_step, settings, states, batch_size: int, runs: Run
                 return (setting, state), losses
 
             one = compile_epoch(with_setting, _run((settings, states), 0), task.train_data, num_batches, batch_size)
-            epoch = _over_runs(lambda setting, state, indices: one((setting, state), task.train_data, indices), runs)
-            compiled = lambda states, indices: _without_setting(epoch(settings, states, indices))
-        else:
 
-            def train(setting, state, indices):
-                return make_epoch(one_step(setting))(state, task.train_data, indices)
+            def train(setting, state, indices, alive):
+                if not alive:
+                    return state, jnp.full(num_batches, jnp.nan)
+                (_, state), losses = one((setting, state), task.train_data, indices)
+                return state, losses
 
-            shape = jax.ShapeDtypeStruct((len(jax.tree.leaves(states)[0]), num_batches, batch_size), jnp.int32)
-            program = _over_runs(train, runs).lower(settings, states, shape).compile()
-            compiled = lambda states, indices: program(settings, states, indices)
+            over = _over_runs(train, runs)
+            return lambda states, indices, alive: over(settings, states, indices, alive)
 
-        def timed(states, indices):
-            started = time.perf_counter()
-            states, losses = jax.block_until_ready(compiled(states, indices))
-            return states, np.asarray(losses), time.perf_counter() - started
+        def train(setting, state, indices):
+            return make_epoch(one_step(setting))(state, task.train_data, indices)
 
-        return timed
+        shape = jax.ShapeDtypeStruct((len(jax.tree.leaves(states)[0]), num_batches, batch_size), jnp.int32)
+        program = _over_runs(train, runs).lower(settings, states, shape).compile()
+        return lambda states, indices, alive: program(settings, states, indices)
 
     return compile
 
 
-def _without_setting(result):
-    (_, states), losses = result
-    return states, losses
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _run(tree, index: int):

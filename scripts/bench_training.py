@@ -135,7 +135,7 @@ def many_runs(rounds: int, rates: int, seeds: int, num_examples: int, batch_size
         *_, last = jb.sweep(task, make_optimizer, settings, numbers, batch_size=batch_size, duration=twice, runs=runs)
         return last["train_seconds"] * 1e3
 
-    times = [{"ours": seconds(None), "one after another": seconds("python")} for _ in range(rounds)]
+    times = [{"ours": seconds(None), "one after another": seconds("map")} for _ in range(rounds)]
     rows = make_rows("sweep", f"simple_cnn, {len(numbers)} runs", batch_size, 1, times)
     return rows
 

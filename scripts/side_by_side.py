@@ -13,7 +13,8 @@ from torch_peer import Peer, is_installed
 
 import jaxbatch as jb
 from jaxbatch.records import describe_provenance
-from jaxbatch.report import interval, print_table
+from jaxbatch.intervals import interval
+from jaxbatch.report import print_table
 from jaxbatch.timing import timed_rounds
 from jaxbatch.tasks import Task
 

@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
+from jaxbatch.intervals import Interval, interval
 from jaxbatch.records import describe_provenance, open_run, read_records
-from jaxbatch.report import Interval, interval
 from jaxbatch.timing import timed_rounds
 
 

@@ -7,7 +7,6 @@ import optax
 import pytest
 
 import jaxbatch as jb
-from jaxbatch.sweeps import choose_runs
 from tests.test_gradients import assert_close
 from tests.test_loops import convolution_task
 from tests.test_train import batch_norm_task, task  # noqa: F401 (a fixture)
@@ -23,7 +22,7 @@ def run_sweep(task, runs, duration, rates=RATES):
     return list(jb.sweep(task, make_optimizer, jnp.array(rates), SEEDS, batch_size=8, duration=duration, runs=runs))
 
 
-@pytest.mark.parametrize("runs", ["vmap", "map", "python", None])
+@pytest.mark.parametrize("runs", ["vmap", "map", "threads", None])
 @pytest.mark.parametrize("make", ["plain", "convolution"])
 def test_each_run_is_what_fit_makes(task, runs, make):  # noqa: F811
     task = task if make == "plain" else convolution_task()
@@ -39,7 +38,7 @@ def test_each_run_is_what_fit_makes(task, runs, make):  # noqa: F811
         assert_close(last.params, alone[-1]["state"].params, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("runs", ["vmap", "map", "python"])
+@pytest.mark.parametrize("runs", ["vmap", "map", "threads"])
 def test_a_run_that_diverges_leaves_the_others_alone(task, runs):  # noqa: F811
     *_, last = run_sweep(task, runs, jb.epochs(9), rates=[0.01, 1e20, 0.01])
     assert last["diverged_at_batch"][0] == last["diverged_at_batch"][2] == -1
@@ -56,11 +55,42 @@ def test_running_moments_in_a_sweep():
     assert_close(mine, alone[-1]["state"].model_state, rtol=1e-4, atol=1e-6)
 
 
-def test_what_is_chosen(task):  # noqa: F811
-    step = jb.make_train_step(task.loss_fn, optax.sgd(0.1), 8)
-    state = jb.init_state(task, optax.sgd(0.1), 0)
-    assert choose_runs(step, state, task.train_data, 8, platform="cpu") == "map"
-    assert choose_runs(step, state, task.train_data, 8, platform="gpu") == "vmap"
+@pytest.mark.parametrize("runs", ["vmap", "threads"])
+def test_going_on_ends_in_the_same_numbers(task, runs):  # noqa: F811
+    rates, kept = [0.01, 1e20, 0.01], ("batches", "diverged_at_batch", "state")
+
+    def run(after=None):
+        return list(
+            jb.sweep(
+                task,
+                make_optimizer,
+                jnp.array(rates),
+                SEEDS,
+                batch_size=8,
+                duration=jb.steps(50),
+                evaluations_per_epoch=2,
+                after=after,
+                runs=runs,
+            )
+        )
+
+    whole = run()
+    assert [record["batches"] for record in whole[:4]] == [1, 3, 4, 6]  # 3 batches an epoch, in two parts
+    assert whole[-1]["diverged_at_batch"][1] >= 0
+    for stop in (0, 1, len(whole) - 2):
+        rest = run({key: whole[stop][key] for key in kept})
+        assert [r["batches"] for r in rest] == [r["batches"] for r in whole[stop + 1 :]]
+        for mine, theirs in zip(rest, whole[stop + 1 :], strict=True):
+            np.testing.assert_array_equal(mine["test_loss"], theirs["test_loss"])
+            np.testing.assert_array_equal(mine["diverged_at_batch"], theirs["diverged_at_batch"])
+    assert run({key: whole[-1][key] for key in kept}) == []
+
+
+def test_float64_in_threads(x64):
+    data = jnp.arange(4.0)
+    task = jb.Task(lambda key: jnp.array(0.0), lambda w, x: 0.5 * (x - w) ** 2, lambda w, x: {"loss": x - w, "accuracy": x}, data, data)
+    (record,) = jb.sweep(task, optax.sgd, jnp.array([0.1, 0.2]), [0, 1], batch_size=2, duration=jb.steps(1), runs="threads")
+    assert record["state"].params.dtype == record["test_loss"].dtype == np.float64
 
 
 def test_refusals(task):  # noqa: F811

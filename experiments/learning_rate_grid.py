@@ -1,0 +1,140 @@
+"""Which learning rate goes with each batch size, and how does it grow: linearly, with the square root, otherwise?
+
+Every rate meets every batch size, with several seeds; all rates and seeds of a size are one compiled program. The best
+rate of a size is the one whose runs reach the target accuracy with the fewest updates; rates fit B^p.
+
+    python -m experiments.learning_rate_grid                      about 2 minutes
+    python -m experiments.learning_rate_grid --dataset mnist      about 30 minutes
+
+The measured answer stands in the README and in docs/mnist_study.md.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+
+import flax.serialization
+import jax.numpy as jnp
+import numpy as np
+import optax
+from rich.console import Console
+
+import jaxbatch as jb
+from experiments.learning_rate_grid_report import draw_figure, print_tables, verdict
+from experiments.study import (
+    SizesConfig,
+    check_positive,
+    load_task,
+    num_updates,
+    open_study,
+    resolve_sizes,
+    run_study,
+)
+from jaxbatch.records import RunFolder
+from jaxbatch.report import progress_bar
+from jaxbatch.sweeps import start_states
+from jaxbatch.tasks import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(SizesConfig):
+    """Flags of the study."""
+
+    seeds: int = 3
+    """Number of seeds; each has its own initial weights and its own order of examples."""
+    learning_rates: tuple[float, ...] = (0.001, 0.00316, 0.01, 0.0316, 0.1, 0.316, 1.0, 3.16)
+    """Rates that every batch size meets."""
+
+
+def resolve(config: Config, num_examples: int) -> Config:
+    """Fills in what depends on the data set, shrinks for --quick, and checks."""
+    if config.quick:
+        rates = config.learning_rates[1::2] if len(config.learning_rates) > 4 else config.learning_rates
+        config = dataclasses.replace(config, learning_rates=rates, seeds=min(config.seeds, 2))
+    config = resolve_sizes(config, num_examples)
+    check_positive(config, "seeds", "learning_rates")
+    return dataclasses.replace(config, learning_rates=tuple(sorted(set(config.learning_rates))))
+
+
+def measure_size(task: Task, config: Config, batch_size: int, run: RunFolder, progress) -> Iterator[dict]:
+    """Trains all rates and seeds at one batch size; what is needed to go on is kept in the run folder."""
+    pairs = [(rate, seed) for rate in config.learning_rates for seed in range(config.seeds)]
+    rates, seeds = jnp.array([rate for rate, _ in pairs]), [seed for _, seed in pairs]
+    make_optimizer = functools.partial(optax.sgd, momentum=config.momentum)
+    path, after = run.path / f"in_flight_{batch_size}.msgpack", None
+    if path.exists():
+        start = start_states(task, make_optimizer, rates, seeds)
+        template = {"batches": 0, "diverged_at_batch": np.zeros(len(pairs)), "state": start}
+        after = flax.serialization.from_bytes(template, path.read_bytes())
+    records = jb.sweep(
+        task,
+        make_optimizer,
+        rates,
+        seeds,
+        batch_size=batch_size,
+        duration=jb.steps(num_updates(config, task.num_examples, batch_size)),
+        evaluations_per_epoch=config.evaluations_per_epoch,
+        after=after,
+    )
+    bar = progress.add_task(f"B = {batch_size}, {len(pairs)} runs", rate="")
+    before = after["batches"] if after else 0
+    for record in records:
+        for index, (rate, seed) in enumerate(pairs):
+            yield {
+                "kind": "run",
+                "batch_size": batch_size,
+                "learning_rate": rate,
+                "seed": seed,
+                "updates": record["batches"],
+                "epoch": record["epoch"],
+                "loss": float(record["loss"][index]),
+                "test_loss": float(record["test_loss"][index]),
+                "test_accuracy": float(record["test_accuracy"][index]),
+                "diverged_at_update": int(record["diverged_at_batch"][index]),
+            }
+        progress_so_far = {key: record[key] for key in ("batches", "diverged_at_batch", "state")}
+        run.write(path.name, flax.serialization.to_bytes(progress_so_far))
+        fresh, before = record["batches"] - before, record["batches"]
+        rate = fresh * batch_size * len(pairs) / record["train_seconds"]
+        progress.update(bar, completed=before, total=record["total_batches"], rate=f"{rate:,.0f} examples/s")
+    run.append({"kind": "size", "batch_size": batch_size, "updates": before})
+    path.unlink(missing_ok=True)
+    progress.remove_task(bar)
+
+
+def measure(config: Config, task: Task, run: RunFolder, console: Console) -> None:
+    """Makes the measurements that are not in the run folder yet."""
+
+    def identity(record):
+        return tuple(record.get(key) for key in ("batch_size", "learning_rate", "seed", "updates"))
+
+    known = {identity(record) for record in run.records}
+    with progress_bar(console) as progress:
+        for batch_size in sorted(config.batch_sizes, reverse=True):  # the small take longest
+            if run.find(kind="size", batch_size=batch_size):
+                continue
+            for record in measure_size(task, config, batch_size, run, progress):
+                if identity(record) not in known:
+                    run.append(record)
+
+
+def study(config: Config, console: Console) -> None:
+    """Measures what is missing, then table, figure and verdict from the files alone."""
+    task = load_task(config)
+    config = resolve(config, task.num_examples)
+    run = open_study("learning_rate_grid", config, console)
+    measure(config, task, run, console)
+    print_tables(console, config, run.records, run.provenance)
+    path = draw_figure(config, run.records, run.path)
+    for sentence in verdict(config, run.records):
+        console.print(sentence, style="bold", soft_wrap=True)
+    console.print(f"Figure: {path}", soft_wrap=True)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """The command line."""
+    run_study(Config, __doc__, study, args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+r"""How noisy a batch's gradient is, and the batch size at which noise and signal are equal.
+
+The gradient of one example is :math:`g_i = G + \epsilon_i` with the full gradient G and noise of covariance
+:math:`\Sigma`. The mean over B independent examples has the squared error :math:`\mathrm{tr}(\Sigma) / B`, so two numbers
+say what a batch size does to it:
+
+* ``signal`` :math:`= |G|^2`, ``trace`` :math:`= \mathrm{tr}\,\Sigma`, both estimated without bias from the gradients of a
+  batch's groups;
+* their ratio, the *gradient noise scale*: batches well below it are mostly noise, batches well above it waste examples.
+
+Axes: B examples, K groups, T steps.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jaxtyping import Array, Float, PyTree
+
+from jaxbatch.gradients import group_gradient_fn
+from jaxbatch.groups import CPU_VMAP, LossFn, Method, check_loss, choose_method, split_groups
+from jaxbatch.intervals import Interval, ratio_of_means
+
+
+class GradientStatistics(NamedTuple):
+    r"""Unbiased estimates from one batch, or stacked from T of them; each may come out negative by chance."""
+
+    signal: Float[Array, "*T"]  # |G|^2
+    trace: Float[Array, "*T"]  # tr Sigma, of one example
+
+
+def gradient_statistics(
+    loss_fn: LossFn,
+    params: PyTree,
+    batch: PyTree,
+    *,
+    num_groups: int | None = None,
+    microbatch_size: int | None = None,
+    method: Method | None = None,
+) -> GradientStatistics:
+    r"""Signal and noise of the gradient at ``params``, from the gradients of a batch's groups.
+
+    With K groups of :math:`m = B / K` examples, s the mean of the groups' squared norms and b the squared norm of
+    their mean,
+
+    .. math:: |G|^2 = \frac{K b - s}{K - 1},\qquad \mathrm{tr}\,\Sigma = \frac{m K (s - b)}{K - 1}.
+
+    It costs one gradient of the batch (per example: about two on CPU) and the memory of a few copies of the
+    parameters, whatever K is. Fewer, larger groups cost less and tell ``trace`` less exactly. The examples of a batch
+    are taken as independent draws.
+
+    Args:
+        loss_fn: ``(params, batch) -> losses``, one loss per example.
+        params: pytree of floating-point arrays.
+        batch: pytree with leading axis B.
+        num_groups: K, a divisor of B, at least 2. ``None``: per example, K = B.
+        microbatch_size: within a group, examples worked on at a time.
+        method: how groups are gone through, see :func:`jaxbatch.group_gradients`.
+
+    Returns:
+        ``signal`` and ``trace`` of shape ``()``. To stack those of T steps: ``jax.tree.map(lambda *x: jnp.stack(x),
+        *statistics)``, or take them out of a ``lax.scan``.
+
+    Raises:
+        ValueError: fewer than 2 groups, and all of :func:`jaxbatch.group_gradients`.
+
+    Example:
+        >>> loss_fn = lambda w, x: 0.5 * (x - w) ** 2  # the gradient of an example is w - x
+        >>> found = gradient_statistics(loss_fn, jnp.array(0.0), jnp.array([1.0, 2.0, 3.0]))
+        >>> round(found.trace.item(), 4), round(found.signal.item(), 4)  # the variance; mean squared less variance / 3
+        (1.0, 3.6667)
+
+    References:
+        McCandlish et al., `An Empirical Model of Large-Batch Training <https://arxiv.org/abs/1812.06162>`_, 2018:
+        appendix A.1, for any two batch sizes; here they are m and B.
+    """
+    batch_size = check_loss(loss_fn, params, batch)
+    num_groups = batch_size if num_groups is None else num_groups
+    if num_groups < 2:
+        raise ValueError(f"num_groups={num_groups} must be at least 2: noise shows in how groups differ.")
+    groups = split_groups(batch, num_groups, batch_size)
+    one_group = group_gradient_fn(loss_fn, microbatch_size=microbatch_size)
+
+    def measure(group):
+        gradient = one_group(params, group)[1]
+        return gradient, optax.tree.norm(gradient, squared=True)
+
+    way = method or choose_method(loss_fn, params, groups)
+    total, squares = _sums(measure, groups, params, num_groups, way)
+    mean_square = squares / num_groups  # s
+    square_of_mean = optax.tree.norm(total, squared=True) / num_groups**2  # b
+    signal = (num_groups * square_of_mean - mean_square) / (num_groups - 1)
+    trace = batch_size * (mean_square - square_of_mean) / (num_groups - 1)
+    return GradientStatistics(signal, trace)
+
+
+def _sums(measure, groups, params, num_groups: int, way: Method):
+    """The sum of the groups' gradients and that of their squared norms, without keeping K gradients."""
+
+    def add(total, part):
+        return jax.tree.map(jnp.add, total, part), None
+
+    zero = (jax.tree.map(jnp.zeros_like, params), jnp.zeros(()))
+    zero = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), zero, jax.eval_shape(measure, _take(groups, 0)))
+    if way == "map":
+        return lax.scan(lambda total, group: add(total, measure(group)), zero, groups)[0]
+    if way == "unroll":
+        for k in range(num_groups):
+            zero, _ = add(zero, measure(_take(groups, k)))
+        return zero
+    if way != "vmap":
+        raise ValueError(f"method={way!r} must be 'map', 'vmap', 'unroll' or None.")
+
+    def several(part):
+        return jax.tree.map(lambda leaf: leaf.sum(0), jax.vmap(measure)(part))
+
+    at_a_time = min(CPU_VMAP, num_groups)
+    full = num_groups // at_a_time * at_a_time
+    parts = jax.tree.map(lambda leaf: leaf[:full].reshape(-1, at_a_time, *leaf.shape[1:]), groups)
+    total, _ = lax.scan(lambda total, part: add(total, several(part)), zero, parts)
+    if full < num_groups:
+        total, _ = add(total, several(jax.tree.map(lambda leaf: leaf[full:], groups)))
+    return total
+
+
+def _take(groups, k: int):
+    return jax.tree.map(lambda leaf: leaf[k], groups)
+
+
+def gradient_noise_scale(statistics: GradientStatistics) -> Interval:
+    r"""Simple noise scale :math:`B_\text{simple} = \mathrm{tr}(\Sigma) / |G|^2`, in examples, with a 95% interval.
+
+    Both parts are averaged over the recorded steps *before* dividing, because the ratio of two unbiased estimates is
+    itself biased.
+
+    Args:
+        statistics: ``signal`` and ``trace`` of shape ``(T,)``, one per recorded step. Steps that are not finite are
+            left out.
+
+    Returns:
+        ``value``, ``low``, ``high`` and ``n``; ``float()`` of it is the value. Where the signal cannot be told from
+        zero, ``high`` is infinite (and ``value`` may be negative): record more steps. The interval (Fieller's) takes
+        the steps as independent; one step has none (NaN).
+
+    Raises:
+        ValueError: no step at all.
+
+    Example:
+        >>> steps = GradientStatistics(signal=jnp.array([0.5, 1.5]), trace=jnp.array([12.0, 20.0]))
+        >>> float(gradient_noise_scale(steps))
+        16.0
+
+    References:
+        McCandlish et al., `An Empirical Model of Large-Batch Training <https://arxiv.org/abs/1812.06162>`_, 2018:
+        eq. 2.9, estimators in appendix A.1. Fieller, *Some problems in interval estimation*, 1954.
+    """
+    if jnp.size(statistics.signal) == 0:
+        raise ValueError("statistics holds no step: record at least one.")
+    return ratio_of_means(np.asarray(statistics.trace), np.asarray(statistics.signal))
+
+
+def cosine_similarity(a: PyTree, b: PyTree) -> Float[Array, ""]:
+    """The cosine of the angle between two pytrees seen as vectors; NaN where one is zero.
+
+    Example:
+        >>> cosine_similarity({"w": jnp.array([1.0, 0.0])}, {"w": jnp.array([3.0, 4.0])}).item()
+        0.6000000238418579
+    """
+    return optax.tree.vdot(a, b) / (optax.tree.norm(a) * optax.tree.norm(b))
+
+
+def relative_squared_error(gradient: PyTree, reference: PyTree) -> Float[Array, ""]:
+    r""":math:`|g - G|^2 / |G|^2`. For the mean of B independent examples its expectation is the noise scale ÷ B.
+
+    Example:
+        >>> relative_squared_error(jnp.array([1.0, 1.0]), jnp.array([2.0, 0.0])).item()
+        0.5
+    """
+    apart = optax.tree.norm(optax.tree.sub(gradient, reference), squared=True)
+    return apart / optax.tree.norm(reference, squared=True)
