@@ -153,7 +153,7 @@ def check_positive(config: StudyConfig, *names: str) -> None:
             raise ValueError(f"--{name.replace('_', '-')} needs at least one number.")
         for one in values:
             if not (one > 0 and math.isfinite(one)):
-                raise ValueError(f"--{name.replace('_', '-')} {one} must be a number above 0.")
+                raise ValueError(f"--{name.replace('_', '-')} {one} must be above 0 and finite.")
 
 
 def size_label(batch_size: int) -> str:

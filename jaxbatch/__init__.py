@@ -25,7 +25,8 @@ from jaxbatch.gradients import (
 from jaxbatch.loops import compile_epoch, make_epoch, make_evaluate
 from jaxbatch.intervals import Interval, interval, ratio_of_means
 from jaxbatch.losses import classification_loss, classification_metrics, correct, cross_entropy
-from jaxbatch.models import VGG19BN, AlexNet, ResNet20, SimpleCNN
+from jaxbatch.memory import program_memory
+from jaxbatch.models import MLP, VGG19BN, AlexNet, ResNet20, SimpleCNN
 from jaxbatch.noise import (
     GradientStatistics,
     cosine_similarity,
@@ -35,6 +36,7 @@ from jaxbatch.noise import (
 )
 from jaxbatch.report import track
 from jaxbatch.split import largest_stable_curvature, split_backward
+from jaxbatch.streaming import prefetch
 from jaxbatch.sweeps import sweep
 from jaxbatch.tasks import Task, classification_task
 from jaxbatch.train import TrainState, init_state, make_train_step
@@ -50,6 +52,7 @@ __all__ = [
     "GradientStatistics",
     "IndexBatches",
     "Interval",
+    "MLP",
     "ResNet20",
     "SimpleCNN",
     "Task",
@@ -84,6 +87,8 @@ __all__ = [
     "make_train_step",
     "num_steps",
     "per_example_gradients",
+    "prefetch",
+    "program_memory",
     "ratio_of_means",
     "relative_squared_error",
     "split_backward",

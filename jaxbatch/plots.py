@@ -62,6 +62,18 @@ def size_ticks(axes, sizes: Sequence[int]) -> None:
     axes.set_xlabel("batch size")
 
 
+def log_values(axis) -> None:
+    """A logarithmic axis with plain numbers: 0.2, 1, 50, 10,000."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    low, high = axis.get_view_interval()
+    decades = np.log10(high / low)
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 3 else (1.0,), numticks=20))
+    axis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 and value == round(value) else f"{value:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
 def heat_map(
     axes,
     table: np.ndarray,
@@ -79,7 +91,7 @@ def heat_map(
     finite = table[np.isfinite(table)]
     ends = (finite.min(), finite.max()) if len(finite) else (1.0, 2.0)
     low = ends[0] if low is None else low
-    high = max(ends[1], low * 1.01 + 1e-9)
+    high = max(ends[1], low * (1.5 if log else 1.01) + 1e-9)
     norm = colors.LogNorm(max(low, 1e-9), high) if log else colors.Normalize(low, high, clip=True)
     colormap = colormaps["cividis_r" if reverse else "cividis"].copy()
     colormap.set_bad("#E6E6E6")
@@ -101,4 +113,4 @@ def frame_cell(axes, column: int, row: int) -> None:
     """A frame around one cell of a heat map."""
     from matplotlib.patches import Rectangle
 
-    axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, ec=COLORS[1], lw=2.5, zorder=3))
+    axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, ec=COLORS[1], lw=2.5, zorder=3, clip_on=False))

@@ -29,7 +29,7 @@ def split(rounds: int, batch_size: int, num_groups: int) -> list[dict]:
     if peer:
         contenders["torch retain_graph"] = lambda: peer.run("retain_graph")
         contenders["torch.func vmap"] = lambda: peer.run("func")
-    memory = {"ours_bytes": step_bytes(ours, arguments), "plain_bytes": step_bytes(plain, arguments)}
+    memory = {"ours_bytes": jb.program_memory(ours.lower(*arguments).compile()), "plain_bytes": jb.program_memory(plain.lower(*arguments).compile())}
     memory["param_bytes"] = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     times = time_contenders(in_a_row(contenders), rounds, peer)
     rows = make_rows("split", "simple_cnn", batch_size, num_groups, times, per=IN_A_ROW)
@@ -54,14 +54,3 @@ def gradients(rounds: int, batch_size: int) -> list[dict]:
             contenders["opacus"] = lambda: peer.run("opacus")
     times = time_contenders(in_a_row(contenders), rounds, peer)
     return make_rows("gradients", "simple_cnn", batch_size, batch_size, times, per=IN_A_ROW)
-
-
-def step_bytes(step, arguments) -> int:
-    """Memory of a compiled step: temporaries, arguments and results."""
-    memory = step.lower(*arguments).compile().memory_analysis()
-    return (
-        memory.temp_size_in_bytes
-        + memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-    )

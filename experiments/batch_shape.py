@@ -1,0 +1,125 @@
+"""Is a batch size that is a power of two, or a multiple of 8, faster than its neighbours?
+
+A training step is timed at powers of two, at multiples of 8 and at odd sizes next to them, in random order, again and
+again. The effect of the shape is told apart from that of the size: a size's time ÷ the time at its place on the line
+through its odd neighbours. Beside it the memory of each step, from the compiled program.
+
+    python -m experiments.batch_shape                      about 10 minutes
+    python -m experiments.batch_shape --models mlp --dtypes float32      about 3 minutes
+
+The measured answer stands in docs/mnist_study.md.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from rich.console import Console
+
+import jaxbatch as jb
+from experiments.batch_shape_report import draw_figure, print_tables, verdict, window
+from experiments.study import StudyConfig, check_positive, open_study, run_study
+from jaxbatch.records import Record, RunFolder
+from jaxbatch.report import progress_bar
+from jaxbatch.timing import timed_rounds
+from jaxbatch.train import init_state, make_task_step
+
+MODELS = {"simple_cnn": jb.SimpleCNN, "mlp": jb.MLP}
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(StudyConfig):
+    """Flags of the study."""
+
+    centres: tuple[int, ...] = (64, 128, 256, 512)
+    """Powers of two; each is timed among its neighbours."""
+    models: tuple[str, ...] = ("simple_cnn", "mlp")
+    """simple_cnn, mlp (784-1024-1024-10)."""
+    dtypes: tuple[str, ...] = ("float32", "bfloat16")
+    """Types that the networks compute in; parameters are float32."""
+    rounds: int = 30
+    """Rounds of the measurement; each times every size once, in random order."""
+    seeds: int = 1
+    """Of the order of the rounds."""
+
+
+def resolve(config: Config, num_examples: int) -> Config:
+    """Shrinks for --quick, and checks."""
+    if config.quick:
+        config = dataclasses.replace(config, centres=config.centres[:1], dtypes=config.dtypes[:1], rounds=min(config.rounds, 4))
+    check_positive(config, "centres", "rounds")
+    for flag, chosen, known in (("models", config.models, MODELS), ("dtypes", config.dtypes, DTYPES)):
+        if not chosen or not set(chosen) <= set(known):
+            raise ValueError(f"--{flag} {' '.join(chosen)}: choose from {', '.join(known)}.")
+    for centre in config.centres:
+        if centre < 32 or centre & (centre - 1):
+            raise ValueError(f"--centres {centre} must be a power of two of at least 32.")
+        if max(window(centre)) > num_examples:
+            raise ValueError(f"--centres {centre} needs {max(window(centre))} examples; the data set has {num_examples}.")
+    return dataclasses.replace(config, centres=tuple(sorted(set(config.centres))))
+
+
+def compile_step(dataset: jb.Dataset, model: str, dtype: str, batch_size: int) -> tuple[Any, tuple]:
+    """A compiled training step on a batch of this size, and its arguments."""
+    task = jb.classification_task(MODELS[model](num_classes=dataset.num_classes, dtype=DTYPES[dtype]), dataset)
+    optimizer = optax.sgd(0.02, 0.5)
+    state = init_state(task, optimizer, 0)
+    batch = jax.tree.map(lambda leaf: leaf[:batch_size], task.train_data)
+    return make_task_step(task, optimizer, batch_size).lower(state, batch).compile(), (state, batch)
+
+
+def measure(config: Config, dataset: jb.Dataset, run: RunFolder, console: Console) -> Iterator[Record]:
+    """The memory of every step, then the times, a record for each round, model, type and size."""
+    sizes = sorted(set().union(*(window(centre) for centre in config.centres)))
+    pairs = [(model, dtype) for model in config.models for dtype in config.dtypes]
+    per_round = len(sizes) * len(pairs)
+    done = len(run.find(kind="time")) // per_round  # whole rounds; what is left of a broken one is timed again
+    if done >= config.rounds:
+        return
+    known = {(r["model"], r["dtype"], r["batch_size"]) for r in run.find(kind="memory")}
+    kept = {(r["round"], r["model"], r["dtype"], r["batch_size"]) for r in run.find(kind="time")}
+    functions = {}
+    with progress_bar(console) as progress:
+        bar = progress.add_task("compiling", total=per_round, rate="")
+        for model, dtype in pairs:
+            for size in sizes:
+                program, arguments = compile_step(dataset, model, dtype, size)
+                functions[model, dtype, size] = lambda program=program, arguments=arguments: program(*arguments)
+                if (model, dtype, size) not in known:
+                    place = {"model": model, "dtype": dtype, "batch_size": size}
+                    yield {"kind": "memory", **place, "bytes": jb.program_memory(program)}
+                progress.update(bar, advance=1)
+        progress.remove_task(bar)
+        bar = progress.add_task("timing", total=config.rounds, completed=done, rate="")
+        for number, times in enumerate(timed_rounds(functions, config.rounds - done, seed=done), done):
+            for (model, dtype, size), ms in times.items():
+                if (number, model, dtype, size) not in kept:
+                    yield {"kind": "time", "round": number, "model": model, "dtype": dtype, "batch_size": size, "ms": ms}
+            progress.update(bar, advance=1)
+
+
+def study(config: Config, console: Console) -> None:
+    """Measures what is missing, then table, figure and verdict from the files alone."""
+    dataset = jb.load_dataset(config.dataset, data_dir=config.data_dir)
+    config = resolve(config, len(dataset.train_labels))
+    run = open_study("batch_shape", config, console)
+    for record in measure(config, dataset, run, console):
+        run.append(record)
+    print_tables(console, config, run.records, run.provenance)
+    path = draw_figure(config, run.records, run.path)
+    for sentence in verdict(config, run.records):
+        console.print(sentence, style="bold", soft_wrap=True)
+    console.print(f"Figure: {path}", soft_wrap=True)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """The command line."""
+    run_study(Config, __doc__, study, args)
+
+
+if __name__ == "__main__":
+    main()

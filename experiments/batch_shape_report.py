@@ -1,0 +1,155 @@
+"""Tables, figure and verdict of the batch-shape study, from its records alone."""
+
+import functools
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+from rich.console import Console
+
+from experiments.study import describe_setting
+from jaxbatch import plots
+from jaxbatch.intervals import Interval, interval
+from jaxbatch.records import Record
+from jaxbatch.report import print_table
+
+KINDS = {"power": "power of two", "eight": "multiple of 8", "round": "even, as 500"}
+
+
+def window(centre: int) -> dict[int, str]:
+    """A power of two and its neighbours: size to what it is; the odd ones are what the others are held against.
+
+    Example:
+        >>> window(512)
+        {512: 'power', 504: 'eight', 520: 'eight', 479: 'odd', 511: 'odd', 513: 'odd', 545: 'odd', 500: 'round'}
+    """
+    near = centre // 16 + 1
+    sizes = {centre: "power", centre - 8: "eight", centre + 8: "eight"}
+    sizes |= dict.fromkeys((centre - near, centre - 1, centre + 1, centre + near), "odd")
+    return sizes | {centre - 12: "round"}
+
+
+def _rounds(config, records: Sequence[Record]) -> dict[tuple[str, str], np.ndarray]:
+    """(model, type) to whole rounds of times, ``(rounds, sizes)`` in the order of :func:`_sizes`."""
+    sizes, found = _sizes(config), {}
+    times = {(r["model"], r["dtype"], r["round"], r["batch_size"]): r["ms"] for r in records if r["kind"] == "time"}
+    for model in config.models:
+        for dtype in config.dtypes:
+            rows = [[times.get((model, dtype, n, size), np.nan) for size in sizes] for n in range(config.rounds)]
+            found[model, dtype] = np.array(rows)
+    return found
+
+
+def _sizes(config) -> list[int]:
+    return sorted(set().union(*(window(centre) for centre in config.centres)))
+
+
+def _on_the_line(config, table: np.ndarray, centre: int) -> tuple[list[int], np.ndarray]:
+    """The sizes around a centre and their time ÷ the time on the line through the odd ones, round by round."""
+    sizes, place = list(window(centre)), {size: n for n, size in enumerate(_sizes(config))}
+    odd = [size for size in sizes if window(centre)[size] == "odd"]
+    slopes, levels = np.polyfit(odd, table[:, [place[size] for size in odd]].T, 1)
+    expected = levels[:, None] + slopes[:, None] * np.array(sizes)
+    return sizes, table[:, [place[size] for size in sizes]] / expected
+
+
+def effect(config, records: Sequence[Record], model: str, dtype: str, kind: str, centre: int | None = None) -> Interval:
+    """Time of sizes of a kind ÷ what their odd neighbours lead to expect: median over rounds of the mean over sizes."""
+    table = _rounds(config, records)[model, dtype]
+    parts = []
+    for each in config.centres if centre is None else [centre]:
+        sizes, ratios = _on_the_line(config, table, each)
+        parts.append(ratios[:, [n for n, size in enumerate(sizes) if window(each)[size] == kind]])
+    return interval(np.concatenate(parts, 1).mean(1), np.median)
+
+
+@functools.lru_cache
+def _label(model: str, dtype: str) -> str:
+    return f"{ {'simple_cnn': 'SimpleCNN', 'mlp': 'MLP'}[model]}, {dtype}"
+
+
+def bytes_per_example(config, records: Sequence[Record], model: str, dtype: str) -> tuple[float, float]:
+    """Fixed bytes and bytes an example of a step's memory: the line through all sizes."""
+    rows = [r for r in records if r["kind"] == "memory" and (r["model"], r["dtype"]) == (model, dtype)]
+    slope, level = np.polyfit([r["batch_size"] for r in rows], [r["bytes"] for r in rows], 1)
+    return float(level), float(slope)
+
+
+def print_tables(console: Console, config, records: Sequence[Record], provenance: Record) -> None:
+    """The effect of the shape by kind and by power of two; memory by batch size."""
+    describe_setting(console, config, provenance, f"{config.rounds} rounds in random order")
+    pairs = [(model, dtype) for model in config.models for dtype in config.dtypes]
+    rows = [
+        [_label(*pair), *(f"{effect(config, records, *pair, kind):.3f}" for kind in KINDS)]
+        for pair in pairs
+    ]
+    title = "Time of a step ÷ what the odd neighbours lead to expect (below 1: the shape makes it faster)"
+    print_table(console, title, ["", *KINDS.values()], rows)
+    rows = [
+        [_label(*pair), *(f"{effect(config, records, *pair, 'power', centre):.3f}" for centre in config.centres)] for pair in pairs
+    ]
+    print_table(console, "The powers of two one by one", ["", *map(str, config.centres)], rows)
+    rows = []
+    for pair in pairs:
+        memory = {r["batch_size"]: r["bytes"] for r in records if r["kind"] == "memory" and (r["model"], r["dtype"]) == pair}
+        level, slope = bytes_per_example(config, records, *pair)
+        rows.append([_label(*pair), *(f"{memory[c] / 1e6:.1f}" for c in config.centres), f"{level / 1e6:.1f} MB + {slope / 1e3:.2f} kB × B"])
+    print_table(console, "Memory of a step from the compiled program, MB", ["", *map(str, config.centres), "line"], rows)
+
+
+def verdict(config, records: Sequence[Record]) -> list[str]:
+    """The sentences that the intervals allow, and no others."""
+    sentences = []
+    for model in config.models:
+        for dtype in config.dtypes:
+            told = []
+            for kind, name in list(KINDS.items())[:2]:
+                found = effect(config, records, model, dtype, kind)
+                size = 100 * (found.value - 1)
+                told.append(
+                    f"a {name} takes {abs(size):.1f}% {'less' if size < 0 else 'more'} time than its place among odd sizes ({found:.3f})"
+                    if found.excludes(1)
+                    else f"no effect of a {name} shows ({found:.3f})"
+                )
+            sentences.append(f"{_label(model, dtype)}: {'; '.join(told)}.")
+    return sentences
+
+
+def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> pathlib.Path:
+    """Effects by size, one panel each for model and type, and memory by batch size."""
+    pairs = [(model, dtype) for model in config.models for dtype in config.dtypes]
+    figure, panels = plots.subplots(1, len(pairs) + 1, figsize=(4.2 * (len(pairs) + 1), 4.4), squeeze=False)
+    tables = _rounds(config, records)
+    ratios = []
+    for axes, pair in zip(panels[0], pairs):
+        labelled = set()
+        for number, centre in enumerate(config.centres):
+            sizes, table = _on_the_line(config, tables[pair], centre)
+            ordered = sorted(range(len(sizes)), key=lambda n: sizes[n])
+            for step, n in enumerate(ordered):
+                kind = window(centre)[sizes[n]]
+                found = interval(table[:, n], np.median)
+                color = {"power": plots.COLORS[1], "eight": plots.COLORS[0], "round": plots.COLORS[2], "odd": "#999999"}[kind]
+                spread = [[found.value - found.low], [found.high - found.value]] if found.n > 1 else None
+                label = {**KINDS, "odd": "odd"}[kind]
+                axes.errorbar(number * 10 + step, found.value, spread, fmt={"power": "o", "eight": "s", "round": "D", "odd": "."}[kind],
+                              color=color, ms=7, capsize=2, label=None if label in labelled else label)
+                labelled.add(label)
+                ratios.append(found.value)
+        axes.axhline(1, color="black", lw=1)
+        axes.set_xticks([10 * n + 3.5 for n in range(len(config.centres))], [f"around\n{centre}" for centre in config.centres])
+        axes.set(title=_label(*pair), xlabel="batch size")
+        axes.grid(axis="x", visible=False)
+    low, high = np.percentile(ratios, [2, 98]) if ratios else (0.9, 1.1)
+    for axes in panels[0][: len(pairs)]:
+        axes.set_ylim(min(0.9, low - 0.05), max(1.1, high + 0.05))
+    panels[0][0].set_ylabel("time ÷ line through odd neighbours")
+    panels[0][0].legend(fontsize=9, ncols=2)
+    memory = panels[0][-1]
+    for pair, color, marker in zip(pairs, plots.COLORS, "osD^"):
+        rows = sorted((r["batch_size"], r["bytes"] / 1e6) for r in records if r["kind"] == "memory" and (r["model"], r["dtype"]) == pair)
+        memory.plot(*zip(*rows), marker=marker, ms=4, color=color, label=_label(*pair), lw=1.2)
+    memory.set(title="Memory of a step", xlabel="batch size", ylabel="MB", ylim=(0, None))
+    memory.legend(fontsize=9)
+    figure.suptitle(f"{config.dataset}, median of {config.rounds} rounds with 95% intervals")
+    return plots.save(figure, folder)

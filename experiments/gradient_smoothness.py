@@ -1,0 +1,210 @@
+"""How smooth is training at each batch size: how far do the loss and the gradient's direction jump?
+
+The loss of the first 1000 iterations, the angle between one gradient and the next, and how far a batch's gradient is
+from the full one, at the start and after training (theory: the squared error falls as 1 / B).
+
+    python -m experiments.gradient_smoothness                      about 1 minute
+    python -m experiments.gradient_smoothness --dataset mnist      about 10 minutes
+
+The measured answer stands in the README and in docs/mnist_study.md.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from rich.console import Console
+
+import jaxbatch as jb
+from experiments.gradient_smoothness_report import draw_figures, print_tables, verdict
+from experiments.study import (
+    StudyConfig,
+    check_momentum,
+    check_positive,
+    load_task,
+    open_study,
+    resolve_batch_sizes,
+    run_study,
+)
+from jaxbatch.batches import steps_per_epoch
+from jaxbatch.fitting import first_nonfinite
+from jaxbatch.records import Record, RunFolder
+from jaxbatch.report import progress_bar
+from jaxbatch.tasks import Task
+from jaxbatch.train import TrainState, init_state, make_task_step
+
+STRETCH = 50  # iterations in one compiled program: what a kill may lose, and what the progress bar moves by
+TRAINING_BATCH = 60  # the full gradient "after training" is taken where this batch size has come to, for all sizes
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(StudyConfig):
+    """Flags of the study."""
+
+    batch_sizes: tuple[int, ...] | None = None
+    """Batch sizes. Default: 1, 6, 60, 600 and 6000, as far as the data set holds as many examples."""
+    learning_rate: float = 0.02
+    """Rate of SGD, the same for all sizes."""
+    momentum: float = 0.5
+    """Momentum of SGD, at least 0 and below 1."""
+    iterations: int = 1000
+    """Iterations of each run."""
+    seeds: int = 3
+    """Number of seeds; each has its own initial weights and its own order of examples."""
+    batches_compared: int = 64
+    """Batches of each size held against the full gradient, at the start and after training."""
+
+
+def resolve(config: Config, num_examples: int) -> Config:
+    """Fills in what depends on the data set, shrinks for --quick, and checks."""
+    if config.quick:
+        config = dataclasses.replace(config, seeds=1, iterations=min(config.iterations, 100), batches_compared=8)
+    check_positive(config, "learning_rate", "iterations", "seeds", "batches_compared")
+    check_momentum(config.momentum)
+    return dataclasses.replace(config, batch_sizes=resolve_batch_sizes(config.batch_sizes, num_examples))
+
+
+class Watched(NamedTuple):
+    """A training state and the gradient of the batch before."""
+
+    state: TrainState
+    gradient: Any
+
+
+def make_watched_step(task: Task, optimizer: optax.GradientTransformation):
+    """``(watched, batch) -> (watched, (loss, cosine of the gradient with the one before, its norm))``."""
+
+    def step(watched, batch):
+        state, before = watched
+        losses, gradient = jb.losses_and_mean_gradient(task.loss_fn, state.params, batch, microbatch_size=task.microbatch_size)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        state = TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
+        seen = losses.mean(), jb.cosine_similarity(gradient, before), optax.tree.norm(gradient)
+        return Watched(state, gradient), seen
+
+    return step
+
+
+def measure_curve(task: Task, config: Config, batch_size: int, seed: int, programs: "Programs") -> Record:
+    """The first iterations of one run: loss, cosine of successive gradients and gradient norm at each."""
+    optimizer = optax.sgd(config.learning_rate, config.momentum)
+    state = init_state(task, optimizer, seed)
+    watched = Watched(state, jax.tree.map(jnp.zeros_like, state.params))
+    per_epoch = steps_per_epoch(task.num_examples, batch_size)
+    epochs = range(-(-config.iterations // per_epoch))
+    indices = np.concatenate([jb.epoch_batches(seed, epoch, task.num_examples, batch_size).indices for epoch in epochs])
+    indices, seen = indices[: config.iterations], []
+    for start in range(0, config.iterations, STRETCH):
+        watched, found = programs.stretch(watched, indices[start : start + STRETCH], task.train_data)
+        seen.append(jax.tree.map(np.asarray, found))
+    loss, cosine, norm = (np.concatenate(part) for part in zip(*seen, strict=True))
+    bad = first_nonfinite(loss)
+    return {
+        "kind": "curve",
+        "batch_size": batch_size,
+        "seed": seed,
+        "diverged_at_iteration": -1 if bad is None else bad,
+        "guess_loss": float(np.log(1 + int(task.train_data[1].max()))),  # of a model that takes all classes as equally likely
+        "loss": rounded(loss),
+        "cosine": rounded(cosine),
+        "norm": rounded(norm),
+    }
+
+
+def rounded(values: np.ndarray) -> list[float | None]:
+    """Six digits of each value; None for what is not finite."""
+    return [float(f"{value:.6g}") if np.isfinite(value) else None for value in values]
+
+
+def places(task: Task, config: Config, seed: int) -> Iterator[tuple[str, Any]]:
+    """Where batches are held against the full gradient: parameters at the start, and after some training."""
+    optimizer = optax.sgd(config.learning_rate, config.momentum)
+    state = init_state(task, optimizer, seed)
+    yield "start", state.params
+    size = min(TRAINING_BATCH, task.num_examples)
+    duration = jb.steps(config.iterations)
+    *_, last = jb.fit(task, jb.FitConfig(optimizer, size, duration, seed=seed), state=state)
+    yield "trained", last["state"].params
+
+
+class Programs(NamedTuple):
+    """What is compiled once for all seeds and places; the data come as an argument."""
+
+    stretch: Any  # (watched, indices, data) -> (watched, what was seen)
+    full_gradient: Any  # (params, data) -> gradient
+    compare: Any  # (params, full gradient, index, data) -> (relative squared error, cosine)
+
+
+def make_programs(task: Task, config: Config) -> Programs:
+    """The study's programs."""
+    step = make_watched_step(task, optax.sgd(config.learning_rate, config.momentum))
+    part = task.microbatch_size or task.num_examples
+
+    def take(data, index):
+        return jax.tree.map(lambda leaf: leaf[index], data)
+
+    def compare(params, full, index, data):
+        _, gradient = jb.losses_and_mean_gradient(task.loss_fn, params, take(data, index), microbatch_size=task.microbatch_size)
+        return jb.relative_squared_error(gradient, full), jb.cosine_similarity(gradient, full)
+
+    return Programs(
+        jax.jit(lambda watched, indices, data: lax.scan(lambda w, index: step(w, take(data, index)), watched, indices)),
+        jax.jit(lambda params, data: jb.accumulated_gradient(task.loss_fn, params, data, part)),
+        jax.jit(compare),
+    )
+
+
+def measure_errors(task: Task, config: Config, seed: int, programs: Programs) -> Iterator[Record]:
+    """How far batches' gradients are from the full gradient, batches drawn with replacement as the theory has it."""
+    for place, params in places(task, config, seed):
+        full = programs.full_gradient(params, task.train_data)
+        for number, batch_size in enumerate(config.batch_sizes):
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), place == "trained")
+            draws = jax.random.randint(key, (config.batches_compared, batch_size), 0, task.num_examples)
+            found = [programs.compare(params, full, index, task.train_data) for index in draws]
+            error, cosine = (rounded(np.array(part)) for part in zip(*found, strict=True))
+            yield {"kind": "error", "place": place, "batch_size": batch_size, "seed": seed, "error": error, "cosine": cosine}
+
+
+def measure(config: Config, task: Task, run: RunFolder, console: Console) -> None:
+    """Makes the measurements that are not in the run folder yet."""
+    programs = make_programs(task, config)
+    with progress_bar(console) as progress:
+        bar = progress.add_task("curves and errors", total=config.seeds * (len(config.batch_sizes) + 1), rate="")
+        for seed in range(config.seeds):
+            for batch_size in config.batch_sizes:
+                if not run.find(kind="curve", batch_size=batch_size, seed=seed):
+                    run.append(measure_curve(task, config, batch_size, seed, programs))
+                progress.update(bar, advance=1)
+            if len(run.find(kind="error", seed=seed)) < 2 * len(config.batch_sizes):
+                for record in measure_errors(task, config, seed, programs):
+                    if not run.find(kind="error", seed=seed, place=record["place"], batch_size=record["batch_size"]):
+                        run.append(record)
+            progress.update(bar, advance=1)
+
+
+def study(config: Config, console: Console) -> None:
+    """Measures what is missing, then table, figures and verdict from the files alone."""
+    task = load_task(config)
+    config = resolve(config, task.num_examples)
+    run = open_study("gradient_smoothness", config, console)
+    measure(config, task, run, console)
+    print_tables(console, config, run.records, run.provenance)
+    paths = draw_figures(config, run.records, run.path)
+    for sentence in verdict(config, run.records):
+        console.print(sentence, style="bold", soft_wrap=True)
+    console.print(f"Figures: {', '.join(map(str, paths))}", soft_wrap=True)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """The command line."""
+    run_study(Config, __doc__, study, args)
+
+
+if __name__ == "__main__":
+    main()

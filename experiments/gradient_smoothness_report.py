@@ -1,0 +1,207 @@
+"""Tables, figures and verdict of the smoothness study, from its records alone.
+
+Axes: T iterations.
+"""
+
+import math
+import pathlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Float
+from rich.console import Console
+
+from experiments.study import describe_setting, size_label
+from jaxbatch import plots
+from jaxbatch.intervals import Interval, interval, resampled
+from jaxbatch.records import Record
+from jaxbatch.report import print_table
+
+PLATE = {"fc": "white", "ec": "none", "alpha": 0.8, "pad": 1.5}  # behind text that lies over curves
+PLACES = {"start": "at the start", "trained": "after training"}
+
+
+def curves(records: Sequence[Record], batch_size: int, key: str) -> list[Float[np.ndarray, "T"]]:
+    """``loss``, ``cosine`` or ``norm`` of every seed's run; NaN where it was not finite."""
+    rows = [record for record in records if record["kind"] == "curve" and record["batch_size"] == batch_size]
+    return [np.array(record[key], float) for record in sorted(rows, key=lambda record: record["seed"])]
+
+
+def errors(records: Sequence[Record], batch_size: int, place: str, key: str) -> list[float]:
+    """``error`` or ``cosine`` against the full gradient, of all batches and seeds."""
+    rows = [r for r in records if r["kind"] == "error" and r["batch_size"] == batch_size and r["place"] == place]
+    return [math.nan if value is None else value for record in rows for value in record[key]]
+
+
+def jump(loss: Float[np.ndarray, "T"]) -> float:
+    """Mean size of the change of the loss from one iteration to the next, over the second half of the run.
+
+    Example:
+        >>> jump(np.array([9.0, 5.0, 1.0, 2.0, 1.0, 2.0]))
+        1.0
+    """
+    return float(np.abs(np.diff(loss[len(loss) // 2 :])).mean())
+
+
+def fate(records: Sequence[Record], batch_size: int) -> str:
+    """What became of the runs: learned, diverged (not finite), or worse than a guess at the end."""
+    rows = [record for record in records if record["kind"] == "curve" and record["batch_size"] == batch_size]
+    diverged = [record["diverged_at_iteration"] for record in rows if record["diverged_at_iteration"] >= 0]
+    if diverged:
+        return f"{len(diverged)} of {len(rows)} diverged, first at iteration {min(diverged):,}"
+    lost = sum(not_learning(np.array(record["loss"], float), record["guess_loss"]) for record in rows)
+    return f"{lost} of {len(rows)} no better than a guess" if lost else "learned"
+
+
+def not_learning(loss: Float[np.ndarray, "T"], guess_loss: float) -> bool:
+    """Whether the mean loss over the last tenth is no better than that of taking all classes as equally likely."""
+    tail = loss[-max(1, len(loss) // 10) :]
+    return not np.isfinite(loss).all() or bool(tail.mean() > 0.98 * guess_loss)
+
+
+def error_slope(config, records: Sequence[Record], place: str) -> Interval:
+    """Slope of log(relative squared error) against log(B); theory: -1."""
+    groups = [errors(records, size, place, "error") for size in config.batch_sizes]
+    groups = [np.array(group)[np.isfinite(group)] for group in groups]
+    if len(groups) < 2 or min(map(len, groups)) == 0:
+        return Interval(math.nan, math.nan, math.nan, 0)
+    sizes = np.log(config.batch_sizes)
+    return resampled(groups, lambda drawn: np.polyfit(sizes, np.log([group.mean() for group in drawn]), 1)[0])
+
+
+def _each(records, batch_size: int, key: str, number: Callable) -> Interval:
+    return interval([number(values) for values in curves(records, batch_size, key)])
+
+
+def print_tables(console: Console, config, records: Sequence[Record], provenance: Record) -> None:
+    """Jumps of the loss, angles between gradients, errors against the full gradient."""
+    setting = f"SGD at rate {config.learning_rate:g} with momentum {config.momentum:g}, {config.iterations:,} iterations"
+    describe_setting(console, config, provenance, setting)
+    rows = []
+    for size in config.batch_sizes:
+        half = lambda values: float(np.nanmean(values[len(values) // 2 :])) if np.isfinite(values[len(values) // 2 :]).any() else math.nan
+        rows.append(
+            [
+                f"{size:,}",
+                f"{_each(records, size, 'loss', half):.3f}",
+                f"{_each(records, size, 'loss', jump):.4f}",
+                f"{_each(records, size, 'cosine', half):.3f}",
+                fate(records, size),
+            ]
+        )
+    columns = ["B", "mean loss", "jump of the loss", "cosine of successive gradients", "runs"]
+    print_table(console, "Second half of the run", columns, rows)
+    rows = []
+    for size in config.batch_sizes:
+        row = [f"{size:,}"]
+        for place in PLACES:
+            error = interval(errors(records, size, place, "error"))
+            row += [f"{error:.3g}", f"{interval(errors(records, size, place, 'cosine')):.3f}"]
+        rows.append(row)
+    rows.append(["slope", *(cell for place in PLACES for cell in (f"{error_slope(config, records, place):.3f}", ""))])
+    columns = ["B", *(f"{what}, {where}" for where in PLACES.values() for what in ("relative squared error", "cosine"))]
+    print_table(console, "A batch's gradient against the full one, and the slope of log error by log B (theory: -1)", columns, rows)
+
+
+def verdict(config, records: Sequence[Record]) -> list[str]:
+    """The sentences that the intervals allow, and no others."""
+    sentences = []
+    lost = {size: fate(records, size) for size in config.batch_sizes if fate(records, size) != "learned"}
+    for size, what in lost.items():
+        sentences.append(f"B = {size} at rate {config.learning_rate:g}: {what}.")
+    kept = [size for size in config.batch_sizes if size not in lost]
+    if len(kept) > 1:
+        jumps = [_each(records, size, "loss", jump) for size in kept]
+        pairs = list(zip(jumps, jumps[1:]))
+        falls = all(a.value > b.value for a, b in pairs)
+        clear = all(a.low > b.high for a, b in pairs if a.n > 1 and b.n > 1) and jumps[0].n > 1
+        sentences.append(
+            f"From B = {kept[0]} to {kept[-1]} the loss jumps {jumps[0].value / jumps[-1].value:.3g} times less between iterations; "
+            + ("it falls at every step of size, intervals apart." if falls and clear else "it falls at every step of size." if falls
+               else "not at every step of size.")
+        )
+    for place, where in PLACES.items():
+        slope = error_slope(config, records, place)
+        if slope.n:
+            holds = "the interval holds the theory's -1" if not slope.excludes(-1) else "the interval does not hold the theory's -1"
+            sentences.append(f"The squared error of a batch's gradient {where} goes as B^{slope:.3f}: {holds}.")
+    return sentences
+
+
+def draw_figures(config, records: Sequence[Record], folder: pathlib.Path) -> list[pathlib.Path]:
+    """All curves over each other; a panel each on one scale; errors against the full gradient."""
+    return [
+        _draw_overlaid(config, records, folder),
+        _draw_panels(config, records, folder),
+        _draw_errors(config, records, folder),
+    ]
+
+
+def _colors(config) -> dict[int, str]:
+    return dict(zip(config.batch_sizes, plots.COLORS * (1 + len(config.batch_sizes) // 7)))
+
+
+def _limits(config, records) -> tuple[float, float]:
+    """One scale of the loss for all pictures: above a guess a little, with room for what jumps beyond at the edge."""
+    finite = [loss[np.isfinite(loss)] for size in config.batch_sizes for loss in curves(records, size, "loss")]
+    top = max((np.percentile(loss, 99) for loss in finite if len(loss)), default=1.0)
+    return 0.0, float(np.clip(top * 1.05, 0.5, 5.0))
+
+
+def _draw_overlaid(config, records, folder) -> pathlib.Path:
+    figure, axes = plots.subplots(figsize=(9, 5))
+    for size, color in _colors(config).items():
+        loss = curves(records, size, "loss")[0]
+        axes.plot(np.arange(1, len(loss) + 1), loss, color=color, lw=0.8, label=f"B = {size:,}")
+    axes.set(xlabel="iteration", ylabel="loss of the batch", ylim=_limits(config, records), xlim=(0, config.iterations))
+    axes.set_title(f"{config.dataset}, SGD at rate {config.learning_rate:g}, momentum {config.momentum:g}, one seed")
+    legend = axes.legend(loc="upper right", frameon=True, framealpha=0.9)
+    for line in legend.get_lines():
+        line.set_linewidth(3)
+    return plots.save(figure, folder, "overlaid")
+
+
+def _draw_panels(config, records, folder) -> pathlib.Path:
+    count = len(config.batch_sizes)
+    figure, panels = plots.subplots(2, count, figsize=(3.1 * count, 5.6), sharex=True, sharey="row", squeeze=False)
+    for (upper, lower), (size, color) in zip(panels.T, _colors(config).items(), strict=True):
+        for row, key in ((upper, "loss"), (lower, "cosine")):
+            values = curves(records, size, key)[0]
+            row.plot(np.arange(1, len(values) + 1), values, color=color, lw=0.6)
+        upper.set_title(f"B = {size_label(size)}")
+        found = _each(records, size, "loss", jump)
+        upper.text(0.97, 0.95, f"jump {found.value:.2g}", transform=upper.transAxes, ha="right", va="top", fontsize=10, bbox=PLATE)
+        turned = curves(records, size, "cosine")
+        mean = np.nanmean([np.nanmean(c[len(c) // 2 :]) if np.isfinite(c[len(c) // 2 :]).any() else np.nan for c in turned])
+        lower.axhline(0, color="grey", lw=0.8)
+        lower.text(0.97, 0.05, f"mean {mean:.2f}", transform=lower.transAxes, ha="right", va="bottom", fontsize=10, bbox=PLATE)
+        what = fate(records, size)
+        if what != "learned":
+            upper.text(0.5, 0.5, what.replace(", ", "\n").replace(" than", "\nthan"), transform=upper.transAxes, ha="center", va="center",
+                       color="black", fontsize=10, bbox=PLATE)
+    panels[0][0].set(ylabel="loss of the batch", ylim=_limits(config, records))
+    panels[1][0].set(ylabel="cosine with the\ngradient before", ylim=(-1.05, 1.05))
+    figure.supxlabel("iteration", fontsize=11)
+    figure.suptitle(f"{config.dataset}, SGD at rate {config.learning_rate:g}, momentum {config.momentum:g}, one seed; numbers: second half, {config.seeds} seeds")
+    return plots.save(figure, folder, "figure")
+
+
+def _draw_errors(config, records, folder) -> pathlib.Path:
+    figure, (left, right) = plots.subplots(1, 2, figsize=(11, 4.4))
+    sizes = np.array(config.batch_sizes)
+    for (place, where), color, marker in zip(PLACES.items(), plots.COLORS, "os"):
+        found = [interval(errors(records, size, place, "error")) for size in sizes]
+        slope = error_slope(config, records, place)
+        plots.band(left, sizes, found, color=color, marker=marker, label=f"{where}, slope {slope:.2f}")
+        cosines = [interval(errors(records, size, place, "cosine")) for size in sizes]
+        plots.band(right, sizes, cosines, color=color, marker=marker, label=where)
+        if np.isfinite(found[0].value):
+            left.plot(sizes, found[0].value * sizes[0] / sizes, ":", color="grey", lw=1.2)
+    left.plot([], [], ":", color="grey", label="theory, slope -1")
+    left.set(ylabel="relative squared error", title="Error of a batch's gradient")
+    right.set(ylabel="cosine with the full gradient", title="Direction of a batch's gradient", ylim=(None, 1.03))
+    plots.log_values(left.yaxis)
+    for axes in (left, right):
+        plots.size_ticks(axes, config.batch_sizes)
+        axes.legend()
+    return plots.save(figure, folder, "errors")

@@ -1,0 +1,199 @@
+"""How long does an epoch take at each batch size, and past which size does loading the data decide?
+
+Two ways to feed the device, in one run: `resident` (the data lie on the device, an epoch is one compiled program) and
+`streamed` (images decoded from PNG and shifted at random on the host, batch by batch, prefetched while the device
+works). Computation alone, loading alone, and the shares of forward, backward and optimizer are timed beside them.
+
+    python -m experiments.iteration_speed                      about 1 minute
+    python -m experiments.iteration_speed --dataset mnist      about 3 minutes
+
+The measured answer stands in docs/mnist_study.md.
+"""
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from rich.console import Console
+
+import jaxbatch as jb
+from experiments.iteration_speed_report import draw_figure, print_tables, verdict
+from experiments.study import (
+    StudyConfig,
+    check_momentum,
+    check_positive,
+    load_task,
+    open_study,
+    resolve_batch_sizes,
+    run_study,
+)
+from jaxbatch.batches import even_part
+from jaxbatch.groups import map_in_parts
+from jaxbatch.loops import compile_epoch
+from jaxbatch.records import Record, RunFolder
+from jaxbatch.report import progress_bar
+from jaxbatch.streaming import decode_png, encode_png, prefetch, shift
+from jaxbatch.tasks import Task
+from jaxbatch.timing import timed_rounds
+from jaxbatch.train import init_state, make_task_step
+
+LONGEST_SHIFT = 2  # pixels
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(StudyConfig):
+    """Flags of the study."""
+
+    batch_sizes: tuple[int, ...] | None = None
+    """Batch sizes. Default: 1, 6, 60, 600 and 6000, as far as the data set holds as many examples."""
+    learning_rate: float = 0.02
+    """Rate of SGD; has no part in the times."""
+    momentum: float = 0.5
+    """Momentum of SGD, at least 0 and below 1."""
+    seeds: int = 1
+    """Of the order of examples; the repeats of this study are its rounds."""
+    rounds: int = 20
+    """Rounds of the measurement; each runs everything once, in random order."""
+    examples_per_round: int = 6000
+    """Examples that a timed stretch goes through, within 4 to 500 iterations; an epoch is scaled up from it."""
+
+
+def resolve(config: Config, num_examples: int) -> Config:
+    """Fills in what depends on the data set, shrinks for --quick, and checks."""
+    if config.quick:
+        config = dataclasses.replace(config, rounds=min(config.rounds, 4), examples_per_round=600)
+    check_positive(config, "learning_rate", "rounds", "examples_per_round", "seeds")
+    check_momentum(config.momentum)
+    return dataclasses.replace(config, batch_sizes=resolve_batch_sizes(config.batch_sizes, num_examples))
+
+
+def host_batches(task: Task, blobs: list[bytes], indices: np.ndarray, seed: int = 0) -> Iterator[tuple]:
+    """Batches as a host makes them: decoded, each image moved by up to 2 pixels, with their labels."""
+    labels, random = np.asarray(task.train_data[1]), np.random.default_rng(seed)
+    for index in indices:
+        images = decode_png([blobs[i] for i in index])
+        offsets = random.integers(-LONGEST_SHIFT, LONGEST_SHIFT + 1, (len(index), 2))
+        yield shift(images, offsets), labels[index]
+
+
+def forward_only(task: Task, batch_size: int):
+    """A step that computes the losses and no gradient, in the microbatches of the training step."""
+
+    def step(params, batch):
+        part = even_part(batch_size, task.microbatch_size or batch_size)
+        return params, map_in_parts(lambda some: task.loss_fn(params, some), batch, part)
+
+    return step
+
+
+def gradient_only(task: Task):
+    """A step that computes losses and gradient and updates nothing; the gradient is carried, so that it is needed."""
+
+    def step(carry, batch):
+        params, _ = carry
+        losses, gradient = jb.losses_and_mean_gradient(task.loss_fn, params, batch, microbatch_size=task.microbatch_size)
+        return (params, gradient), losses
+
+    return step
+
+
+def contenders(task: Task, config: Config, blobs: list[bytes], batch_size: int) -> tuple[dict[str, Any], int, float]:
+    """What is timed at one batch size, over how many iterations, and the seconds it took to compile the epoch."""
+    optimizer = optax.sgd(config.learning_rate, config.momentum)
+    step = make_task_step(task, optimizer, batch_size)
+    state = init_state(task, optimizer, 0)
+    order = np.asarray(jb.epoch_order(0, 0, task.num_examples))
+    count = int(np.clip(config.examples_per_round // batch_size, 4, 500))
+    indices = np.resize(order, (count, batch_size))
+    started = time.perf_counter()
+    epoch = compile_epoch(step, state, task.train_data, count, batch_size)
+    compile_seconds = time.perf_counter() - started
+    carry = (state.params, jax.tree.map(jnp.zeros_like, state.params))
+    forward = compile_epoch(forward_only(task, batch_size), state.params, task.train_data, count, batch_size)
+    gradient = compile_epoch(gradient_only(task), carry, task.train_data, count, batch_size)
+    ready = list(prefetch(host_batches(task, blobs, indices)))
+    one_step = jax.jit(step, donate_argnums=0)
+
+    def fresh(tree):
+        return jax.tree.map(jnp.copy, tree)  # the programs reuse the memory of what they are given
+
+    def through(batches):
+        now = fresh(state)
+        for batch in batches:
+            now, losses = one_step(now, batch)
+        return now, losses
+
+    return (
+        {
+            "resident": lambda: epoch(fresh(state), task.train_data, indices),
+            "streamed": lambda: through(prefetch(host_batches(task, blobs, indices))),
+            "compute": lambda: through(ready),
+            "loading": lambda: list(prefetch(host_batches(task, blobs, indices))),
+            "forward": lambda: forward(fresh(state.params), task.train_data, indices),
+            "gradient": lambda: gradient(fresh(carry), task.train_data, indices),
+        },
+        count,
+        compile_seconds,
+    )
+
+
+def measure_speed(task: Task, config: Config, first_round: int = 0) -> Iterator[Record]:
+    """One record a round and batch size, in milliseconds an iteration; one a batch size with its compile time."""
+    if first_round >= config.rounds:
+        return
+    blobs = encode_png(np.asarray(task.train_data[0]))
+    functions, counts = {}, {}
+    for size in config.batch_sizes:
+        made, counts[size], compile_seconds = contenders(task, config, blobs, size)
+        functions |= {(name, size): function for name, function in made.items()}
+        yield {
+            "kind": "compile",
+            "batch_size": size,
+            "seconds": compile_seconds,
+            "iterations": counts[size],
+            "iterations_per_epoch": task.num_examples // size,
+        }
+    for number, times in enumerate(timed_rounds(functions, config.rounds - first_round, seed=first_round), first_round):
+        for size in config.batch_sizes:
+            per_iteration = {f"{name}_ms": ms / counts[size] for (name, of), ms in times.items() if of == size}
+            yield {"kind": "speed", "round": number, "batch_size": size} | per_iteration
+
+
+def measure(config: Config, task: Task, run: RunFolder, console: Console) -> None:
+    """Makes the measurements that are not in the run folder yet, round by round."""
+    done = {(record.get("round"), record["batch_size"], record["kind"]) for record in run.records}
+    whole = [n for n in range(config.rounds) if all((n, size, "speed") in done for size in config.batch_sizes)]
+    with progress_bar(console) as progress:
+        bar = progress.add_task("rounds", total=config.rounds, completed=len(whole), rate="")
+        for record in measure_speed(task, config, first_round=len(whole)):
+            key = (record.get("round"), record["batch_size"], record["kind"])
+            if key not in done:
+                run.append(record)
+            progress.update(bar, completed=record.get("round", len(whole)))
+
+
+def study(config: Config, console: Console) -> None:
+    """Measures what is missing, then table, figure and verdict from the files alone."""
+    task = load_task(config)
+    config = resolve(config, task.num_examples)
+    run = open_study("iteration_speed", config, console)
+    measure(config, task, run, console)
+    print_tables(console, config, run.records, run.provenance)
+    path = draw_figure(config, run.records, run.path)
+    for sentence in verdict(config, run.records):
+        console.print(sentence, style="bold", soft_wrap=True)
+    console.print(f"Figure: {path}", soft_wrap=True)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """The command line."""
+    run_study(Config, __doc__, study, args)
+
+
+if __name__ == "__main__":
+    main()

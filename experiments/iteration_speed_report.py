@@ -1,0 +1,168 @@
+"""Tables, figure and verdict of the speed study, from its records alone."""
+
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+from rich.console import Console
+
+from experiments.study import describe_setting
+from jaxbatch import plots
+from jaxbatch.intervals import Interval, interval
+from jaxbatch.records import Record
+from jaxbatch.report import print_table
+
+
+def rounds_of(records: Sequence[Record], batch_size: int) -> list[Record]:
+    """The timed rounds of one batch size."""
+    return [record for record in records if record["kind"] == "speed" and record["batch_size"] == batch_size]
+
+
+def times(records: Sequence[Record], batch_size: int, name: str) -> Interval:
+    """Milliseconds an iteration, median over the rounds."""
+    return interval([record[f"{name}_ms"] for record in rounds_of(records, batch_size)], np.median)
+
+
+def ratio(records: Sequence[Record], batch_size: int, above: str, below: str) -> Interval:
+    """One time ÷ another of the same round, median over the rounds."""
+    return interval([r[f"{above}_ms"] / r[f"{below}_ms"] for r in rounds_of(records, batch_size)], np.median)
+
+
+def shares(records: Sequence[Record], batch_size: int) -> tuple[float, float, float]:
+    """Forward, backward and the rest (update, fetching the batch) of a resident step, in parts of 1."""
+    step, forward, gradient = (times(records, batch_size, name).value for name in ("resident", "forward", "gradient"))
+    forward, gradient = min(forward, step), min(max(gradient, forward), step)
+    return forward / step, (gradient - forward) / step, (step - gradient) / step
+
+
+def iterations_per_epoch(records: Sequence[Record]) -> dict[int, int]:
+    """Batch size to the whole batches in an epoch."""
+    return {record["batch_size"]: record["iterations_per_epoch"] for record in records if record["kind"] == "compile"}
+
+
+def loading_decides_from(config, records: Sequence[Record]) -> float | None:
+    """The batch size at which loading alone takes as long as computation alone, on a line between the measured sizes.
+
+    None where loading never takes longer at the larger sizes; the smallest size where it always does.
+    """
+    sizes = np.array(config.batch_sizes, float)
+    logs = np.log([ratio(records, size, "loading", "compute").value for size in config.batch_sizes])
+    above = logs > 0
+    if above.all():
+        return float(sizes[0])
+    last_below = np.flatnonzero(~above)[-1]
+    if last_below == len(sizes) - 1:
+        return None
+    part = -logs[last_below] / (logs[last_below + 1] - logs[last_below])
+    return float(np.exp(np.log(sizes[last_below]) + part * np.log(sizes[last_below + 1] / sizes[last_below])))
+
+
+def print_tables(console: Console, config, records: Sequence[Record], provenance: Record) -> None:
+    """Epochs, iterations, and what an iteration is made of."""
+    describe_setting(console, config, provenance, f"{config.rounds} rounds")
+    per_epoch, compiles = iterations_per_epoch(records), {}
+    for record in records:
+        if record["kind"] == "compile":
+            compiles.setdefault(record["batch_size"], record["seconds"])  # the first, before anything was kept
+    epochs, parts = [], []
+    for size in config.batch_sizes:
+        seconds = {name: _scaled(times(records, size, name), per_epoch[size] / 1e3) for name in ("resident", "streamed", "compute")}
+        rate = interval([1e3 * size / record["resident_ms"] for record in rounds_of(records, size)], np.median)
+        epochs.append(
+            [
+                f"{size:,}",
+                f"{per_epoch[size]:,}",
+                *(f"{seconds[name]:.2f}" for name in ("resident", "streamed", "compute")),
+                f"{rate:,.0f}",
+                f"{compiles[size]:.1f}",
+            ]
+        )
+        parts.append(
+            [
+                f"{size:,}",
+                *(f"{times(records, size, name):.3g}" for name in ("resident", "streamed", "compute", "loading")),
+                f"{ratio(records, size, 'loading', 'compute'):.2f}",
+                " / ".join(f"{100 * part:.0f}" for part in shares(records, size)),
+            ]
+        )
+    columns = ["B", "iterations", "resident, s", "with loading, s", "its computation alone, s", "resident examples/s", "compile, s"]
+    print_table(console, "An epoch (scaled up from the timed stretch)", columns, epochs)
+    columns = ["B", "resident", "with loading", "computation", "loading", "loading ÷ computation", "forward / backward / rest, %"]
+    print_table(console, "An iteration, ms; shares of a resident step", columns, parts)
+
+
+def _scaled(found: Interval, factor: float) -> Interval:
+    return Interval(*(factor * part for part in found[:3]), found.n)
+
+
+def verdict(config, records: Sequence[Record]) -> list[str]:
+    """The sentences that the intervals allow, and no others."""
+    sizes, per_epoch = config.batch_sizes, iterations_per_epoch(records)
+    sentences = []
+    place = loading_decides_from(config, records)
+    costs = [times(records, size, "loading").value / size for size in sizes]
+    clearly = [size for size in sizes if ratio(records, size, "loading", "compute").low > 1]
+    if place is None:
+        sentences.append(f"Loading is hidden behind the computation up to B = {sizes[-1]}.")
+    else:
+        sentences.append(
+            f"Past a batch size of about {place:.2g} loading decides: the host needs {1e3 * costs[-1]:.0f} microseconds an example, "
+            f"the step less"
+            + (f" (the interval says so at B = {', '.join(map(str, clearly))})." if clearly else ".")
+        )
+    if len(sizes) > 1:
+        for name, what in (("resident", "on the device"), ("streamed", "with loading")):
+            epoch = {size: times(records, size, name).value * per_epoch[size] for size in sizes}
+            best = min(epoch, key=epoch.get)
+            sentences.append(
+                f"With the data {what}, an epoch is shortest at B = {best} and takes {epoch[sizes[0]] / epoch[best]:.3g} times as "
+                f"long at B = {sizes[0]}."
+                if name == "resident"
+                else f"{what.capitalize()} it is shortest at B = {best}; B = {sizes[0]} takes {epoch[sizes[0]] / epoch[best]:.3g} times as long."
+            )
+    return sentences
+
+
+def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> pathlib.Path:
+    """Epoch time, loading against computation, and the shares of a step, by batch size."""
+    sizes, per_epoch = config.batch_sizes, iterations_per_epoch(records)
+    figure, (left, middle, right) = plots.subplots(1, 3, figsize=(15, 4.6), width_ratios=(1, 1, 0.8))
+    for name, label, color, dash in (
+        ("resident", "data on the device", plots.COLORS[0], "o-"),
+        ("streamed", "with loading", plots.COLORS[1], "s-"),
+        ("compute", "its computation alone", plots.COLORS[1], "s:"),
+    ):
+        seconds = [_scaled(times(records, size, name), per_epoch[size] / 1e3) for size in sizes]
+        _line(left, sizes, seconds, dash, color=color, label=label)
+    left.set(ylabel="seconds an epoch", title="An epoch")
+    for name, label, color, dash in (
+        ("loading", "loading alone", plots.COLORS[3], "^-"),
+        ("compute", "computation alone", plots.COLORS[1], "s:"),
+        ("streamed", "both, overlapped", plots.COLORS[1], "s-"),
+    ):
+        _line(middle, sizes, [times(records, size, name) for size in sizes], dash, color=color, label=label)
+    if (place := loading_decides_from(config, records)) is not None:
+        middle.axvline(place, color="grey", lw=1, ls="--", label=f"loading decides from {place:.2g}")
+    middle.set(ylabel="ms an iteration", title="An iteration with loading")
+    for axes in (left, middle):
+        plots.log_values(axes.yaxis)
+        plots.size_ticks(axes, sizes)
+        axes.legend()
+    bottom = np.zeros(len(sizes))
+    parts = np.array([shares(records, size) for size in sizes]).T * 100
+    for part, label, color in zip(parts, ("forward", "backward", "update and rest"), (plots.COLORS[5], plots.COLORS[0], "#BBBBBB"), strict=True):
+        right.bar(range(len(sizes)), part, bottom=bottom, color=color, label=label, width=0.7)
+        for place, (height, base) in enumerate(zip(part, bottom, strict=True)):
+            if height >= 8:
+                right.text(place, base + height / 2, f"{height:.0f}", ha="center", va="center", color="white" if color == plots.COLORS[0] else "black")
+        bottom += part
+    right.set_xticks(range(len(sizes)), [f"{size:,}" for size in sizes])
+    right.set(xlabel="batch size", ylabel="% of a step", title="What a step is made of", ylim=(0, 118))
+    right.grid(axis="x", visible=False)
+    right.legend(ncols=3, loc="upper center", fontsize=9, columnspacing=1, handlelength=1)
+    figure.suptitle(f"{config.dataset}, SimpleCNN, median of {config.rounds} rounds with 95% intervals")
+    return plots.save(figure, folder)
+
+
+def _line(axes, sizes, found, dash, *, color, label):
+    plots.band(axes, sizes, found, color=color, label=label, marker=dash[0], ls=dash[1:])

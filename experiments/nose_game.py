@@ -1,0 +1,245 @@
+"""Why does a small batch zigzag and a large one walk straight, and which asks fewer questions?
+
+A blindfolded child pins a nose on a picture. Helpers, each seeing from an angle of its own, call out corrections. Ask
+one at random at every step, ask two and take the mean, or ask everyone. A helper is an example, its call a gradient,
+the child's place two parameters: the same gradients, groups and SGD as everywhere in jaxbatch.
+
+    python -m experiments.nose_game      about 10 seconds
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float
+from rich.console import Console
+
+import jaxbatch as jb
+from experiments.study import StudyConfig, check_positive, open_study, run_study
+from jaxbatch import plots
+from jaxbatch.intervals import interval
+from jaxbatch.records import Record, RunFolder
+from jaxbatch.report import print_table
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(StudyConfig):
+    """Flags of the study. It has no data set: the helpers are drawn from the seed."""
+
+    num_helpers: int = 12
+    """Helpers; asking all of them is the full batch."""
+    batch_sizes: tuple[int, ...] = (1, 2, 12)
+    """How many are asked at each step."""
+    num_steps: int = 30
+    """Steps of the child."""
+    learning_rate: float = 0.3
+    """Share of the called-out correction that the child walks."""
+    momentum: float = 0.0
+    """Momentum of SGD, at least 0 and below 1."""
+    disagreement: float = 0.35
+    """Spread of where the helpers think the nose belongs, in units in which the child starts 2.2 away."""
+    seeds: int = 50
+    """Number of games; each has its own helpers and its own order of asking."""
+
+
+def make_helpers(config: Config, seed: int) -> tuple[Float[Array, "N 2"], Float[Array, "N 2 2"]]:
+    """Where each helper sees the nose's place, and how clearly: across its line of sight well, along it badly."""
+    random = np.random.default_rng(seed)
+    places = config.disagreement * random.normal(size=(config.num_helpers, 2))
+    angles = random.uniform(0, np.pi, config.num_helpers)
+    along = np.stack([np.cos(angles), np.sin(angles)], -1)
+    across = np.stack([-np.sin(angles), np.cos(angles)], -1)
+    clarity = across[:, :, None] * across[:, None, :] + 0.15 * along[:, :, None] * along[:, None, :]
+    return jnp.asarray(places, jnp.float32), jnp.asarray(clarity, jnp.float32)
+
+
+def loss_fn(place: Float[Array, "2"], helpers: tuple[Array, Array]) -> Float[Array, "B"]:
+    """Half the squared distance that each helper sees: its gradient is the correction it calls out, reversed."""
+    seen, clarity = helpers
+    apart = place[None] - seen
+    return 0.5 * jnp.einsum("bi,bij,bj->b", apart, clarity, apart)
+
+
+def target(helpers: tuple[Array, Array]) -> Float[np.ndarray, "2"]:
+    """Where all helpers together would put the nose: the least mean loss."""
+    seen, clarity = (np.asarray(part, float) for part in helpers)
+    return np.linalg.solve(clarity.sum(0), np.einsum("bij,bj->i", clarity, seen))
+
+
+START = (-1.8, 1.3)
+
+
+def play(config: Config, seed: int, batch_size: int) -> Float[np.ndarray, "T 2"]:
+    """The child's path when ``batch_size`` helpers are asked at each step, the start included."""
+    helpers = make_helpers(config, seed)
+    optimizer = optax.sgd(config.learning_rate, config.momentum)
+    step = jb.make_train_step(loss_fn, optimizer, batch_size)
+    place = jnp.array(START)
+    state = jb.TrainState(place, optimizer.init(place), jnp.zeros((), jnp.int32))
+    per_round = config.num_helpers // batch_size
+    rounds = -(-config.num_steps // per_round)  # a round asks everyone once, in an order of its own
+    indices = jnp.concatenate([jb.epoch_batches(seed, r, config.num_helpers, batch_size).indices for r in range(rounds)])
+
+    def one_step(state, asked):
+        state, _ = step(state, jax.tree.map(lambda leaf: leaf[asked], helpers))
+        return state, state.params
+
+    _, path = jax.lax.scan(one_step, state, indices[: config.num_steps])
+    return np.concatenate([np.array([START]), np.asarray(path, float)])
+
+
+def describe_path(path: Float[np.ndarray, "T 2"], nose: Float[np.ndarray, "2"]) -> Record:
+    """Length, overshoot and end of a path; ``steps_to_near`` until it first comes within 0.25 of the target.
+
+    Overshoot is how far beyond the target, seen from the start, the path ever comes.
+
+    Example:
+        >>> path = np.array([[0.0, 0.0], [3.0, 0.0], [1.0, 0.0]])
+        >>> found = describe_path(path, np.array([2.0, 0.0]))
+        >>> found["length"], found["overshoot"], found["end_distance"], found["straightness"]
+        (5.0, 1.0, 1.0, 0.2)
+    """
+    steps = np.linalg.norm(np.diff(path, axis=0), axis=1)
+    direction = (nose - path[0]) / np.linalg.norm(nose - path[0])
+    distance = np.linalg.norm(path - nose, axis=1)
+    near = np.flatnonzero(distance < 0.25)
+    return {
+        "length": float(steps.sum()),
+        "straightness": float(np.linalg.norm(path[-1] - path[0]) / steps.sum()),
+        "overshoot": float(max(0.0, ((path - nose) @ direction).max())),
+        "end_distance": float(distance[-1]),
+        "steps_to_near": int(near[0]) if len(near) else None,
+    }
+
+
+def resolve(config: Config) -> Config:
+    """Shrinks for --quick, and checks."""
+    if config.quick:
+        config = dataclasses.replace(config, seeds=min(config.seeds, 5))
+    check_positive(config, "num_helpers", "num_steps", "learning_rate", "seeds", "batch_sizes")
+    if not 0 <= config.momentum < 1:
+        raise ValueError(f"--momentum {config.momentum} must be at least 0 and below 1.")
+    if max(config.batch_sizes) > config.num_helpers:
+        raise ValueError(f"--batch-sizes {max(config.batch_sizes)} is more than there are helpers ({config.num_helpers}).")
+    return dataclasses.replace(config, batch_sizes=tuple(sorted(set(config.batch_sizes))))
+
+
+def measure(config: Config, run: RunFolder) -> Iterator[Record]:
+    """One record a game."""
+    for batch_size in config.batch_sizes:
+        for seed in range(config.seeds):
+            if not run.find(batch_size=batch_size, seed=seed):
+                path, helpers = play(config, seed, batch_size), make_helpers(config, seed)
+                found = describe_path(path, target(helpers))
+                asked = found["steps_to_near"]
+                yield {"batch_size": batch_size, "seed": seed} | found | {
+                    "questions": config.num_steps * batch_size,
+                    "questions_to_near": None if asked is None else asked * batch_size,
+                }
+
+
+def name(config: Config, batch_size: int) -> str:
+    """A way of asking as a reader sees it."""
+    return "everyone" if batch_size == config.num_helpers else f"{batch_size} at a time"
+
+
+def column(records: Sequence[Record], batch_size: int, key: str) -> list[float | None]:
+    """A number of every game of one way of asking."""
+    return [record[key] for record in sorted(records, key=lambda r: r["seed"]) if record["batch_size"] == batch_size]
+
+
+def print_tables(console: Console, config: Config, records: Sequence[Record]) -> None:
+    """The paths in numbers, means over the games."""
+    rows = []
+    for size in config.batch_sizes:
+        near = column(records, size, "questions_to_near")
+        numbers = [f"{interval(column(records, size, key)):.2f}" for key in ("length", "overshoot", "end_distance")]
+        reached = sum(value is not None for value in near)
+        rows.append([name(config, size), *numbers, f"{interval(near):.0f}", f"{reached}/{len(near)}", f"{config.num_steps * size}"])
+    columns = ["asked", "path length", "overshoot", "distance at the end", "questions until near", "came near", "questions in all"]
+    title = f"{config.num_steps} steps, mean of {config.seeds} games; near: within 0.25 of where all helpers together point"
+    print_table(console, title, columns, rows)
+
+
+def verdict(config: Config, records: Sequence[Record]) -> list[str]:
+    """The sentences that the intervals allow, and no others."""
+    if len(config.batch_sizes) < 2:
+        return []
+    few, many = config.batch_sizes[0], config.batch_sizes[-1]
+    sentences = []
+    measures = {"length": "path is {:.2f} longer", "overshoot": "overshoot is {:.2f} larger", "end_distance": "end is {:.2f} farther off"}
+    for key, what in measures.items():
+        apart = np.subtract(column(records, few, key), column(records, many, key))
+        more, less = (few, many) if apart.mean() > 0 else (many, few)
+        found = interval(apart if more == few else -apart)
+        if found.excludes(0):
+            sentences.append(f"Asking {name(config, more)}, the {what.format(found)} than asking {name(config, less)}.")
+        else:
+            sentences.append(f"Asking {name(config, few)} or {name(config, many)} makes no difference in {key.replace('_', ' ')} that shows.")
+    asked = [interval(column(records, size, "questions_to_near")) for size in (few, many)]
+    if all(found.n for found in asked):
+        sentences.append(
+            f"Coming near takes {asked[0]:.0f} questions asking {name(config, few)}, {asked[1]:.0f} asking {name(config, many)}."
+        )
+    return sentences
+
+
+def draw_figure(config: Config, folder: pathlib.Path) -> pathlib.Path:
+    """The paths of the first game, one panel for each way of asking, on the picture."""
+    figure, panels = plots.subplots(
+        1, len(config.batch_sizes), figsize=(4.6 * len(config.batch_sizes), 4.6), squeeze=False, sharex=True, sharey=True
+    )
+    helpers = make_helpers(config, 0)
+    nose, seen = target(helpers), np.asarray(helpers[0])
+    turn = np.linspace(0, 2 * np.pi, 200)
+    for axes, size, color in zip(panels[0], config.batch_sizes, plots.COLORS * 9):
+        for centre, radius in (((0, 0), 2.4), ((-0.8, 0.75), 0.22), ((0.8, 0.75), 0.22)):
+            axes.plot(centre[0] + radius * np.cos(turn), centre[1] + radius * np.sin(turn), color="#BBBBBB", lw=1.5, zorder=1)
+        smile = np.linspace(1.15 * np.pi, 1.85 * np.pi, 60)
+        axes.plot(1.3 * np.cos(smile), 1.3 * np.sin(smile), color="#BBBBBB", lw=1.5, zorder=1)
+        axes.plot(*seen.T, "x", color="#888888", ms=5, zorder=2, label="where a helper sees it")
+        path = play(config, 0, size)
+        axes.plot(*path.T, ".-", color=color, lw=1.5, ms=5, zorder=3, label="the child's path")
+        axes.plot(*path[0], "o", color=color, mfc="white", ms=9, zorder=4, label="start")
+        axes.plot(*path[-1], "o", color=color, ms=9, zorder=4, label="end")
+        axes.plot(*nose, "*", color="black", ms=14, zorder=5, label="where all together point")
+        numbers = describe_path(path, nose)
+        axes.set(
+            title=f"ask {name(config, size)}",
+            xlabel=f"path {numbers['length']:.1f}, end {numbers['end_distance']:.2f} away, {config.num_steps * size} questions",
+            aspect="equal",
+        )
+        axes.set_xlim(-2.7, 2.7)
+        axes.set_ylim(-2.7, 2.7)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_visible(False)
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5)
+    return plots.save(figure, folder)
+
+
+def study(config: Config, console: Console) -> None:
+    """Plays the games that are missing, then table, figure and verdict."""
+    config = resolve(config)
+    run = open_study("nose_game", config, console)
+    for record in measure(config, run):
+        run.append(record)
+    print_tables(console, config, run.records)
+    path = draw_figure(config, run.path)
+    for sentence in verdict(config, run.records):
+        console.print(sentence, style="bold", soft_wrap=True)
+    console.print(f"Figure: {path}", soft_wrap=True)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """The command line."""
+    run_study(Config, __doc__, study, args)
+
+
+if __name__ == "__main__":
+    main()
