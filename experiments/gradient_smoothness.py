@@ -36,7 +36,7 @@ from jaxbatch.fitting import first_nonfinite
 from jaxbatch.records import Record, RunFolder
 from jaxbatch.report import progress_bar
 from jaxbatch.tasks import Task
-from jaxbatch.train import TrainState, init_state, make_task_step
+from jaxbatch.train import TrainState, init_state
 
 STRETCH = 50  # iterations in one compiled program: what a kill may lose, and what the progress bar moves by
 TRAINING_BATCH = 60  # the full gradient "after training" is taken where this batch size has come to, for all sizes

@@ -192,9 +192,9 @@ def _draw_errors(config, records, folder) -> pathlib.Path:
     for (place, where), color, marker in zip(PLACES.items(), plots.COLORS, "os"):
         found = [interval(errors(records, size, place, "error")) for size in sizes]
         slope = error_slope(config, records, place)
-        plots.band(left, sizes, found, color=color, marker=marker, label=f"{where}, slope {slope:.2f}")
+        plots.band(left, config.batch_sizes, found, color=color, marker=marker, label=f"{where}, slope {slope:.2f}")
         cosines = [interval(errors(records, size, place, "cosine")) for size in sizes]
-        plots.band(right, sizes, cosines, color=color, marker=marker, label=where)
+        plots.band(right, config.batch_sizes, cosines, color=color, marker=marker, label=where)
         if np.isfinite(found[0].value):
             left.plot(sizes, found[0].value * sizes[0] / sizes, ":", color="grey", lw=1.2)
     left.plot([], [], ":", color="grey", label="theory, slope -1")

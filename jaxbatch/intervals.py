@@ -114,7 +114,7 @@ def ratio_of_means(numerators: Sequence[float] | np.ndarray, denominators: Seque
 
 
 def resampled(
-    groups: Sequence[Sequence[float]], fit: Callable[[list[np.ndarray]], float], *, resamples: int = 1000, seed: int = 0
+    groups: Sequence[Sequence[float] | np.ndarray], fit: Callable[[list[np.ndarray]], float], *, resamples: int = 1000, seed: int = 0
 ) -> Interval:
     """A number fitted to several groups of measurements, with a 95% bootstrap interval over the members of each.
 

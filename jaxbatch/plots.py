@@ -93,8 +93,7 @@ def heat_map(
     low = ends[0] if low is None else low
     high = max(ends[1], low * (1.5 if log else 1.01) + 1e-9)
     norm = colors.LogNorm(max(low, 1e-9), high) if log else colors.Normalize(low, high, clip=True)
-    colormap = colormaps["cividis_r" if reverse else "cividis"].copy()
-    colormap.set_bad("#E6E6E6")
+    colormap = colormaps["cividis_r" if reverse else "cividis"].with_extremes(bad="#E6E6E6")
     image = axes.imshow(np.ma.masked_invalid(table), cmap=colormap, norm=norm, aspect="auto", origin="lower")
     for row, column in np.ndindex(table.shape):
         value = table[row, column]

@@ -13,15 +13,15 @@ import jax
 
 
 def timed_rounds(
-    functions: Mapping[str, Callable[[], Any]], rounds: int, *, rest: float = 0.0, seed: int = 0
-) -> Iterator[dict[str, float]]:
+    functions: Mapping[Any, Callable[[], Any]], rounds: int, *, rest: float = 0.0, seed: int = 0
+) -> Iterator[dict[Any, float]]:
     """Runs every function once a round and yields the times in milliseconds.
 
     A first round, which compiles and touches memory, is run and not yielded. The order within a round is
     shuffled, so that none always follows the same neighbour.
 
     Args:
-        functions: name to a function of no arguments; its result is waited for.
+        functions: name (or any key) to a function of no arguments; its result is waited for.
         rounds: number of rounds to yield, at least 1.
         rest: seconds to wait before each run. The threads of OpenMP and of XLA spin for milliseconds after their
             last work, and what runs next on the same cores would pay for it.

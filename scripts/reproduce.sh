@@ -27,9 +27,11 @@ mkdir -p "$output/figures"
 for study in nose_game iteration_speed batch_shape gradient_smoothness learning_rate_grid convergence split_backward; do
   echo "== $study"
   touch "$output/.begun"
-  "$python" -m "experiments.$study" --dataset "$dataset" --output-dir "$output" ${flags[@]+"${flags[@]}"}
+  extra=()
+  [ "$study $dataset" = "split_backward mnist" ] && extra=(--batch-size 600 --num-groups 10 --seeds 5)
+  "$python" -m "experiments.$study" --dataset "$dataset" --output-dir "$output" ${extra[@]+"${extra[@]}"} ${flags[@]+"${flags[@]}"}
   # The run folder that was just written holds the newest figures.
-  newest=$(find "$output/$study" -name '*.png' -newer "$output/.begun" -printf '%h\n' | sort -u | tail -n 1)
+  newest=$(dirname "$(find "$output/$study" -name '*.png' -newer "$output/.begun" | head -n 1)")
   for figure in "$newest"/*.png; do
     name=$(basename "$figure" .png)
     cp "$figure" "$output/figures/${study}_${dataset}$([ "$name" = figure ] || echo "_$name").png"

@@ -40,6 +40,17 @@ def split_backward(loss_fn, optimizer, num_groups, params, opt_state, batch):
     return params, opt_state, loss_fn(start, batch)
 
 
+def gradient_statistics(loss_fn, params, batch, num_groups):
+    """Signal and trace from two batch sizes, m = B / K and B, as in McCandlish et al., appendix A.1; float64."""
+    size = jax.tree.leaves(batch)[0].shape[0]
+    stacked = group_gradients(loss_fn, params, batch, num_groups)
+    flat = np.concatenate([np.asarray(leaf, np.float64).reshape(num_groups, -1) for leaf in jax.tree.leaves(stacked)], 1)
+    small, large = size / num_groups, size
+    square_small, square_large = (flat**2).sum(1).mean(), (flat.mean(0) ** 2).sum()
+    signal = (large * square_large - small * square_small) / (large - small)
+    return signal, (square_small - square_large) / (1 / small - 1 / large)
+
+
 def momentum_closed_form(params, velocity, gradients, rate, momentum):
     """theta - rate * (v * sum_j mu^j + sum_k g_k (1 - mu^(K-k+1)) / (1 - mu)), K from the gradients' leading axis."""
 
