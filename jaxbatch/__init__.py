@@ -26,7 +26,7 @@ from jaxbatch.loops import compile_epoch, make_epoch, make_evaluate
 from jaxbatch.intervals import Interval, interval, ratio_of_means
 from jaxbatch.losses import classification_loss, classification_metrics, correct, cross_entropy
 from jaxbatch.memory import program_memory
-from jaxbatch.models import MLP, VGG19BN, AlexNet, ResNet20, SimpleCNN
+from jaxbatch.models import MLP, VGG19BN, AlexNet, ResNet20, ResNet50, SimpleCNN
 from jaxbatch.noise import (
     GradientStatistics,
     cosine_similarity,
@@ -67,6 +67,7 @@ __all__ = [
     "Interval",
     "MLP",
     "ResNet20",
+    "ResNet50",
     "SimpleCNN",
     "Task",
     "TrainState",

@@ -1,7 +1,17 @@
-"""What happens to images on the device, inside jit, before the model sees them."""
+"""What happens to images on the device, inside jit, before the model sees them.
 
+Randomness is one key for each example, made from (seed, epoch, number of the example): an example is changed in the same
+way in an epoch whatever the batch size, the number of devices, or the place at which a run was taken up again.
+
+Axes: B examples, H × W pixels, C channels.
+"""
+
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+from jax import lax
+from jaxtyping import Array, Float, Int, Key, Shaped
+
+_AUGMENT = 0x61756720  # "aug ": keeps these keys apart from those of init and shuffling
 
 
 def normalise(
@@ -19,3 +29,57 @@ def normalise(
         images = images.astype(jnp.float32) / 255
     mean, std = (jnp.asarray(v, images.dtype).reshape(1, 1, 1, -1) for v in (mean, std))
     return (images - mean) / std
+
+
+def example_keys(seed: int | Int[Array, ""], epoch: int | Int[Array, ""], indices: Int[Array, "B"]) -> Key[Array, "B"]:
+    """One key for each example, a pure function of the seed, the epoch and the example's number in the data set.
+
+    Example:
+        >>> a, b = (example_keys(0, 3, jnp.array(order)) for order in ([7, 2], [2, 5, 7]))
+        >>> bool((a[0] == b[2]) & (a[1] == b[0])), bool(a[0] == a[1])
+        (True, False)
+    """
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _AUGMENT), epoch)
+    return jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
+
+
+def crop_and_flip(
+    keys: Key[Array, "B"], images: Shaped[Array, "B H W C"], *, padding: int = 4, flip: bool = True
+) -> Shaped[Array, "B H W C"]:
+    """Each image moved at random by up to ``padding`` pixels, zeros where nothing was, and mirrored half of the time.
+
+    The same as padding with zeros on all sides, cropping at random to the old size and flipping left to right.
+
+    Args:
+        keys: one for each image, see :func:`example_keys`.
+        images: of any type; zeros are black only before normalisation.
+        padding: pixels on each side; 0 leaves the crop out.
+        flip: whether images may be mirrored; digits may not.
+
+    Raises:
+        ValueError: a negative padding.
+
+    Example:
+        >>> images = jnp.arange(2 * 4 * 4, dtype=jnp.uint8).reshape(2, 4, 4, 1)
+        >>> changed = crop_and_flip(example_keys(0, 0, jnp.arange(2)), images, padding=1)
+        >>> changed.shape, changed.dtype
+        ((2, 4, 4, 1), dtype('uint8'))
+
+    References:
+        Lee et al., `Deeply-Supervised Nets <https://arxiv.org/abs/1409.5185>`_, 2014; as He et al.,
+        `Deep Residual Learning <https://arxiv.org/abs/1512.03385>`_, 2015, section 4.2.
+    """
+    if padding < 0:
+        raise ValueError(f"padding={padding} pixels must be at least 0.")
+
+    def one(key, image):
+        for_crop, for_flip = jax.random.split(key)
+        if padding:
+            padded = jnp.pad(image, ((padding, padding), (padding, padding), (0, 0)))
+            top, left = jax.random.randint(for_crop, (2,), 0, 2 * padding + 1)
+            image = lax.dynamic_slice(padded, (top, left, 0), image.shape)
+        if flip:
+            image = jnp.where(jax.random.bernoulli(for_flip), image[:, ::-1], image)
+        return image
+
+    return jax.vmap(one)(keys, images)

@@ -140,6 +140,45 @@ class ResNet20(nn.Module):
         return _dense(_wide(x).mean((1, 2)), self.num_classes)
 
 
+class ResNet50(nn.Module):
+    """ResNet-50 for ImageNet, 25,557,032 parameters for 1,000 classes.
+
+    A 7 × 7 convolution of stride 2 to 64 channels, a 3 × 3 max-pool of stride 2, then four stages of 3, 4, 6 and 3
+    bottleneck blocks (1 × 1, 3 × 3, 1 × 1 convolutions, the last four times as wide), strides 1, 2, 2, 2 on the 3 × 3
+    convolution of a stage's first block; batch normalisation after each convolution; the mean over the pixels; a dense
+    layer. Any image size from 32 × 32 on.
+
+    Example:
+        >>> import jax
+        >>> variables = jax.eval_shape(ResNet50().init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
+        >>> sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+        25557032
+
+    References:
+        He et al., `Deep Residual Learning <https://arxiv.org/abs/1512.03385>`_, 2015: table 1; the stride on the 3 × 3
+        convolution as in Goyal et al., `Accurate, Large Minibatch SGD <https://arxiv.org/abs/1706.02677>`_, 2017.
+    """
+
+    num_classes: int = 1000
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: Shaped[Array, "B H W C"], train: bool = False) -> Float[Array, "B classes"]:
+        def conv(x, features, kernel_size, strides=1):
+            padding = kernel_size // 2
+            return ConvBatchNorm(features, kernel_size, strides, padding, kernel_init=he_fan_out)(x, train=train)
+
+        x = nn.relu(conv(jnp.asarray(images, self.dtype), 64, 7, 2))
+        x = nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)])
+        for features, blocks, first in ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2)):
+            for strides in (first, *[1] * (blocks - 1)):
+                inner = nn.relu(conv(nn.relu(conv(x, features, 1)), features, 3, strides))
+                inner = conv(inner, 4 * features, 1)
+                shortcut = x if x.shape == inner.shape else conv(x, 4 * features, 1, strides)
+                x = nn.relu(inner + shortcut)
+        return _dense(_wide(x).mean((1, 2)), self.num_classes)
+
+
 class VGG19BN(nn.Module):
     """VGG-19 with batch normalisation for 32 × 32 images: 20,040,522 parameters for 10 classes, 20,086,692 for 100.
 
