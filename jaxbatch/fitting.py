@@ -136,7 +136,8 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
             first = segment.first * segment.batch_size
             order = np.asarray(epoch_order(config.seed, segment.epoch, num_examples))
             indices = order[first : first + count * segment.batch_size].reshape(count, segment.batch_size)
-            state, losses = jax.block_until_ready(program.run(state, task.train_data, indices))
+            place = () if task.prepare is None else (np.array([config.seed, segment.epoch], np.int32),)
+            state, losses = jax.block_until_ready(program.run(state, task.train_data, indices, *place))
             seconds = time.perf_counter() - started
             losses = np.asarray(losses)  # its length changes with the batch size: each would be another program
             done, seen = done + count, seen + count * segment.batch_size
@@ -171,7 +172,7 @@ def _epoch_compiler(task: Task, config: FitConfig, state: TrainState):
     def compile(key):
         size, count = key
         step = make_task_step(task, config.optimizer, size, num_groups=config.num_groups)
-        return compile_epoch(step, shapes, task.train_data, count, size)
+        return compile_epoch(step, shapes, task.train_data, count, size, prepare=task.prepare)
 
     return compile
 

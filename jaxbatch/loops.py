@@ -13,17 +13,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int32, PyTree, Shaped
+from jaxtyping import Array, Float, Key, PyTree
 
+from jaxbatch.augment import example_keys
 from jaxbatch.batches import cut_batches
 from jaxbatch.layers import loops_are_slow
 
 Step = Callable[[Any, PyTree], tuple[Any, Float[Array, "B"]]]
+Prepare = Callable[[Key[Array, "B"], PyTree], PyTree]  # (a key for each example, batch) -> batch
 Loop = str  # "scan" or "python"
 
 
-def make_epoch(step: Step) -> Callable[[Any, PyTree, Int32[Array, "S B"]], tuple[Any, Array]]:
+def make_epoch(step: Step, prepare: Prepare | None = None) -> Callable[..., tuple[Any, Array]]:
     """Any number of steps over data on the device, as one compiled program.
+
+    Args:
+        step: ``(state, batch) -> (state, losses)``.
+        prepare: what happens to a batch first, as augmentation: ``(keys, batch) -> batch`` with one key for each
+            example (:func:`jaxbatch.augment.example_keys`). Then ``run`` takes a fourth argument, the array
+            ``[seed, epoch]``.
 
     Returns:
         ``run(state, data, indices) -> (state, losses)``: ``indices`` ``(S, B)`` say which examples go into
@@ -40,14 +48,17 @@ def make_epoch(step: Step) -> Callable[[Any, PyTree, Int32[Array, "S B"]], tuple
         (2.5, [18.0, 0.5])
     """
 
-    def run(state, data, indices):
-        return lax.scan(lambda state, index: _one_step(step, state, data, index), state, indices)
+    def run(state, data, indices, place=None):
+        return lax.scan(lambda state, index: _one_step(step, prepare, state, data, index, place), state, indices)
 
     return jax.jit(run, donate_argnums=0)
 
 
-def _one_step(step, state, data, index):
-    state, losses = step(state, jax.tree.map(lambda leaf: leaf[index], data))
+def _one_step(step, prepare, state, data, index, place):
+    batch = jax.tree.map(lambda leaf: leaf[index], data)
+    if prepare is not None:
+        batch = prepare(example_keys(place[0], place[1], index), batch)
+    state, losses = step(state, batch)
     return state, losses.mean()
 
 
@@ -63,8 +74,15 @@ def choose_loop(step: Step, state: Any, data: PyTree, batch_size: int) -> Loop:
 
 
 def compile_epoch(
-    step: Step, state: Any, data: PyTree, num_steps: int, batch_size: int, *, loop: Loop | None = None
-) -> Callable[[Any, PyTree, Shaped[np.ndarray, "S B"]], tuple[Any, Array]]:
+    step: Step,
+    state: Any,
+    data: PyTree,
+    num_steps: int,
+    batch_size: int,
+    *,
+    prepare: Prepare | None = None,
+    loop: Loop | None = None,
+) -> Callable[..., tuple[Any, Array]]:
     """What :func:`make_epoch` does, compiled here and now for ``num_steps`` batches, looped the fastest way.
 
     Args:
@@ -73,28 +91,35 @@ def compile_epoch(
         data: leaves ``(N, ...)``, of which only shapes are used.
         num_steps: S; a Python loop takes any S whatever it was compiled for.
         batch_size: B.
+        prepare: see :func:`make_epoch`.
         loop: ``"scan"``, ``"python"``, or ``None`` for :func:`choose_loop`.
 
     Returns:
-        ``run(state, data, indices) -> (state, losses)``, as :func:`make_epoch`.
+        ``run(state, data, indices) -> (state, losses)``, as :func:`make_epoch`; with ``prepare`` it takes ``[seed,
+        epoch]`` beside.
 
     Raises:
         ValueError: another ``loop``.
     """
     loop = loop or choose_loop(step, state, data, batch_size)
     state, data = _shapes(state), _shapes(data)
+    place = () if prepare is None else (jax.ShapeDtypeStruct((2,), jnp.int32),)
     if loop == "scan":
         indices = jax.ShapeDtypeStruct((num_steps, batch_size), jnp.int32)
-        return make_epoch(step).lower(state, data, indices).compile()
+        return make_epoch(step, prepare).lower(state, data, indices, *place).compile()
     if loop != "python":
         raise ValueError(f"loop={loop!r} must be 'scan', 'python' or None.")
-    one = jax.jit(lambda state, data, index: _one_step(step, state, data, index), donate_argnums=0)
-    compiled = one.lower(state, data, jax.ShapeDtypeStruct((batch_size,), jnp.int32)).compile()
 
-    def run(state, data, indices):
+    def one(state, data, index, place=None):
+        return _one_step(step, prepare, state, data, index, place)
+
+    index = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
+    compiled = jax.jit(one, donate_argnums=0).lower(state, data, index, *place).compile()
+
+    def run(state, data, indices, *place):
         losses = []
         for index in np.asarray(indices):
-            state, loss = compiled(state, data, index)
+            state, loss = compiled(state, data, index, *place)
             losses.append(loss)  # a promise: nothing is waited for here
         return state, jnp.asarray(np.array(jax.device_get(losses)))
 

@@ -100,7 +100,8 @@ def sweep(
             program = programs[segment.num_batches]
             programs.ahead(later.num_batches for later in segments)
             started = time.perf_counter()
-            states, losses = jax.block_until_ready(program.run(states, indices, failed < 0))
+            places = np.array([(seed, segment.epoch) for seed in seeds], np.int32)
+            states, losses = jax.block_until_ready(program.run(states, indices, places, failed < 0))
             seconds = time.perf_counter() - started
             losses = np.asarray(losses)
             bad = ~np.isfinite(losses)
@@ -170,7 +171,10 @@ def _over_runs(function, runs: Runs):
 
 
 def _compiler(task: Task, make_optimizer, settings, states, batch_size: int, runs: Runs):
-    """``num_batches -> program``, a program being ``(states, indices, alive) -> (states, losses)``."""
+    """``num_batches -> program``, a program being ``(states, indices, places, alive) -> (states, losses)``."""
+
+    def needed(place):
+        return () if task.prepare is None else (place,)
 
     def one_step(setting):
         return make_task_step(task, make_optimizer(setting), batch_size)
@@ -183,23 +187,25 @@ def _compiler(task: Task, make_optimizer, settings, states, batch_size: int, run
                 state, losses = one_step(setting)(state, batch)
                 return (setting, state), losses
 
-            one = compile_epoch(with_setting, _run((settings, states), 0), task.train_data, num_batches, batch_size)
+            start = _run((settings, states), 0)
+            one = compile_epoch(with_setting, start, task.train_data, num_batches, batch_size, prepare=task.prepare)
 
-            def train(setting, state, indices, alive):
+            def train(setting, state, indices, place, alive):
                 if not alive:
                     return state, jnp.full(num_batches, jnp.nan)
-                (_, state), losses = one((setting, state), task.train_data, indices)
+                (_, state), losses = one((setting, state), task.train_data, indices, *needed(place))
                 return state, losses
 
             over = _over_runs(train, runs)
-            return lambda states, indices, alive: over(settings, states, indices, alive)
+            return lambda states, indices, places, alive: over(settings, states, indices, places, alive)
 
-        def train(setting, state, indices):
-            return make_epoch(one_step(setting))(state, task.train_data, indices)
+        def train(setting, state, indices, place):
+            return make_epoch(one_step(setting), task.prepare)(state, task.train_data, indices, *needed(place))
 
-        shape = jax.ShapeDtypeStruct((len(jax.tree.leaves(states)[0]), num_batches, batch_size), jnp.int32)
-        program = _over_runs(train, runs).lower(settings, states, shape).compile()
-        return lambda states, indices, alive: program(settings, states, indices)
+        count = len(jax.tree.leaves(states)[0])
+        shapes = [jax.ShapeDtypeStruct((count, *shape), jnp.int32) for shape in ((num_batches, batch_size), (2,))]
+        program = _over_runs(train, runs).lower(settings, states, *shapes).compile()
+        return lambda states, indices, places, alive: program(settings, states, indices, places)
 
     return compile
 

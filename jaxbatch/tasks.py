@@ -8,14 +8,16 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Key, PyTree, Shaped
 
 from jaxbatch.data import Dataset
 from jaxbatch.groups import LossFn
 from jaxbatch.layers import loops_are_slow
+from jaxbatch.loops import Prepare
 from jaxbatch.losses import classification_loss, classification_metrics
 
 MetricsFn = Callable[[PyTree, PyTree], dict[str, Array]]
+AugmentFn = Callable[[Key[Array, "B"], Shaped[Array, "B ..."]], Shaped[Array, "B ..."]]
 UpdateModelState = Callable[[PyTree, PyTree], PyTree]  # (model_state, aux) -> model_state
 
 
@@ -34,6 +36,7 @@ class Task(NamedTuple):
     test_data: PyTree  # leaves (M, ...)
     microbatch_size: int | None = None  # examples whose activations stay in cache; None: all at once
     update_model_state: UpdateModelState | None = None
+    prepare: Prepare | None = None  # (a key for each example, batch) -> batch: augmentation, in training only
 
     @property
     def num_examples(self) -> int:
@@ -41,7 +44,9 @@ class Task(NamedTuple):
         return jax.tree.leaves(self.train_data)[0].shape[0]
 
 
-def classification_task(model, dataset: Dataset, *, microbatch_size: int | None = None) -> Task:
+def classification_task(
+    model, dataset: Dataset, *, microbatch_size: int | None = None, augment: AugmentFn | None = None
+) -> Task:
     """The task of a Flax Linen ``model`` on a data set, data moved to the device once.
 
     Args:
@@ -50,6 +55,8 @@ def classification_task(model, dataset: Dataset, *, microbatch_size: int | None 
         dataset: from :func:`jaxbatch.load_dataset`.
         microbatch_size: examples worked on at a time. ``None``: on CPU 64, where larger batches fall out of the cache,
             unless the model is built on XLA's convolutions or couples its examples; all at once elsewhere.
+        augment: ``(keys, images) -> images``, what happens to raw training images, as
+            :func:`jaxbatch.augment.crop_and_flip`.
 
     Example:
         >>> from jaxbatch import SimpleCNN, load_dataset
@@ -82,6 +89,7 @@ def classification_task(model, dataset: Dataset, *, microbatch_size: int | None 
         test_data=(jnp.asarray(dataset.test_images), jnp.asarray(dataset.test_labels)),
         microbatch_size=microbatch_size,
         update_model_state=running_average if stateful else None,
+        prepare=None if augment is None else lambda keys, batch: (augment(keys, batch[0]), batch[1]),
     )
 
 

@@ -3,9 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+import jaxbatch as jb
 from jaxbatch.augment import crop_and_flip, example_keys
+from tests.test_loops import convolution_task
 
 
 def by_hand(key, image, padding, flip):
@@ -48,3 +51,55 @@ def test_an_example_is_changed_alike_in_any_batch():
     assert (np.asarray(other_epoch) != np.asarray(whole)).any()
     with pytest.raises(ValueError, match="padding=-1 pixels"):
         crop_and_flip(example_keys(0, 0, order), images[order], padding=-1)
+
+
+def augmented(task):
+    """The task with noise on its inputs, one key for each example."""
+
+    def prepare(keys, batch):
+        images, *rest = batch
+        return (images + jax.vmap(lambda key: jax.random.normal(key, images.shape[1:]))(keys), *rest)
+
+    return task._replace(prepare=prepare)
+
+
+def test_a_run_with_augmentation_against_a_loop():
+    task, optimizer = augmented(convolution_task()), optax.sgd(0.1, 0.9)
+    records = list(jb.fit(task, jb.FitConfig(optimizer, 8, jb.epochs(2), seed=5)))
+    state = jb.init_state(task, optimizer, 5)
+    step = jb.make_train_step(task.loss_fn, optimizer, 8)
+    for epoch in range(2):
+        for index in jb.epoch_batches(5, epoch, 24, 8).indices:
+            batch = jax.tree.map(lambda leaf: leaf[index], task.train_data)
+            state, _ = step(state, task.prepare(example_keys(5, epoch, index), batch))
+    for mine, expected in zip(*map(jax.tree.leaves, (records[-1]["state"].params, state.params)), strict=True):
+        np.testing.assert_allclose(mine, expected, rtol=1e-5, atol=1e-6)
+    plain = list(jb.fit(convolution_task(), jb.FitConfig(optimizer, 8, jb.epochs(2), seed=5)))
+    assert records[0]["loss"] != plain[0]["loss"]
+    test = jb.make_evaluate(task.metrics_fn, 7)(records[-1]["state"].params, task.test_data)
+    assert records[-1]["test_loss"] == float(test["loss"])  # the test set is left as it is
+
+
+@pytest.mark.parametrize("runs", ["vmap", "map", "threads"])
+def test_a_sweep_with_augmentation_is_what_fit_makes(runs):
+    task, optimizer = augmented(convolution_task()), optax.sgd(0.1)
+    *_, last = jb.sweep(task, optax.sgd, jnp.array([0.1, 0.1]), [2, 9], batch_size=8, duration=jb.epochs(2), runs=runs)
+    for index, seed in enumerate([2, 9]):
+        *_, alone = jb.fit(task, jb.FitConfig(optimizer, 8, jb.epochs(2), seed=seed))
+        np.testing.assert_allclose(last["test_loss"][index], alone["test_loss"], rtol=1e-5)
+
+
+def test_going_on_and_other_parts_of_an_epoch_see_the_same_images():
+    task = augmented(convolution_task())
+    config = jb.FitConfig(optax.sgd(0.1), 4, jb.steps(10), seed=1)
+    whole = list(jb.fit(task, config._replace(evaluations_per_epoch=3)))
+    for record in (whole[0], whole[3]):
+        rest = list(jb.fit(task, config, state=record["state"]))
+        np.testing.assert_array_equal(rest[-1]["test_loss"], whole[-1]["test_loss"])
+
+
+def test_images_of_a_data_set():
+    dataset = jb.load_dataset("digits")
+    task = jb.classification_task(jb.MLP((8,)), dataset, augment=lambda keys, x: crop_and_flip(keys, x, flip=False))
+    images, labels = task.prepare(example_keys(0, 0, jnp.arange(5)), jax.tree.map(lambda leaf: leaf[:5], task.train_data))
+    assert images.dtype == jnp.uint8 and images.shape == (5, 28, 28, 1) and (labels == task.train_data[1][:5]).all()
