@@ -1,6 +1,5 @@
 """Tables, figure and verdict of the batch-shape study, from its records alone."""
 
-import functools
 import pathlib
 from collections.abc import Sequence
 
@@ -63,7 +62,18 @@ def effect(config, records: Sequence[Record], model: str, dtype: str, kind: str,
     return interval(np.concatenate(parts, 1).mean(1), np.median)
 
 
-@functools.lru_cache
+def odd_scatter(config, records: Sequence[Record], model: str, dtype: str) -> float:
+    """How far odd sizes lie from their own line, root mean square: what a shape's effect has to be seen against."""
+    table = _rounds(config, records)[model, dtype]
+    squares = []
+    for centre in config.centres:
+        sizes, ratios = _on_the_line(config, table, centre)
+        odd = [n for n, size in enumerate(sizes) if window(centre)[size] == "odd"]
+        away = np.nanmedian(ratios[:, odd], 0) - 1
+        squares.append((away**2).sum() / (len(odd) - 2))  # a line takes two degrees of freedom
+    return float(np.sqrt(np.mean(squares)))
+
+
 def _label(model: str, dtype: str) -> str:
     return f"{ {'simple_cnn': 'SimpleCNN', 'mlp': 'MLP'}[model]}, {dtype}"
 
@@ -80,11 +90,11 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
     describe_setting(console, config, provenance, f"{config.rounds} rounds in random order")
     pairs = [(model, dtype) for model in config.models for dtype in config.dtypes]
     rows = [
-        [_label(*pair), *(f"{effect(config, records, *pair, kind):.3f}" for kind in KINDS)]
+        [_label(*pair), *(f"{effect(config, records, *pair, kind):.3f}" for kind in KINDS), f"{odd_scatter(config, records, *pair):.3f}"]
         for pair in pairs
     ]
     title = "Time of a step ÷ what the odd neighbours lead to expect (below 1: the shape makes it faster)"
-    print_table(console, title, ["", *KINDS.values()], rows)
+    print_table(console, title, ["", *KINDS.values(), "scatter of odd sizes"], rows)
     rows = [
         [_label(*pair), *(f"{effect(config, records, *pair, 'power', centre):.3f}" for centre in config.centres)] for pair in pairs
     ]
@@ -111,17 +121,22 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
                     if found.excludes(1)
                     else f"no effect of a {name} shows ({found:.3f})"
                 )
-            sentences.append(f"{_label(model, dtype)}: {'; '.join(told)}.")
+            scatter = 100 * odd_scatter(config, records, model, dtype)
+            sentences.append(f"{_label(model, dtype)}: {'; '.join(told)}. Odd sizes scatter by {scatter:.1f}% about their own line.")
     return sentences
 
 
 def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> pathlib.Path:
     """Effects by size, one panel each for model and type, and memory by batch size."""
     pairs = [(model, dtype) for model in config.models for dtype in config.dtypes]
-    figure, panels = plots.subplots(1, len(pairs) + 1, figsize=(4.2 * (len(pairs) + 1), 4.4), squeeze=False)
+    columns = -(-(len(pairs) + 1) // 2)
+    figure, panels = plots.subplots(2, columns, figsize=(4.6 * columns, 7.6), squeeze=False)
+    for unused in panels.flat[len(pairs) + 1 :]:
+        unused.set_visible(False)
+    *panels, memory = panels.flat[: len(pairs) + 1]
     tables = _rounds(config, records)
     ratios = []
-    for axes, pair in zip(panels[0], pairs):
+    for axes, pair in zip(panels, pairs, strict=True):
         labelled = set()
         for number, centre in enumerate(config.centres):
             sizes, table = _on_the_line(config, tables[pair], centre)
@@ -141,11 +156,10 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
         axes.set(title=_label(*pair), xlabel="batch size")
         axes.grid(axis="x", visible=False)
     low, high = np.percentile(ratios, [2, 98]) if ratios else (0.9, 1.1)
-    for axes in panels[0][: len(pairs)]:
+    for axes in panels:
         axes.set_ylim(min(0.9, low - 0.05), max(1.1, high + 0.05))
-    panels[0][0].set_ylabel("time ÷ line through odd neighbours")
-    panels[0][0].legend(fontsize=9, ncols=2)
-    memory = panels[0][-1]
+        axes.set_ylabel("time ÷ line through odd neighbours")
+    panels[0].legend(fontsize=9, ncols=2)
     for pair, color, marker in zip(pairs, plots.COLORS, "osD^"):
         rows = sorted((r["batch_size"], r["bytes"] / 1e6) for r in records if r["kind"] == "memory" and (r["model"], r["dtype"]) == pair)
         memory.plot(*zip(*rows), marker=marker, ms=4, color=color, label=_label(*pair), lw=1.2)

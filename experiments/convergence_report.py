@@ -41,12 +41,16 @@ def all_reached(records: Sequence[Record], table: str) -> list[int]:
     return [size for size in sizes_of(records, table) if all(row["reached"] for row in runs_of(records, table, size))]
 
 
-def with_loading(records: Sequence[Record], rows: Sequence[Record]) -> Interval:
-    """Seconds to the target if every batch is loaded: updates × the time of an iteration with loading."""
+def seconds(records: Sequence[Record], rows: Sequence[Record], name: str) -> Interval:
+    """Seconds to the target: updates × the time of an iteration, ``resident`` or ``streamed`` (with loading).
+
+    The iterations of all sizes are timed side by side; a run's own clock, in its record, holds whatever else the machine did
+    in those minutes.
+    """
     updates = to_target(rows, "updates")
     if updates.n == 0:
         return updates
-    factor = times(records, rows[0]["batch_size"], "streamed").value / 1e3
+    factor = times(records, rows[0]["batch_size"], name).value / 1e3
     return Interval(*(factor * part for part in updates[:3]), updates.n)
 
 
@@ -94,6 +98,12 @@ def noise_scale(records: Sequence[Record], batch_size: int | None = None, low: f
     return gradient_noise_scale(GradientStatistics(signal, trace))
 
 
+def stretches(records: Sequence[Record]) -> dict[tuple[float, float], Interval]:
+    """The noise scale within each stretch of test accuracy that has measurements."""
+    found = {ends: noise_scale(records, None, *ends) for ends in zip(STRETCHES, STRETCHES[1:])}
+    return {ends: scale for ends, scale in found.items() if scale.n}
+
+
 def print_tables(console: Console, config, records: Sequence[Record], provenance: Record) -> None:
     """The way to the target in both tables, then the noise scale."""
     setting = f"SGD with momentum {config.momentum:g}, up to {config.epochs} epochs or {config.max_updates:,} updates"
@@ -107,18 +117,14 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
             if any(run["reached"] for run in runs):
                 numbers = to_target(runs, "updates"), to_target(runs, "epochs"), to_target(runs, "examples")
                 row += [f"{numbers[0]:,.0f}", f"{numbers[1]:.2f}", f"{numbers[2]:,.0f}"]
-                row += [f"{to_target(runs, 'compute_seconds'):.1f}", f"{with_loading(records, runs):.1f}"]
+                row += [f"{seconds(records, runs, 'resident'):.1f}", f"{seconds(records, runs, 'streamed'):.1f}"]
             else:
                 row += [f"> {max(run['updates'] for run in runs):,}", f"> {max(run['epochs'] for run in runs):.0f}", *[""] * 3]
             row.append(f"{interval([100 * run['best_accuracy'] for run in runs]):.2f}")
             rows.append(row)
         columns = ["B", "rate", "reached", "updates", "epochs", "examples", "computation, s", "with loading, s", "best accuracy, %"]
-        print_table(console, f"To {target} test accuracy, {name} (means of the runs that reach it)", columns, rows)
-    rows = [
-        [f"{100 * low:g} to {100 * high:g}%", f"{found:,.0f}", str(found.n)]
-        for low, high in zip(STRETCHES, STRETCHES[1:])
-        if (found := noise_scale(records, None, low, high)).n
-    ]
+        print_table(console, f"To {target} test accuracy, {name} (means of the runs that reach it; seconds: updates × an iteration, timed side by side)", columns, rows)
+    rows = [[f"{100 * low:g} to {100 * high:g}%", f"{found:,.0f}", str(found.n)] for (low, high), found in stretches(records).items()]
     print_table(console, "Gradient noise scale on the way, examples (tuned runs)", ["test accuracy", "scale", "places"], rows)
 
 
@@ -130,11 +136,13 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
         missed = [size for size in sizes_of(records, table) if size not in reached]
         text = f"With {name}, "
         if reached:
-            fewest, soonest = (
-                min(reached, key=lambda size: to_target(runs_of(records, table, size), key).value)
-                for key in ("examples", "compute_seconds")
+            runs = {size: runs_of(records, table, size) for size in reached}
+            fewest = min(reached, key=lambda size: to_target(runs[size], "examples").value)
+            soonest, loaded = (
+                min(reached, key=lambda size: seconds(records, runs[size], name).value) for name in ("resident", "streamed")
             )
-            text += f"B = {fewest} needs the fewest examples to {target} and B = {soonest} the least computation"
+            text += f"B = {fewest} needs the fewest examples to {target}, B = {soonest} the least computation, B = {loaded} the least "
+            text += "time with loading"
         else:
             text += f"no size always reaches {target}"
         if missed:
@@ -157,14 +165,17 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
             f"Tuned, updates fit S = S_min (1 + B_crit / B) with S_min = {found.min_updates:,.0f} and B_crit = "
             f"{found.critical_batch_size:,.0f}, over {len(all_reached(records, 'tuned'))} sizes."
         )
-    scale = noise_scale(records)
-    if scale.n:
-        text = f"The gradient noise scale on the way is {scale:,.0f} examples"
-        if not math.isfinite(scale.high):
-            text += ": its signal cannot be told from zero, record more places"
-        elif found is not None:
-            apart = scale.low > found.critical_batch_size.high or scale.high < found.critical_batch_size.low
-            text += ", which the critical batch size's interval " + ("does not meet" if apart else "meets")
+    scales = [scale for scale in stretches(records).values() if scale.n > 1]
+    if scales:
+        first, last = scales[0], scales[-1]
+        text = f"The gradient noise scale is {first:,.0f} examples at first"
+        if len(scales) > 1:
+            text += f" and {last:,.0f} at the end"
+        if found is not None:
+            low, high = min(scale.low for scale in scales), max(scale.high for scale in scales)
+            critical = found.critical_batch_size
+            where = "below" if critical.high < low else "above" if critical.low > high else "within"
+            text += f"; the critical batch size lies {where} what it goes through"
         sentences.append(text + ".")
     return sentences
 
@@ -178,12 +189,14 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
         rows = {size: runs_of(records, table, size) for size in (*reached, *missed)}
         style = {"color": color, "marker": marker}
         plots.band(left, reached, [to_target(rows[s], "updates") for s in reached], label=name, **style)
-        plots.band(middle, reached, [to_target(rows[s], "compute_seconds") for s in reached], label=f"{name}: computation", **style)
-        plots.band(middle, reached, [with_loading(records, rows[s]) for s in reached], label=f"{name}: with loading", ls=":", mfc="white", **style)
-        for axes, key in ((left, "updates"), (middle, "compute_seconds")):
-            spent = [max(row[key] for row in rows[size]) for size in missed]
-            label = f"{name}: not reached by here" if axes is left else None
-            axes.plot(missed, spent, "^", color=color, mfc="white", ms=9, label=label if missed else None)
+        plots.band(middle, reached, [seconds(records, rows[s], "resident") for s in reached], label=f"{name}: computation", **style)
+        loaded = [seconds(records, rows[s], "streamed") for s in reached]
+        plots.band(middle, reached, loaded, label=f"{name}: with loading", ls=":", mfc="white", **style)
+        spent = [max(row["updates"] for row in rows[size]) for size in missed]
+        label = f"{name}: not reached by here" if missed else None
+        left.plot(missed, spent, "^", color=color, mfc="white", ms=9, label=label)
+        spent = [n * times(records, size, "resident").value / 1e3 for n, size in zip(spent, missed, strict=True)]
+        middle.plot(missed, spent, "^", color=color, mfc="white", ms=9)
     sizes = sorted({size for table in NAMES for size in sizes_of(records, table)})
     found = fit_critical(records, "tuned")
     if found is not None and found.min_updates.value > 0:
@@ -194,13 +207,15 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
     left.set(ylabel="updates", title=f"Updates to {target}")
     middle.set(ylabel="seconds", title=f"Time to {target}")
     for axes in (left, middle):
+        axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        axes.set_ylim(low, high * (high / low) ** 0.45)  # room for the legend
         plots.log_values(axes.yaxis)
         plots.size_ticks(axes, sizes)
-        axes.legend(fontsize=9)
+        axes.legend(fontsize=9, loc="upper right")
     places, labels = [], []
-    for low, high in zip(STRETCHES, STRETCHES[1:]):
-        scale = noise_scale(records, None, low, high)
-        if scale.n and np.isfinite(scale.value) and scale.value > 0:
+    for (low, high), scale in stretches(records).items():
+        if np.isfinite(scale.value) and scale.value > 0:
             place = len(places)
             top = scale.high if np.isfinite(scale.high) else scale.value * 10
             bottom = max(scale.low, scale.value / 100) if np.isfinite(scale.low) else scale.value

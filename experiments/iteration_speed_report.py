@@ -102,14 +102,14 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
     place = loading_decides_from(config, records)
     costs = [times(records, size, "loading").value / size for size in sizes]
     clearly = [size for size in sizes if ratio(records, size, "loading", "compute").low > 1]
+    host = f"the host needs {1e3 * costs[-1]:.0f} microseconds an example at B = {sizes[-1]}"
+    surely = f" (the interval says so at B = {', '.join(map(str, clearly))})" if clearly else ""
     if place is None:
         sentences.append(f"Loading is hidden behind the computation up to B = {sizes[-1]}.")
+    elif place == sizes[0]:
+        sentences.append(f"Loading decides at every size: {host}, the step less{surely}.")
     else:
-        sentences.append(
-            f"Past a batch size of about {place:.2g} loading decides: the host needs {1e3 * costs[-1]:.0f} microseconds an example, "
-            f"the step less"
-            + (f" (the interval says so at B = {', '.join(map(str, clearly))})." if clearly else ".")
-        )
+        sentences.append(f"Past a batch size of about {place:.2g} loading decides: {host}, the step less{surely}.")
     if len(sizes) > 1:
         for name, what in (("resident", "on the device"), ("streamed", "with loading")):
             epoch = {size: times(records, size, name).value * per_epoch[size] for size in sizes}
@@ -142,7 +142,7 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
     ):
         _line(middle, sizes, [times(records, size, name) for size in sizes], dash, color=color, label=label)
     if (place := loading_decides_from(config, records)) is not None:
-        middle.axvline(place, color="grey", lw=1, ls="--", label=f"loading decides from {place:.2g}")
+        middle.axvline(place, color="grey", lw=1, ls="--", label=f"loading decides from {place:.2g} on")
     middle.set(ylabel="ms an iteration", title="An iteration with loading")
     for axes in (left, middle):
         plots.log_values(axes.yaxis)

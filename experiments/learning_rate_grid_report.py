@@ -158,6 +158,17 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
         + (f"the interval holds {' and '.join(allowed)}" if allowed else "the interval holds neither linear, square root nor none")
         + f" (seeds and the spacing of the grid counted, n = {config.seeds} seeds)."
     )
+    rates = {size: config.learning_rates[rate] for size, rate in chosen.items() if rate is not None}
+    steps = [
+        f"{a} to {b}: {np.log(rates[b] / rates[a]) / np.log(b / a):.2f}" for a, b in zip(rates, list(rates)[1:], strict=False)
+    ]
+    sentences.append(f"Between neighbouring sizes the exponent is, on this grid, {', '.join(steps)}.")
+    unreached = [size for size in rates if not np.isfinite(found[size].to_target).any()]
+    if unreached:
+        sentences.append(
+            f"No rate reaches {100 * config.target_accuracy:g}% within the budget at B = {', '.join(map(str, unreached))}; its best is "
+            "the one that ends highest."
+        )
     tops = {size: interval(100 * found[size].accuracy[rate]) for size, rate in chosen.items() if rate is not None}
     best, worst = max(tops, key=lambda s: tops[s].value), min(tops, key=lambda s: tops[s].value)
     sentences.append(
@@ -171,12 +182,11 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
     found = results(config, records)
     figure, (left, middle, right) = plots.subplots(1, 3, figsize=(15, 5), width_ratios=(1, 1, 0.9))
     sizes, rates = list(found), config.learning_rates
-    accuracy = np.array([_mean(found[size].accuracy) for size in sizes]).T * 100
+    error = 100 - 100 * np.array([_mean(found[size].accuracy) for size in sizes]).T
     updates = np.array([_mean(found[size].to_target) for size in sizes]).T
     lost = np.array([found[size].diverged.any(1) for size in sizes]).T
-    finite = accuracy[np.isfinite(accuracy)]
-    low = max(0.0, np.percentile(finite, 25) - 5) if len(finite) else 0.0
-    plots.heat_map(left, accuracy, lambda v: f"{v:.1f}", lost, low=low, label="test accuracy, %")
+    # Coloured by the error, on a logarithm: 99% from 98% matters as much as 80% from 60%.
+    plots.heat_map(left, error, lambda v: f"{100 - v:.1f}", lost, log=True, reverse=True, label="test error, %")
     plots.heat_map(middle, updates, _short, lost, log=True, reverse=True, label="updates")
     for axes, title in (
         (left, "Test accuracy at the end, %"),

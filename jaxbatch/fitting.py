@@ -15,8 +15,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
+from jaxbatch.accumulate import compile_accumulating_epoch
 from jaxbatch.batches import Duration, check_duration, epoch_order, epochs, steps_per_epoch
 from jaxbatch.compiling import Programs
+from jaxbatch.layers import loops_are_slow
 from jaxbatch.loops import compile_epoch, make_evaluate
 from jaxbatch.tasks import Task
 from jaxbatch.train import TrainState, evaluated, init_state, make_task_step
@@ -27,7 +29,8 @@ class FitConfig(NamedTuple):
 
     ``batch_size`` is a number or a schedule ``epoch -> number``, epochs counted from 0. The learning rate that goes
     with a schedule is an optax schedule inside ``optimizer``. ``evaluations_per_epoch`` says how often a record is
-    made; it changes no number of the training itself.
+    made; it changes no number of the training itself. ``microbatch_size`` bounds the examples that the device works
+    on at a time: a larger batch is accumulated and the schedule stays as it is.
     """
 
     optimizer: optax.GradientTransformation
@@ -36,6 +39,7 @@ class FitConfig(NamedTuple):
     num_groups: int | None = None
     seed: int = 0
     evaluations_per_epoch: int = 1
+    microbatch_size: int | None = None
 
 
 class Segment(NamedTuple):
@@ -169,12 +173,24 @@ def _epoch_compiler(task: Task, config: FitConfig, state: TrainState):
     """``(batch_size, num_batches) -> program``; only shapes are kept of the state."""
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
 
+    bound = config.microbatch_size
+    if bound is not None:
+        task = task._replace(microbatch_size=min(bound, task.microbatch_size or bound))
+
     def compile(key):
         size, count = key
+        if bound is not None and size > bound and config.num_groups is None and loops_are_slow(*_one_part(task, shapes, bound)):
+            return compile_accumulating_epoch(task, config.optimizer, shapes, size, bound)
         step = make_task_step(task, config.optimizer, size, num_groups=config.num_groups)
         return compile_epoch(step, shapes, task.train_data, count, size, prepare=task.prepare)
 
     return compile
+
+
+def _one_part(task: Task, state: TrainState, size: int):
+    """The loss function and what it is given for one microbatch, in shapes."""
+    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), task.train_data)
+    return task.loss_fn, state.params, batch
 
 
 def _num_examples(segments: list[Segment]) -> int:

@@ -178,7 +178,7 @@ def accumulated_gradient(
     _check_microbatch_size(microbatch_size)
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, batch)))
     if traced or not loops_are_slow(loss_fn, params, batch):
-        return _losses_and_mean_gradient(loss_fn, params, batch, microbatch_size)[1]
+        return microbatch_gradient(loss_fn, params, batch, microbatch_size)[1]
     try:
         accumulate = _compile_accumulate(loss_fn)
     except TypeError:  # a loss function without a hash, as a callable that holds arrays: compiled at every call
@@ -232,7 +232,7 @@ def group_gradient_fn(loss_fn: LossFn, *, has_aux: bool = False, microbatch_size
 
     def one_group(params, group):
         if microbatch_size is not None and microbatch_size < leading_axis(group):
-            return *_losses_and_mean_gradient(loss_fn, params, group, microbatch_size), None
+            return microbatch_gradient(loss_fn, params, group, microbatch_size)
         (_, (losses, aux)), gradient = jax.value_and_grad(mean_loss, has_aux=True)(params, group)
         return losses, gradient, aux
 
@@ -244,31 +244,36 @@ def _check_microbatch_size(microbatch_size: int) -> None:
         raise ValueError(f"microbatch_size={microbatch_size} must be at least 1.")
 
 
-def _losses_and_mean_gradient(loss_fn, params, batch, microbatch_size):
+def microbatch_gradient(loss_fn: LossFn, params: PyTree, batch: PyTree, microbatch_size: int, *, has_aux: bool = False):
+    """Losses, gradient of their mean, and aux, summed over microbatches in a compiled loop.
+
+    Returns:
+        ``(losses, gradient, aux)``; aux has a leading axis of microbatches, or is None without ``has_aux``. Its leaves
+        must have the same shapes for a last microbatch that is not full, as moments have.
+    """
     batch_size = leading_axis(batch)
     microbatch_size = even_part(batch_size, microbatch_size)
     full = batch_size // microbatch_size * microbatch_size
 
-    def summed(microbatch):
-        def loss_sum(p):
-            losses = loss_fn(p, microbatch)
-            return losses.sum(), losses
-
-        (_, losses), gradient = jax.value_and_grad(loss_sum, has_aux=True)(params)
-        return losses, gradient
-
     def accumulate(total, microbatch):
-        losses, gradient = summed(microbatch)
-        return jax.tree.map(jnp.add, total, gradient), losses
+        def loss_sum(p):
+            losses, aux = loss_fn(p, microbatch) if has_aux else (loss_fn(p, microbatch), None)
+            return losses.sum(), (losses, aux)
+
+        (_, found), gradient = jax.value_and_grad(loss_sum, has_aux=True)(params)
+        return jax.tree.map(jnp.add, total, gradient), found
 
     total = jax.tree.map(jnp.zeros_like, params)
     cut = lambda start, stop: jax.tree.map(lambda leaf: leaf[start:stop], batch)
-    parts = []
+    losses, aux = [], []
     if full:
         head = jax.tree.map(lambda leaf: leaf[:full].reshape(-1, microbatch_size, *leaf.shape[1:]), batch)
-        total, losses = lax.scan(accumulate, total, head, unroll=side_by_side())
-        parts.append(losses.reshape(-1))
+        total, found = lax.scan(accumulate, total, head, unroll=side_by_side())
+        losses.append(found[0].reshape(-1))
+        aux.append(found[1])
     if full < batch_size:
-        total, losses = accumulate(total, cut(full, batch_size))
-        parts.append(losses)
-    return jnp.concatenate(parts), jax.tree.map(lambda leaf: leaf / batch_size, total)
+        total, found = accumulate(total, cut(full, batch_size))
+        losses.append(found[0])
+        aux.append(jax.tree.map(lambda leaf: leaf[None], found[1]))
+    joined = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *aux) if has_aux else None
+    return jnp.concatenate(losses), jax.tree.map(lambda leaf: leaf / batch_size, total), joined

@@ -66,7 +66,8 @@ def log_values(axis) -> None:
     """A logarithmic axis with plain numbers: 0.2, 1, 50, 10,000."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    if axis.get_scale() != "log":
+        axis.axes.set(**{f"{axis.axis_name}scale": "log"})
     low, high = axis.get_view_interval()
     decades = np.log10(high / low)
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 3 else (1.0,), numticks=20))
@@ -80,7 +81,6 @@ def heat_map(
     write: Callable[[float], str],
     crossed: np.ndarray,
     *,
-    low: float | None = None,
     log: bool = False,
     reverse: bool = False,
     label: str,
@@ -90,9 +90,9 @@ def heat_map(
 
     finite = table[np.isfinite(table)]
     ends = (finite.min(), finite.max()) if len(finite) else (1.0, 2.0)
-    low = ends[0] if low is None else low
+    low = max(ends[0], 1e-3) if log else ends[0]
     high = max(ends[1], low * (1.5 if log else 1.01) + 1e-9)
-    norm = colors.LogNorm(max(low, 1e-9), high) if log else colors.Normalize(low, high, clip=True)
+    norm = (colors.LogNorm if log else colors.Normalize)(low, high, clip=True)
     colormap = colormaps["cividis_r" if reverse else "cividis"].with_extremes(bad="#E6E6E6")
     image = axes.imshow(np.ma.masked_invalid(table), cmap=colormap, norm=norm, aspect="auto", origin="lower")
     for row, column in np.ndindex(table.shape):
@@ -105,7 +105,9 @@ def heat_map(
         dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
         axes.text(column, row, cross + write(value), ha="center", va="center", color="white" if dark else "black", fontsize=9.5)
     axes.grid(False)
-    axes.figure.colorbar(image, ax=axes, label=label, shrink=0.9)
+    bar = axes.figure.colorbar(image, ax=axes, label=label, shrink=0.9)
+    if log:
+        log_values(bar.ax.yaxis)
 
 
 def frame_cell(axes, column: int, row: int) -> None:

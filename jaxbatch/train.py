@@ -1,5 +1,6 @@
 """A training step for one batch size, and the state that it changes."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, Int32, PyTree
 
-from jaxbatch.gradients import group_gradient_fn
+from jaxbatch.gradients import group_gradient_fn, microbatch_gradient
 from jaxbatch.groups import LossFn, check_loss
 from jaxbatch.split import split_backward
 from jaxbatch.tasks import Task, UpdateModelState
@@ -62,8 +63,9 @@ def make_train_step(
         num_groups: None for one update on the mean gradient; K for K updates from K groups' gradients
             (:func:`jaxbatch.split_backward`).
         microbatch_size: examples worked on at a time; the result is the same, memory and cache differ.
-        update_model_state: given, ``loss_fn`` returns ``(losses, aux)``, see :class:`jaxbatch.Task`; with K groups it is
-            called for each group's aux in turn.
+        update_model_state: given, ``loss_fn`` returns ``(losses, aux)``, see :class:`jaxbatch.Task`; with groups or
+            microbatches it is called for each one's aux in turn. (Batch normalisation then takes the moments of a group
+            or microbatch: *ghost* batch norm.)
 
     Returns:
         ``step(state, batch) -> (state, losses)``; the losses are those at the incoming parameters.
@@ -80,10 +82,19 @@ def make_train_step(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1.")
+    if microbatch_size is not None and microbatch_size < 1:
+        raise ValueError(f"microbatch_size={microbatch_size} must be at least 1.")
     has_aux = update_model_state is not None
     if num_groups is not None:
         split_step = split_backward(loss_fn, optimizer, num_groups, has_aux=has_aux, microbatch_size=microbatch_size)
-    mean_gradient = group_gradient_fn(loss_fn, has_aux=has_aux, microbatch_size=microbatch_size)
+    in_parts = microbatch_size is not None and microbatch_size < batch_size
+    if in_parts and num_groups is None:
+        mean_gradient = functools.partial(microbatch_gradient, loss_fn, microbatch_size=microbatch_size, has_aux=has_aux)
+    else:
+        mean_gradient = group_gradient_fn(loss_fn, has_aux=has_aux)
+
+    def in_turn(model_state, found):
+        return lax.scan(lambda old, one: (update_model_state(old, one), None), model_state, found)[0]
 
     @jax.jit
     def step(state, batch):
@@ -92,16 +103,15 @@ def make_train_step(
             raise ValueError(f"this step was made for batch_size={batch_size} and got a batch of {found} examples.")
         if num_groups is not None:
             params, opt_state, losses, *aux = split_step(state.params, state.opt_state, batch)
-            model_state = state.model_state
-            if has_aux:
-                update = lambda old, found: (update_model_state(old, found), None)
-                model_state, _ = lax.scan(update, model_state, aux[0])
+            model_state = in_turn(state.model_state, aux[0]) if has_aux else state.model_state
             return TrainState(params, opt_state, state.step + num_groups, model_state), losses
         check_loss(loss_fn, state.params, batch, has_aux=has_aux)
         losses, gradient, aux = mean_gradient(state.params, batch)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        model_state = update_model_state(state.model_state, aux) if has_aux else state.model_state
+        model_state = state.model_state
+        if has_aux:
+            model_state = (in_turn if in_parts else update_model_state)(model_state, aux)
         return TrainState(params, opt_state, state.step + 1, model_state), losses
 
     return step

@@ -13,9 +13,11 @@ import pytest
 
 import jaxbatch as jb
 from jaxbatch import loops
+from jaxbatch.accumulate import compile_accumulating_epoch
 from jaxbatch.compiling import Programs
 from tests.conftest import ROOT, make_problem
 from tests.test_gradients import assert_close
+from tests.test_train import batch_norm_task
 
 
 def convolution_task(num_examples=24, side=6):
@@ -198,3 +200,48 @@ def test_a_problem_without_convolutions_keeps_its_loop():
     loss_fn, params, batch = make_problem(8)
     text = str(jax.make_jaxpr(lambda p: jb.group_gradients(loss_fn, p, batch, 4))(params))
     assert ("scan" in text) == (jax.default_backend() == "cpu")
+
+
+@pytest.mark.parametrize("batch_size", [12, 10])  # microbatches of 4, and 4, 4, 2
+@pytest.mark.parametrize("prepared", [False, True])
+def test_accumulation_over_a_python_loop_is_the_large_batch(batch_size, prepared):
+    task, optimizer = convolution_task(), optax.sgd(0.1, 0.9)
+    if prepared:
+        noise = lambda key: jax.random.normal(key, (6, 6, 2))
+        task = task._replace(prepare=lambda keys, batch: (batch[0] + jax.vmap(noise)(keys), batch[1]))
+    config = jb.FitConfig(optimizer, batch_size, jb.epochs(2), seed=1)
+    whole = list(jb.fit(task, config))
+    parts = list(jb.fit(task, config._replace(microbatch_size=4)))
+    for mine, theirs in zip(parts, whole, strict=True):
+        np.testing.assert_allclose(mine["loss"], theirs["loss"], rtol=1e-5)
+        assert mine["updates"] == theirs["updates"]
+    assert_close(parts[-1]["state"].params, whole[-1]["state"].params, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("way", ["scan", "python"])
+def test_accumulation_with_running_moments(way):
+    task, optimizer = batch_norm_task(), optax.sgd(0.1, 0.9)
+    state = jb.init_state(task, optimizer, 0)
+    indices = np.asarray(jb.epoch_batches(0, 0, 24, 12).indices)
+    if way == "scan":
+        step = jb.make_train_step(
+            task.loss_fn, optimizer, 12, microbatch_size=4, update_model_state=task.update_model_state
+        )
+        run = loops.compile_epoch(step, state, task.train_data, 2, 12)
+    else:
+        run = compile_accumulating_epoch(task, optimizer, state, 12, 4)
+    found, losses = run(jax.tree.map(jnp.copy, state), task.train_data, indices)
+    expected = state
+    for index, loss in zip(indices, losses, strict=True):  # moments of each 4 examples, as a loop spells it out
+        total, model_state, seen = None, expected.model_state, 0.0
+        for part in np.split(index, 3):
+            batch = jax.tree.map(lambda leaf: leaf[part], task.train_data)
+            value = lambda p: (lambda losses, aux: (losses.mean(), aux))(*task.loss_fn(p, batch))
+            (mean, aux), gradient = jax.value_and_grad(value, has_aux=True)(expected.params)
+            model_state, seen = task.update_model_state(model_state, aux), seen + mean / 3
+            total = gradient if total is None else jax.tree.map(jnp.add, total, gradient)
+        updates, opt_state = optimizer.update(jax.tree.map(lambda g: g / 3, total), expected.opt_state, expected.params)
+        expected = jb.TrainState(optax.apply_updates(expected.params, updates), opt_state, expected.step + 1, model_state)
+        np.testing.assert_allclose(loss, seen, rtol=1e-5)
+    assert_close(found.params, expected.params, rtol=1e-4, atol=1e-6)
+    assert_close(found.model_state, expected.model_state, rtol=1e-4, atol=1e-6)

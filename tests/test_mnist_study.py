@@ -186,6 +186,8 @@ def test_an_edge_of_the_grid_is_told_and_left_out():
 
 def convergence_records(critical, least, seeds=4, sizes=(1, 6, 60, 600)):
     random = np.random.default_rng(0)
+    for size in sizes:
+        yield {"kind": "speed", "batch_size": size, "round": 0, "resident_ms": 0.1 + 0.01 * size, "streamed_ms": 0.2 + 0.02 * size}
     for table in ("same", "tuned"):
         for size in sizes:
             for seed in range(seeds):
@@ -207,15 +209,17 @@ def test_the_critical_batch_size_is_found():
     ]
     assert abs(noise_scale(noise).value - 40) < 1e-9
     config = types.SimpleNamespace(target_accuracy=0.98, seeds=4)
-    assert any("interval meets" in text for text in convergence_verdict(config, records + noise))
+    assert any("lies within what it goes through" in text for text in convergence_verdict(config, records + noise))
     far = [{**record, "trace": 100 * record["trace"]} for record in noise]
-    assert any("does not meet" in text for text in convergence_verdict(config, records + far))
+    assert any("lies below" in text for text in convergence_verdict(config, records + far))
+    both = [*noise, *({**record, "test_accuracy": 0.99} for record in far)]
+    assert any("40 [" in text and "and 4,000 [" in text and "within" in text for text in convergence_verdict(config, records + both))
 
 
 def test_a_size_that_misses_the_target_is_left_out_of_the_fit():
     records = list(convergence_records(critical=40.0, least=200.0))
     for record in records:
-        if record["batch_size"] == 600 and record["seed"] == 0:
+        if record["kind"] == "run" and record["batch_size"] == 600 and record["seed"] == 0:
             record["reached"] = False
     config = types.SimpleNamespace(target_accuracy=0.98, seeds=4)
     assert any("B = 600 (3 of 4)" in text for text in convergence_verdict(config, records))

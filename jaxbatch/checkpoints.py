@@ -1,0 +1,87 @@
+"""The state of a run on disk: written whole or not at all, the newest good one found again.
+
+What is kept is a :class:`jaxbatch.TrainState`: parameters, optimizer state (with its count of updates, the place in a
+learning-rate schedule), model state, and the number of updates, which with the configuration gives the place in the
+batch-size schedule and in the order of examples.
+"""
+
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+
+class Checkpoints:
+    """A folder of checkpoints of one run.
+
+    Writing goes through orbax: into a folder beside, which is renamed when complete, so that a kill leaves the one before.
+
+    Args:
+        folder: made if it is not there.
+        about: what the run is, JSON values only; a folder that holds another run is refused.
+        keep: how many of the newest stay.
+
+    Raises:
+        ValueError: ``keep`` below 1, or a folder of another run.
+    """
+
+    def __init__(self, folder: str | os.PathLike, about: dict[str, Any], *, keep: int = 2):
+        if keep < 1:
+            raise ValueError(f"keep={keep} must be at least 1.")
+        self.folder, self._keep = pathlib.Path(folder).absolute(), keep
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file, text = self.folder / "about.json", json.dumps(about, sort_keys=True)
+        if file.exists():
+            found = json.loads(file.read_text(encoding="utf-8"))
+            apart = [key for key in {*found, *json.loads(text)} if found.get(key) != json.loads(text).get(key)]
+            if apart:
+                told = ", ".join(f"{key}: {found.get(key)!r} there, {about.get(key)!r} here" for key in sorted(apart))
+                raise ValueError(f"checkpoint_dir={os.fspath(folder)!r} holds another run ({told}). Take another folder.")
+        else:
+            part = file.with_suffix(".part")
+            part.write_text(text, encoding="utf-8")
+            part.replace(file)
+
+    def save(self, step: int, state: PyTree) -> None:
+        """Writes a checkpoint and removes the oldest beyond ``keep``; returns when it is on disk."""
+        ocp = _orbax()
+        path = self.folder / f"{step}"
+        if path.exists():
+            shutil.rmtree(path)  # a damaged one: a good one would have been gone on from
+        ocp.save(path, _as_arrays(state))
+        for old in self.steps()[: -self._keep]:
+            shutil.rmtree(self.folder / f"{old}")
+
+    def steps(self) -> list[int]:
+        """The steps that have a complete checkpoint, oldest first."""
+        return sorted(int(path.name) for path in self.folder.iterdir() if path.is_dir() and path.name.isdigit())
+
+    def latest(self, like: PyTree) -> PyTree | None:
+        """The newest checkpoint that can be read, as a pytree like ``like``; None where there is none."""
+        ocp = _orbax()
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), _as_arrays(like))
+        for step in reversed(self.steps()):
+            try:
+                leaves = jax.tree.leaves(ocp.load(self.folder / f"{step}", shapes))
+            except Exception:  # damaged, in one of the many ways a file can be: the one before it may be good
+                continue
+            return jax.tree.unflatten(jax.tree.structure(like), [jax.numpy.asarray(leaf) for leaf in leaves])
+        return None
+
+
+def _as_arrays(tree: PyTree) -> dict[str, np.ndarray]:
+    """The leaves by number: optimizer states are tuples of named tuples, which no file format knows."""
+    leaves = jax.tree.leaves(tree)
+    return {f"{number:05d}": np.asarray(leaf) for number, leaf in enumerate(leaves)}
+
+
+def _orbax():
+    """Imported on use: it takes longer than JAX."""
+    from orbax.checkpoint import v1
+
+    return v1
