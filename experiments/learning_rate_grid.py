@@ -42,7 +42,7 @@ class Config(SizesConfig):
 
     seeds: int = 3
     """Number of seeds; each has its own initial weights and its own order of examples."""
-    learning_rates: tuple[float, ...] = (0.001, 0.00316, 0.01, 0.0316, 0.1, 0.316, 1.0, 3.16)
+    learning_rates: tuple[float, ...] = (0.001, 0.00316, 0.01, 0.0316, 0.1, 0.316, 1.0)
     """Rates that every batch size meets."""
 
 
