@@ -31,6 +31,11 @@ def sizes_of(records: Sequence[Record], table: str) -> list[int]:
     return sorted({r["batch_size"] for r in records if r["kind"] == "run" and r["table"] == table})
 
 
+def is_lost(run: Record) -> bool:
+    """Whether a run diverged, or has collapsed: ends below half of the best accuracy it had."""
+    return run["diverged"] or run["final_accuracy"] < 0.5 * run["best_accuracy"]
+
+
 def to_target(rows: Sequence[Record], key: str) -> Interval:
     """``updates``, ``epochs``, ``examples`` or ``compute_seconds`` of the runs that reached the target."""
     return interval([row[key] for row in rows if row["reached"]])
@@ -121,9 +126,10 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
             else:
                 row += [f"> {max(run['updates'] for run in runs):,}", f"> {max(run['epochs'] for run in runs):.0f}", *[""] * 3]
             row.append(f"{interval([100 * run['best_accuracy'] for run in runs]):.2f}")
+            row.append(f"{sum(is_lost(run) for run in runs)}/{len(runs)}")
             rows.append(row)
-        columns = ["B", "rate", "reached", "updates", "epochs", "examples", "computation, s", "with loading, s", "best accuracy, %"]
-        print_table(console, f"To {target} test accuracy, {name} (means of the runs that reach it; seconds: updates × an iteration, timed side by side)", columns, rows)
+        columns = ["B", "rate", "reached", "updates", "epochs", "examples", "computation, s", "with loading, s", "best accuracy, %", "lost"]
+        print_table(console, f"To {target} test accuracy, {name} (means of the runs that reach it; seconds: updates × an iteration, timed side by side; lost: diverged, or fell below half of its best)", columns, rows)
     rows = [[f"{100 * low:g} to {100 * high:g}%", f"{found:,.0f}", str(found.n)] for (low, high), found in stretches(records).items()]
     print_table(console, "Gradient noise scale on the way, examples (tuned runs)", ["test accuracy", "scale", "places"], rows)
 
@@ -149,6 +155,14 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
             told = [f"{size} ({sum(run['reached'] for run in runs_of(records, table, size))} of {config.seeds})" for size in missed]
             text += f"; not always within the budget: B = {', '.join(told)}"
         sentences.append(text + ".")
+        for size in missed:
+            lost = [run for run in runs_of(records, table, size) if is_lost(run)]
+            if lost:
+                best, end = (interval([100 * run[key] for run in lost]) for key in ("best_accuracy", "final_accuracy"))
+                sentences.append(
+                    f"B = {size} at rate {lost[0]['learning_rate']:g} is lost in {len(lost)} of {config.seeds} runs: from {best:.1f}% at "
+                    f"best to {end:.1f}% at the end."
+                )
     both = sorted(set(all_reached(records, "same")) & set(all_reached(records, "tuned")))
     if both:
         gains = {

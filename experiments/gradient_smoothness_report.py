@@ -43,6 +43,17 @@ def jump(loss: Float[np.ndarray, "T"]) -> float:
     return float(np.abs(np.diff(loss[len(loss) // 2 :])).mean())
 
 
+def second_half(values: Float[np.ndarray, "T"]) -> float:
+    """Mean over the second half of a run, of what is finite there; NaN where nothing is.
+
+    Example:
+        >>> second_half(np.array([9.0, 9.0, 1.0, np.nan]))
+        1.0
+    """
+    tail = values[len(values) // 2 :]
+    return float(tail[np.isfinite(tail)].mean()) if np.isfinite(tail).any() else math.nan
+
+
 def fate(records: Sequence[Record], batch_size: int) -> str:
     """What became of the runs: learned, diverged (not finite), or worse than a guess at the end."""
     rows = [record for record in records if record["kind"] == "curve" and record["batch_size"] == batch_size]
@@ -79,13 +90,12 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
     describe_setting(console, config, provenance, setting)
     rows = []
     for size in config.batch_sizes:
-        half = lambda values: float(np.nanmean(values[len(values) // 2 :])) if np.isfinite(values[len(values) // 2 :]).any() else math.nan
         rows.append(
             [
                 f"{size:,}",
-                f"{_each(records, size, 'loss', half):.3f}",
+                f"{_each(records, size, 'loss', second_half):.3f}",
                 f"{_each(records, size, 'loss', jump):.4f}",
-                f"{_each(records, size, 'cosine', half):.3f}",
+                f"{_each(records, size, 'cosine', second_half):.3f}",
                 fate(records, size),
             ]
         )
@@ -120,6 +130,13 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
             + ("it falls at every step of size, intervals apart." if falls and clear else "it falls at every step of size." if falls
                else "not at every step of size.")
         )
+    for size in kept[-1:]:
+        turn = _each(records, size, "cosine", second_half)
+        if turn.n and (turn.high if turn.n > 1 else turn.value) < 0:
+            sentences.append(
+                f"At B = {size} successive gradients point against each other in the second half (cosine {turn:.2f}): the steps cross a "
+                "steep direction back and forth."
+            )
     for place, where in PLACES.items():
         slope = error_slope(config, records, place)
         if slope.n:
@@ -171,8 +188,7 @@ def _draw_panels(config, records, folder) -> pathlib.Path:
         upper.set_title(f"B = {size_label(size)}")
         found = _each(records, size, "loss", jump)
         upper.text(0.97, 0.95, f"jump {found.value:.2g}", transform=upper.transAxes, ha="right", va="top", fontsize=10, bbox=PLATE)
-        turned = curves(records, size, "cosine")
-        mean = np.nanmean([np.nanmean(c[len(c) // 2 :]) if np.isfinite(c[len(c) // 2 :]).any() else np.nan for c in turned])
+        mean = _each(records, size, "cosine", second_half).value
         lower.axhline(0, color="grey", lw=0.8)
         lower.text(0.97, 0.05, f"mean {mean:.2f}", transform=lower.transAxes, ha="right", va="bottom", fontsize=10, bbox=PLATE)
         what = fate(records, size)

@@ -194,7 +194,7 @@ def convergence_records(critical, least, seeds=4, sizes=(1, 6, 60, 600)):
                 updates = least * (1 + critical / size) * math.exp(0.03 * random.normal())
                 yield {
                     "kind": "run", "table": table, "batch_size": size, "seed": seed, "learning_rate": 0.1, "reached": True,
-                    "updates": updates, "epochs": 1.0, "examples": size * updates, "compute_seconds": 1.0,
+                    "updates": updates, "epochs": 1.0, "examples": size * updates, "compute_seconds": 1.0, "best_accuracy": 0.985, "final_accuracy": 0.985, "diverged": False,
                 }  # fmt: skip
 
 
@@ -220,9 +220,10 @@ def test_a_size_that_misses_the_target_is_left_out_of_the_fit():
     records = list(convergence_records(critical=40.0, least=200.0))
     for record in records:
         if record["kind"] == "run" and record["batch_size"] == 600 and record["seed"] == 0:
-            record["reached"] = False
+            record |= {"reached": False, "best_accuracy": 0.8, "final_accuracy": 0.1}
     config = types.SimpleNamespace(target_accuracy=0.98, seeds=4)
-    assert any("B = 600 (3 of 4)" in text for text in convergence_verdict(config, records))
+    told = " ".join(convergence_verdict(config, records))
+    assert "600 (3 of 4)" in told and "B = 600 at rate 0.1 is lost in 1 of 4 runs: from 80.0% at best to 10.0% at the end" in told
     two = [record for record in records if record["batch_size"] in (6, 60)]
     assert fit_critical(two, "tuned") is None
 
