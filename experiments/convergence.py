@@ -74,7 +74,7 @@ def find_tuned_rates(config: Config, task: Task, console: Console) -> dict[int, 
     """Batch size to its best rate, from the grid's own run folder; the grid is run where it is not finished."""
     if config.tuned_rates is not None:
         return dict(zip(config.batch_sizes, config.tuned_rates, strict=True))
-    shared = {field.name for field in dataclasses.fields(SizesConfig)} - {"seeds", "overwrite", "resume"}
+    shared = {field.name for field in dataclasses.fields(SizesConfig)} - {"seeds", "overwrite", "resume", "evaluations_per_epoch"}
     grid = learning_rate_grid.Config(**{name: getattr(config, name) for name in shared}, seeds=config.grid_seeds)
     grid = learning_rate_grid.resolve(grid, task.num_examples)
     run = open_study("learning_rate_grid", grid, console)

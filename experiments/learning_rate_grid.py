@@ -44,6 +44,8 @@ class Config(SizesConfig):
     """Number of seeds; each has its own initial weights and its own order of examples."""
     learning_rates: tuple[float, ...] = (0.001, 0.00316, 0.01, 0.0316, 0.1, 0.316, 1.0)
     """Rates that every batch size meets."""
+    evaluations_per_epoch: int = 2
+    """How often the test set is looked at within an epoch."""
 
 
 def resolve(config: Config, num_examples: int) -> Config:

@@ -12,6 +12,7 @@ from jaxbatch.batches import (
     steps,
     steps_per_epoch,
 )
+from jaxbatch.checkpoints import fit_with_checkpoints
 from jaxbatch.compiling import keep_compiled_programs
 from jaxbatch.data import DATASETS, Dataset, load_dataset
 from jaxbatch.fitting import FitConfig, fit
@@ -91,6 +92,7 @@ __all__ = [
     "epochs",
     "examples",
     "fit",
+    "fit_with_checkpoints",
     "gradient_noise_scale",
     "gradient_statistics",
     "group_gradients",

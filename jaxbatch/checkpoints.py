@@ -9,11 +9,68 @@ import json
 import os
 import pathlib
 import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import PyTree
+
+from jaxbatch.fitting import FitConfig, fit, plan_segments
+from jaxbatch.tasks import Task
+from jaxbatch.train import init_state
+
+
+def fit_with_checkpoints(
+    task: Task, config: FitConfig, checkpoint_dir: str | os.PathLike, *, every: int = 1, keep: int = 2
+) -> Iterator[dict[str, Any]]:
+    """:func:`jaxbatch.fit`, whose state goes to disk every so many records; the same call goes on from there.
+
+    A run that was killed, wherever, and taken up again ends on CPU in the same bits as one that was not: what a step
+    computes is a function of the state and its place in the order of examples, and both are kept.
+
+    Args:
+        task, config: as :func:`jaxbatch.fit` takes them. The optimizer and the model are not written down: give the same.
+        checkpoint_dir: a folder for this run alone.
+        every: records between checkpoints; after the last record there always is one.
+        keep: how many of the newest stay on disk.
+
+    Yields:
+        The records of :func:`jaxbatch.fit` that come after the newest good checkpoint. Each is yielded when its own
+        checkpoint is on disk. A state that is not finite is not kept.
+
+    Raises:
+        ValueError: ``every`` or ``keep`` below 1, or a folder that holds a run with another seed, data set size or plan of
+            batch sizes.
+
+    Example:
+        >>> import tempfile, optax, jax.numpy as jnp
+        >>> from jaxbatch import epochs
+        >>> loss_fn = lambda w, x: 0.5 * (x - w) ** 2
+        >>> metrics_fn = lambda w, x: {"loss": loss_fn(w, x), "accuracy": jnp.zeros(x.shape[0])}
+        >>> data = jnp.array([1.0, 2.0, 3.0, 4.0])
+        >>> task, folder = Task(lambda key: jnp.array(0.0), loss_fn, metrics_fn, data, data), tempfile.mkdtemp()
+        >>> config = FitConfig(optax.sgd(0.5), batch_size=4, duration=epochs(3))
+        >>> first = next(fit_with_checkpoints(task, config, folder))  # and then the machine goes away
+        >>> [record["epoch"] for record in fit_with_checkpoints(task, config, folder)]
+        [2.0, 3.0]
+    """
+    if every < 1:
+        raise ValueError(f"every={every} records must be at least 1.")
+    segments = plan_segments(config, task.num_examples)
+    about = {
+        "seed": config.seed,
+        "num_examples": task.num_examples,
+        "num_groups": config.num_groups,
+        "batch_sizes": [[segment.batch_size, segment.num_batches] for segment in segments],
+    }
+    checkpoints = Checkpoints(checkpoint_dir, about, keep=keep)
+    ends = np.cumsum([segment.num_batches for segment in segments]).tolist()
+    for record in fit(task, config, state=checkpoints.latest(init_state(task, config.optimizer, config.seed))):
+        number = ends.index(record["batches"]) + 1
+        if not record["diverged"] and (number % every == 0 or number == len(ends)):
+            checkpoints.save(record["batches"], record["state"])
+        yield record
 
 
 class Checkpoints:

@@ -95,8 +95,8 @@ def sweep(
     with Programs(_compiler(task, make_optimizer, settings, states, batch_size, runs)) as programs:
         for segment in segments:
             start, stop = segment.first * batch_size, (segment.first + segment.num_batches) * batch_size
-            orders = [np.asarray(epoch_order(seed, segment.epoch, task.num_examples))[start:stop] for seed in seeds]
-            indices = np.stack(orders).reshape(count, segment.num_batches, batch_size)
+            orders = {seed: np.asarray(epoch_order(seed, segment.epoch, task.num_examples))[start:stop] for seed in set(seeds)}
+            indices = np.stack([orders[seed] for seed in seeds]).reshape(count, segment.num_batches, batch_size)
             program = programs[segment.num_batches]
             programs.ahead(later.num_batches for later in segments)
             started = time.perf_counter()

@@ -1,0 +1,131 @@
+"""Runs that are killed end in the same bits; damaged checkpoints are passed over; other runs are refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import jaxbatch as jb
+from jaxbatch.checkpoints import Checkpoints
+from tests.conftest import ROOT
+from tests.test_train import batch_norm_task, task  # noqa: F401 (a fixture)
+
+# Five epochs of digits, the batch doubling at each: 45, 22, 11, 5 and 2 updates, two evaluations an epoch.
+RUN = """
+import hashlib, json, sys, time
+import jax, numpy as np, optax
+import jaxbatch as jb
+from jaxbatch.augment import crop_and_flip
+
+task = jb.classification_task(jb.MLP((32,)), jb.load_dataset("digits"), augment=lambda k, x: crop_and_flip(k, x, padding=2, flip=False))
+schedule = jb.adabatch_schedule(batch_size=32, growth=2, every=1)
+rate = jb.coupled_learning_rate(schedule, init=0.1, decay=0.75, num_examples=task.num_examples, num_epochs=5, warmup=jb.examples(700))
+config = jb.FitConfig(optax.adamw(rate), schedule, jb.epochs(5), seed=3, evaluations_per_epoch=2)
+for record in jb.fit_with_checkpoints(task, config, sys.argv[1]):
+    leaves = jax.tree.leaves(record.pop("state"))
+    digest = hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in leaves)).hexdigest()
+    kept = {k: v for k, v in record.items() if not k.endswith("seconds")}
+    print(json.dumps(kept | {"digest": digest}), flush=True)
+"""
+
+
+def start(folder):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, "-c", RUN, str(folder)], env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def finish(folder):
+    process = start(folder)
+    out, _ = process.communicate()
+    assert process.returncode == 0
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def test_kills_around_changes_of_batch_size_leave_no_trace(tmp_path):
+    whole = finish(tmp_path / "whole")
+    assert [record["batch_size"] for record in whole] == [32, 32, 64, 64, 128, 128, 256, 256, 512, 512]
+    seen = []
+    for records in (1, 1, 3):  # before the first change; right after it; two changes later
+        process = start(tmp_path / "killed")
+        for _ in range(records):
+            seen.append(json.loads(process.stdout.readline()))
+        time.sleep(0.01 * records)
+        process.send_signal(signal.SIGKILL)
+        rest, _ = process.communicate()
+        seen += [json.loads(line) for line in rest.splitlines() if line.endswith("}")]
+    seen += finish(tmp_path / "killed")
+    by_place = {record["batches"]: record for record in seen}
+    assert list(by_place.values()) == whole  # records and the digest of every bit of the state
+    assert finish(tmp_path / "killed") == []  # nothing is left to do
+
+
+def run(task, folder, **changes):  # noqa: F811
+    config = jb.FitConfig(optax.sgd(0.01, 0.9), 8, jb.epochs(4), seed=1)._replace(**changes)
+    return list(jb.fit_with_checkpoints(task, config, folder, every=2, keep=2))
+
+
+def test_cadence_and_what_stays(task, tmp_path):  # noqa: F811
+    run(task, tmp_path, duration=jb.epochs(7))
+    state = jb.init_state(task, optax.sgd(0.01, 0.9), 1)
+    assert Checkpoints(tmp_path, json.loads((tmp_path / "about.json").read_text())).steps() == [18, 21]  # of 6, 12, 18, 21
+    latest = Checkpoints(tmp_path, json.loads((tmp_path / "about.json").read_text())).latest(state)
+    assert int(latest.step) == 21
+
+
+@pytest.mark.parametrize("damage", ["empty", "truncated", "gone"])
+def test_a_damaged_checkpoint_is_passed_over(task, tmp_path, damage):  # noqa: F811
+    whole = run(task, tmp_path / "whole")
+    run(task, tmp_path / "broken")
+    newest = tmp_path / "broken" / "12"
+    for path in [path for path in newest.rglob("*") if path.is_file()]:
+        if damage == "gone":
+            path.unlink()
+        else:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 if damage == "truncated" else 0])
+    again = run(task, tmp_path / "broken")
+    assert [record["batches"] for record in again] == [9, 12]  # from the one before, 6
+    jax.tree.map(np.testing.assert_array_equal, again[-1]["state"], whole[-1]["state"])
+
+
+def test_what_is_half_written_is_not_a_checkpoint(task, tmp_path):  # noqa: F811
+    run(task, tmp_path)
+    (tmp_path / "99.orbax-checkpoint-tmp").mkdir()
+    assert run(task, tmp_path) == []
+
+
+def test_running_moments_are_kept(tmp_path):
+    task = batch_norm_task()
+    config = jb.FitConfig(optax.sgd(0.1, 0.9), 8, jb.epochs(3), seed=1)
+    whole = list(jb.fit(task, config))
+    stream = jb.fit_with_checkpoints(task, config, tmp_path)
+    next(stream)
+    stream.close()
+    *_, last = jb.fit_with_checkpoints(task, config, tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, last["state"], whole[-1]["state"])
+
+
+def test_another_run_is_refused(task, tmp_path):  # noqa: F811
+    run(task, tmp_path)
+    with pytest.raises(ValueError, match="holds another run .seed: 1 there, 2 here.*Take another folder"):
+        run(task, tmp_path, seed=2)
+    with pytest.raises(ValueError, match="batch_sizes"):
+        run(task, tmp_path, batch_size=6)
+    with pytest.raises(ValueError, match="every=0"):
+        next(jb.fit_with_checkpoints(task, None, tmp_path, every=0))
+    with pytest.raises(ValueError, match="keep=0"):
+        Checkpoints(tmp_path, {}, keep=0)
+
+
+def test_a_diverged_state_is_not_kept(task, tmp_path):  # noqa: F811
+    config = jb.FitConfig(optax.sgd(1e20), 8, jb.epochs(4), seed=1)
+    *_, last = jb.fit_with_checkpoints(task, config, tmp_path)
+    assert last["diverged"]
+    *_, again = jb.fit_with_checkpoints(task, config, tmp_path)
+    assert again["diverged_at_batch"] == last["diverged_at_batch"]
