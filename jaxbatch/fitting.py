@@ -20,6 +20,7 @@ from jaxbatch.batches import Duration, check_duration, epoch_order, epochs, step
 from jaxbatch.compiling import Programs
 from jaxbatch.layers import loops_are_slow
 from jaxbatch.loops import compile_epoch, make_evaluate
+from jaxbatch.parallel import compile_parallel_epoch
 from jaxbatch.tasks import Task
 from jaxbatch.train import TrainState, evaluated, init_state, make_task_step
 
@@ -30,7 +31,8 @@ class FitConfig(NamedTuple):
     ``batch_size`` is a number or a schedule ``epoch -> number``, epochs counted from 0. The learning rate that goes
     with a schedule is an optax schedule inside ``optimizer``. ``evaluations_per_epoch`` says how often a record is
     made; it changes no number of the training itself. ``microbatch_size`` bounds the examples that the device works
-    on at a time: a larger batch is accumulated and the schedule stays as it is.
+    on at a time: a larger batch is accumulated and the schedule stays as it is. ``num_devices`` share every batch, by
+    ``parallel``: ``"jit"`` or ``"pmap"`` (:mod:`jaxbatch.parallel`).
     """
 
     optimizer: optax.GradientTransformation
@@ -40,6 +42,8 @@ class FitConfig(NamedTuple):
     seed: int = 0
     evaluations_per_epoch: int = 1
     microbatch_size: int | None = None
+    num_devices: int = 1
+    parallel: str = "jit"
 
 
 class Segment(NamedTuple):
@@ -177,8 +181,16 @@ def _epoch_compiler(task: Task, config: FitConfig, state: TrainState):
     if bound is not None:
         task = task._replace(microbatch_size=min(bound, task.microbatch_size or bound))
 
+    devices = jax.devices()[: config.num_devices]
+    if len(devices) < config.num_devices:
+        raise ValueError(f"num_devices={config.num_devices}, and JAX finds {len(devices)} here.")
+    if config.num_devices > 1 and config.num_groups is not None:
+        raise ValueError(f"num_groups={config.num_groups} with num_devices={config.num_devices}: a split step runs on one device.")
+
     def compile(key):
         size, count = key
+        if config.num_devices > 1:
+            return compile_parallel_epoch(task, config.optimizer, shapes, count, size, devices, method=config.parallel)
         if bound is not None and size > bound and config.num_groups is None and loops_are_slow(*_one_part(task, shapes, bound)):
             return compile_accumulating_epoch(task, config.optimizer, shapes, size, bound)
         step = make_task_step(task, config.optimizer, size, num_groups=config.num_groups)

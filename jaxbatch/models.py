@@ -1,7 +1,8 @@
 """The networks of the studies, in Flax Linen: ``model.init(key, images)``, ``model.apply(variables, images)``.
 
 Images are ``(B, H, W, C)``. Those with batch normalisation take ``train``: in training, ``model.apply(variables, images,
-train=True, mutable=["batch_stats"])`` returns the logits and the batch's own moments.
+train=True, mutable=["batch_stats"])`` returns the logits and the batch's own moments. Whose moments normalise is up to
+``axis_name`` and ``ghost_size``, see :class:`jaxbatch.layers.BatchNorm`.
 """
 
 from typing import Any
@@ -124,12 +125,15 @@ class ResNet20(nn.Module):
 
     num_classes: int = 10
     dtype: Any = jnp.float32
+    axis_name: str | None = None  # moments over the devices along this axis
+    ghost_size: int | None = None  # moments of every so many examples by themselves
 
     @nn.compact
     def __call__(self, images: Shaped[Array, "B H W C"], train: bool = False) -> Float[Array, "B classes"]:
         def conv(x, features, kernel_size, strides=1):
             padding = kernel_size // 2
-            return ConvBatchNorm(features, kernel_size, strides, padding, kernel_init=he_fan_out)(x, train=train)
+            norm = {"axis_name": self.axis_name, "ghost_size": self.ghost_size}
+            return ConvBatchNorm(features, kernel_size, strides, padding, kernel_init=he_fan_out, **norm)(x, train=train)
 
         x = nn.relu(conv(jnp.asarray(images, self.dtype), 16, 3))
         for features, first in ((16, 1), (32, 2), (64, 2)):
@@ -161,12 +165,15 @@ class ResNet50(nn.Module):
 
     num_classes: int = 1000
     dtype: Any = jnp.float32
+    axis_name: str | None = None  # moments over the devices along this axis
+    ghost_size: int | None = None  # moments of every so many examples by themselves
 
     @nn.compact
     def __call__(self, images: Shaped[Array, "B H W C"], train: bool = False) -> Float[Array, "B classes"]:
         def conv(x, features, kernel_size, strides=1):
             padding = kernel_size // 2
-            return ConvBatchNorm(features, kernel_size, strides, padding, kernel_init=he_fan_out)(x, train=train)
+            norm = {"axis_name": self.axis_name, "ghost_size": self.ghost_size}
+            return ConvBatchNorm(features, kernel_size, strides, padding, kernel_init=he_fan_out, **norm)(x, train=train)
 
         x = nn.relu(conv(jnp.asarray(images, self.dtype), 64, 7, 2))
         x = nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)])
@@ -194,13 +201,16 @@ class VGG19BN(nn.Module):
 
     num_classes: int = 10
     dtype: Any = jnp.float32
+    axis_name: str | None = None  # moments over the devices along this axis
+    ghost_size: int | None = None  # moments of every so many examples by themselves
 
     @nn.compact
     def __call__(self, images: Shaped[Array, "B H W C"], train: bool = False) -> Float[Array, "B classes"]:
         x = jnp.asarray(images, self.dtype)
         for features, count in ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4)):
             for _ in range(count):
-                block = ConvBatchNorm(features, 3, padding=1, use_bias=True, kernel_init=he_fan_out)
+                norm = {"axis_name": self.axis_name, "ghost_size": self.ghost_size}
+                block = ConvBatchNorm(features, 3, padding=1, use_bias=True, kernel_init=he_fan_out, **norm)
                 x = nn.relu(block(x, train=train))
             x = max_pool(x, 2, layout="native")
         init = nn.initializers.normal(0.01)

@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from jaxbatch.layers.choose import Layout
 from jaxbatch.layers.convolution import conv
-from jaxbatch.layers.normalisation import affine, batch_norm, channel_moments
+from jaxbatch.layers.normalisation import affine, batch_norm, channel_moments, shared_moments, synchronised_batch_norm
 from jaxbatch.layers.pooling import conv_max_pool
 
 Initializer = Callable[..., Array]
@@ -63,9 +63,16 @@ class BatchNorm(nn.Module):
     (:func:`jaxbatch.tasks.running_average`), so that a forward pass stays a function of parameters and batch. Without
     training, the moments in ``batch_stats`` are used. The variance kept is the unbiased one, n/(n−1) of the batch's,
     as in PyTorch.
+
+    Whose moments: the batch's as it comes (on several devices, each one's share); with ``axis_name``, those of the whole
+    batch over the devices along that mapped axis (:data:`jaxbatch.parallel.AXIS`; where there is none, as on one device,
+    the batch's); with ``ghost_size``, those of every
+    contiguous group of so many examples by itself, and the mean of the groups' moments is kept.
     """
 
     epsilon: float = 1e-5
+    axis_name: str | None = None
+    ghost_size: int | None = None
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool, shift: Array | None = None) -> Array:
@@ -79,12 +86,42 @@ class BatchNorm(nn.Module):
             slope = scale * jax.lax.rsqrt(variance.value + self.epsilon)
             moved = mean.value if shift is None else mean.value - shift
             return affine(x, slope, bias - moved * slope)
-        if not self.is_initializing():
-            count = x.size // x.shape[3]
-            found_mean, found_variance = jax.lax.stop_gradient(channel_moments(x))
-            mean.value = found_mean if shift is None else found_mean + shift
-            variance.value = found_variance * (count / max(count - 1, 1))
-        return batch_norm(x, scale, bias, self.epsilon)
+        if self.is_initializing():
+            return batch_norm(x, scale, bias, self.epsilon)
+        out, found_mean, found_variance = self._normalise(x, scale, bias)
+        mean.value = found_mean if shift is None else found_mean + shift
+        variance.value = found_variance
+        return out
+
+    def _normalise(self, x, scale, bias):
+        """The result, and the moments to keep: mean and unbiased variance."""
+        count = x.size // x.shape[3]
+        if self.axis_name is not None and self.ghost_size is not None:
+            raise ValueError("axis_name and ghost_size: moments are those of the whole batch or of a group, not both.")
+        if self.axis_name is not None and _is_mapped(self.axis_name):
+            count = count * jax.lax.axis_size(self.axis_name)
+            mean, variance = jax.lax.stop_gradient(shared_moments(x, self.axis_name))
+            out = synchronised_batch_norm(x, scale, bias, self.axis_name, self.epsilon)
+        elif self.ghost_size is not None and self.ghost_size < x.shape[0]:
+            if x.shape[0] % self.ghost_size:
+                raise ValueError(f"ghost_size={self.ghost_size} does not divide the batch of {x.shape[0]} examples.")
+            groups = x.reshape(-1, self.ghost_size, *x.shape[1:])
+            count = count // len(groups)
+            moments = jax.lax.stop_gradient(jax.vmap(channel_moments)(groups))
+            mean, variance = (leaf.mean(0) for leaf in moments)
+            out = jax.vmap(lambda group: batch_norm(group, scale, bias, self.epsilon))(groups).reshape(x.shape)
+        else:
+            mean, variance = jax.lax.stop_gradient(channel_moments(x))
+            out = batch_norm(x, scale, bias, self.epsilon)
+        return out, mean, variance * (count / max(count - 1, 1))
+
+
+def _is_mapped(axis_name: str) -> bool:
+    try:
+        jax.lax.axis_size(axis_name)
+    except NameError:
+        return False
+    return True
 
 
 class ConvBatchNorm(nn.Module):
@@ -96,12 +133,15 @@ class ConvBatchNorm(nn.Module):
     padding: int = 0
     use_bias: bool = False
     kernel_init: Initializer | None = None
+    axis_name: str | None = None
+    ghost_size: int | None = None
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
         out = Conv(self.features, self.kernel_size, self.strides, self.padding, False, self.kernel_init)(x)
-        return BatchNorm()(out, train=train, shift=bias)
+        norm = BatchNorm(axis_name=self.axis_name, ghost_size=self.ghost_size)
+        return norm(out, train=train, shift=bias)
 
 
 class ConvMaxPool(nn.Module):

@@ -37,6 +37,26 @@ def channel_sum(x: Float[Array, "B H W C"]) -> Float[Array, "C"]:
     return x.reshape(batch * rows, columns * channels).sum(0).reshape(columns, channels).sum(0)
 
 
+def shared_moments(x: Float[Array, "B H W C"], axis_name: str) -> tuple[Float[Array, "C"], Float[Array, "C"]]:
+    """As :func:`channel_moments`, over the shares of all devices along a mapped axis; shares are of one size."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    count = x.size // x.shape[3]
+    mean, square = jax.lax.pmean((channel_sum(wide) / count, channel_sum(wide * wide) / count), axis_name)
+    return mean, jnp.maximum(square - mean * mean, 0)
+
+
+def synchronised_batch_norm(
+    x: Float[Array, "B H W C"], scale: Float[Array, "C"], bias: Float[Array, "C"], axis_name: str, epsilon: float = 1e-5
+) -> Float[Array, "B H W C"]:
+    """:func:`batch_norm` of the batch that lies in shares on the devices along a mapped axis.
+
+    To be called under ``pmap`` or ``shard_map``; automatic gradients, which pass between the devices too.
+    """
+    mean, variance = shared_moments(x, axis_name)
+    inverse = jax.lax.rsqrt(variance + epsilon)
+    return affine(x, scale * inverse, bias - mean * scale * inverse)
+
+
 def batch_norm(
     x: Float[Array, "B H W C"], scale: Float[Array, "C"], bias: Float[Array, "C"], epsilon: float = 1e-5
 ) -> Float[Array, "B H W C"]:

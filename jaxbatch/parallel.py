@@ -1,0 +1,169 @@
+"""The same steps over several devices: each takes its share of every batch, gradients are summed, all make one update.
+
+What a step computes is that of one device up to the order of summation: the same global batch in the same order of
+examples. A batch that the number of devices N does not divide is filled up with masked examples, which count for
+nothing in the loss and the gradient. Batch normalisation takes the moments of a device's share unless its layers are
+given the axis :data:`AXIS` (then they are those of the global batch); running moments are averaged over the devices.
+
+Axes: S steps, B examples in a batch, N devices, M = ⌈B / N⌉ examples on each.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as Spec
+from jaxtyping import Array, Bool, Int32
+
+from jaxbatch.augment import example_keys
+from jaxbatch.gradients import group_gradient_fn, microbatch_gradient
+from jaxbatch.layers import loops_are_slow
+from jaxbatch.tasks import Task
+from jaxbatch.train import TrainState
+
+AXIS = "devices"  # the name that collective operations inside a step go by
+Method = str  # "pmap" or "jit"
+
+
+def share_batches(
+    indices: Int32[np.ndarray, "S B"], num_devices: int
+) -> tuple[Int32[np.ndarray, "N S M"], Bool[np.ndarray, "N S M"]]:
+    """Each device's share of every batch, contiguous, with a mask that is False where a slot holds no example of its own.
+
+    Example:
+        >>> shares, mask = share_batches(np.array([[5, 6, 7]], np.int32), 2)
+        >>> shares.tolist(), mask.tolist()
+        ([[[5, 6]], [[7, 5]]], [[[True, True]], [[True, False]]])
+    """
+    steps, size = indices.shape
+    share = -(-size // num_devices)
+    slots = np.arange(num_devices * share)
+    filled = indices[:, slots % size].reshape(steps, num_devices, share)  # real examples, so that nothing is undefined
+    mask = np.broadcast_to((slots < size).reshape(1, num_devices, share), filled.shape)
+    return filled.transpose(1, 0, 2), mask.transpose(1, 0, 2)
+
+
+def compile_parallel_epoch(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    state: Any,
+    num_steps: int,
+    batch_size: int,
+    devices: Sequence[jax.Device],
+    *,
+    method: Method = "jit",
+) -> Callable[..., tuple[TrainState, Array]]:
+    """What :func:`jaxbatch.compile_epoch` does, over several devices, compiled here and now.
+
+    Args:
+        task: as :func:`jaxbatch.fit` takes it; its data are copied to every device.
+        optimizer: any optax optimizer; every device makes the same update.
+        state: of which only shapes are used.
+        num_steps: S.
+        batch_size: B, over all devices.
+        devices: N of them.
+        method: ``"pmap"``, or ``"jit"``: sharded arrays and ``shard_map``.
+
+    Returns:
+        ``run(state, data, indices) -> (state, losses)``, with ``[seed, epoch]`` beside where the task prepares its batches;
+        state and losses are those of one device.
+
+    Raises:
+        ValueError: no device, another ``method``.
+    """
+    count = len(devices)
+    if count < 1:
+        raise ValueError("devices is empty: at least 1 is needed.")
+    if method not in ("pmap", "jit"):
+        raise ValueError(f"method={method!r} must be 'pmap' or 'jit'.")
+    step = make_shared_step(task, optimizer, batch_size)
+
+    def epoch(state, data, indices, mask, place):
+        """On one device: its share of every batch."""
+
+        def one(state, share):
+            index, kept = share
+            batch = jax.tree.map(lambda leaf: leaf[index], data)
+            if task.prepare is not None:
+                batch = task.prepare(example_keys(place[0], place[1], index), batch)
+            return step(state, batch, kept)
+
+        return lax.scan(one, state, (indices, mask))
+
+    share, shapes = -(-batch_size // count), jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
+    # Networks on XLA's convolutions, which are slow inside compiled loops on CPU, go step by step.
+    some = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, share, *leaf.shape[1:]), leaf.dtype), task.train_data)
+    under_axis = lambda params, batch: jax.vmap(lambda part: task.loss_fn(params, part), axis_name=AXIS)(batch)
+    at_a_time = 1 if loops_are_slow(under_axis, shapes.params, some) else num_steps
+    wanted = [jax.ShapeDtypeStruct((count, at_a_time, share), dtype) for dtype in (jnp.int32, jnp.bool_)]
+    wanted = (shapes, task.train_data, *wanted, jax.ShapeDtypeStruct((2,), jnp.int32))
+    if method == "pmap":
+        program = jax.pmap(epoch, AXIS, in_axes=(None, None, 0, 0, None), out_axes=None, devices=devices)
+        program = program.lower(*wanted).compile()
+    else:
+        mesh = jax.make_mesh((count,), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+
+        def squeezed(state, data, indices, mask, place):
+            return epoch(state, data, indices[0], mask[0], place)
+
+        specs = (Spec(), Spec(), Spec(AXIS), Spec(AXIS), Spec())
+        shared = jax.shard_map(squeezed, mesh=mesh, in_specs=specs, out_specs=(Spec(), Spec()), check_vma=False)
+        everywhere, split = NamedSharding(mesh, Spec()), NamedSharding(mesh, Spec(AXIS))
+        program = jax.jit(shared, in_shardings=(everywhere, everywhere, split, split, everywhere), out_shardings=everywhere)
+        program = program.lower(*wanted).compile()
+
+    def place_on_all(tree):
+        return tree if method == "pmap" else jax.device_put(tree, everywhere)
+
+    placed = {}  # the data, moved to all devices once
+
+    def run(state, data, indices, place=(0, 0)):
+        if placed.get("from") is not data:
+            placed.update({"from": data, "data": place_on_all(data)})
+        shares, mask = share_batches(np.asarray(indices, np.int32), count)
+        state, place, losses = place_on_all(state), np.asarray(place, np.int32), []
+        for start in range(0, len(indices), at_a_time):
+            part = slice(start, start + at_a_time)
+            state, found = program(state, placed["data"], shares[:, part], mask[:, part], place)
+            losses.append(found)  # a promise: nothing is waited for here
+        # Through the host, once a call: what comes back belongs to no mesh, and one device can go on with it.
+        return jax.tree.map(jnp.asarray, jax.device_get(state)), jnp.asarray(np.concatenate(jax.device_get(losses)))
+
+    return run
+
+
+def make_shared_step(task: Task, optimizer: optax.GradientTransformation, batch_size: int):
+    """``step(state, share, mask) -> (state, mean loss of the batch)``, to be run under the axis :data:`AXIS`."""
+    has_aux, bound = task.update_model_state is not None, task.microbatch_size
+
+    def masked(params, pair):
+        batch, mask = pair
+        losses, aux = task.loss_fn(params, batch) if has_aux else (task.loss_fn(params, batch), None)
+        losses = jnp.where(mask, losses, 0)
+        return (losses, aux) if has_aux else losses
+
+    def step(state, batch, mask):
+        share, model_state = len(mask), state.model_state
+        in_parts = bound is not None and bound < share
+        if in_parts:
+            gradient_fn = functools.partial(microbatch_gradient, masked, microbatch_size=bound, has_aux=has_aux)
+        else:
+            gradient_fn = group_gradient_fn(masked, has_aux=has_aux)
+        losses, gradient, aux = gradient_fn(state.params, (batch, mask))
+        # The mean over a share, as a part of the mean over the batch.
+        loss, gradient = lax.psum((losses.sum() / batch_size, optax.tree.scale(share / batch_size, gradient)), AXIS)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        if has_aux:
+            found, update = lax.pmean(aux, AXIS), task.update_model_state
+            in_turn = lambda old: lax.scan(lambda old, one: (update(old, one), None), old, found)[0]
+            model_state = in_turn(model_state) if in_parts else update(model_state, found)
+        return TrainState(params, opt_state, state.step + 1, model_state), loss
+
+    return step

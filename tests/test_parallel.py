@@ -1,0 +1,114 @@
+"""Several devices make the run of one: four virtual CPU devices, in a process of their own."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from jaxbatch.parallel import share_batches
+from tests.conftest import ROOT
+
+RUN = """
+import json, sys
+import jax, numpy as np, optax
+import jax.numpy as jnp
+from flax import linen as nn
+import jaxbatch as jb
+from jaxbatch.layers import ConvBatchNorm
+from jaxbatch.parallel import AXIS
+from tests.conftest import make_problem
+
+loss_fn, params, data = make_problem(24)
+metrics_fn = lambda p, batch: {"loss": loss_fn(p, batch), "accuracy": loss_fn(p, batch)}
+plain = jb.Task(lambda key: jax.tree.map(lambda leaf: leaf + jax.random.normal(key), params), loss_fn, metrics_fn, data, data)
+noisy = plain._replace(prepare=lambda keys, batch: batch | {"x": batch["x"] + jax.vmap(lambda k: jax.random.normal(k, (5,)))(keys)})
+
+
+class Network(nn.Module):
+    axis_name: str | None = None
+    ghost_size: int | None = None
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        norm = {"axis_name": self.axis_name, "ghost_size": self.ghost_size}
+        return nn.Dense(3)(nn.relu(ConvBatchNorm(4, 3, padding=1, use_bias=True, **norm)(images, train=train)).mean((1, 2)))
+
+
+def network(**norm):
+    random = np.random.default_rng(0)
+    images, labels = random.integers(0, 256, (24, 6, 6, 2), dtype=np.uint8), random.integers(0, 3, 24).astype(np.int32)
+    return jb.classification_task(Network(**norm), jb.Dataset("r", images, labels, images, labels, 3, (0.5, 0.5), (0.25, 0.25)))
+
+
+def last(task, size, **changes):
+    config = jb.FitConfig(optax.sgd(0.02, 0.9), size, jb.epochs(2), seed=4)._replace(**changes)
+    *_, record = jb.fit(task, config)
+    state = record["state"]
+    return [np.asarray(leaf, float).ravel() for leaf in jax.tree.leaves((state.params, state.opt_state, state.model_state, record["loss"], record["test_loss"]))]
+
+
+def apart(a, b):
+    return max(float(np.abs(x - y).max() / (1 + np.abs(y).max())) for x, y in zip(a, b, strict=True))
+
+
+found = {}
+for name, task in (("plain", plain), ("prepared", noisy), ("microbatches", plain._replace(microbatch_size=2))):
+    for size in (8, 6, 7):
+        one = last(task, size)
+        for method in ("jit", "pmap"):
+            for count in (2, 4):
+                found[f"{name} {size} {method} {count}"] = apart(last(task, size, num_devices=count, parallel=method), one)
+one = last(network(), 8)
+for method in ("jit", "pmap"):
+    found[f"synchronised {method}"] = apart(last(network(axis_name=AXIS), 8, num_devices=4, parallel=method), one)
+    ghost = last(network(ghost_size=2), 8)
+    found[f"local is ghost {method}"] = apart(last(network(), 8, num_devices=4, parallel=method)[:-2], ghost[:-2])
+found["local is not the whole"] = apart(ghost, one)
+schedule = jb.adabatch_schedule(batch_size=3, growth=2, every=1)
+found["schedule"] = apart(last(plain, schedule, num_devices=4), last(plain, schedule))
+for changes, text in (({"num_devices": 5}, "num_devices=5"), ({"num_devices": 2, "num_groups": 2}, "num_groups=2"), ({"num_devices": 2, "parallel": "mpi"}, "method='mpi'")):
+    try:
+        last(plain, 8, **changes)
+    except ValueError as error:
+        found[f"refused {text}"] = 0.0 if text in str(error) else 1.0
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def found():
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", RUN], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", ["plain", "prepared", "microbatches"])
+def test_the_run_of_one_device(found, name):
+    errors = {key: value for key, value in found.items() if key.startswith(name)}
+    assert len(errors) == 12 and max(errors.values()) < 1e-5, errors  # 6 and 7 examples are not divided by 4 devices
+
+
+def test_moments_synchronised_or_of_each_device(found):
+    assert found["synchronised jit"] < 1e-5 and found["synchronised pmap"] < 1e-5
+    assert found["local is ghost jit"] < 1e-5 and found["local is ghost pmap"] < 1e-5
+    assert found["local is not the whole"] > 1e-3
+
+
+def test_a_schedule_and_refusals(found):
+    assert found["schedule"] < 1e-5
+    assert sum(key.startswith("refused") for key in found) == 3
+    assert all(value == 0 for key, value in found.items() if key.startswith("refused"))
+
+
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_every_example_has_one_place(size):
+    indices = np.arange(2 * size, dtype=np.int32).reshape(2, size)
+    shares, mask = share_batches(indices, 4)
+    assert shares.shape == mask.shape == (4, 2, -(-size // 4))
+    for step in range(2):
+        assert sorted(shares[:, step][mask[:, step]]) == list(indices[step])
