@@ -36,8 +36,9 @@ def fit_with_checkpoints(
         keep: how many of the newest stay on disk.
 
     Yields:
-        The records of :func:`jaxbatch.fit` that come after the newest good checkpoint. Each is yielded when its own
-        checkpoint is on disk. A state that is not finite is not kept.
+        The records of :func:`jaxbatch.fit` that come after the newest good checkpoint. A checkpoint is written when the
+        next record is asked for, so that whoever writes down what is yielded misses none; after a kill some may come a
+        second time, with the same numbers. A state that is not finite is not kept.
 
     Raises:
         ValueError: ``every`` or ``keep`` below 1, or a folder that holds a run with another seed, data set size or plan of
@@ -51,7 +52,8 @@ def fit_with_checkpoints(
         >>> data = jnp.array([1.0, 2.0, 3.0, 4.0])
         >>> task, folder = Task(lambda key: jnp.array(0.0), loss_fn, metrics_fn, data, data), tempfile.mkdtemp()
         >>> config = FitConfig(optax.sgd(0.5), batch_size=4, duration=epochs(3))
-        >>> first = next(fit_with_checkpoints(task, config, folder))  # and then the machine goes away
+        >>> run = fit_with_checkpoints(task, config, folder)
+        >>> first, second = next(run), next(run)  # and then the machine goes away
         >>> [record["epoch"] for record in fit_with_checkpoints(task, config, folder)]
         [2.0, 3.0]
     """
@@ -67,10 +69,10 @@ def fit_with_checkpoints(
     checkpoints = Checkpoints(checkpoint_dir, about, keep=keep)
     ends = np.cumsum([segment.num_batches for segment in segments]).tolist()
     for record in fit(task, config, state=checkpoints.latest(init_state(task, config.optimizer, config.seed))):
+        yield record
         number = ends.index(record["batches"]) + 1
         if not record["diverged"] and (number % every == 0 or number == len(ends)):
             checkpoints.save(record["batches"], record["state"])
-        yield record
 
 
 class Checkpoints:
@@ -84,7 +86,7 @@ class Checkpoints:
         keep: how many of the newest stay.
 
     Raises:
-        ValueError: ``keep`` below 1, or a folder of another run.
+        ValueError: ``keep`` below 1, or a folder of another run; from ``latest``, a state of other shapes.
     """
 
     def __init__(self, folder: str | os.PathLike, about: dict[str, Any], *, keep: int = 2):
@@ -120,15 +122,22 @@ class Checkpoints:
 
     def latest(self, like: PyTree) -> PyTree | None:
         """The newest checkpoint that can be read, as a pytree like ``like``; None where there is none."""
-        ocp = _orbax()
-        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), _as_arrays(like))
+        ocp, wanted = _orbax(), _as_arrays(like)
         for step in reversed(self.steps()):
             try:
-                leaves = jax.tree.leaves(ocp.load(self.folder / f"{step}", shapes))
+                found = ocp.load(self.folder / f"{step}")
             except Exception:  # damaged, in one of the many ways a file can be: the one before it may be good
                 continue
-            return jax.tree.unflatten(jax.tree.structure(like), [jax.numpy.asarray(leaf) for leaf in leaves])
+            if _shapes(found) != _shapes(wanted):
+                raise ValueError(
+                    f"checkpoint_dir={os.fspath(self.folder)!r} holds the state of another model or optimizer. Take another folder."
+                )
+            return jax.tree.unflatten(jax.tree.structure(like), [jax.numpy.asarray(found[name]) for name in wanted])
         return None
+
+
+def _shapes(arrays: dict[str, np.ndarray]) -> dict[str, tuple]:
+    return {name: (tuple(leaf.shape), leaf.dtype.name) for name, leaf in arrays.items()}
 
 
 def _as_arrays(tree: PyTree) -> dict[str, np.ndarray]:

@@ -105,9 +105,10 @@ def test_running_moments_are_kept(tmp_path):
     config = jb.FitConfig(optax.sgd(0.1, 0.9), 8, jb.epochs(3), seed=1)
     whole = list(jb.fit(task, config))
     stream = jb.fit_with_checkpoints(task, config, tmp_path)
-    next(stream)
+    next(stream), next(stream)
     stream.close()
-    *_, last = jb.fit_with_checkpoints(task, config, tmp_path)
+    *_, last = rest = list(jb.fit_with_checkpoints(task, config, tmp_path))
+    assert [record["epoch"] for record in rest] == [2, 3]  # the second comes again
     jax.tree.map(np.testing.assert_array_equal, last["state"], whole[-1]["state"])
 
 
@@ -118,7 +119,9 @@ def test_another_run_is_refused(task, tmp_path):  # noqa: F811
     with pytest.raises(ValueError, match="batch_sizes"):
         run(task, tmp_path, batch_size=6)
     with pytest.raises(ValueError, match="every=0"):
-        next(jb.fit_with_checkpoints(task, None, tmp_path, every=0))
+        next(jb.fit_with_checkpoints(task, jb.FitConfig(optax.sgd(0.1), 8), tmp_path, every=0))
+    with pytest.raises(ValueError, match="another model or optimizer"):
+        run(task, tmp_path, optimizer=optax.adam(0.1))
     with pytest.raises(ValueError, match="keep=0"):
         Checkpoints(tmp_path, {}, keep=0)
 
