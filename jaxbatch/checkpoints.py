@@ -69,10 +69,11 @@ def fit_with_checkpoints(
     checkpoints = Checkpoints(checkpoint_dir, about, keep=keep)
     ends = np.cumsum([segment.num_batches for segment in segments]).tolist()
     for record in fit(task, config, state=checkpoints.latest(init_state(task, config.optimizer, config.seed))):
+        batches, state, number = record["batches"], record["state"], ends.index(record["batches"]) + 1
+        wanted = not record["diverged"] and (number % every == 0 or number == len(ends))
         yield record
-        number = ends.index(record["batches"]) + 1
-        if not record["diverged"] and (number % every == 0 or number == len(ends)):
-            checkpoints.save(record["batches"], record["state"])
+        if wanted:
+            checkpoints.save(batches, state)
 
 
 class Checkpoints:
