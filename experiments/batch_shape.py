@@ -20,8 +20,9 @@ import optax
 from rich.console import Console
 
 import jaxbatch as jb
-from experiments.batch_shape_report import draw_figure, print_tables, verdict, window
-from experiments.study import StudyConfig, check_positive, open_study, run_study
+from experiments import batch_shape_report
+from experiments.batch_shape_report import window
+from experiments.study import StudyConfig, check_positive, open_study, run_study, show_results
 from jaxbatch.records import Record, RunFolder
 from jaxbatch.report import progress_bar
 from jaxbatch.timing import timed_rounds
@@ -103,17 +104,13 @@ def measure(config: Config, dataset: jb.Dataset, run: RunFolder, console: Consol
 
 
 def study(config: Config, console: Console) -> None:
-    """Measures what is missing, then table, figure and verdict from the files alone."""
+    """Measures what is missing, then shows what the files hold."""
     dataset = jb.load_dataset(config.dataset, data_dir=config.data_dir)
     config = resolve(config, len(dataset.train_labels))
     run = open_study("batch_shape", config, console)
     for record in measure(config, dataset, run, console):
         run.append(record)
-    print_tables(console, config, run.records, run.provenance)
-    path = draw_figure(config, run.records, run.path)
-    for sentence in verdict(config, run.records):
-        console.print(sentence, style="bold", soft_wrap=True)
-    console.print(f"Figure: {path}", soft_wrap=True)
+    show_results(console, config, run, batch_shape_report)
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -19,8 +19,7 @@ import optax
 from rich.console import Console
 
 import jaxbatch as jb
-from experiments import iteration_speed, learning_rate_grid
-from experiments.convergence_report import draw_figure, print_tables, verdict
+from experiments import convergence_report, iteration_speed, learning_rate_grid
 from experiments.learning_rate_grid_report import best_rates
 from experiments.study import (
     SizesConfig,
@@ -30,6 +29,7 @@ from experiments.study import (
     open_study,
     resolve_sizes,
     run_study,
+    show_results,
 )
 from jaxbatch.records import Record, RunFolder
 from jaxbatch.report import progress_bar
@@ -155,17 +155,13 @@ def measure(config: Config, task: Task, rates: dict[str, dict[int, float]], run:
 
 
 def study(config: Config, console: Console) -> None:
-    """Measures what is missing, then table, figure and verdict from the files alone."""
+    """Measures what is missing, then shows what the files hold."""
     task = load_task(config)
     config = resolve(config, task.num_examples)
     rates = {"same": dict.fromkeys(config.batch_sizes, config.learning_rate), "tuned": find_tuned_rates(config, task, console)}
     run = open_study("convergence", config, console)
     measure(config, task, rates, run, console)
-    print_tables(console, config, run.records, run.provenance)
-    path = draw_figure(config, run.records, run.path)
-    for sentence in verdict(config, run.records):
-        console.print(sentence, style="bold", soft_wrap=True)
-    console.print(f"Figure: {path}", soft_wrap=True)
+    show_results(console, config, run, convergence_report)
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -21,7 +21,7 @@ from jax import lax
 from rich.console import Console
 
 import jaxbatch as jb
-from experiments.gradient_smoothness_report import draw_figures, print_tables, verdict
+from experiments import gradient_smoothness_report
 from experiments.study import (
     StudyConfig,
     check_momentum,
@@ -30,6 +30,7 @@ from experiments.study import (
     open_study,
     resolve_batch_sizes,
     run_study,
+    show_results,
 )
 from jaxbatch.batches import steps_per_epoch
 from jaxbatch.fitting import first_nonfinite
@@ -189,16 +190,12 @@ def measure(config: Config, task: Task, run: RunFolder, console: Console) -> Non
 
 
 def study(config: Config, console: Console) -> None:
-    """Measures what is missing, then table, figures and verdict from the files alone."""
+    """Measures what is missing, then shows what the files hold."""
     task = load_task(config)
     config = resolve(config, task.num_examples)
     run = open_study("gradient_smoothness", config, console)
     measure(config, task, run, console)
-    print_tables(console, config, run.records, run.provenance)
-    paths = draw_figures(config, run.records, run.path)
-    for sentence in verdict(config, run.records):
-        console.print(sentence, style="bold", soft_wrap=True)
-    console.print(f"Figures: {', '.join(map(str, paths))}", soft_wrap=True)
+    show_results(console, config, run, gradient_smoothness_report)
 
 
 def main(args: Sequence[str] | None = None) -> None:

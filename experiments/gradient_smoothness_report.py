@@ -145,7 +145,7 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
     return sentences
 
 
-def draw_figures(config, records: Sequence[Record], folder: pathlib.Path) -> list[pathlib.Path]:
+def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> list[pathlib.Path]:
     """All curves over each other; a panel each on one scale; errors against the full gradient."""
     return [
         _draw_overlaid(config, records, folder),

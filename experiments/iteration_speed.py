@@ -22,7 +22,7 @@ import optax
 from rich.console import Console
 
 import jaxbatch as jb
-from experiments.iteration_speed_report import draw_figure, print_tables, verdict
+from experiments import iteration_speed_report
 from experiments.study import (
     StudyConfig,
     check_momentum,
@@ -31,6 +31,7 @@ from experiments.study import (
     open_study,
     resolve_batch_sizes,
     run_study,
+    show_results,
 )
 from jaxbatch.batches import even_part
 from jaxbatch.groups import map_in_parts
@@ -178,16 +179,12 @@ def measure(config: Config, task: Task, run: RunFolder, console: Console) -> Non
 
 
 def study(config: Config, console: Console) -> None:
-    """Measures what is missing, then table, figure and verdict from the files alone."""
+    """Measures what is missing, then shows what the files hold."""
     task = load_task(config)
     config = resolve(config, task.num_examples)
     run = open_study("iteration_speed", config, console)
     measure(config, task, run, console)
-    print_tables(console, config, run.records, run.provenance)
-    path = draw_figure(config, run.records, run.path)
-    for sentence in verdict(config, run.records):
-        console.print(sentence, style="bold", soft_wrap=True)
-    console.print(f"Figure: {path}", soft_wrap=True)
+    show_results(console, config, run, iteration_speed_report)
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -20,7 +20,7 @@ import optax
 from rich.console import Console
 
 import jaxbatch as jb
-from experiments.learning_rate_grid_report import draw_figure, print_tables, verdict
+from experiments import learning_rate_grid_report
 from experiments.study import (
     SizesConfig,
     check_positive,
@@ -29,6 +29,7 @@ from experiments.study import (
     open_study,
     resolve_sizes,
     run_study,
+    show_results,
 )
 from jaxbatch.records import RunFolder
 from jaxbatch.report import progress_bar
@@ -121,16 +122,12 @@ def measure(config: Config, task: Task, run: RunFolder, console: Console) -> Non
 
 
 def study(config: Config, console: Console) -> None:
-    """Measures what is missing, then table, figure and verdict from the files alone."""
+    """Measures what is missing, then shows what the files hold."""
     task = load_task(config)
     config = resolve(config, task.num_examples)
     run = open_study("learning_rate_grid", config, console)
     measure(config, task, run, console)
-    print_tables(console, config, run.records, run.provenance)
-    path = draw_figure(config, run.records, run.path)
-    for sentence in verdict(config, run.records):
-        console.print(sentence, style="bold", soft_wrap=True)
-    console.print(f"Figure: {path}", soft_wrap=True)
+    show_results(console, config, run, learning_rate_grid_report)
 
 
 def main(args: Sequence[str] | None = None) -> None:

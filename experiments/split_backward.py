@@ -28,8 +28,8 @@ from jax import lax
 from rich.console import Console
 
 import jaxbatch as jb
-from experiments.split_backward_report import draw_figure, print_tables, verdict
-from experiments.study import PROTOCOLS, StudyConfig, check_momentum, check_positive, load_task, open_study, run_study
+from experiments import split_backward_report
+from experiments.study import PROTOCOLS, StudyConfig, check_momentum, check_positive, load_task, open_study, run_study, show_results
 from jaxbatch.batches import cut_batches, epoch_order, steps_per_epoch
 from jaxbatch.fitting import first_nonfinite
 from jaxbatch.groups import check_num_groups, split_groups
@@ -309,15 +309,11 @@ def measure(config: Config, run: RunFolder, console: Console) -> None:
 
 
 def study(config: Config, console: Console) -> None:
-    """Measures what is missing, then table, figure and verdict from the files alone."""
+    """Measures what is missing, then shows what the files hold."""
     config = resolve(config)
     run = open_study("split_backward", config, console)
     measure(config, run, console)
-    print_tables(console, config, run.records, run.provenance)
-    path = draw_figure(config, run.records, run.path)
-    for sentence in verdict(config, run.records):
-        console.print(sentence, style="bold", soft_wrap=True)
-    console.print(f"Figure: {path}", soft_wrap=True)
+    show_results(console, config, run, split_backward_report)
 
 
 def main(args: Sequence[str] | None = None) -> None:

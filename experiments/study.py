@@ -7,6 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import TypeVar
 
 import tyro
@@ -170,6 +171,24 @@ def describe_setting(console: Console, config: StudyConfig, provenance: Record, 
     """One line above the tables: data set, setting, machine."""
     machine = f"{provenance['device']}, {provenance['num_cores']} cores, jax {provenance['jax']}"
     console.print(f"\n{', '.join([config.dataset, *rest])}, {config.seeds} seeds; {machine}", soft_wrap=True)
+
+
+def show_results(console: Console, config: StudyConfig, run: RunFolder, report: ModuleType) -> None:
+    """Tables, figures and the closing sentences, from the records alone.
+
+    Args:
+        console: to print on.
+        config: of the study.
+        run: its run folder.
+        report: the study's report: ``print_tables(console, config, records, provenance)``, ``draw_figure(config, records,
+            folder)``, which returns one path or several, and ``verdict(config, records)``.
+    """
+    report.print_tables(console, config, run.records, run.provenance)
+    drawn = report.draw_figure(config, run.records, run.path)
+    for sentence in report.verdict(config, run.records):
+        console.print(sentence, style="bold", soft_wrap=True)
+    paths = drawn if isinstance(drawn, list) else [drawn]
+    console.print(f"{'Figures' if len(paths) > 1 else 'Figure'}: {', '.join(map(str, paths))}", soft_wrap=True)
 
 
 def parse(config_type: type[Config], description: str, args: Sequence[str] | None = None) -> Config:
