@@ -1,0 +1,239 @@
+"""Does a batch that grows while the rate decays train as well as a small one, and how much faster?
+
+Four arms see the same epochs. Every so many epochs
+
+    (a) small      keeps its batch and multiplies its rate by decay / growth
+    (b) adaptive   multiplies its batch by growth and its rate by decay: the same effective rate as (a)
+    (c) large      has the largest batch of (b) from the start, and the rates of (a)
+    (d) tuned      is (a) from the best of several starting rates: the baseline that a protocol's fixed rate may hide
+
+    python -m experiments.adabatch                                                          about 2 minutes
+    python -m experiments.adabatch --dataset cifar10 --model resnet20 --num-examples 2500 --epochs 10     the small protocol
+
+Forward and backward are timed apart for every batch size, side by side, loading, loss and optimizer left out.
+"""
+
+import dataclasses
+import pathlib
+import shutil
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from rich.console import Console
+
+import jaxbatch as jb
+from experiments import adabatch_report
+from experiments.study import (
+    StudyConfig,
+    check_momentum,
+    check_positive,
+    open_study,
+    run_study,
+    show_results,
+)
+from jaxbatch.augment import crop_and_flip, normalise
+from jaxbatch.records import Record, RunFolder
+from jaxbatch.report import progress_bar
+from jaxbatch.schedules import count_steps
+from jaxbatch.tasks import Task
+from jaxbatch.timing import timed_rounds
+
+MODELS = {"simple_cnn": jb.SimpleCNN, "alexnet": jb.AlexNet, "resnet20": jb.ResNet20, "vgg19_bn": jb.VGG19BN}
+ARMS = ("small", "adaptive", "large", "tuned")
+OTHER_SEED = 1000  # of the runs that choose the rate of (d)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(StudyConfig):
+    """Flags of the study."""
+
+    model: Literal["simple_cnn", "alexnet", "resnet20", "vgg19_bn"] = "simple_cnn"
+    """The network."""
+    epochs: int | None = None
+    """Passes over the training set. Default: 100 for CIFAR, 25 for the others."""
+    every: int | None = None
+    """Epochs between changes. Default: a fifth of them all."""
+    batch_size: int | None = None
+    """Of (a), and of (b) at the start. Default: 16 for digits, 256 for alexnet, else 128."""
+    max_batch_size: int | None = None
+    """Of (c), and of (b) at the end. Default: 16 times the first, as far as the data set allows."""
+    growth: float = 2.0
+    """Factor of the batch of (b) at each change."""
+    decay: float = 0.75
+    """Factor of the rate of (b) at each change; that of the others is decay / growth."""
+    learning_rate: float = 0.01
+    """Rate at the start of (a), (b) and (c)."""
+    tuned_rates: tuple[float, ...] = (0.01, 0.0316, 0.1)
+    """Rates that (d) chooses from."""
+    momentum: float = 0.9
+    """Momentum of SGD, at least 0 and below 1."""
+    weight_decay: float = 5e-4
+    """L2 term added to the gradient, of all parameters."""
+    num_examples: int | None = None
+    """Only the first so many training examples, and a fifth as many for the test."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type that the network computes in; parameters are float32."""
+    augment: bool | None = None
+    """Crop with padding 4 and flip. Default: for CIFAR."""
+    seeds: int = 3
+    """Number of seeds; each has its own initial weights and its own order of examples."""
+    rounds: int = 10
+    """Rounds in which forward and backward are timed."""
+
+
+def load(config: Config) -> jb.Dataset:
+    """The data set, cut to ``num_examples``."""
+    dataset = jb.load_dataset(config.dataset, data_dir=config.data_dir)
+    if config.num_examples is None:
+        return dataset
+    if not 10 <= config.num_examples <= len(dataset.train_labels):
+        raise ValueError(f"--num-examples {config.num_examples} must be from 10 to {len(dataset.train_labels)}.")
+    test = max(1, config.num_examples // 5)
+    return dataset._replace(
+        train_images=dataset.train_images[: config.num_examples],
+        train_labels=dataset.train_labels[: config.num_examples],
+        test_images=dataset.test_images[:test],
+        test_labels=dataset.test_labels[:test],
+    )
+
+
+def resolve(config: Config, num_examples: int) -> Config:
+    """Fills in what depends on the data set and the network, shrinks for --quick, and checks."""
+    is_cifar = config.dataset.startswith("cifar")
+    if config.quick:
+        config = dataclasses.replace(
+            config, epochs=min(config.epochs or 5, 5), seeds=min(config.seeds, 2), rounds=2, tuned_rates=config.tuned_rates[:2]
+        )
+    check_positive(config, "epochs", "every", "batch_size", "max_batch_size", "learning_rate", "tuned_rates", "seeds", "rounds", "decay")
+    check_momentum(config.momentum)
+    if config.weight_decay < 0:
+        raise ValueError(f"--weight-decay {config.weight_decay} must be at least 0.")
+    epochs = config.epochs or (100 if is_cifar else 25)
+    start = config.batch_size or (16 if config.dataset == "digits" else 256 if config.model == "alexnet" else 128)
+    config = dataclasses.replace(
+        config,
+        epochs=epochs,
+        every=config.every or max(1, epochs // 5),
+        batch_size=start,
+        max_batch_size=config.max_batch_size or max(start, min(16 * start, num_examples // 2)),
+        augment=is_cifar if config.augment is None else config.augment,
+    )
+    for arm in ("adaptive", "large"):
+        count_steps(make_schedule(config, arm), num_examples, config.epochs)  # a batch larger than the data ends here
+    return config
+
+
+def make_schedule(config: Config, arm: str) -> jb.BatchSizeSchedule:
+    """The batch sizes of an arm."""
+    if arm == "adaptive":
+        return jb.adabatch_schedule(
+            batch_size=config.batch_size, growth=config.growth, every=config.every, max_batch_size=config.max_batch_size
+        )
+    size = config.max_batch_size if arm == "large" else config.batch_size
+    return jb.constant_schedule(size, every=config.every)
+
+
+def make_fit_config(config: Config, arm: str, rate: float, seed: int, num_examples: int) -> jb.FitConfig:
+    """Batch sizes of an arm, and the optimizer with the rate coupled to them."""
+    schedule = make_schedule(config, arm)
+    decay = config.decay if arm == "adaptive" else config.decay / config.growth
+    learning_rate = jb.coupled_learning_rate(schedule, init=rate, decay=decay, num_examples=num_examples, num_epochs=config.epochs)
+    optimizer = optax.chain(optax.add_decayed_weights(config.weight_decay), optax.sgd(learning_rate, config.momentum))
+    return jb.FitConfig(optimizer, schedule, jb.epochs(config.epochs), seed=seed)
+
+
+def measure_run(task: Task, config: Config, arm: str, rate: float, seed: int, folder: pathlib.Path) -> Iterator[Record]:
+    """One record an epoch, going on from the checkpoints in ``folder``."""
+    fit_config = make_fit_config(config, "small" if arm in ("tune", "tuned") else arm, rate, seed, task.num_examples)
+    for record in jb.fit_with_checkpoints(task, fit_config, folder):
+        kept = ("batch_size", "updates", "loss", "test_loss", "test_accuracy", "diverged")
+        times = ("train_seconds", "compile_seconds", "stall_seconds")
+        place = {"kind": "epoch", "arm": arm, "learning_rate": rate, "seed": seed, "epoch": round(record["epoch"])}
+        yield place | {name: record[name] for name in kept + times}
+
+
+def measure_cost(dataset: jb.Dataset, config: Config, sizes: Sequence[int]) -> Iterator[Record]:
+    """Milliseconds of the network's forward pass, and of forward and backward, at each batch size, side by side."""
+    model = MODELS[config.model](num_classes=dataset.num_classes, dtype=jnp.dtype(config.dtype))
+    images = jnp.asarray(dataset.train_images[: max(sizes)])
+    variables = jax.jit(model.init)(jax.random.key(0), normalise(images[:1], dataset.mean, dataset.std))
+    stateful = {"train": True, "mutable": ["batch_stats"]} if "batch_stats" in variables else {}
+
+    def forward(params, images):
+        found = model.apply({**variables, "params": params}, images, **stateful)
+        return found[0] if stateful else found
+
+    def backward(params, images, cotangent):
+        return jax.grad(lambda p: (forward(p, images) * cotangent).sum())(params)
+
+    contenders = {}
+    for size in sizes:
+        batch = normalise(images[:size], dataset.mean, dataset.std)
+        cotangent = jax.random.normal(jax.random.key(1), (size, dataset.num_classes)) / size
+        for name, function, arguments in (("forward", forward, (batch,)), ("both", backward, (batch, cotangent))):
+            program = jax.jit(function).lower(variables["params"], *arguments).compile()
+            contenders[name, size] = lambda program=program, arguments=arguments: program(variables["params"], *arguments)
+    for number, times in enumerate(timed_rounds(contenders, config.rounds)):
+        for size in sizes:
+            both, alone = times["both", size], times["forward", size]
+            yield {"kind": "cost", "round": number, "batch_size": size, "forward_ms": alone, "backward_ms": both - alone}
+
+
+def measure(config: Config, dataset: jb.Dataset, run: RunFolder, console: Console) -> None:
+    """Makes the measurements that are not in the run folder yet."""
+    augment = crop_and_flip if config.augment else None
+    model = MODELS[config.model](num_classes=dataset.num_classes, dtype=jnp.dtype(config.dtype))
+    task = jb.classification_task(model, dataset, augment=augment)
+    sizes = sorted({make_schedule(config, arm)(epoch) for arm in ("adaptive", "large") for epoch in range(config.epochs)})
+    if len(run.find(kind="cost")) < config.rounds * len(sizes):
+        known = {(record["round"], record["batch_size"]) for record in run.find(kind="cost")}
+        for record in measure_cost(dataset, config, sizes):
+            if (record["round"], record["batch_size"]) not in known:
+                run.append(record)
+    with progress_bar(console) as progress:
+        total = (len(config.tuned_rates) + len(ARMS) * config.seeds) * config.epochs
+        bar = progress.add_task("epochs", total=total, rate="")
+
+        def train(arm, rate, seed):
+            rows = run.find(kind="epoch", arm=arm, learning_rate=rate, seed=seed)
+            known = {record["epoch"] for record in rows}
+            if config.epochs not in known and not any(record["diverged"] for record in rows):
+                folder = run.path / "in_flight" / f"{arm}_{rate:g}_{seed}"
+                for record in measure_run(task, config, arm, rate, seed, folder):
+                    if record["epoch"] not in known:
+                        run.append(record)
+                    rate_now = task.num_examples / record["train_seconds"]
+                    progress.update(bar, advance=1, description=f"{arm}, seed {seed}", rate=f"{rate_now:,.0f} examples/s")
+                shutil.rmtree(folder, ignore_errors=True)
+            else:
+                progress.update(bar, advance=config.epochs)
+
+        for rate in config.tuned_rates:
+            train("tune", rate, OTHER_SEED)
+        best = adabatch_report.best_rate(run.records)
+        for seed in range(config.seeds):
+            for arm in ARMS:
+                train(arm, best if arm == "tuned" else config.learning_rate, seed)
+    shutil.rmtree(run.path / "in_flight", ignore_errors=True)
+    adabatch_report.save_arrays(config, run)
+
+
+def study(config: Config, console: Console) -> None:
+    """Measures what is missing, then shows what the files hold."""
+    dataset = load(config)
+    config = resolve(config, len(dataset.train_labels))
+    run = open_study("adabatch", config, console)
+    measure(config, dataset, run, console)
+    show_results(console, config, run, adabatch_report)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """The command line."""
+    run_study(Config, __doc__, study, args)
+
+
+if __name__ == "__main__":
+    main()
