@@ -6,7 +6,7 @@ seeds than the grid's. The second is the fair one. Beside it: the critical batch
 noise scale measured on the way.
 
     python -m experiments.convergence                      about 3 minutes, the grid included
-    python -m experiments.convergence --dataset mnist      about 10 minutes after the grid
+    python -m experiments.convergence --dataset mnist      about 8 minutes after the grid
 
 The measured answer stands in the README and in docs/mnist_study.md.
 """
