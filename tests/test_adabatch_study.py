@@ -56,6 +56,7 @@ def test_records_arrays_and_figure(capsys):
     assert records_in(folder) == records and "Going on from" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_interrupted_study_ends_in_the_same_numbers(tmp_path, monkeypatch):
     written, count = adabatch.RunFolder.append, 0
 
