@@ -45,7 +45,7 @@ class Config(StudyConfig):
     rounds: int = 30
     """Rounds of the measurement; each times every size once, in random order."""
     seeds: int = 1
-    """Of the order of the rounds."""
+    """Has no part here: the repeats of this study are its rounds."""
 
 
 def resolve(config: Config, num_examples: int) -> Config:

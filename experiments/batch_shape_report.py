@@ -12,7 +12,7 @@ from jaxbatch.intervals import Interval, interval
 from jaxbatch.records import Record
 from jaxbatch.report import print_table
 
-KINDS = {"power": "power of two", "eight": "multiple of 8", "round": "even, as 500"}
+KINDS = {"power": "power of two", "eight": "multiple of 8", "round": "even"}
 
 
 def window(centre: int) -> dict[int, str]:
@@ -99,6 +99,17 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
         [_label(*pair), *(f"{effect(config, records, *pair, 'power', centre):.3f}" for centre in config.centres)] for pair in pairs
     ]
     print_table(console, "The powers of two one by one", ["", *map(str, config.centres)], rows)
+    rows = [
+        [_label(*pair), *(f"{effect(config, records, *pair, 'round', centre):.3f}" for centre in config.centres)] for pair in pairs
+    ]
+    print_table(console, "Even neighbours one by one", ["", *(str(centre - 12) for centre in config.centres)], rows)
+    sizes, tables = _sizes(config), _rounds(config, records)
+    kinds = {size: kind for centre in config.centres for size, kind in window(centre).items()}
+    rows = []
+    for place, size in enumerate(sizes):
+        rates = [interval(1e3 * size / tables[pair][:, place], np.median) for pair in pairs]
+        rows.append([f"{size} ({ {**KINDS, 'odd': 'odd'}[kinds[size]]})", *(f"{rate:,.0f}" for rate in rates)])
+    print_table(console, "Throughput, examples a second", ["B", *(_label(*pair) for pair in pairs)], rows)
     rows = []
     for pair in pairs:
         memory = {r["batch_size"]: r["bytes"] for r in records if r["kind"] == "memory" and (r["model"], r["dtype"]) == pair}

@@ -22,12 +22,12 @@ import jaxbatch as jb
 from experiments import convergence_report, iteration_speed, learning_rate_grid
 from experiments.learning_rate_grid_report import best_rates
 from experiments.study import (
-    SizesConfig,
+    TargetConfig,
     check_positive,
     load_task,
     num_updates,
     open_study,
-    resolve_sizes,
+    resolve_target,
     run_study,
     show_results,
 )
@@ -41,7 +41,7 @@ TABLES = ("same", "tuned")
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(SizesConfig):
+class Config(TargetConfig):
     """Flags of the study."""
 
     learning_rate: float = 0.02
@@ -61,10 +61,10 @@ def resolve(config: Config, num_examples: int) -> Config:
     if config.tuned_rates is not None and config.batch_sizes is not None and len(config.tuned_rates) == len(config.batch_sizes):
         pairs = sorted(zip(config.batch_sizes, config.tuned_rates, strict=True))  # sizes are sorted below
         config = dataclasses.replace(config, tuned_rates=tuple(rate for _, rate in pairs))
-    config = resolve_sizes(config, num_examples)
+    config = resolve_target(config, num_examples)
     if config.quick:
         config = dataclasses.replace(config, seeds=min(config.seeds, 2), speed_rounds=2)
-    check_positive(config, "seeds", "grid_seeds", "learning_rate", "speed_rounds", "tuned_rates")
+    check_positive(config, "grid_seeds", "learning_rate", "speed_rounds", "tuned_rates")
     if config.tuned_rates is not None and len(config.tuned_rates) != len(config.batch_sizes):
         raise ValueError(f"--tuned-rates: {len(config.tuned_rates)} rates for {len(config.batch_sizes)} batch sizes.")
     return config
@@ -74,7 +74,7 @@ def find_tuned_rates(config: Config, task: Task, console: Console) -> dict[int, 
     """Batch size to its best rate, from the grid's own run folder; the grid is run where it is not finished."""
     if config.tuned_rates is not None:
         return dict(zip(config.batch_sizes, config.tuned_rates, strict=True))
-    shared = {field.name for field in dataclasses.fields(SizesConfig)} - {"seeds", "overwrite", "resume", "evaluations_per_epoch"}
+    shared = {field.name for field in dataclasses.fields(TargetConfig)} - {"seeds", "overwrite", "resume", "evaluations_per_epoch"}
     grid = learning_rate_grid.Config(**{name: getattr(config, name) for name in shared}, seeds=config.grid_seeds)
     grid = learning_rate_grid.resolve(grid, task.num_examples)
     run = open_study("learning_rate_grid", grid, console)

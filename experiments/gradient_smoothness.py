@@ -23,12 +23,11 @@ from rich.console import Console
 import jaxbatch as jb
 from experiments import gradient_smoothness_report
 from experiments.study import (
-    StudyConfig,
-    check_momentum,
+    SizesConfig,
     check_positive,
     load_task,
     open_study,
-    resolve_batch_sizes,
+    resolve_sizes,
     run_study,
     show_results,
 )
@@ -44,15 +43,11 @@ TRAINING_BATCH = 60  # the full gradient "after training" is taken where this ba
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(StudyConfig):
+class Config(SizesConfig):
     """Flags of the study."""
 
-    batch_sizes: tuple[int, ...] | None = None
-    """Batch sizes. Default: 1, 6, 60, 600 and 6000, as far as the data set holds as many examples."""
     learning_rate: float = 0.02
     """Rate of SGD, the same for all sizes."""
-    momentum: float = 0.5
-    """Momentum of SGD, at least 0 and below 1."""
     iterations: int = 1000
     """Iterations of each run."""
     seeds: int = 3
@@ -65,9 +60,8 @@ def resolve(config: Config, num_examples: int) -> Config:
     """Fills in what depends on the data set, shrinks for --quick, and checks."""
     if config.quick:
         config = dataclasses.replace(config, seeds=1, iterations=min(config.iterations, 100), batches_compared=8)
-    check_positive(config, "learning_rate", "iterations", "seeds", "batches_compared")
-    check_momentum(config.momentum)
-    return dataclasses.replace(config, batch_sizes=resolve_batch_sizes(config.batch_sizes, num_examples))
+    check_positive(config, "learning_rate", "iterations", "batches_compared")
+    return resolve_sizes(config, num_examples)
 
 
 class Watched(NamedTuple):
@@ -91,7 +85,34 @@ def make_watched_step(task: Task, optimizer: optax.GradientTransformation):
     return step
 
 
-def measure_curve(task: Task, config: Config, batch_size: int, seed: int, programs: "Programs") -> Record:
+class Programs(NamedTuple):
+    """What is compiled once for all seeds and places; the data come as an argument."""
+
+    stretch: Any  # (watched, indices, data) -> (watched, what was seen)
+    full_gradient: Any  # (params, data) -> gradient
+    compare: Any  # (params, full gradient, index, data) -> (relative squared error, cosine)
+
+
+def make_programs(task: Task, config: Config) -> Programs:
+    """The study's programs."""
+    step = make_watched_step(task, optax.sgd(config.learning_rate, config.momentum))
+    part = task.microbatch_size or task.num_examples
+
+    def take(data, index):
+        return jax.tree.map(lambda leaf: leaf[index], data)
+
+    def compare(params, full, index, data):
+        _, gradient = jb.losses_and_mean_gradient(task.loss_fn, params, take(data, index), microbatch_size=task.microbatch_size)
+        return jb.relative_squared_error(gradient, full), jb.cosine_similarity(gradient, full)
+
+    return Programs(
+        jax.jit(lambda watched, indices, data: lax.scan(lambda w, index: step(w, take(data, index)), watched, indices)),
+        jax.jit(lambda params, data: jb.accumulated_gradient(task.loss_fn, params, data, part)),
+        jax.jit(compare),
+    )
+
+
+def measure_curve(task: Task, config: Config, batch_size: int, seed: int, programs: Programs) -> Record:
     """The first iterations of one run: loss, cosine of successive gradients and gradient norm at each."""
     optimizer = optax.sgd(config.learning_rate, config.momentum)
     state = init_state(task, optimizer, seed)
@@ -131,33 +152,6 @@ def places(task: Task, config: Config, seed: int) -> Iterator[tuple[str, Any]]:
     duration = jb.steps(config.iterations)
     *_, last = jb.fit(task, jb.FitConfig(optimizer, size, duration, seed=seed), state=state)
     yield "trained", last["state"].params
-
-
-class Programs(NamedTuple):
-    """What is compiled once for all seeds and places; the data come as an argument."""
-
-    stretch: Any  # (watched, indices, data) -> (watched, what was seen)
-    full_gradient: Any  # (params, data) -> gradient
-    compare: Any  # (params, full gradient, index, data) -> (relative squared error, cosine)
-
-
-def make_programs(task: Task, config: Config) -> Programs:
-    """The study's programs."""
-    step = make_watched_step(task, optax.sgd(config.learning_rate, config.momentum))
-    part = task.microbatch_size or task.num_examples
-
-    def take(data, index):
-        return jax.tree.map(lambda leaf: leaf[index], data)
-
-    def compare(params, full, index, data):
-        _, gradient = jb.losses_and_mean_gradient(task.loss_fn, params, take(data, index), microbatch_size=task.microbatch_size)
-        return jb.relative_squared_error(gradient, full), jb.cosine_similarity(gradient, full)
-
-    return Programs(
-        jax.jit(lambda watched, indices, data: lax.scan(lambda w, index: step(w, take(data, index)), watched, indices)),
-        jax.jit(lambda params, data: jb.accumulated_gradient(task.loss_fn, params, data, part)),
-        jax.jit(compare),
-    )
 
 
 def measure_errors(task: Task, config: Config, seed: int, programs: Programs) -> Iterator[Record]:

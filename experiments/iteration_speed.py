@@ -24,12 +24,11 @@ from rich.console import Console
 import jaxbatch as jb
 from experiments import iteration_speed_report
 from experiments.study import (
-    StudyConfig,
-    check_momentum,
+    SizesConfig,
     check_positive,
     load_task,
     open_study,
-    resolve_batch_sizes,
+    resolve_sizes,
     run_study,
     show_results,
 )
@@ -47,17 +46,13 @@ LONGEST_SHIFT = 2  # pixels
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(StudyConfig):
+class Config(SizesConfig):
     """Flags of the study."""
 
-    batch_sizes: tuple[int, ...] | None = None
-    """Batch sizes. Default: 1, 6, 60, 600 and 6000, as far as the data set holds as many examples."""
     learning_rate: float = 0.02
     """Rate of SGD; has no part in the times."""
-    momentum: float = 0.5
-    """Momentum of SGD, at least 0 and below 1."""
     seeds: int = 1
-    """Of the order of examples; the repeats of this study are its rounds."""
+    """Has no part here: the repeats of this study are its rounds."""
     rounds: int = 20
     """Rounds of the measurement; each runs everything once, in random order."""
     examples_per_round: int = 6000
@@ -68,9 +63,8 @@ def resolve(config: Config, num_examples: int) -> Config:
     """Fills in what depends on the data set, shrinks for --quick, and checks."""
     if config.quick:
         config = dataclasses.replace(config, rounds=min(config.rounds, 4), examples_per_round=600)
-    check_positive(config, "learning_rate", "rounds", "examples_per_round", "seeds")
-    check_momentum(config.momentum)
-    return dataclasses.replace(config, batch_sizes=resolve_batch_sizes(config.batch_sizes, num_examples))
+    check_positive(config, "learning_rate", "rounds", "examples_per_round")
+    return resolve_sizes(config, num_examples)
 
 
 def host_batches(task: Task, blobs: list[bytes], indices: np.ndarray, seed: int = 0) -> Iterator[tuple]:

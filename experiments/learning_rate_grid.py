@@ -22,12 +22,12 @@ from rich.console import Console
 import jaxbatch as jb
 from experiments import learning_rate_grid_report
 from experiments.study import (
-    SizesConfig,
+    TargetConfig,
     check_positive,
     load_task,
     num_updates,
     open_study,
-    resolve_sizes,
+    resolve_target,
     run_study,
     show_results,
 )
@@ -38,7 +38,7 @@ from jaxbatch.tasks import Task
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(SizesConfig):
+class Config(TargetConfig):
     """Flags of the study."""
 
     seeds: int = 3
@@ -54,8 +54,8 @@ def resolve(config: Config, num_examples: int) -> Config:
     if config.quick:
         rates = config.learning_rates[1::2] if len(config.learning_rates) > 4 else config.learning_rates
         config = dataclasses.replace(config, learning_rates=rates, seeds=min(config.seeds, 2))
-    config = resolve_sizes(config, num_examples)
-    check_positive(config, "seeds", "learning_rates")
+    config = resolve_target(config, num_examples)
+    check_positive(config, "learning_rates")
     return dataclasses.replace(config, learning_rates=tuple(sorted(set(config.learning_rates))))
 
 

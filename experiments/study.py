@@ -56,12 +56,18 @@ class StudyConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SizesConfig(StudyConfig):
-    """The flags of studies that train at several batch sizes."""
+    """The flags of studies at several batch sizes."""
 
     batch_sizes: tuple[int, ...] | None = None
     """Batch sizes. Default: 1, 6, 60, 600 and 6000, as far as the data set holds as many examples."""
     momentum: float = 0.5
     """Momentum of SGD, at least 0 and below 1."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TargetConfig(SizesConfig):
+    """The flags of studies that train at several batch sizes until a target."""
+
     epochs: int | None = None
     """Passes over the training set, at most. Default: 30 for digits, 15 for the others."""
     max_updates: int = 180_000
@@ -94,22 +100,31 @@ def load_task(config: StudyConfig, **settings) -> Task:
 
 
 def resolve_sizes(config: Config, num_examples: int) -> Config:
-    """Fills in what depends on the data set, shrinks the epochs for --quick, and checks.
+    """Fills in the batch sizes and checks what all studies at several of them share.
 
     Raises:
-        ValueError: a batch size below 1 or above the data set, a target outside (0, 1), a momentum outside [0, 1).
+        ValueError: a batch size below 1 or above the data set, a momentum outside [0, 1), no seed.
+    """
+    check_positive(config, "seeds")
+    check_momentum(config.momentum)
+    return dataclasses.replace(config, batch_sizes=resolve_batch_sizes(config.batch_sizes, num_examples))
+
+
+def resolve_target(config: Config, num_examples: int) -> Config:
+    """:func:`resolve_sizes`; fills in epochs and target of the data set, shrinks the epochs for --quick, and checks.
+
+    Raises:
+        ValueError: also a target outside (0, 1).
     """
     epochs, target = PROTOCOLS[config.dataset]
     config = dataclasses.replace(
-        config,
+        resolve_sizes(config, num_examples),
         epochs=epochs if config.epochs is None else config.epochs,
         target_accuracy=target if config.target_accuracy is None else config.target_accuracy,
-        batch_sizes=resolve_batch_sizes(config.batch_sizes, num_examples),
     )
     if config.quick:
         config = dataclasses.replace(config, epochs=min(config.epochs, 3), evaluations_per_epoch=2)
     check_positive(config, "epochs", "max_updates", "evaluations_per_epoch")
-    check_momentum(config.momentum)
     if not 0 < config.target_accuracy < 1:
         raise ValueError(f"--target-accuracy {config.target_accuracy} must be between 0 and 1, as 0.98.")
     return config
@@ -140,7 +155,7 @@ def check_momentum(momentum: float) -> None:
         raise ValueError(f"--momentum {momentum} must be at least 0 and below 1.")
 
 
-def num_updates(config: SizesConfig, num_examples: int, batch_size: int) -> int:
+def num_updates(config: TargetConfig, num_examples: int, batch_size: int) -> int:
     """``epochs`` passes over the data in updates, or ``max_updates`` if those are fewer."""
     return min(config.epochs * steps_per_epoch(num_examples, batch_size), config.max_updates)
 
@@ -170,7 +185,8 @@ def size_label(batch_size: int) -> str:
 def describe_setting(console: Console, config: StudyConfig, provenance: Record, *rest: str) -> None:
     """One line above the tables: data set, setting, machine."""
     machine = f"{provenance['device']}, {provenance['num_cores']} cores, jax {provenance['jax']}"
-    console.print(f"\n{', '.join([config.dataset, *rest])}, {config.seeds} seeds; {machine}", soft_wrap=True)
+    seeds = [f"{config.seeds} seeds"] if config.seeds > 1 else []
+    console.print(f"\n{', '.join([config.dataset, *rest, *seeds])}; {machine}", soft_wrap=True)
 
 
 def show_results(console: Console, config: StudyConfig, run: RunFolder, report: ModuleType) -> None:

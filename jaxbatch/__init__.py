@@ -23,8 +23,8 @@ from jaxbatch.gradients import (
     losses_and_mean_gradient,
     per_example_gradients,
 )
-from jaxbatch.loops import compile_epoch, make_epoch, make_evaluate
 from jaxbatch.intervals import Interval, interval, ratio_of_means
+from jaxbatch.loops import compile_epoch, make_epoch, make_evaluate
 from jaxbatch.losses import classification_loss, classification_metrics, correct, cross_entropy
 from jaxbatch.memory import program_memory
 from jaxbatch.models import MLP, VGG19BN, AlexNet, ResNet20, ResNet50, SimpleCNN

@@ -18,7 +18,7 @@ from jaxtyping import Array, PyTree
 from jaxbatch.augment import example_keys
 from jaxbatch.batches import even_part
 from jaxbatch.tasks import Task
-from jaxbatch.train import TrainState
+from jaxbatch.train import TrainState, apply_gradient
 
 
 def compile_accumulating_epoch(
@@ -63,9 +63,7 @@ def compile_accumulating_epoch(
     def finish(state, total):
         summed, model_state, loss = total
         gradient = jax.tree.map(lambda leaf: leaf / batch_size, summed)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return TrainState(params, opt_state, state.step + 1, model_state), loss / batch_size
+        return apply_gradient(state, optimizer, gradient, model_state), loss / batch_size
 
     shapes = jax.eval_shape(begin, state)
     begin = jax.jit(begin).lower(state).compile()

@@ -68,7 +68,8 @@ def fit_with_checkpoints(
     }
     checkpoints = Checkpoints(checkpoint_dir, about, keep=keep)
     ends = np.cumsum([segment.num_batches for segment in segments]).tolist()
-    for record in fit(task, config, state=checkpoints.latest(init_state(task, config.optimizer, config.seed))):
+    shapes = jax.eval_shape(lambda: init_state(task, config.optimizer, config.seed))
+    for record in fit(task, config, state=checkpoints.latest(shapes)):
         batches, state, number = record["batches"], record["state"], ends.index(record["batches"]) + 1
         wanted = not record["diverged"] and (number % every == 0 or number == len(ends))
         yield record
@@ -98,9 +99,10 @@ class Checkpoints:
         file, text = self.folder / "about.json", json.dumps(about, sort_keys=True)
         if file.exists():
             found = json.loads(file.read_text(encoding="utf-8"))
-            apart = [key for key in {*found, *json.loads(text)} if found.get(key) != json.loads(text).get(key)]
+            here = json.loads(text)
+            apart = sorted(key for key in {*found, *here} if found.get(key) != here.get(key))
             if apart:
-                told = ", ".join(f"{key}: {found.get(key)!r} there, {about.get(key)!r} here" for key in sorted(apart))
+                told = ", ".join(f"{key}: {_brief(found.get(key))} there, {_brief(here.get(key))} here" for key in apart)
                 raise ValueError(f"checkpoint_dir={os.fspath(folder)!r} holds another run ({told}). Take another folder.")
         else:
             part = file.with_suffix(".part")
@@ -113,7 +115,7 @@ class Checkpoints:
         path = self.folder / f"{step}"
         if path.exists():
             shutil.rmtree(path)  # a damaged one: a good one would have been gone on from
-        ocp.save(path, _as_arrays(state))
+        ocp.save(path, jax.tree.map(np.asarray, _by_number(state)))
         for old in self.steps()[: -self._keep]:
             shutil.rmtree(self.folder / f"{old}")
 
@@ -122,8 +124,8 @@ class Checkpoints:
         return sorted(int(path.name) for path in self.folder.iterdir() if path.is_dir() and path.name.isdigit())
 
     def latest(self, like: PyTree) -> PyTree | None:
-        """The newest checkpoint that can be read, as a pytree like ``like``; None where there is none."""
-        ocp, wanted = _orbax(), _as_arrays(like)
+        """The newest checkpoint that can be read, as a pytree of the shapes of ``like``; None where there is none."""
+        ocp, wanted = _orbax(), _by_number(like)
         for step in reversed(self.steps()):
             try:
                 found = ocp.load(self.folder / f"{step}")
@@ -137,14 +139,18 @@ class Checkpoints:
         return None
 
 
-def _shapes(arrays: dict[str, np.ndarray]) -> dict[str, tuple]:
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else f"{text[:56]} ..."
+
+
+def _shapes(arrays: dict[str, Any]) -> dict[str, tuple]:
     return {name: (tuple(leaf.shape), leaf.dtype.name) for name, leaf in arrays.items()}
 
 
-def _as_arrays(tree: PyTree) -> dict[str, np.ndarray]:
+def _by_number(tree: PyTree) -> dict[str, Any]:
     """The leaves by number: optimizer states are tuples of named tuples, which no file format knows."""
-    leaves = jax.tree.leaves(tree)
-    return {f"{number:05d}": np.asarray(leaf) for number, leaf in enumerate(leaves)}
+    return {f"{number:05d}": leaf for number, leaf in enumerate(jax.tree.leaves(tree))}
 
 
 def _orbax():

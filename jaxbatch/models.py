@@ -130,11 +130,7 @@ class ResNet20(nn.Module):
 
     @nn.compact
     def __call__(self, images: Shaped[Array, "B H W C"], train: bool = False) -> Float[Array, "B classes"]:
-        def conv(x, features, kernel_size, strides=1):
-            padding = kernel_size // 2
-            norm = {"axis_name": self.axis_name, "ghost_size": self.ghost_size}
-            return ConvBatchNorm(features, kernel_size, strides, padding, kernel_init=he_fan_out, **norm)(x, train=train)
-
+        conv = _normalised_conv(self, train)
         x = nn.relu(conv(jnp.asarray(images, self.dtype), 16, 3))
         for features, first in ((16, 1), (32, 2), (64, 2)):
             for strides in (first, 1, 1):
@@ -170,11 +166,7 @@ class ResNet50(nn.Module):
 
     @nn.compact
     def __call__(self, images: Shaped[Array, "B H W C"], train: bool = False) -> Float[Array, "B classes"]:
-        def conv(x, features, kernel_size, strides=1):
-            padding = kernel_size // 2
-            norm = {"axis_name": self.axis_name, "ghost_size": self.ghost_size}
-            return ConvBatchNorm(features, kernel_size, strides, padding, kernel_init=he_fan_out, **norm)(x, train=train)
-
+        conv = _normalised_conv(self, train)
         x = nn.relu(conv(jnp.asarray(images, self.dtype), 64, 7, 2))
         x = nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)])
         for features, blocks, first in ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2)):
@@ -206,15 +198,24 @@ class VGG19BN(nn.Module):
 
     @nn.compact
     def __call__(self, images: Shaped[Array, "B H W C"], train: bool = False) -> Float[Array, "B classes"]:
-        x = jnp.asarray(images, self.dtype)
+        conv, x = _normalised_conv(self, train, use_bias=True), jnp.asarray(images, self.dtype)
         for features, count in ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4)):
             for _ in range(count):
-                norm = {"axis_name": self.axis_name, "ghost_size": self.ghost_size}
-                block = ConvBatchNorm(features, 3, padding=1, use_bias=True, kernel_init=he_fan_out, **norm)
-                x = nn.relu(block(x, train=train))
+                x = nn.relu(conv(x, features, 3))
             x = max_pool(x, 2, layout="native")
         init = nn.initializers.normal(0.01)
         return nn.Dense(self.num_classes, kernel_init=init)(_wide(flatten(x, "native")))
+
+
+def _normalised_conv(network, train: bool, use_bias: bool = False):
+    """``(x, features, kernel_size, strides) -> x``: a padded convolution, then the network's batch normalisation."""
+    norm = {"use_bias": use_bias, "axis_name": network.axis_name, "ghost_size": network.ghost_size}
+
+    def conv(x, features, kernel_size, strides=1):
+        block = ConvBatchNorm(features, kernel_size, strides, kernel_size // 2, kernel_init=he_fan_out, **norm)
+        return block(x, train=train)
+
+    return conv
 
 
 def _dense(x, num_classes: int):

@@ -21,7 +21,7 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from jaxbatch.gradients import group_gradient_fn
-from jaxbatch.groups import CPU_VMAP, LossFn, Method, check_loss, choose_method, split_groups
+from jaxbatch.groups import CPU_VMAP, LossFn, Method, check_loss, choose_method, side_by_side, split_groups
 from jaxbatch.intervals import Interval, ratio_of_means
 
 
@@ -89,7 +89,7 @@ def gradient_statistics(
         return gradient, optax.tree.norm(gradient, squared=True)
 
     way = method or choose_method(loss_fn, params, groups)
-    total, squares = _sums(measure, groups, params, num_groups, way)
+    total, squares = _sums(measure, groups, num_groups, way)
     mean_square = squares / num_groups  # s
     square_of_mean = optax.tree.norm(total, squared=True) / num_groups**2  # b
     signal = (num_groups * square_of_mean - mean_square) / (num_groups - 1)
@@ -97,16 +97,16 @@ def gradient_statistics(
     return GradientStatistics(signal, trace)
 
 
-def _sums(measure, groups, params, num_groups: int, way: Method):
+def _sums(measure, groups, num_groups: int, way: Method):
     """The sum of the groups' gradients and that of their squared norms, without keeping K gradients."""
 
     def add(total, part):
         return jax.tree.map(jnp.add, total, part), None
 
-    zero = (jax.tree.map(jnp.zeros_like, params), jnp.zeros(()))
-    zero = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), zero, jax.eval_shape(measure, _take(groups, 0)))
+    shapes = jax.eval_shape(measure, _take(groups, 0))
+    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     if way == "map":
-        return lax.scan(lambda total, group: add(total, measure(group)), zero, groups)[0]
+        return lax.scan(lambda total, group: add(total, measure(group)), zero, groups, unroll=side_by_side())[0]
     if way == "unroll":
         for k in range(num_groups):
             zero, _ = add(zero, measure(_take(groups, k)))

@@ -8,7 +8,6 @@ given the axis :data:`AXIS` (then they are those of the global batch); running m
 Axes: S steps, B examples in a batch, N devices, M = ⌈B / N⌉ examples on each.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,10 +21,9 @@ from jax.sharding import PartitionSpec as Spec
 from jaxtyping import Array, Bool, Int32
 
 from jaxbatch.augment import example_keys
-from jaxbatch.gradients import group_gradient_fn, microbatch_gradient
 from jaxbatch.layers import loops_are_slow
 from jaxbatch.tasks import Task
-from jaxbatch.train import TrainState
+from jaxbatch.train import TrainState, apply_gradient, mean_gradient
 
 AXIS = "devices"  # the name that collective operations inside a step go by
 Method = str  # "pmap" or "jit"
@@ -140,7 +138,7 @@ def compile_parallel_epoch(
 
 def make_shared_step(task: Task, optimizer: optax.GradientTransformation, batch_size: int):
     """``step(state, share, mask) -> (state, mean loss of the batch)``, to be run under the axis :data:`AXIS`."""
-    has_aux, bound = task.update_model_state is not None, task.microbatch_size
+    has_aux = task.update_model_state is not None
 
     def masked(params, pair):
         batch, mask = pair
@@ -149,21 +147,17 @@ def make_shared_step(task: Task, optimizer: optax.GradientTransformation, batch_
         return (losses, aux) if has_aux else losses
 
     def step(state, batch, mask):
-        share, model_state = len(mask), state.model_state
-        in_parts = bound is not None and bound < share
-        if in_parts:
-            gradient_fn = functools.partial(microbatch_gradient, masked, microbatch_size=bound, has_aux=has_aux)
-        else:
-            gradient_fn = group_gradient_fn(masked, has_aux=has_aux)
-        losses, gradient, aux = gradient_fn(state.params, (batch, mask))
+        losses, gradient, model_state = mean_gradient(
+            masked,
+            state,
+            (batch, mask),
+            microbatch_size=task.microbatch_size,
+            update_model_state=task.update_model_state,
+            across=lambda aux: lax.pmean(aux, AXIS),
+        )
         # The mean over a share, as a part of the mean over the batch.
-        loss, gradient = lax.psum((losses.sum() / batch_size, optax.tree.scale(share / batch_size, gradient)), AXIS)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        if has_aux:
-            found, update = lax.pmean(aux, AXIS), task.update_model_state
-            in_turn = lambda old: lax.scan(lambda old, one: (update(old, one), None), old, found)[0]
-            model_state = in_turn(model_state) if in_parts else update(model_state, found)
-        return TrainState(params, opt_state, state.step + 1, model_state), loss
+        part = optax.tree.scale(len(mask) / batch_size, gradient)
+        loss, gradient = lax.psum((losses.sum() / batch_size, part), AXIS)
+        return apply_gradient(state, optimizer, gradient, model_state), loss
 
     return step

@@ -182,7 +182,7 @@ def coupled_learning_rate(
         ``count -> rate``, usable inside jit; ``count`` is the optimizer's number of updates so far.
 
     Raises:
-        ValueError: a rate not above 0, a warmup without a unit, a batch larger than the data set (naming the epoch).
+        ValueError: a rate or decay not above 0, a warmup without a unit, a batch larger than the data set (naming the epoch).
 
     Example:
         >>> schedule = adabatch_schedule(batch_size=2, growth=2, every=1)
@@ -196,6 +196,8 @@ def coupled_learning_rate(
     """
     if not (init > 0 and math.isfinite(init)):
         raise ValueError(f"init={init} must be above 0 and finite.")
+    if not (decay > 0 and math.isfinite(decay)):
+        raise ValueError(f"decay={decay} must be above 0 and finite; 1 leaves the rate alone.")
     if num_epochs < 1:
         raise ValueError(f"num_epochs={num_epochs} must be at least 1.")
     schedule = as_schedule(schedule)

@@ -1,6 +1,5 @@
 """A training step for one batch size, and the state that it changes."""
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int32, PyTree
 
 from jaxbatch.gradients import group_gradient_fn, microbatch_gradient
-from jaxbatch.groups import LossFn, check_loss
+from jaxbatch.groups import LossFn, check_loss, leading_axis
 from jaxbatch.split import split_backward
 from jaxbatch.tasks import Task, UpdateModelState
 
@@ -87,14 +86,6 @@ def make_train_step(
     has_aux = update_model_state is not None
     if num_groups is not None:
         split_step = split_backward(loss_fn, optimizer, num_groups, has_aux=has_aux, microbatch_size=microbatch_size)
-    in_parts = microbatch_size is not None and microbatch_size < batch_size
-    if in_parts and num_groups is None:
-        mean_gradient = functools.partial(microbatch_gradient, loss_fn, microbatch_size=microbatch_size, has_aux=has_aux)
-    else:
-        mean_gradient = group_gradient_fn(loss_fn, has_aux=has_aux)
-
-    def in_turn(model_state, found):
-        return lax.scan(lambda old, one: (update_model_state(old, one), None), model_state, found)[0]
 
     @jax.jit
     def step(state, batch):
@@ -103,18 +94,64 @@ def make_train_step(
             raise ValueError(f"this step was made for batch_size={batch_size} and got a batch of {found} examples.")
         if num_groups is not None:
             params, opt_state, losses, *aux = split_step(state.params, state.opt_state, batch)
-            model_state = in_turn(state.model_state, aux[0]) if has_aux else state.model_state
+            model_state = update_in_turn(update_model_state, state.model_state, aux[0]) if has_aux else state.model_state
             return TrainState(params, opt_state, state.step + num_groups, model_state), losses
         check_loss(loss_fn, state.params, batch, has_aux=has_aux)
-        losses, gradient, aux = mean_gradient(state.params, batch)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        model_state = state.model_state
-        if has_aux:
-            model_state = (in_turn if in_parts else update_model_state)(model_state, aux)
-        return TrainState(params, opt_state, state.step + 1, model_state), losses
+        losses, gradient, model_state = mean_gradient(
+            loss_fn, state, batch, microbatch_size=microbatch_size, update_model_state=update_model_state
+        )
+        return apply_gradient(state, optimizer, gradient, model_state), losses
 
     return step
+
+
+def mean_gradient(
+    loss_fn: LossFn,
+    state: TrainState,
+    batch: PyTree,
+    *,
+    microbatch_size: int | None = None,
+    update_model_state: UpdateModelState | None = None,
+    across: Callable[[PyTree], PyTree] = lambda aux: aux,
+) -> tuple[Float[Array, "B"], PyTree, PyTree]:
+    """Losses, the gradient of their mean, and the model's next state: what a step computes before its update.
+
+    Args:
+        loss_fn, microbatch_size, update_model_state: see :func:`make_train_step`.
+        state: where the gradient is taken.
+        batch: leaves ``(B, ...)``.
+        across: what happens to the aux first, as its mean over devices.
+
+    Returns:
+        ``(losses, gradient, model_state)``.
+    """
+    has_aux = update_model_state is not None
+    batch_size = leading_axis(batch)
+    if microbatch_size is not None and microbatch_size < batch_size:
+        losses, gradient, aux = microbatch_gradient(loss_fn, state.params, batch, microbatch_size, has_aux=has_aux)
+    else:
+        losses, gradient, aux = group_gradient_fn(loss_fn, has_aux=has_aux)(state.params, batch)
+        aux = jax.tree.map(lambda leaf: leaf[None], aux)
+    model_state = update_in_turn(update_model_state, state.model_state, across(aux)) if has_aux else state.model_state
+    return losses, gradient, model_state
+
+
+def update_in_turn(update_model_state: UpdateModelState, model_state: PyTree, found: PyTree) -> PyTree:
+    """The model's state after each of several aux, stacked along the leading axis, has updated it.
+
+    Example:
+        >>> update_in_turn(lambda old, new: 10 * old + new, jnp.array(1), jnp.array([2, 3])).item()
+        123
+    """
+    return lax.scan(lambda old, one: (update_model_state(old, one), None), model_state, found)[0]
+
+
+def apply_gradient(
+    state: TrainState, optimizer: optax.GradientTransformation, gradient: PyTree, model_state: PyTree
+) -> TrainState:
+    """The state after one update."""
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    return TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1, model_state)
 
 
 def make_task_step(

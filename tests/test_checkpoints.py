@@ -62,6 +62,7 @@ def test_kills_around_changes_of_batch_size_leave_no_trace(tmp_path):
         seen += [json.loads(line) for line in rest.splitlines() if line.endswith("}")]
     seen += finish(tmp_path / "killed")
     by_place = {record["batches"]: record for record in seen}
+    assert all(record == by_place[record["batches"]] for record in seen)  # what came twice came alike
     assert list(by_place.values()) == whole  # records and the digest of every bit of the state
     assert finish(tmp_path / "killed") == []  # nothing is left to do
 

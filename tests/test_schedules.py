@@ -132,6 +132,7 @@ def test_any_function_and_number_is_a_schedule():
         (lambda: jb.increase_instead_of_decay(batch_size=8, decay=2.0, every=1), "decay=2.0 must be above 0"),
         (lambda: count_steps(ADAPTIVE, 1000, 100), "batch_size=1024 at epoch 60 is larger than the data set .*max_batch_size"),
         (lambda: jb.coupled_learning_rate(8, init=0.0, num_examples=8, num_epochs=1), "init=0.0 must be above 0"),
+        (lambda: jb.coupled_learning_rate(8, init=1.0, decay=0.0, num_examples=8, num_epochs=1), "decay=0.0 must be above 0"),
         (lambda: jb.scale_learning_rate("cubic", 0.1, 1, 2), "rule='cubic' must be one of 'linear', 'sqrt', 'none'"),
         (lambda: jb.scale_learning_rate("linear", 0.1, 0, 2), "base_batch_size=0 must be above 0"),
         (lambda: jb.cosine(0), "num_epochs=0 epochs must be above 0"),
