@@ -7,8 +7,10 @@ Four arms see the same epochs. Every so many epochs
     (c) large      has the largest batch of (b) from the start, and the rates of (a)
     (d) tuned      is (a) from the best of several starting rates: the baseline that a protocol's fixed rate may hide
 
-    python -m experiments.adabatch                                                          about 2 minutes
-    python -m experiments.adabatch --dataset cifar10 --model resnet20 --num-examples 2500 --epochs 10     the small protocol
+    python -m experiments.adabatch                                                  about 2 minutes
+    python -m experiments.adabatch --dataset cifar10 --model resnet20 --small       the protocol in small, on CPU
+    python -m experiments.adabatch --devices 1,2,4                                  (b) on several devices as well
+    python -m experiments.adabatch_figures --dataset cifar10                        all networks side by side, from their files
 
 Forward and backward are timed apart for every batch size, side by side, loading, loss and optimizer left out.
 """
@@ -19,13 +21,13 @@ import shutil
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 import optax
 from rich.console import Console
 
 import jaxbatch as jb
 from experiments import adabatch_report
+from experiments.adabatch_cost import measure_cost
 from experiments.study import (
     StudyConfig,
     check_momentum,
@@ -34,15 +36,14 @@ from experiments.study import (
     run_study,
     show_results,
 )
-from jaxbatch.augment import crop_and_flip, normalise
+from jaxbatch.augment import crop_and_flip
+from jaxbatch.parallel import AXIS, provide_devices
 from jaxbatch.records import Record, RunFolder
 from jaxbatch.report import progress_bar
 from jaxbatch.schedules import count_steps
 from jaxbatch.tasks import Task
-from jaxbatch.timing import timed_rounds
 
 MODELS = {"simple_cnn": jb.SimpleCNN, "alexnet": jb.AlexNet, "resnet20": jb.ResNet20, "vgg19_bn": jb.VGG19BN}
-ARMS = ("small", "adaptive", "large", "tuned")
 OTHER_SEED = 1000  # of the runs that choose the rate of (d)
 
 
@@ -73,11 +74,21 @@ class Config(StudyConfig):
     weight_decay: float = 5e-4
     """L2 term added to the gradient, of all parameters."""
     num_examples: int | None = None
-    """Only the first so many training examples, and a fifth as many for the test."""
+    """Only the first so many training examples, and two fifths as many for the test."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type that the network computes in; parameters are float32."""
     augment: bool | None = None
     """Crop with padding 4 and flip. Default: for CIFAR."""
+    warmup_epochs: float = 0.0
+    """Above 0: the rate of (c) rises over so many epochs to max-batch-size / batch-size times the others'."""
+    devices: tuple[int, ...] = (1,)
+    """Numbers of devices that (b) runs on, as 1,2,4. On CPU they are virtual; the other arms have one."""
+    parallel: Literal["jit", "pmap"] = "jit"
+    """How several devices share a step."""
+    batch_norm: Literal["local", "synchronised"] = "local"
+    """Moments of batch normalisation: of a device's share, or over all devices."""
+    small: bool = False
+    """The protocol in small: 2,500 examples, batches an eighth of their size, 10 epochs."""
     seeds: int = 3
     """Number of seeds; each has its own initial weights and its own order of examples."""
     rounds: int = 10
@@ -91,13 +102,24 @@ def load(config: Config) -> jb.Dataset:
         return dataset
     if not 10 <= config.num_examples <= len(dataset.train_labels):
         raise ValueError(f"--num-examples {config.num_examples} must be from 10 to {len(dataset.train_labels)}.")
-    test = max(1, config.num_examples // 5)
+    test = 2 * config.num_examples // 5
     return dataset._replace(
         train_images=dataset.train_images[: config.num_examples],
         train_labels=dataset.train_labels[: config.num_examples],
         test_images=dataset.test_images[:test],
         test_labels=dataset.test_labels[:test],
     )
+
+
+def shrink(config: Config) -> Config:
+    """What --small stands for, as far as other flags do not say otherwise."""
+    if not config.small:
+        return config
+    if config.dataset == "digits":
+        raise ValueError("--small is for the larger data sets; digits are small already.")
+    start = 32 if config.model == "alexnet" else 16
+    wanted = {"num_examples": 2500, "epochs": 10, "batch_size": start}
+    return dataclasses.replace(config, **{name: value for name, value in wanted.items() if getattr(config, name) is None})
 
 
 def resolve(config: Config, num_examples: int) -> Config:
@@ -109,8 +131,9 @@ def resolve(config: Config, num_examples: int) -> Config:
         )
     check_positive(config, "epochs", "every", "batch_size", "max_batch_size", "learning_rate", "tuned_rates", "seeds", "rounds", "decay")
     check_momentum(config.momentum)
-    if config.weight_decay < 0:
-        raise ValueError(f"--weight-decay {config.weight_decay} must be at least 0.")
+    for name in ("weight_decay", "warmup_epochs"):
+        if not getattr(config, name) >= 0:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(config, name)} must be at least 0.")
     epochs = config.epochs or (100 if is_cifar else 25)
     start = config.batch_size or (16 if config.dataset == "digits" else 256 if config.model == "alexnet" else 128)
     config = dataclasses.replace(
@@ -120,15 +143,23 @@ def resolve(config: Config, num_examples: int) -> Config:
         batch_size=start,
         max_batch_size=config.max_batch_size or max(start, min(16 * start, num_examples // 2)),
         augment=is_cifar if config.augment is None else config.augment,
+        devices=tuple(sorted({1, *config.devices})),
     )
     for arm in ("adaptive", "large"):
         count_steps(make_schedule(config, arm), num_examples, config.epochs)  # a batch larger than the data ends here
     return config
 
 
+def make_model(config: Config, num_classes: int, num_devices: int = 1):
+    """The network, its batch normalisation over all devices where that is asked for."""
+    model = MODELS[config.model](num_classes=num_classes, dtype=jnp.dtype(config.dtype))
+    over_devices = config.batch_norm == "synchronised" and num_devices > 1 and hasattr(model, "axis_name")
+    return model.clone(axis_name=AXIS) if over_devices else model
+
+
 def make_schedule(config: Config, arm: str) -> jb.BatchSizeSchedule:
     """The batch sizes of an arm."""
-    if arm == "adaptive":
+    if arm.startswith("adaptive"):
         return jb.adabatch_schedule(
             batch_size=config.batch_size, growth=config.growth, every=config.every, max_batch_size=config.max_batch_size
         )
@@ -139,8 +170,13 @@ def make_schedule(config: Config, arm: str) -> jb.BatchSizeSchedule:
 def make_fit_config(config: Config, arm: str, rate: float, seed: int, num_examples: int) -> jb.FitConfig:
     """Batch sizes of an arm, and the optimizer with the rate coupled to them."""
     schedule = make_schedule(config, arm)
-    decay = config.decay if arm == "adaptive" else config.decay / config.growth
-    learning_rate = jb.coupled_learning_rate(schedule, init=rate, decay=decay, num_examples=num_examples, num_epochs=config.epochs)
+    settings = {"decay": config.decay if arm.startswith("adaptive") else config.decay / config.growth}
+    if arm == "large" and config.warmup_epochs:
+        settings |= {"warmup": jb.epochs(config.warmup_epochs), "warmup_init": rate}
+        rate *= config.max_batch_size / config.batch_size
+    learning_rate = jb.coupled_learning_rate(
+        schedule, init=rate, num_examples=num_examples, num_epochs=config.epochs, **settings
+    )
     optimizer = optax.chain(optax.add_decayed_weights(config.weight_decay), optax.sgd(learning_rate, config.momentum))
     return jb.FitConfig(optimizer, schedule, jb.epochs(config.epochs), seed=seed)
 
@@ -148,6 +184,7 @@ def make_fit_config(config: Config, arm: str, rate: float, seed: int, num_exampl
 def measure_run(task: Task, config: Config, arm: str, rate: float, seed: int, folder: pathlib.Path) -> Iterator[Record]:
     """One record an epoch, going on from the checkpoints in ``folder``."""
     fit_config = make_fit_config(config, "small" if arm in ("tune", "tuned") else arm, rate, seed, task.num_examples)
+    fit_config = fit_config._replace(num_devices=adabatch_report.devices_of(arm), parallel=config.parallel)
     for record in jb.fit_with_checkpoints(task, fit_config, folder):
         kept = ("batch_size", "updates", "loss", "test_loss", "test_accuracy", "diverged")
         times = ("train_seconds", "compile_seconds", "stall_seconds")
@@ -155,67 +192,57 @@ def measure_run(task: Task, config: Config, arm: str, rate: float, seed: int, fo
         yield place | {name: record[name] for name in kept + times}
 
 
-def measure_cost(dataset: jb.Dataset, config: Config, sizes: Sequence[int]) -> Iterator[Record]:
-    """Milliseconds of the network's forward pass, and of forward and backward, at each batch size, side by side."""
-    model = MODELS[config.model](num_classes=dataset.num_classes, dtype=jnp.dtype(config.dtype))
-    images = jnp.asarray(dataset.train_images[: max(sizes)])
-    variables = jax.jit(model.init)(jax.random.key(0), normalise(images[:1], dataset.mean, dataset.std))
-    stateful = {"train": True, "mutable": ["batch_stats"]} if "batch_stats" in variables else {}
-
-    def forward(params, images):
-        found = model.apply({**variables, "params": params}, images, **stateful)
-        return found[0] if stateful else found
-
-    def backward(params, images, cotangent):
-        return jax.grad(lambda p: (forward(p, images) * cotangent).sum())(params)
-
-    contenders = {}
-    for size in sizes:
-        batch = normalise(images[:size], dataset.mean, dataset.std)
-        cotangent = jax.random.normal(jax.random.key(1), (size, dataset.num_classes)) / size
-        for name, function, arguments in (("forward", forward, (batch,)), ("both", backward, (batch, cotangent))):
-            program = jax.jit(function).lower(variables["params"], *arguments).compile()
-            contenders[name, size] = lambda program=program, arguments=arguments: program(variables["params"], *arguments)
-    for number, times in enumerate(timed_rounds(contenders, config.rounds)):
-        for size in sizes:
-            both, alone = times["both", size], times["forward", size]
-            yield {"kind": "cost", "round": number, "batch_size": size, "forward_ms": alone, "backward_ms": both - alone}
+def measure_costs(dataset: jb.Dataset, config: Config, run: RunFolder) -> None:
+    """Times the network's passes at every batch size that an arm has, on its number of devices."""
+    sizes = {arm: {make_schedule(config, arm)(epoch) for epoch in range(config.epochs)} for arm in ("adaptive", "large")}
+    sizes = {count: sorted(sizes["adaptive"] | (sizes["large"] if count == 1 else set())) for count in config.devices}
+    known = {(record["round"], record["devices"], record["batch_size"]) for record in run.find(kind="cost")}
+    if len(known) < config.rounds * sum(map(len, sizes.values())):
+        models = {count: make_model(config, dataset.num_classes, count) for count in sizes}
+        for record in measure_cost(models, dataset, sizes, config.parallel, config.rounds):
+            if (record["round"], record["devices"], record["batch_size"]) not in known:
+                run.append(record)
 
 
 def measure(config: Config, dataset: jb.Dataset, run: RunFolder, console: Console) -> None:
     """Makes the measurements that are not in the run folder yet."""
+    measure_costs(dataset, config, run)
     augment = crop_and_flip if config.augment else None
-    model = MODELS[config.model](num_classes=dataset.num_classes, dtype=jnp.dtype(config.dtype))
-    task = jb.classification_task(model, dataset, augment=augment)
-    sizes = sorted({make_schedule(config, arm)(epoch) for arm in ("adaptive", "large") for epoch in range(config.epochs)})
-    if len(run.find(kind="cost")) < config.rounds * len(sizes):
-        known = {(record["round"], record["batch_size"]) for record in run.find(kind="cost")}
-        for record in measure_cost(dataset, config, sizes):
-            if (record["round"], record["batch_size"]) not in known:
-                run.append(record)
+    task = jb.classification_task(make_model(config, dataset.num_classes), dataset, augment=augment)
+    shared = task
+    if make_model(config, 1, 2) != make_model(config, 1):  # the same network, which names the axis of the devices
+        model = make_model(config, dataset.num_classes, 2)
+        shared = task._replace(loss_fn=jb.classification_task(model, dataset, augment=augment).loss_fn)
+    arms = adabatch_report.arms(config)
     with progress_bar(console) as progress:
-        total = (len(config.tuned_rates) + len(ARMS) * config.seeds) * config.epochs
+        total = (len(config.tuned_rates) + len(arms) * config.seeds) * config.epochs
         bar = progress.add_task("epochs", total=total, rate="")
 
         def train(arm, rate, seed):
             rows = run.find(kind="epoch", arm=arm, learning_rate=rate, seed=seed)
             known = {record["epoch"] for record in rows}
-            if config.epochs not in known and not any(record["diverged"] for record in rows):
+            if config.epochs in known or any(record["diverged"] for record in rows):
+                progress.update(bar, advance=config.epochs)
+            elif arm == "tuned" and rate == config.learning_rate:  # (a) is that run already, bit for bit
+                for record in run.find(kind="epoch", arm="small", seed=seed):
+                    if record["epoch"] not in known:
+                        run.append(record | {"arm": "tuned"})
+                progress.update(bar, advance=config.epochs)
+            else:
                 folder = run.path / "in_flight" / f"{arm}_{rate:g}_{seed}"
-                for record in measure_run(task, config, arm, rate, seed, folder):
+                several = adabatch_report.devices_of(arm) > 1
+                for record in measure_run(shared if several else task, config, arm, rate, seed, folder):
                     if record["epoch"] not in known:
                         run.append(record)
                     rate_now = task.num_examples / record["train_seconds"]
                     progress.update(bar, advance=1, description=f"{arm}, seed {seed}", rate=f"{rate_now:,.0f} examples/s")
                 shutil.rmtree(folder, ignore_errors=True)
-            else:
-                progress.update(bar, advance=config.epochs)
 
         for rate in config.tuned_rates:
             train("tune", rate, OTHER_SEED)
         best = adabatch_report.best_rate(run.records)
         for seed in range(config.seeds):
-            for arm in ARMS:
+            for arm in arms:
                 train(arm, best if arm == "tuned" else config.learning_rate, seed)
     shutil.rmtree(run.path / "in_flight", ignore_errors=True)
     adabatch_report.save_arrays(config, run)
@@ -223,6 +250,9 @@ def measure(config: Config, dataset: jb.Dataset, run: RunFolder, console: Consol
 
 def study(config: Config, console: Console) -> None:
     """Measures what is missing, then shows what the files hold."""
+    check_positive(config, "devices")
+    provide_devices(max(config.devices, default=1))
+    config = shrink(config)
     dataset = load(config)
     config = resolve(config, len(dataset.train_labels))
     run = open_study("adabatch", config, console)

@@ -4,6 +4,7 @@ Axes: S seeds, E epochs.
 """
 
 import io
+import json
 import pathlib
 from collections.abc import Sequence
 
@@ -17,8 +18,31 @@ from jaxbatch.intervals import Interval, interval
 from jaxbatch.records import Record, RunFolder
 from jaxbatch.report import print_table
 
-ARMS = ("small", "adaptive", "large", "tuned")
+PARTS = ("forward", "backward")
+STYLES = ("-", "-", "-", "--", ":", "-.")  # of the arms, so that lines that meet are told apart
 KEYS = ("loss", "test_loss", "test_accuracy", "batch_size", "train_seconds", "compile_seconds", "stall_seconds")
+
+
+def arms(config) -> dict[str, str]:
+    """The arms and what a reader calls them; ``adaptive_<N>`` runs on N devices."""
+    grows = f"{config.batch_size} to {config.max_batch_size}"
+    return {
+        "small": f"(a) small, {config.batch_size}",
+        "adaptive": f"(b) adaptive, {grows}",
+        **{f"adaptive_{count}": f"(b) on {count} devices" for count in config.devices if count > 1},
+        "large": f"(c) large, {config.max_batch_size}",
+        "tuned": f"(d) small, tuned rate, {config.batch_size}",
+    }
+
+
+def devices_of(arm: str) -> int:
+    """The number of devices of an arm.
+
+    Example:
+        >>> devices_of("adaptive_4"), devices_of("large")
+        (4, 1)
+    """
+    return int(arm.partition("_")[2] or 1)
 
 
 def best_rate(records: Sequence[Record]) -> float:
@@ -53,7 +77,7 @@ def cost_seconds(config, records: Sequence[Record], arm: str, part: str) -> Inte
     """Seconds of ``forward`` or ``backward`` in a whole run of an arm: steps × the time at each batch size, by round."""
     rounds: dict[int, dict[int, float]] = {}
     for record in records:
-        if record["kind"] == "cost":
+        if record["kind"] == "cost" and record["devices"] == devices_of(arm):
             rounds.setdefault(record["round"], {})[record["batch_size"]] = record[f"{part}_ms"]
     steps: dict[int, int] = {}
     before = 0
@@ -64,54 +88,53 @@ def cost_seconds(config, records: Sequence[Record], arm: str, part: str) -> Inte
     return interval([sum(count * times[size] for size, count in steps.items()) / 1e3 for times in rounds.values()], np.median)
 
 
-def speed_up(config, records: Sequence[Record], part: str) -> float:
-    """Seconds of (a) ÷ seconds of (b)."""
-    return cost_seconds(config, records, "small", part).value / cost_seconds(config, records, "adaptive", part).value
+def speed_up(config, records: Sequence[Record], part: str, arm: str = "adaptive") -> float:
+    """Seconds of (a) ÷ seconds of another arm."""
+    return cost_seconds(config, records, "small", part).value / cost_seconds(config, records, arm, part).value
 
 
 def save_arrays(config, run: RunFolder) -> None:
-    """``arrays.npz``: every number by seed and epoch, named ``<arm>_<key>``, and the costs by round and size."""
-    arrays = {f"{arm}_{key}": table_of(config, run.records, arm, key) for arm in ARMS for key in KEYS}
+    """``arrays.npz``: every number by seed and epoch, named ``<arm>_<key>``, the costs by size and round, the setting."""
+    arrays = {f"{arm}_{key}": table_of(config, run.records, arm, key) for arm in arms(config) for key in KEYS}
     cost = run.find(kind="cost")
-    sizes = sorted({record["batch_size"] for record in cost})
-    for part in ("forward_ms", "backward_ms"):
-        arrays[f"cost_{part}"] = np.array([[r[part] for r in cost if r["batch_size"] == size] for size in sizes])
+    for count in config.devices:
+        sizes = sorted({record["batch_size"] for record in cost if record["devices"] == count})
+        arrays[f"cost_{count}_batch_sizes"] = np.array(sizes)
+        for part in PARTS:
+            rows = [run.find(kind="cost", devices=count, batch_size=size) for size in sizes]
+            arrays[f"cost_{count}_{part}_ms"] = np.array([[record[f"{part}_ms"] for record in row] for row in rows])
+    about = {name: getattr(config, name) for name in ("model", "dataset", "epochs", "every", "batch_size", "max_batch_size", "seeds")}
+    about |= {"num_examples": config.num_examples, "dtype": config.dtype, "arms": arms(config)}
+    about |= {"rates": {arm: rate_of(run.records, arm) for arm in arms(config)}}
+    about |= {"seconds": {f"{arm}_{part}": cost_seconds(config, run.records, arm, part).value for arm in arms(config) for part in PARTS}}
     file = io.BytesIO()
-    np.savez_compressed(file, batch_sizes=np.array(sizes), **arrays)
+    np.savez_compressed(file, about=np.array(json.dumps(about)), **arrays)
     run.write("arrays.npz", file.getvalue())
-
-
-def names(config) -> dict[str, str]:
-    """The arms as a reader sees them."""
-    return {
-        "small": f"(a) small, {config.batch_size}",
-        "adaptive": f"(b) adaptive, {config.batch_size} to {config.max_batch_size}",
-        "large": f"(c) large, {config.max_batch_size}",
-        "tuned": f"(d) small, tuned rate, {config.batch_size}",
-    }
 
 
 def print_tables(console: Console, config, records: Sequence[Record], provenance: Record) -> None:
     """Errors, seconds and speed-ups of the arms; the cost of an example at each batch size."""
     setting = f"SGD with momentum {config.momentum:g}, {config.epochs} epochs, a change every {config.every}"
     describe_setting(console, config, provenance, config.model, config.dtype, setting)
+    everything = arms(config).items()
     rows = []
-    for arm, name in names(config).items():
+    for arm, name in everything:
         error = errors(config, records, arm)
-        last, best = interval(error[:, -1]), interval(_least(error))
-        forward, backward = (cost_seconds(config, records, arm, part) for part in ("forward", "backward"))
-        compiles = interval(np.nansum(table_of(config, records, arm, "compile_seconds"), 1))
-        stalls = interval(np.nansum(table_of(config, records, arm, "stall_seconds"), 1))
-        rows.append([name, f"{rate_of(records, arm):g}", f"{best:.2f}", f"{last:.2f}", f"{forward:.1f}", f"{backward:.1f}", f"{compiles:.1f}", f"{stalls:.1f}"])
-    columns = ["arm", "rate", "best error, %", "last error, %", "forward, s", "backward, s", "compile, s", "waited, s"]
-    print_table(console, "Test error by arm; seconds of the network's passes in a run", columns, rows)
+        rows.append([name, f"{rate_of(records, arm):g}", f"{interval(_least(error)):.2f}", f"{interval(error[:, -1]):.2f}"])
+    print_table(console, "Test error by arm, %", ["arm", "rate", "best", "last"], rows)
+    rows = [[name, *(f"{cost_seconds(config, records, arm, part):.1f}" for part in PARTS)] for arm, name in everything]
+    print_table(console, "Seconds of the network's passes in a run", ["arm", *PARTS], rows)
     rows = []
-    for size in sorted({record["batch_size"] for record in records if record["kind"] == "cost"}):
-        row = [f"{size:,}"]
-        for part in ("forward", "backward"):
-            row.append(f"{interval([1e3 * r[f'{part}_ms'] / size for r in records if r['kind'] == 'cost' and r['batch_size'] == size], np.median):.1f}")
-        rows.append(row)
-    print_table(console, "Microseconds an example", ["B", "forward", "backward"], rows)
+    for arm, name in everything:
+        times = (table_of(config, records, arm, f"{kind}_seconds") for kind in ("train", "compile", "stall"))
+        rows.append([name, *(f"{interval(np.nansum(table, 1)):.1f}" for table in times)])
+    print_table(console, "Seconds of a run", ["arm", "training", "compiling", "waited for programs"], rows)
+    rows = []
+    for count, size in sorted({(record["devices"], record["batch_size"]) for record in records if record["kind"] == "cost"}):
+        found = [r for r in records if r["kind"] == "cost" and (r["devices"], r["batch_size"]) == (count, size)]
+        costs = [interval([1e3 * r[f"{part}_ms"] / size for r in found], np.median) for part in PARTS]
+        rows.append([f"{size:,}", str(count), *(f"{cost:.1f}" for cost in costs)])
+    print_table(console, "Microseconds an example", ["B", "devices", "forward", "backward"], rows)
 
 
 def _least(table: Float[np.ndarray, "S E"]) -> Float[np.ndarray, "S"]:
@@ -120,17 +143,21 @@ def _least(table: Float[np.ndarray, "S E"]) -> Float[np.ndarray, "S"]:
 
 def verdict(config, records: Sequence[Record]) -> list[str]:
     """The sentences that the intervals allow, and no others."""
-    last = {arm: errors(config, records, arm)[:, -1] for arm in ARMS}
+    several = [arm for arm in arms(config) if devices_of(arm) > 1]
+    last = {arm: errors(config, records, arm)[:, -1] for arm in arms(config)}
+    others = [("small", "(a) small"), ("large", "(c) large"), ("tuned", "(d) tuned")]
     sentences = []
-    for other, name in (("small", "(a) small"), ("large", "(c) large"), ("tuned", "(d) tuned")):
+    for other, name in others + [(arm, f"itself on {devices_of(arm)} devices") for arm in several]:
         apart = interval(last["adaptive"] - last[other])
         if apart.n == 0:
             sentences.append(f"(b) adaptive against {name}: no seed of both ends finite.")
             continue
         told = "too few seeds to tell" if apart.n < 3 else "no difference shows" if not apart.excludes(0) else "(b) is worse" if apart.value > 0 else "(b) is better"
         sentences.append(f"(b) adaptive against {name}: last test error differs by {apart:+.2f} points; {told}.")
-    ups = {part: speed_up(config, records, part) for part in ("forward", "backward")}
-    sentences.append(f"Speed-up of (b) over (a): forward {ups['forward']:.2f} times, backward {ups['backward']:.2f} times.")
+    for arm in ("adaptive", *several):
+        ups = {part: speed_up(config, records, part, arm) for part in PARTS}
+        where = f" on {devices_of(arm)} devices" if devices_of(arm) > 1 else ""
+        sentences.append(f"Speed-up of (b){where} over (a): forward {ups['forward']:.2f} times, backward {ups['backward']:.2f} times.")
     waited = interval(np.nansum(table_of(config, records, "adaptive", "stall_seconds")[:, 1:], 1))
     sentences.append(f"After the first epoch (b) waited {waited:.2f} seconds for programs to be compiled.")
     return sentences
@@ -140,7 +167,7 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
     """Training loss and test error by epoch, and examples a second by batch size."""
     figure, (left, middle, right) = plots.subplots(1, 3, figsize=(15, 4.6), width_ratios=(1, 1, 0.8))
     epochs = np.arange(1, config.epochs + 1).tolist()
-    for (arm, name), color, dash in zip(names(config).items(), plots.COLORS, ("-", "-", "-", "--"), strict=False):
+    for (arm, name), color, dash in zip(arms(config).items(), plots.COLORS, STYLES, strict=False):
         for axes, table in ((left, table_of(config, records, arm, "loss")), (middle, errors(config, records, arm))):
             plots.band(axes, epochs, [interval(table[:, n]) for n in range(config.epochs)], color=color, ls=dash, label=name)
     for axes in (left, middle):
@@ -150,10 +177,14 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
     left.set(ylabel="training loss", title="Loss")
     middle.set(ylabel="test error, %", title="Test error")
     middle.legend()
-    sizes = sorted({record["batch_size"] for record in records if record["kind"] == "cost"})
-    for part, color, marker in (("forward", plots.COLORS[5], "o"), ("backward", plots.COLORS[0], "s")):
-        rows = [[1e3 * size / r[f"{part}_ms"] for r in records if r["kind"] == "cost" and r["batch_size"] == size] for size in sizes]
-        plots.band(right, sizes, [interval(row, np.median) for row in rows], color=color, marker=marker, label=part)
+    sizes: list[int] = []
+    for count, style in zip(config.devices, STYLES, strict=False):
+        cost = [r for r in records if r["kind"] == "cost" and r["devices"] == count]
+        sizes = sorted({record["batch_size"] for record in cost})
+        for part, color, marker in (("forward", plots.COLORS[5], "o"), ("backward", plots.COLORS[0], "s")):
+            rows = [[1e3 * size / r[f"{part}_ms"] for r in cost if r["batch_size"] == size] for size in sizes]
+            label = part if count == 1 else f"{part}, {count} devices"
+            plots.band(right, sizes, [interval(row, np.median) for row in rows], color=color, marker=marker, ls=style, label=label)
     right.set(ylabel="examples a second", title="Throughput of the network's passes", ylim=(0, None))
     plots.size_ticks(right, sizes)
     right.legend()

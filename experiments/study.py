@@ -212,7 +212,7 @@ def parse(config_type: type[Config], description: str, args: Sequence[str] | Non
     stderr = io.StringIO()
     try:
         with contextlib.redirect_stderr(stderr):
-            config = tyro.cli(config_type, description=description, args=args)
+            config = tyro.cli(config_type, description=description, args=_split_lists(config_type, sys.argv[1:] if args is None else args))
     except SystemExit as error:
         if error.code == 2:
             print(f"error: {_first_paragraph(stderr.getvalue())}", file=sys.stderr)
@@ -221,6 +221,23 @@ def parse(config_type: type[Config], description: str, args: Sequence[str] | Non
         with one_line_errors():
             load_dataset(config.dataset)  # raises, naming the nearest
     return config
+
+
+def _split_lists(config_type: type, args: Sequence[str]) -> list[str]:
+    """``--devices 1,2,4`` as ``--devices 1 2 4``: several numbers may be given either way."""
+    lists = {field.name for field in dataclasses.fields(config_type) if "tuple" in str(field.type)}
+    parts, flag = [], ""
+    for arg in args:
+        name, equals, value = arg.partition("=")
+        if arg.startswith("--"):
+            flag = name[2:].replace("-", "_")
+        if flag not in lists:
+            parts.append(arg)
+        elif not arg.startswith("--"):
+            parts += arg.split(",")
+        else:
+            parts += [name, *value.split(",")] if equals else [arg]
+    return parts
 
 
 def _first_paragraph(box: str) -> str:

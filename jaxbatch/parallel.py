@@ -8,6 +8,7 @@ given the axis :data:`AXIS` (then they are those of the global batch); running m
 Axes: S steps, B examples in a batch, N devices, M = ⌈B / N⌉ examples on each.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -47,6 +48,74 @@ def share_batches(
     return filled.transpose(1, 0, 2), mask.transpose(1, 0, 2)
 
 
+def provide_devices(count: int) -> None:
+    """Makes sure of ``count`` devices: before JAX has started, a CPU is split into as many virtual ones.
+
+    Raises:
+        ValueError: there are fewer.
+
+    Example:
+        >>> provide_devices(1)
+    """
+    if count > 1:
+        with contextlib.suppress(RuntimeError):  # JAX has started: what there is will have to do
+            jax.config.update("jax_num_cpu_devices", count)  # has no part where there is an accelerator
+    if count > jax.device_count():
+        raise ValueError(f"{count} devices were asked for, and JAX finds {jax.device_count()} here.")
+
+
+def over_devices(
+    function: Callable[..., Any],
+    devices: Sequence[jax.Device],
+    method: Method,
+    split: Sequence[bool],
+    *,
+    outputs_split: bool = False,
+) -> tuple[Any, Callable[..., tuple]]:
+    """``function`` on every device, under the axis :data:`AXIS`.
+
+    Args:
+        function: of pytrees. Unless ``outputs_split`` it must return the same on every device.
+        devices: N of them.
+        method: ``"pmap"``, or ``"jit"``: sharded arrays and ``shard_map``.
+        split: for each argument, whether its leaves ``(N, ...)`` are dealt out, one part a device, or all have it whole.
+        outputs_split: whether outputs are gathered to leaves ``(N, ...)``.
+
+    Returns:
+        The compiled function, which can also be lowered; and ``place(*arguments)``, which moves arguments to where the
+        function wants them, in the order of ``split``.
+
+    Raises:
+        ValueError: another ``method``.
+
+    Example:
+        >>> total, place = over_devices(lambda x: lax.psum(x, AXIS), jax.devices()[:1], "jit", [True])
+        >>> float(total(*place(jnp.array([3.0]))))
+        3.0
+    """
+    mesh = jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+    specs = tuple(Spec(AXIS) if dealt else Spec() for dealt in split)
+
+    def place(*arguments):
+        return tuple(jax.device_put(one, NamedSharding(mesh, spec)) for one, spec in zip(arguments, specs, strict=False))
+
+    if method == "pmap":
+        axes = tuple(0 if dealt else None for dealt in split)
+        return jax.pmap(function, AXIS, in_axes=axes, out_axes=0 if outputs_split else None, devices=devices), place
+    if method != "jit":
+        raise ValueError(f"method={method!r} must be 'pmap' or 'jit'.")
+
+    def own_part(*arguments):
+        taken = (jax.tree.map(lambda leaf: leaf[0], one) if dealt else one for one, dealt in zip(arguments, split, strict=True))
+        found = function(*taken)
+        return jax.tree.map(lambda leaf: leaf[None], found) if outputs_split else found
+
+    out = Spec(AXIS) if outputs_split else Spec()
+    shared = jax.shard_map(own_part, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
+    shardings = tuple(NamedSharding(mesh, spec) for spec in specs)
+    return jax.jit(shared, in_shardings=shardings, out_shardings=NamedSharding(mesh, out)), place
+
+
 def compile_parallel_epoch(
     task: Task,
     optimizer: optax.GradientTransformation,
@@ -78,8 +147,6 @@ def compile_parallel_epoch(
     count = len(devices)
     if count < 1:
         raise ValueError("devices is empty: at least 1 is needed.")
-    if method not in ("pmap", "jit"):
-        raise ValueError(f"method={method!r} must be 'pmap' or 'jit'.")
     step = make_shared_step(task, optimizer, batch_size)
 
     def epoch(state, data, indices, mask, place):
@@ -101,31 +168,15 @@ def compile_parallel_epoch(
     at_a_time = 1 if loops_are_slow(under_axis, shapes.params, some) else num_steps
     wanted = [jax.ShapeDtypeStruct((count, at_a_time, share), dtype) for dtype in (jnp.int32, jnp.bool_)]
     wanted = (shapes, task.train_data, *wanted, jax.ShapeDtypeStruct((2,), jnp.int32))
-    if method == "pmap":
-        program = jax.pmap(epoch, AXIS, in_axes=(None, None, 0, 0, None), out_axes=None, devices=devices)
-        program = program.lower(*wanted).compile()
-    else:
-        mesh = jax.make_mesh((count,), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
-
-        def squeezed(state, data, indices, mask, place):
-            return epoch(state, data, indices[0], mask[0], place)
-
-        specs = (Spec(), Spec(), Spec(AXIS), Spec(AXIS), Spec())
-        shared = jax.shard_map(squeezed, mesh=mesh, in_specs=specs, out_specs=(Spec(), Spec()), check_vma=False)
-        everywhere, split = NamedSharding(mesh, Spec()), NamedSharding(mesh, Spec(AXIS))
-        program = jax.jit(shared, in_shardings=(everywhere, everywhere, split, split, everywhere), out_shardings=everywhere)
-        program = program.lower(*wanted).compile()
-
-    def place_on_all(tree):
-        return tree if method == "pmap" else jax.device_put(tree, everywhere)
-
+    program, place_on_all = over_devices(epoch, devices, method, (False, False, True, True, False))
+    program = program.lower(*wanted).compile()
     placed = {}  # the data, moved to all devices once
 
     def run(state, data, indices, place=(0, 0)):
         if placed.get("from") is not data:
-            placed.update({"from": data, "data": place_on_all(data)})
+            placed.update({"from": data, "data": place_on_all(data)[0]})
         shares, mask = share_batches(np.asarray(indices, np.int32), count)
-        state, place, losses = place_on_all(state), np.asarray(place, np.int32), []
+        (state,), place, losses = place_on_all(state), np.asarray(place, np.int32), []
         for start in range(0, len(indices), at_a_time):
             part = slice(start, start + at_a_time)
             state, found = program(state, placed["data"], shares[:, part], mask[:, part], place)

@@ -20,6 +20,9 @@ from experiments.adabatch_report import best_rate, cost_seconds, errors, speed_u
 ARGUMENTS = ["--quick", "--epochs", "3", "--num-examples", "200", "--batch-size", "10", "--max-batch-size", "30", "--seeds", "1"]
 
 
+SIZES = {"small": [10] * 3, "adaptive": [10, 20, 30], "large": [30] * 3, "tuned": [10] * 3}
+
+
 def records_in(folder):
     (file,) = folder.glob("adabatch/*/records.jsonl")
     return [json.loads(line) for line in file.read_text().splitlines()]
@@ -42,12 +45,12 @@ def test_records_arrays_and_figure(capsys):
     folder, out = finished()
     records = records_in(folder)
     rows = [r for r in records if r["kind"] == "epoch"]
-    sizes = {arm: [r["batch_size"] for r in rows if r["arm"] == arm] for arm in adabatch.ARMS}
-    assert sizes == {"small": [10] * 3, "adaptive": [10, 20, 30], "large": [30] * 3, "tuned": [10] * 3}
+    sizes = {arm: [r["batch_size"] for r in rows if r["arm"] == arm] for arm in SIZES}
+    assert sizes == SIZES
     assert {r["learning_rate"] for r in rows if r["arm"] == "tune"} == {0.01, 0.0316}
     (path,) = folder.glob("adabatch/*")
     with np.load(path / "arrays.npz") as arrays:
-        assert arrays["adaptive_batch_size"].tolist() == [[10, 20, 30]] and arrays["cost_forward_ms"].shape == (3, 2)
+        assert arrays["adaptive_batch_size"].tolist() == [[10, 20, 30]] and arrays["cost_1_forward_ms"].shape == (3, 2)
         expected = [r["test_accuracy"] for r in rows if r["arm"] == "large"]
         np.testing.assert_array_equal(arrays["large_test_accuracy"][0], expected)
     assert (path / "figure.png").exists() and not (path / "in_flight").exists()
@@ -94,7 +97,7 @@ def test_the_arms_of_the_paper():
 
 
 def known_records(apart):
-    for arm in adabatch.ARMS:
+    for arm in SIZES:
         for seed in range(5):
             for epoch in (1, 2):
                 accuracy = 0.8 + 0.001 * seed + (apart if arm == "adaptive" else 0)
@@ -105,12 +108,12 @@ def known_records(apart):
                     "train_seconds": 1.0, "compile_seconds": 0.5, "stall_seconds": 0.0,
                 }  # fmt: skip
     for size, ms in ((10, 100.0), (20, 150.0)):
-        yield {"kind": "cost", "round": 0, "batch_size": size, "forward_ms": ms, "backward_ms": 2 * ms}
+        yield {"kind": "cost", "round": 0, "devices": 1, "batch_size": size, "forward_ms": ms, "backward_ms": 2 * ms}
 
 
 @pytest.mark.parametrize(("apart", "told"), [(0.05, "(b) is better"), (-0.05, "(b) is worse"), (0.0, "no difference shows")])
 def test_the_report_on_known_records(apart, told):
-    config, records = types.SimpleNamespace(seeds=5, epochs=2), list(known_records(apart))
+    config, records = types.SimpleNamespace(seeds=5, epochs=2, devices=(1,), batch_size=10, max_batch_size=20), list(known_records(apart))
     np.testing.assert_allclose(errors(config, records, "small")[:, -1], [20.0, 19.9, 19.8, 19.7, 19.6])
     assert sum(told in text for text in verdict(config, records)) == 3
     # 20 steps of 10 against 10 of 10 and 5 of 20.
