@@ -217,7 +217,7 @@ def parse(config_type: type[Config], description: str, args: Sequence[str] | Non
         if error.code == 2:
             print(f"error: {_first_paragraph(stderr.getvalue())}", file=sys.stderr)
         raise
-    if config.dataset not in DATASETS:
+    if config_type.dataset in DATASETS and config.dataset not in DATASETS:  # streamed data have other names
         with one_line_errors():
             load_dataset(config.dataset)  # raises, naming the nearest
     return config

@@ -15,6 +15,7 @@ from jaxbatch.batches import (
 from jaxbatch.checkpoints import fit_with_checkpoints
 from jaxbatch.compiling import keep_compiled_programs
 from jaxbatch.data import DATASETS, Dataset, load_dataset
+from jaxbatch.data.images import ImageDataset, open_images
 from jaxbatch.fitting import FitConfig, fit
 from jaxbatch.gradients import (
     accumulated_gradient,
@@ -51,7 +52,7 @@ from jaxbatch.schedules import (
 from jaxbatch.split import largest_stable_curvature, split_backward
 from jaxbatch.streaming import prefetch
 from jaxbatch.sweeps import sweep
-from jaxbatch.tasks import Task, classification_task
+from jaxbatch.tasks import Task, classification_task, streamed_task
 from jaxbatch.train import TrainState, init_state, make_train_step
 
 __version__ = "0.1.0"
@@ -64,6 +65,7 @@ __all__ = [
     "Duration",
     "FitConfig",
     "GradientStatistics",
+    "ImageDataset",
     "IndexBatches",
     "Interval",
     "MLP",
@@ -100,8 +102,8 @@ __all__ = [
     "init_state",
     "interval",
     "keep_compiled_programs",
-    "load_dataset",
     "largest_stable_curvature",
+    "load_dataset",
     "losses_and_group_gradients",
     "losses_and_mean_gradient",
     "make_epoch",
@@ -109,6 +111,7 @@ __all__ = [
     "make_train_step",
     "milestone_schedule",
     "num_steps",
+    "open_images",
     "per_example_gradients",
     "prefetch",
     "program_memory",
@@ -119,6 +122,7 @@ __all__ = [
     "step_decay",
     "steps",
     "steps_per_epoch",
+    "streamed_task",
     "sweep",
     "track",
 ]

@@ -1,24 +1,78 @@
 """A batch larger than the device holds: gradients summed over microbatches by a Python loop, then one update.
 
-For networks on XLA's convolutions, which are slow inside compiled loops on CPU; everything else accumulates in a compiled
-loop within the step (:func:`jaxbatch.make_train_step` with ``microbatch_size``). The numbers are the same.
+For networks on XLA's convolutions, which are slow inside compiled loops on CPU, and for examples that come in a stream;
+everything else accumulates in a compiled loop within the step (:func:`jaxbatch.make_train_step` with ``microbatch_size``).
+The numbers are the same.
 
-Axes: S steps, B examples in a batch.
+Axes: S steps, B examples in a batch, N devices.
 """
 
-from collections.abc import Callable
-from typing import Any
+import collections
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 from jaxtyping import Array, PyTree
 
 from jaxbatch.augment import example_keys
 from jaxbatch.batches import even_part
+from jaxbatch.parallel import AXIS, Method, over_devices, share_batches
+from jaxbatch.streaming import prefetch
 from jaxbatch.tasks import Task
 from jaxbatch.train import TrainState, apply_gradient
+
+_IN_FLIGHT = 2  # parts that the host may be ahead of the device
+
+
+class Accumulation(NamedTuple):
+    """An update in pieces: ``begin(state)``, ``add(total, params, examples, index, mask, place)`` for each part, ``finish(state, total)``."""
+
+    begin: Callable[..., Any]
+    add: Callable[..., Any]  # -> (total, the part's summed loss)
+    finish: Callable[..., Any]  # -> (state, mean loss)
+
+
+def make_accumulation(
+    task: Task, optimizer: optax.GradientTransformation, batch_size: int, *, over_axis: bool = False
+) -> Accumulation:
+    """The pieces, as pure functions.
+
+    Args:
+        task: of which loss, model state and ``prepare`` are used.
+        optimizer: any optax optimizer.
+        batch_size: B, over all parts and devices.
+        over_axis: whether ``add`` runs on several devices along :data:`jaxbatch.parallel.AXIS`, each with its share.
+    """
+    has_aux = task.update_model_state is not None
+
+    def begin(state):
+        return jax.tree.map(jnp.zeros_like, state.params), state.model_state, jnp.zeros(())
+
+    def add(total, params, examples, index, mask=None, place=None):
+        summed, model_state, loss = total
+        if task.prepare is not None:
+            examples = task.prepare(example_keys(place[0], place[1], index), examples)
+
+        def loss_sum(p):
+            losses, aux = task.loss_fn(p, examples) if has_aux else (task.loss_fn(p, examples), None)
+            return (losses if mask is None else jnp.where(mask, losses, 0)).sum(), aux
+
+        (found, aux), gradient = jax.value_and_grad(loss_sum, has_aux=True)(params)
+        if over_axis:
+            (found, gradient), aux = lax.psum((found, gradient), AXIS), lax.pmean(aux, AXIS)
+        model_state = task.update_model_state(model_state, aux) if has_aux else model_state
+        return (jax.tree.map(jnp.add, summed, gradient), model_state, loss + found), found
+
+    def finish(state, total):
+        summed, model_state, loss = total
+        gradient = jax.tree.map(lambda leaf: leaf / batch_size, summed)
+        return apply_gradient(state, optimizer, gradient, model_state), loss / batch_size
+
+    return Accumulation(begin, add, finish)
 
 
 def compile_accumulating_epoch(
@@ -40,30 +94,11 @@ def compile_accumulating_epoch(
         ``run(state, data, indices) -> (state, losses)``, as :func:`jaxbatch.compile_epoch`; with ``task.prepare`` it takes
         ``[seed, epoch]`` beside. The incoming state's memory is reused.
     """
-    has_aux = task.update_model_state is not None
+    begin, add, finish = make_accumulation(task, optimizer, batch_size)
     size = even_part(batch_size, microbatch_size)
 
-    def begin(state):
-        return jax.tree.map(jnp.zeros_like, state.params), state.model_state, jnp.zeros(())
-
-    def add(total, params, data, index, place=None):
-        summed, model_state, loss = total
-        batch = jax.tree.map(lambda leaf: leaf[index], data)
-        if task.prepare is not None:
-            batch = task.prepare(example_keys(place[0], place[1], index), batch)
-
-        def loss_sum(p):
-            losses, aux = task.loss_fn(p, batch) if has_aux else (task.loss_fn(p, batch), None)
-            return losses.sum(), aux
-
-        (found, aux), gradient = jax.value_and_grad(loss_sum, has_aux=True)(params)
-        model_state = task.update_model_state(model_state, aux) if has_aux else model_state
-        return jax.tree.map(jnp.add, summed, gradient), model_state, loss + found
-
-    def finish(state, total):
-        summed, model_state, loss = total
-        gradient = jax.tree.map(lambda leaf: leaf / batch_size, summed)
-        return apply_gradient(state, optimizer, gradient, model_state), loss / batch_size
+    def take_and_add(total, params, data, index, place=None):
+        return add(total, params, jax.tree.map(lambda leaf: leaf[index], data), index, place=place)[0]
 
     shapes = jax.eval_shape(begin, state)
     begin = jax.jit(begin).lower(state).compile()
@@ -71,9 +106,8 @@ def compile_accumulating_epoch(
     place = () if task.prepare is None else (jax.ShapeDtypeStruct((2,), jnp.int32),)
     adds = {}
     for count in {size, batch_size % size} - {0}:
-        index = jax.ShapeDtypeStruct((count,), jnp.int32)
-        program = jax.jit(add, donate_argnums=0).lower(shapes, state.params, _shapes(task.train_data), index, *place)
-        adds[count] = program.compile()
+        wanted = (shapes, state.params, _shapes(task.train_data), jax.ShapeDtypeStruct((count,), jnp.int32), *place)
+        adds[count] = jax.jit(take_and_add, donate_argnums=0).lower(*wanted).compile()
 
     def run(state, data, indices, *place):
         losses = []
@@ -84,6 +118,100 @@ def compile_accumulating_epoch(
                 total = adds[len(part)](total, state.params, data, part, *place)
             state, loss = finish(state, total)
             losses.append(loss)  # a promise: nothing is waited for here
+        return state, jnp.asarray(np.array(jax.device_get(losses)))
+
+    return run
+
+
+def compile_streamed_epoch(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    state: Any,
+    batch_size: int,
+    microbatch_size: int | None,
+    devices: Sequence[jax.Device],
+    *,
+    method: Method = "jit",
+) -> Callable[..., tuple[TrainState, Array]]:
+    """:func:`compile_accumulating_epoch` for data that come in a stream, on one device or several.
+
+    Parts are decoded and moved to the devices while they work on those before; what is ahead is bounded, so memory is
+    that of a few parts whatever the batch size.
+
+    Args:
+        task: whose ``train_data`` are a :class:`jaxbatch.streams.Stream`.
+        optimizer, state: as there.
+        batch_size: B, over all devices.
+        microbatch_size: examples on each device at a time, at most; ``None``: its whole share.
+        devices: N of them.
+        method: see :func:`jaxbatch.parallel.over_devices`.
+
+    Returns:
+        ``run(state, stream, indices, place) -> (state, losses)``.
+    """
+    count = len(devices)
+    size = even_part(batch_size, min(batch_size, count * (microbatch_size or batch_size)))
+    sums = make_accumulation(task, optimizer, batch_size, over_axis=count > 1)
+    totals = jax.eval_shape(sums.begin, state)
+
+    lengths = {size, batch_size % size} - {0}
+    filled_up = any(length % count for length in lengths)  # then some slots hold no example of their own
+
+    def add_share(total, params, examples, index, mask, place):
+        return sums.add(total, params, examples, index, mask if filled_up else None, place)
+
+    def on_devices(function, split, donate=()):
+        if count == 1:
+            return jax.jit(function, donate_argnums=donate), lambda *arguments: jax.device_put(arguments)
+        # pmap wants something that is dealt out; what is whole on all devices is an array like any other.
+        return over_devices(function, devices, method if any(split) else "jit", split, donate=donate)
+
+    dealt = (True, True, True)
+    begin, whole = on_devices(sums.begin, (False,))
+    finish, _ = on_devices(sums.finish, (False, False), donate=(0,))
+    add, _ = on_devices(add_share, (False, False, *dealt, False), donate=(0,))
+    _, deal = on_devices(add_share, dealt)
+    begin, finish = begin.lower(state).compile(), finish.lower(state, totals).compile()
+    place = jax.ShapeDtypeStruct((2,), jnp.int32)
+    adds = {}
+    for length in lengths:
+        lead = (length,) if count == 1 else (count, -(-length // count))
+        examples = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*lead, *leaf.shape), leaf.dtype), task.train_data.example)
+        kinds = (jax.ShapeDtypeStruct(lead, dtype) for dtype in (jnp.int32, jnp.bool_))
+        adds[length] = add.lower(totals, state.params, examples, *kinds, place).compile()
+
+    def cut(indices):
+        """Each part's length, with indices and mask as the devices are dealt them."""
+        for index in indices:
+            for start in range(0, batch_size, size):
+                part = index[start : start + size]
+                shares, mask = share_batches(part[None], count)
+                yield len(part), shares[:, 0], mask[:, 0]
+
+    def run(state, stream, indices, place):
+        indices, place = np.asarray(indices, np.int32), np.asarray(place, np.int32)
+        flat = (shares.reshape(-1) for _, shares, _ in cut(indices))
+
+        def put(examples, shares, mask):
+            lead = shares.shape[1:] if count == 1 else shares.shape
+            return deal(*jax.tree.map(lambda leaf: leaf.reshape(*lead, *leaf.shape[1:]), (examples, shares.reshape(-1), mask.reshape(-1))))
+
+        decoded = zip(stream.parts(flat, tuple(place.tolist())), cut(indices), strict=True)
+        ready = prefetch(((examples, *rest) for examples, rest in decoded), put=lambda item: (item[1], put(item[0], *item[2:])))
+        losses, behind = [], collections.deque()
+        (state,) = whole(state)
+        for _ in indices:
+            total = begin(state)
+            for _ in range(0, batch_size, size):
+                length, part = next(ready)
+                total, found = adds[length](total, state.params, *part, place)
+                behind.append(found)
+                if len(behind) > _IN_FLIGHT:  # or the host would pile up parts that the device has not come to
+                    jax.block_until_ready(behind.popleft())
+            state, loss = finish(state, total)
+            losses.append(loss)
+        if count > 1:  # what comes back belongs to no mesh, and one device can go on with it
+            state = jax.tree.map(jnp.asarray, jax.device_get(state))
         return state, jnp.asarray(np.array(jax.device_get(losses)))
 
     return run

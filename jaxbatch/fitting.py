@@ -15,13 +15,14 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from jaxbatch.accumulate import compile_accumulating_epoch
+from jaxbatch.accumulate import compile_accumulating_epoch, compile_streamed_epoch
 from jaxbatch.batches import Duration, check_duration, epoch_order, epochs, steps_per_epoch
 from jaxbatch.compiling import Programs
 from jaxbatch.layers import loops_are_slow
 from jaxbatch.loops import compile_epoch, make_evaluate
 from jaxbatch.parallel import compile_parallel_epoch
-from jaxbatch.tasks import Task
+from jaxbatch.streams import is_stream
+from jaxbatch.tasks import Task, count_examples
 from jaxbatch.train import TrainState, evaluated, init_state, make_task_step
 
 
@@ -130,7 +131,7 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
     segments = plan_segments(config, num_examples, done=done)
     total = sum(segment.num_batches for segment in everything)
     seen = _num_examples(everything) - _num_examples(segments)
-    evaluate = make_evaluate(task.metrics_fn, jax.tree.leaves(task.test_data)[0].shape[0])
+    evaluate = make_evaluate(task.metrics_fn, count_examples(task.test_data), min(500, config.microbatch_size or 500))
     with Programs(_epoch_compiler(task, config, state)) as programs:
         used = set()
         for number, segment in enumerate(segments):
@@ -144,7 +145,8 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
             first = segment.first * segment.batch_size
             order = np.asarray(epoch_order(config.seed, segment.epoch, num_examples))
             indices = order[first : first + count * segment.batch_size].reshape(count, segment.batch_size)
-            place = () if task.prepare is None else (np.array([config.seed, segment.epoch], np.int32),)
+            unplaced = task.prepare is None and not is_stream(task.train_data)
+            place = () if unplaced else (np.array([config.seed, segment.epoch], np.int32),)
             state, losses = jax.block_until_ready(program.run(state, task.train_data, indices, *place))
             seconds = time.perf_counter() - started
             losses = np.asarray(losses)  # its length changes with the batch size: each would be another program
@@ -187,8 +189,13 @@ def _epoch_compiler(task: Task, config: FitConfig, state: TrainState):
     if config.num_devices > 1 and config.num_groups is not None:
         raise ValueError(f"num_groups={config.num_groups} with num_devices={config.num_devices}: a split step runs on one device.")
 
+    if is_stream(task.train_data) and config.num_groups is not None:
+        raise ValueError(f"num_groups={config.num_groups}: a split step needs its batch on the device, not a stream.")
+
     def compile(key):
         size, count = key
+        if is_stream(task.train_data):
+            return compile_streamed_epoch(task, config.optimizer, shapes, size, bound, devices, method=config.parallel)
         if config.num_devices > 1:
             return compile_parallel_epoch(task, config.optimizer, shapes, count, size, devices, method=config.parallel)
         if bound is not None and size > bound and config.num_groups is None and loops_are_slow(*_one_part(task, shapes, bound)):

@@ -18,6 +18,8 @@ from jaxtyping import Array, Float, Key, PyTree
 from jaxbatch.augment import example_keys
 from jaxbatch.batches import cut_batches
 from jaxbatch.layers import loops_are_slow
+from jaxbatch.streaming import prefetch
+from jaxbatch.streams import is_stream
 
 Step = Callable[[Any, PyTree], tuple[Any, Float[Array, "B"]]]
 Prepare = Callable[[Key[Array, "B"], PyTree], PyTree]  # (a key for each example, batch) -> batch
@@ -135,7 +137,7 @@ def make_evaluate(
 ) -> Callable[[PyTree, PyTree], dict[str, Array]]:
     """Mean metrics over a data set: ``evaluate(params, data) -> {name: scalar}``, compiled.
 
-    The last batch is padded and masked, so every example counts once.
+    The last batch is padded and masked, so every example counts once. ``data`` may be a :class:`jaxbatch.streams.Stream`.
 
     Example:
         >>> evaluate = make_evaluate(lambda w, x: {"loss": (x - w) ** 2}, num_examples=3, batch_size=2)
@@ -144,9 +146,11 @@ def make_evaluate(
     """
     batches = cut_batches(jnp.arange(num_examples, dtype=jnp.int32), min(batch_size, num_examples), partial="pad")
 
+    def sums_of(params, examples, mask):
+        return jax.tree.map(lambda values: jnp.where(mask, values, 0).sum(), metrics_fn(params, examples))
+
     def sums(params, data, batch):
-        metrics = metrics_fn(params, jax.tree.map(lambda leaf: leaf[batch.indices], data))
-        return jax.tree.map(lambda values: jnp.where(batch.mask, values, 0).sum(), metrics)
+        return sums_of(params, jax.tree.map(lambda leaf: leaf[batch.indices], data), batch.mask)
 
     def mean(totals):
         return jax.tree.map(lambda total: total.sum() / num_examples, totals)
@@ -155,7 +159,7 @@ def make_evaluate(
     def in_one_program(params, data):
         return mean(lax.map(lambda batch: sums(params, data, batch), batches))
 
-    one_batch = jax.jit(sums)
+    one_batch, one_part = jax.jit(sums), jax.jit(sums_of)
 
     def batch_at(number):
         return jax.tree.map(lambda leaf: leaf[number], batches)
@@ -164,6 +168,11 @@ def make_evaluate(
 
     def evaluate(params, data):
         nonlocal slow
+        if is_stream(data):
+            examples = prefetch(data.parts(np.asarray(batches.indices)), depth=1)
+            # Each is waited for, or the host would pile up parts that the device has not come to.
+            parts = [jax.block_until_ready(one_part(params, *pair)) for pair in zip(examples, batches.mask, strict=True)]
+            return mean(jax.tree.map(lambda *totals: jnp.stack(totals), *parts))
         if slow is None:
             slow = loops_are_slow(sums, params, data, batch_at(0))
         if not slow:

@@ -71,6 +71,7 @@ def over_devices(
     split: Sequence[bool],
     *,
     outputs_split: bool = False,
+    donate: tuple[int, ...] = (),
 ) -> tuple[Any, Callable[..., tuple]]:
     """``function`` on every device, under the axis :data:`AXIS`.
 
@@ -80,6 +81,7 @@ def over_devices(
         method: ``"pmap"``, or ``"jit"``: sharded arrays and ``shard_map``.
         split: for each argument, whether its leaves ``(N, ...)`` are dealt out, one part a device, or all have it whole.
         outputs_split: whether outputs are gathered to leaves ``(N, ...)``.
+        donate: numbers of the arguments whose memory is reused.
 
     Returns:
         The compiled function, which can also be lowered; and ``place(*arguments)``, which moves arguments to where the
@@ -101,7 +103,8 @@ def over_devices(
 
     if method == "pmap":
         axes = tuple(0 if dealt else None for dealt in split)
-        return jax.pmap(function, AXIS, in_axes=axes, out_axes=0 if outputs_split else None, devices=devices), place
+        out = 0 if outputs_split else None
+        return jax.pmap(function, AXIS, in_axes=axes, out_axes=out, devices=devices, donate_argnums=donate), place
     if method != "jit":
         raise ValueError(f"method={method!r} must be 'pmap' or 'jit'.")
 
@@ -113,7 +116,8 @@ def over_devices(
     out = Spec(AXIS) if outputs_split else Spec()
     shared = jax.shard_map(own_part, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
     shardings = tuple(NamedSharding(mesh, spec) for spec in specs)
-    return jax.jit(shared, in_shardings=shardings, out_shardings=NamedSharding(mesh, out)), place
+    shardings = {"in_shardings": shardings, "out_shardings": NamedSharding(mesh, out)}
+    return jax.jit(shared, donate_argnums=donate, **shardings), place
 
 
 def compile_parallel_epoch(

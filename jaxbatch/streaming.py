@@ -9,7 +9,7 @@ Axes: B examples, H × W pixels, C channels.
 import io
 import queue
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -62,15 +62,16 @@ def shift(
     return moved
 
 
-def prefetch(batches: Iterable[Any], depth: int = 2) -> Iterator[Any]:
+def prefetch(batches: Iterable[Any], depth: int = 2, put: Callable[[Any], Any] = jax.device_put) -> Iterator[Any]:
     """The batches of a slow iterable, made in a background thread and sent to the device ahead of their use.
 
     Args:
         batches: pytrees of arrays. Drawn in another thread, in order.
         depth: how many are ready at most; bounds the memory.
+        put: moves a batch to where it is used.
 
     Yields:
-        The batches, on the default device. An error in making one is raised where it would have come. Leaving the
+        The batches, on the device. An error in making one is raised where it would have come. Leaving the
         loop early ends the thread.
 
     Raises:
@@ -99,7 +100,7 @@ def prefetch(batches: Iterable[Any], depth: int = 2) -> Iterator[Any]:
         try:
             with jax.enable_x64(x64):
                 for batch in batches:
-                    if not offer(("batch", jax.device_put(batch))):
+                    if not offer(("batch", put(batch))):
                         return
             offer(("end", None))
         except BaseException as error:  # handed over, whatever it is: a silent thread would hang the loop

@@ -11,10 +11,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree, Shaped
 
 from jaxbatch.data import Dataset
+from jaxbatch.data.images import ImageDataset
 from jaxbatch.groups import LossFn
 from jaxbatch.layers import loops_are_slow
 from jaxbatch.loops import Prepare
 from jaxbatch.losses import classification_loss, classification_metrics
+from jaxbatch.streams import Stream, image_streams, is_stream
 
 MetricsFn = Callable[[PyTree, PyTree], dict[str, Array]]
 AugmentFn = Callable[[Key[Array, "B"], Shaped[Array, "B ..."]], Shaped[Array, "B ..."]]
@@ -32,8 +34,8 @@ class Task(NamedTuple):
     init: Callable[[Array], PyTree]  # key -> params
     loss_fn: LossFn  # (params, batch) -> (B,) losses
     metrics_fn: MetricsFn  # (params, batch) -> {"loss": (B,), "accuracy": (B,)}
-    train_data: PyTree  # leaves (N, ...)
-    test_data: PyTree  # leaves (M, ...)
+    train_data: PyTree | Stream  # leaves (N, ...)
+    test_data: PyTree | Stream  # leaves (M, ...)
     microbatch_size: int | None = None  # examples whose activations stay in cache; None: all at once
     update_model_state: UpdateModelState | None = None
     prepare: Prepare | None = None  # (a key for each example, batch) -> batch: augmentation, in training only
@@ -41,7 +43,12 @@ class Task(NamedTuple):
     @property
     def num_examples(self) -> int:
         """Examples in the training set."""
-        return jax.tree.leaves(self.train_data)[0].shape[0]
+        return count_examples(self.train_data)
+
+
+def count_examples(data: PyTree | Stream) -> int:
+    """Examples in a data set, be it on the device or a stream."""
+    return data.num_examples if is_stream(data) else jax.tree.leaves(data)[0].shape[0]
 
 
 def classification_task(
@@ -63,7 +70,34 @@ def classification_task(
         >>> classification_task(SimpleCNN(), load_dataset("digits")).num_examples
         1442
     """
-    image = jnp.zeros((1, *dataset.train_images.shape[1:]))
+    train_data = (jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels))
+    test_data = (jnp.asarray(dataset.test_images), jnp.asarray(dataset.test_labels))
+    task = _task_of(model, dataset.train_images.shape[1:], dataset, train_data, test_data, microbatch_size)
+    if augment is None:
+        return task
+    return task._replace(prepare=lambda keys, batch: (augment(keys, batch[0]), batch[1]))
+
+
+def streamed_task(
+    model, dataset: ImageDataset, *, image_size: int = 224, num_workers: int | None = None, ahead: int | None = None
+) -> Task:
+    """The task of a Flax Linen ``model`` on compressed images, decoded as training needs them.
+
+    Every image is cut at random on its way to the model; see :func:`jaxbatch.data.images.random_crop`. ``fit`` sums
+    gradients over parts of ``microbatch_size`` examples, so that memory is bounded whatever the batch size.
+
+    Args:
+        model: as :func:`classification_task` takes it.
+        dataset: from :func:`jaxbatch.open_images`.
+        image_size: pixels each way.
+        num_workers, ahead: see :class:`jaxbatch.streams.Decoders`; ``task.train_data.decoders.close()`` ends the processes.
+    """
+    train, test = image_streams(dataset, image_size=image_size, num_workers=num_workers, ahead=ahead)
+    return _task_of(model, (image_size, image_size, 3), dataset, train, test, None)
+
+
+def _task_of(model, image_shape, dataset, train_data, test_data, microbatch_size: int | None) -> Task:
+    image = jnp.zeros((1, *image_shape))
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
     stateful = "batch_stats" in variables
 
@@ -85,11 +119,10 @@ def classification_task(
             apply_train if stateful else model.apply, dataset.mean, dataset.std, has_aux=stateful
         ),
         metrics_fn=classification_metrics(evaluate, dataset.mean, dataset.std),
-        train_data=(jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)),
-        test_data=(jnp.asarray(dataset.test_images), jnp.asarray(dataset.test_labels)),
+        train_data=train_data,
+        test_data=test_data,
         microbatch_size=microbatch_size,
         update_model_state=running_average if stateful else None,
-        prepare=None if augment is None else lambda keys, batch: (augment(keys, batch[0]), batch[1]),
     )
 
 

@@ -5,7 +5,10 @@ import dataclasses
 import functools
 import io
 import json
+import os
 import pathlib
+import subprocess
+import sys
 import tempfile
 import types
 
@@ -14,8 +17,9 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import adabatch
+from experiments import adabatch, adabatch_figures
 from experiments.adabatch_report import best_rate, cost_seconds, errors, speed_up, verdict
+from tests.conftest import ROOT
 
 ARGUMENTS = ["--quick", "--epochs", "3", "--num-examples", "200", "--batch-size", "10", "--max-batch-size", "30", "--seeds", "1"]
 
@@ -136,6 +140,10 @@ def test_the_rate_is_chosen_by_the_last_accuracy_and_never_a_diverged_run():
         (["--max-batch-size", "8"], "max_batch_size=8 is below batch_size=16."),
         (["--max-batch-size", "5000"], "is larger than the data set"),
         (["--growth", "0.5"], "growth=0.5 must be at least 1"),
+        (["--devices", "64"], "64 devices were asked for, and JAX finds"),
+        (["--devices", "0"], "--devices 0 must be above 0"),
+        (["--warmup-epochs", "-1"], "--warmup-epochs -1.0 must be at least 0."),
+        (["--small"], "--small is for the larger data sets"),
         (["--weight-decay", "-1"], "--weight-decay -1.0 must be at least 0."),
         (["--model", "resnet"], "resnet"),
     ],
@@ -145,3 +153,56 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path, cap
         adabatch.main([*arguments, "--output-dir", str(tmp_path)])
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+def test_the_networks_side_by_side_come_from_their_arrays(tmp_path, capsys):
+    folder, _ = finished()
+    (source,) = folder.glob("adabatch/*/arrays.npz")
+    for place, model in (("one", "alexnet"), ("two", "resnet20")):
+        (tmp_path / "adabatch" / place).mkdir(parents=True)
+        with np.load(source) as file:
+            arrays = {name: file[name] for name in file.files}
+        about = json.loads(str(arrays.pop("about"))) | {"model": model}
+        np.savez(tmp_path / "adabatch" / place / "arrays.npz", about=np.array(json.dumps(about)), **arrays)
+    adabatch_figures.main(["--dataset", "digits", "--output-dir", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert "alexnet" in out and out.index("resnet20") < out.index("alexnet")  # in the paper's order
+    for key in ("loss", "test_error"):
+        assert (tmp_path / "adabatch" / f"digits_{key}.png").exists() and (tmp_path / "adabatch" / f"digits_{key}.pdf").exists()
+    with pytest.raises(SystemExit) as stopped:
+        adabatch_figures.main(["--dataset", "cifar10", "--output-dir", str(tmp_path)])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and "no finished run on cifar10" in error and error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_several_devices_train_as_one(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "experiments.adabatch", *ARGUMENTS, "--devices", "1,2", "--output-dir", str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    records = records_in(tmp_path)
+    one, two = ([r for r in records if r.get("arm") == arm] for arm in ("adaptive", "adaptive_2"))
+    assert [r["batch_size"] for r in two] == [10, 20, 30]
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_allclose([a["loss"], a["test_loss"]], [b["loss"], b["test_loss"]], rtol=1e-4)
+    assert {r["batch_size"] for r in records if r["kind"] == "cost" and r["devices"] == 2} == {10, 20, 30}
+    assert "Speed-up of (b) on 2 devices over (a)" in done.stdout
+
+
+def test_the_protocol_in_small_has_the_ratios_of_the_paper():
+    for model, start in (("resnet20", 16), ("alexnet", 32)):
+        config = adabatch.resolve(adabatch.shrink(adabatch.Config(dataset="cifar10", model=model, small=True)), 2500)
+        assert (config.num_examples, config.epochs, config.every, config.batch_size, config.max_batch_size) == (2500, 10, 2, start, 16 * start)
+
+
+def test_warmup_brings_the_large_arm_to_its_own_rate():
+    config = adabatch.resolve(adabatch.Config(dataset="cifar10", model="resnet20", warmup_epochs=5), 50_000)
+    rates = []
+    for step in (0, 60, 120, 20 * 24):  # 24 updates an epoch
+        fit_config = adabatch.make_fit_config(config, "large", 0.01, 0, 50_000)
+        state = fit_config.optimizer.init(jnp.ones(()))
+        moved = [leaf._replace(count=jnp.array(step)) if isinstance(leaf, optax.ScaleByScheduleState) else leaf for leaf in state[1]]
+        updates, _ = fit_config.optimizer.update(jnp.zeros(()), (state[0], tuple(moved)), jnp.ones(()))
+        rates.append(-float(updates) / 5e-4)
+    np.testing.assert_allclose(rates, [0.01, (0.01 + 0.16) / 2, 0.16, 0.16 * 0.375], rtol=1e-4)

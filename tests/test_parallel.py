@@ -69,6 +69,34 @@ for method in ("jit", "pmap"):
 found["local is not the whole"] = apart(ghost, one)
 schedule = jb.adabatch_schedule(batch_size=3, growth=2, every=1)
 found["schedule"] = apart(last(plain, schedule, num_devices=4), last(plain, schedule))
+
+
+class Streamed:
+    def __init__(self, arrays):
+        self.arrays = [np.asarray(leaf) for leaf in arrays]
+        self.num_examples = len(self.arrays[0])
+        self.example = tuple(jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in self.arrays)
+
+    def parts(self, indices, place=(0, 0)):
+        return (tuple(leaf[part] for leaf in self.arrays) for part in indices)
+
+
+def streamed(task):
+    return task._replace(train_data=Streamed(task.train_data), test_data=Streamed(task.test_data))
+
+
+for size in (8, 7):  # on 4 devices 7 are filled up
+    for method in ("jit", "pmap"):
+        task, settings = network(axis_name=AXIS), {"num_devices": 4, "parallel": method}
+        found[f"streamed {size} {method}"] = apart(last(streamed(task), size, **settings), last(task, size, **settings))
+pairs = jax.tree.leaves(data)
+tupled = plain._replace(
+    loss_fn=lambda p, batch: loss_fn(p, dict(zip(sorted(data), batch))), train_data=tuple(pairs), test_data=tuple(pairs),
+    metrics_fn=lambda p, batch: metrics_fn(p, dict(zip(sorted(data), batch))),
+)
+for size, bound in ((8, 2), (9, 1), (9, 2), (7, 1)):
+    for method in ("jit", "pmap"):
+        found[f"streamed in parts {size} {bound} {method}"] = apart(last(streamed(tupled), size, num_devices=4, parallel=method, microbatch_size=bound), last(tupled, size))
 for changes, text in (({"num_devices": 5}, "num_devices=5"), ({"num_devices": 2, "num_groups": 2}, "num_groups=2"), ({"num_devices": 2, "parallel": "mpi"}, "method='mpi'")):
     try:
         last(plain, 8, **changes)
@@ -97,6 +125,11 @@ def test_moments_synchronised_or_of_each_device(found):
     assert found["synchronised jit"] < 1e-5 and found["synchronised pmap"] < 1e-5
     assert found["local is ghost jit"] < 1e-5 and found["local is ghost pmap"] < 1e-5
     assert found["local is not the whole"] > 1e-3
+
+
+def test_a_stream_is_shared_as_data_on_the_devices_are(found):
+    errors = {key: value for key, value in found.items() if key.startswith("streamed")}
+    assert len(errors) == 12 and max(errors.values()) < 1e-5, errors
 
 
 def test_a_schedule_and_refusals(found):

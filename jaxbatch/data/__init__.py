@@ -74,6 +74,8 @@ def load_dataset(name: str, *, data_dir: str | os.PathLike | None = None) -> Dat
         >>> dataset.train_images.shape, dataset.test_images.shape, dataset.num_classes
         ((1442, 28, 28, 1), (355, 28, 28, 1), 10)
     """
+    if name == "imagenet2012":
+        raise ValueError("name='imagenet2012' does not fit into memory: jb.open_images('imagenet2012') opens it as a stream.")
     if name not in _FACTS:
         near = difflib.get_close_matches(_plain(name), [_plain(known) for known in _FACTS], n=1, cutoff=0.6)
         hint = [known for known in _FACTS if near and _plain(known) == near[0]]

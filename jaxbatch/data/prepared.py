@@ -3,6 +3,7 @@
 tensorflow-datasets is imported inside the functions: it costs seconds, and most runs never need it.
 """
 
+import contextlib
 import importlib.util
 import pathlib
 import shutil
@@ -27,11 +28,9 @@ def read_prepared(name: str, folder: pathlib.Path) -> tuple[np.ndarray, np.ndarr
         ImportError: the folder holds TFRecord files and TensorFlow is not installed.
         ValueError: the folder does not read.
     """
-    import tensorflow_datasets as tfds
-
-    try:
-        builder = tfds.builder_from_directories([str(path.parent) for path in _versions(name, folder)[-1:]])
-        if builder.info.file_format == tfds.core.file_adapters.FileFormat.ARRAY_RECORD:
+    with readable(name, folder):
+        builder = open_builder(newest_version(name, folder))
+        if is_array_record(builder):
             splits = [_stack(builder.as_data_source(split=split)) for split in ("train", "test")]
         elif importlib.util.find_spec("tensorflow") is None:
             raise ImportError(
@@ -39,22 +38,45 @@ def read_prepared(name: str, folder: pathlib.Path) -> tuple[np.ndarray, np.ndarr
                 "reads. Run pip install 'jaxbatch[prepare]', or prepare it again with file_format='array_record'."
             )
         else:
+            import tensorflow_datasets as tfds
+
             splits = [_stack(tfds.as_numpy(builder.as_dataset(split=split))) for split in ("train", "test")]
-    except ImportError:
-        raise
-    except Exception as error:  # TFDS raises many kinds; the user needs one line
-        raise ValueError(
-            f"{name}: the prepared folder {folder / name} does not read ({_one_line(error)}). Prepare it again."
-        ) from error
     (train_images, train_labels), (test_images, test_labels) = splits
     return train_images, train_labels, test_images, test_labels
 
 
-def _versions(name: str, folder: pathlib.Path) -> list[pathlib.Path]:
+@contextlib.contextmanager
+def readable(name: str, folder: pathlib.Path):
+    """Turns the many kinds of errors that TFDS raises into one line."""
+    try:
+        yield
+    except ImportError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{name}: the prepared folder {folder / name} does not read ({_one_line(error)}). Prepare it again."
+        ) from error
+
+
+def newest_version(name: str, folder: pathlib.Path) -> pathlib.Path:
+    """The folder of the highest version of ``name`` that is prepared."""
+
     def version(path):
         return [int(part) for part in path.parent.name.split(".") if part.isdigit()]
 
-    return sorted((folder / name).glob("*/dataset_info.json"), key=version)
+    return max((folder / name).glob("*/dataset_info.json"), key=version).parent
+
+
+def open_builder(folder: pathlib.Path):
+    """TFDS's view of a prepared folder."""
+    import tensorflow_datasets as tfds
+
+    return tfds.builder_from_directory(str(folder))
+
+
+def is_array_record(builder) -> bool:
+    """Whether the folder reads at random access and without TensorFlow."""
+    return builder.info.file_format.value == "array_record"
 
 
 def _stack(examples) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,107 @@
+"""All networks of the AdaBatch study side by side: two figures and two tables of a data set, from `arrays.npz` alone.
+
+    python -m experiments.adabatch_figures --dataset cifar10      seconds, after experiments.adabatch for each network
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from rich.console import Console
+
+from experiments.adabatch_report import PARTS, STYLES
+from experiments.study import one_line_errors, parse
+from jaxbatch import plots
+from jaxbatch.intervals import interval
+from jaxbatch.report import print_table
+
+NETWORKS = ("vgg19_bn", "resnet20", "alexnet", "simple_cnn")  # in the order of the paper's tables
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Flags."""
+
+    dataset: str = "cifar10"
+    """Data set of the runs."""
+    output_dir: str = "results"
+    """Where the study's run folders are; the figures go beside them."""
+
+
+class Run(NamedTuple):
+    """What one run folder's ``arrays.npz`` holds."""
+
+    path: pathlib.Path
+    about: dict
+    arrays: dict[str, np.ndarray]
+
+
+def load_runs(config: Config) -> list[Run]:
+    """The newest finished run of each network on the data set.
+
+    Raises:
+        FileNotFoundError: there is none; the message says how to make one.
+    """
+    folder, found = pathlib.Path(config.output_dir) / "adabatch", {}
+    for path in sorted(folder.glob("*/arrays.npz"), key=lambda path: path.stat().st_mtime):
+        with np.load(path) as file:
+            arrays = {name: file[name] for name in file.files}
+        about = json.loads(str(arrays.pop("about")))
+        if about["dataset"] == config.dataset:
+            found[about["model"]] = Run(path.parent, about, arrays)
+    if not found:
+        raise FileNotFoundError(
+            f"no finished run on {config.dataset} under {folder}: python -m experiments.adabatch --dataset {config.dataset} --model resnet20"
+        )
+    return [found[name] for name in NETWORKS if name in found]
+
+
+def print_tables(console: Console, runs: Sequence[Run]) -> None:
+    """Last test error by network and arm; seconds and speed-ups of the network's passes."""
+    rows, costs = [], []
+    for run in runs:
+        for arm, name in run.about["arms"].items():
+            error = 100 * (1 - run.arrays[f"{arm}_test_accuracy"])
+            best = interval(error.min(1))
+            rows.append([run.about["model"], name, f"{run.about['rates'][arm]:g}", f"{best:.2f}", f"{interval(error[:, -1]):.2f}"])
+            spent = run.about["seconds"]
+            ups = (spent[f"small_{part}"] / spent[f"{arm}_{part}"] for part in PARTS)
+            costs.append([run.about["model"], name, *(f"{spent[f'{arm}_{part}']:.1f}" for part in PARTS), *(f"{up:.2f}" for up in ups)])
+    print_table(console, "Test error, %", ["network", "arm", "rate", "best", "last"], rows)
+    print_table(console, "Seconds of the passes, and speed-up over (a)", ["network", "arm", *PARTS, "× forward", "× backward"], costs)
+
+
+def draw(runs: Sequence[Run], key: str, folder: pathlib.Path) -> pathlib.Path:
+    """One panel a network: training ``loss``, or ``test_error`` in percent, by epoch."""
+    figure, panels = plots.subplots(1, len(runs), figsize=(4.6 * len(runs) + 0.6, 4.4), squeeze=False)
+    for run, axes in zip(runs, panels[0], strict=True):
+        about = run.about
+        epochs = np.arange(1, about["epochs"] + 1).tolist()
+        for (arm, name), color, dash in zip(about["arms"].items(), plots.COLORS, STYLES, strict=False):
+            table = run.arrays[f"{arm}_loss"] if key == "loss" else 100 * (1 - run.arrays[f"{arm}_test_accuracy"])
+            plots.band(axes, epochs, [interval(column) for column in table.T], color=color, ls=dash, label=name)
+        for change in range(about["every"], about["epochs"], about["every"]):
+            axes.axvline(change + 0.5, color="grey", lw=0.6, ls=":")
+        axes.set(xlabel="epoch", title=about["model"], ylabel="training loss" if key == "loss" else "test error, %")
+        axes.legend(fontsize=8)
+    seeds = ", ".join(sorted({f"{run.about['seeds']} seeds" for run in runs}))
+    figure.suptitle(f"{runs[0].about['dataset']}, {seeds}; dotted: changes of the batch")
+    return plots.save(figure, folder, f"{runs[0].about['dataset']}_{key}")
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """The command line."""
+    config, console = parse(Config, __doc__, args), Console(highlight=False)
+    with one_line_errors():
+        runs = load_runs(config)
+        console.print(f"From {', '.join(str(run.path) for run in runs)}", soft_wrap=True)
+        print_tables(console, runs)
+        drawn = [draw(runs, key, pathlib.Path(config.output_dir) / "adabatch") for key in ("loss", "test_error")]
+    console.print(f"Figures: {', '.join(map(str, drawn))}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

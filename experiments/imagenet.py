@@ -1,0 +1,179 @@
+"""How far may the batch of ResNet-50 grow on ImageNet?
+
+An arm for each growth. Every 30 of 90 epochs it multiplies its batch by its growth and its rate by a tenth of that, so that
+rate ÷ batch falls alike in all of them; growth 8 goes from 8,192 examples to 524,288. What the device does not hold is
+accumulated. Images are decoded and cropped by worker processes in the order of training and sent ahead; memory is that of a
+few microbatches, whatever the batch.
+
+    python -m experiments.imagenet --data-dir ... --dtype bfloat16         ImageNet prepared by TFDS, or as class folders
+    python -m experiments.imagenet --data-dir ... --dataset mine --quick   any folder of the same form, in small
+
+`scripts/make_images.py` writes such a folder from a data set that is at hand.
+"""
+
+import dataclasses
+import pathlib
+import shutil
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import jax.numpy as jnp
+import optax
+from rich.console import Console
+
+import jaxbatch as jb
+from experiments import imagenet_report
+from experiments.study import StudyConfig, check_momentum, check_positive, open_study, run_study, show_results
+from jaxbatch.parallel import provide_devices
+from jaxbatch.records import Record, RunFolder
+from jaxbatch.report import progress_bar
+from jaxbatch.schedules import count_steps
+from jaxbatch.tasks import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(StudyConfig):
+    """Flags of the study."""
+
+    dataset: str = "imagenet2012"
+    """Folder under --data-dir: prepared by TFDS as array_record, or train/<class>/*.jpeg and val/<class>/*.jpeg."""
+    growths: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
+    """Factors of the batch at each change, one arm each."""
+    epochs: int = 90
+    """Passes over the training set."""
+    every: int | None = None
+    """Epochs between changes. Default: a third of them all."""
+    batch_size: int | None = None
+    """At the start, of all arms. Default: 8192, or what lets the fastest growth end within the data set."""
+    learning_rate: float | None = None
+    """At the start, after the warmup. Default: 0.1 for each 256 of the batch."""
+    decay: float = 0.1
+    """Factor of rate ÷ batch at each change, the same in all arms."""
+    warmup_epochs: float = 5.0
+    """The rate rises from 0 over so many epochs."""
+    momentum: float = 0.9
+    """Momentum of SGD, at least 0 and below 1."""
+    weight_decay: float = 1e-4
+    """L2 term added to the gradient, of all parameters."""
+    microbatch_size: int = 256
+    """Examples on each device at a time; larger batches are accumulated."""
+    devices: int = 1
+    """Devices that share every batch. On CPU they are virtual."""
+    image_size: int = 224
+    """Pixels each way."""
+    num_workers: int | None = None
+    """Processes that decode. Default: one for each core; 0 decodes in the training process."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type that the network computes in; parameters are float32."""
+    seeds: int = 1
+    """Number of seeds; each has its own initial weights and its own order of examples."""
+
+
+def resolve(config: Config, num_examples: int) -> Config:
+    """Fills in what depends on the data set, shrinks for --quick, and checks."""
+    if config.quick:
+        config = dataclasses.replace(
+            config, epochs=min(config.epochs, 3), image_size=min(config.image_size, 32), growths=config.growths[:2], warmup_epochs=1.0
+        )
+    names = ("growths", "epochs", "every", "batch_size", "learning_rate", "decay", "microbatch_size", "devices", "image_size", "seeds")
+    check_positive(config, *names)
+    check_momentum(config.momentum)
+    for name in ("weight_decay", "warmup_epochs", "num_workers"):
+        value = getattr(config, name)
+        if value is not None and not value >= 0:
+            raise ValueError(f"--{name.replace('_', '-')} {value} must be at least 0.")
+    every = config.every or max(1, config.epochs // 3)
+    changes = (config.epochs - 1) // every
+    size = config.batch_size or max(1, min(8192, int(num_examples / max(config.growths) ** changes)))
+    config = dataclasses.replace(
+        config,
+        every=every,
+        batch_size=size,
+        learning_rate=config.learning_rate or 0.1 * size / 256,
+        growths=tuple(sorted(set(config.growths))),
+    )
+    for growth in config.growths:
+        count_steps(make_schedule(config, growth), num_examples, config.epochs)  # a batch larger than the data ends here
+    return config
+
+
+def make_schedule(config: Config, growth: float) -> jb.BatchSizeSchedule:
+    """The batch sizes of an arm."""
+    return jb.adabatch_schedule(batch_size=config.batch_size, growth=growth, every=config.every)
+
+
+def make_fit_config(config: Config, growth: float, seed: int, num_examples: int) -> jb.FitConfig:
+    """Batch sizes of an arm, and the optimizer with the rate coupled to them."""
+    schedule = make_schedule(config, growth)
+    learning_rate = jb.coupled_learning_rate(
+        schedule,
+        init=config.learning_rate,
+        decay=config.decay * growth,
+        num_examples=num_examples,
+        num_epochs=config.epochs,
+        warmup=jb.epochs(config.warmup_epochs),
+    )
+    optimizer = optax.chain(optax.add_decayed_weights(config.weight_decay), optax.sgd(learning_rate, config.momentum))
+    return jb.FitConfig(
+        optimizer,
+        schedule,
+        jb.epochs(config.epochs),
+        seed=seed,
+        microbatch_size=config.microbatch_size,
+        num_devices=config.devices,
+    )
+
+
+def measure_run(task: Task, config: Config, growth: float, seed: int, folder: pathlib.Path) -> Iterator[Record]:
+    """One record an epoch, going on from the checkpoints in ``folder``."""
+    for record in jb.fit_with_checkpoints(task, make_fit_config(config, growth, seed, task.num_examples), folder):
+        kept = ("batch_size", "updates", "loss", "test_loss", "test_accuracy", "diverged")
+        times = ("train_seconds", "compile_seconds", "stall_seconds")
+        place = {"kind": "epoch", "arm": imagenet_report.name_of(growth), "seed": seed, "epoch": round(record["epoch"])}
+        yield place | {name: record[name] for name in kept + times}
+
+
+def measure(config: Config, task: Task, run: RunFolder, console: Console) -> None:
+    """Trains the arms that are not in the run folder yet."""
+    with progress_bar(console) as progress:
+        bar = progress.add_task("epochs", total=len(config.growths) * config.seeds * config.epochs, rate="")
+        for seed in range(config.seeds):
+            for growth in config.growths:
+                rows = run.find(kind="epoch", arm=imagenet_report.name_of(growth), seed=seed)
+                known = {record["epoch"] for record in rows}
+                if config.epochs in known or any(record["diverged"] for record in rows):
+                    progress.update(bar, advance=config.epochs)
+                    continue
+                folder = run.path / "in_flight" / f"{imagenet_report.name_of(growth)}_{seed}"
+                for record in measure_run(task, config, growth, seed, folder):
+                    if record["epoch"] not in known:
+                        run.append(record)
+                    rate = task.num_examples / record["train_seconds"]
+                    progress.update(bar, advance=1, description=f"growth {growth:g}, seed {seed}", rate=f"{rate:,.0f} examples/s")
+                shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(run.path / "in_flight", ignore_errors=True)
+
+
+def study(config: Config, console: Console) -> None:
+    """Measures what is missing, then shows what the files hold."""
+    check_positive(config, "devices")
+    provide_devices(config.devices)
+    dataset = jb.open_images(config.dataset, data_dir=config.data_dir)
+    config = resolve(config, dataset.num_train)
+    run = open_study("imagenet", config, console)
+    model = jb.ResNet50(dataset.num_classes, dtype=jnp.dtype(config.dtype))
+    task = jb.streamed_task(model, dataset, image_size=config.image_size, num_workers=config.num_workers)
+    try:
+        measure(config, task, run, console)
+    finally:
+        task.train_data.decoders.close()
+    show_results(console, config, run, imagenet_report)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """The command line."""
+    run_study(Config, __doc__, study, args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""Examples that never are on the device all at once: decoded by worker processes in the order of training, sent ahead.
+
+Axes: M examples in a part of a batch, H × W pixels, C channels.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import itertools
+import multiprocessing
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int, Int32, PyTree, UInt8
+
+from jaxbatch.data import images
+
+_CHUNK = 32  # images that a worker is given at a time
+
+
+@runtime_checkable
+class Stream(Protocol):
+    """What may stand for a task's data where they do not fit on the device."""
+
+    num_examples: int
+    example: PyTree  # ShapeDtypeStruct of one example
+
+    def parts(self, indices: Iterable[Int[np.ndarray, "M"]], place: tuple[int, int]) -> Iterator[PyTree]:
+        """The examples of each part in order, leaves ``(M, ...)`` on the host; ``place`` is (seed, epoch)."""
+        ...
+
+
+class Decoders:
+    """Worker processes that decode and crop, in order and a bounded number of chunks ahead.
+
+    Args:
+        works: what the workers may be asked for: ``(source, image_size, augment)`` each.
+        num_workers: processes; 0 decodes in the calling thread, ``None`` takes as many as there are cores. They start with
+            the first chunk, each imports the library anew, and end with ``close``. A script that makes them keeps its
+            beginning under ``if __name__ == "__main__":``.
+        ahead: chunks in flight; ``None``: two for each worker.
+
+    Raises:
+        ValueError: numbers that make no sense, or (from ``in_order``) an image that cannot be decoded, naming it.
+    """
+
+    def __init__(self, works: tuple[tuple, ...], *, num_workers: int | None = None, ahead: int | None = None):
+        if num_workers is not None and num_workers < 0:
+            raise ValueError(f"num_workers={num_workers} must be at least 0.")
+        if ahead is not None and ahead < 1:
+            raise ValueError(f"ahead={ahead} chunks must be at least 1.")
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        self.num_workers = cores if num_workers is None else num_workers
+        self._works, self._ahead = works, ahead or max(1, 2 * self.num_workers)
+        self._pool: concurrent.futures.Executor | None = None
+
+    def in_order(self, which: int, chunks: Iterable[np.ndarray], place: tuple[int, int]) -> Iterator[tuple]:
+        """The chunks of work ``which``, decoded."""
+        if self.num_workers == 0:
+            yield from (_decode(*self._works[which], chunk, place) for chunk in chunks)
+            return
+        if self._pool is None:
+            # Not forked: a copy of a process in which JAX has started threads can hang.
+            context = multiprocessing.get_context("spawn")
+            self._pool = concurrent.futures.ProcessPoolExecutor(self.num_workers, context, _give_works, (self._works,))
+        pending: collections.deque[concurrent.futures.Future] = collections.deque()
+        try:
+            for chunk in chunks:
+                pending.append(self._pool.submit(_decode_given, which, chunk, place))
+                if len(pending) >= self._ahead:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+    def close(self) -> None:
+        """Ends the worker processes; the next chunk starts others."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+
+
+class ImageStream:
+    """A :class:`Stream` of images and labels of one split.
+
+    What an image looks like in an epoch is a function of (seed, epoch, number of the example), whatever the batch size, the
+    number of workers, or the place at which a run was taken up again. Memory is bounded: a part, and what the decoders have
+    in flight.
+
+    Args:
+        decoders: who does the work.
+        which: of the decoders' works.
+        num_examples: images in the split.
+        image_size: pixels each way.
+    """
+
+    def __init__(self, decoders: Decoders, which: int, num_examples: int, image_size: int):
+        self.decoders, self._which, self.num_examples = decoders, which, num_examples
+        pixels = jax.ShapeDtypeStruct((image_size, image_size, 3), jnp.uint8)
+        self.example = (pixels, jax.ShapeDtypeStruct((), jnp.int32))
+
+    def parts(
+        self, indices: Iterable[Int[np.ndarray, "M"]], place: tuple[int, int] = (0, 0)
+    ) -> Iterator[tuple[UInt8[np.ndarray, "M H W C"], Int32[np.ndarray, "M"]]]:
+        """Images and labels of each part, in order; ``place`` is (seed, epoch)."""
+        lengths: collections.deque[int] = collections.deque()
+
+        def chunks():
+            for part in indices:
+                pieces = [part[start : start + _CHUNK] for start in range(0, len(part), _CHUNK)]
+                lengths.append(len(pieces))
+                yield from pieces
+
+        decoded = self.decoders.in_order(self._which, chunks(), place)
+        with contextlib.closing(decoded):
+            while first := list(itertools.islice(decoded, 1)):
+                pieces = first + list(itertools.islice(decoded, lengths.popleft() - 1))
+                yield tuple(np.concatenate(leaves) for leaves in zip(*pieces, strict=True))
+
+
+def image_streams(
+    dataset: images.ImageDataset, *, image_size: int = 224, num_workers: int | None = None, ahead: int | None = None
+) -> tuple[ImageStream, ImageStream]:
+    """Training images cut at random and test images from the middle, by the same worker processes.
+
+    Args:
+        dataset: from :func:`jaxbatch.open_images`.
+        image_size: pixels each way of what the model sees.
+        num_workers, ahead: see :class:`Decoders`.
+
+    Raises:
+        ValueError: a size below 1.
+    """
+    if image_size < 1:
+        raise ValueError(f"image_size={image_size} must be at least 1 pixel.")
+    works = ((dataset.train, image_size, True), (dataset.test, image_size, False))
+    decoders = Decoders(works, num_workers=num_workers, ahead=ahead)
+    sizes = (dataset.num_train, dataset.num_test)
+    train, test = (ImageStream(decoders, which, count, image_size) for which, count in enumerate(sizes))
+    return train, test
+
+
+def is_stream(data: Any) -> bool:
+    """Whether a task's data are a :class:`Stream` rather than arrays on the device."""
+    return isinstance(data, Stream)
+
+
+_given: tuple = ()  # in a worker process: what it may be asked for
+
+
+def _give_works(works: tuple) -> None:
+    global _given
+    _given = works
+
+
+def _decode_given(which: int, chunk, place):
+    return _decode(*_given[which], chunk, place)
+
+
+def _decode(
+    source, image_size: int, augment: bool, chunk: Int[np.ndarray, "M"], place: tuple[int, int]
+) -> tuple[UInt8[np.ndarray, "M H W C"], Int32[np.ndarray, "M"]]:
+    pixels, labels = np.empty((len(chunk), image_size, image_size, 3), np.uint8), np.empty(len(chunk), np.int32)
+    for row, index in enumerate(chunk):
+        blob, labels[row] = source.read(int(index))
+        try:
+            if augment:
+                random = np.random.default_rng([*place, int(index)])
+                pixels[row] = images.random_crop(blob, image_size, random)
+            else:
+                pixels[row] = images.centre_crop(blob, image_size)
+        except (OSError, SyntaxError) as error:  # what Pillow raises on damaged files
+            raise ValueError(f"{source.name_of(int(index))} cannot be decoded ({error}). Replace or remove it.") from error
+    return pixels, labels

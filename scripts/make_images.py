@@ -1,0 +1,59 @@
+"""Writes a data set as compressed images in class folders: the form in which the ImageNet path takes its data.
+
+    python scripts/make_images.py --dataset digits --output /tmp/images/digits
+
+Images are enlarged to sizes that differ, as photographs' do, so that cropping and scaling have their work.
+"""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+import tyro
+
+import jaxbatch as jb
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to write, and where."""
+
+    output: pathlib.Path
+    """A new folder, for train/<class>/*.jpeg and val/<class>/*.jpeg."""
+    dataset: str = "digits"
+    """Data set, see the README."""
+    data_dir: str | None = None
+    """Folder with its official files. Default: JAXBATCH_DATA_DIR."""
+    num_examples: int | None = None
+    """Only the first so many training images, and a fifth as many for validation."""
+    smallest: int = 48
+    """Pixels of the shortest side."""
+    largest: int = 96
+    """Pixels of the longest side."""
+
+
+def make_images(config: Config) -> int:
+    """Writes the folder and returns the number of images."""
+    from PIL import Image
+
+    if config.output.exists():
+        raise SystemExit(f"error: {config.output} is there already. Name a new folder.")
+    dataset, random = jb.load_dataset(config.dataset, data_dir=config.data_dir), np.random.default_rng(0)
+    count = config.num_examples or len(dataset.train_labels)
+    splits = {
+        "train": (dataset.train_images[:count], dataset.train_labels[:count]),
+        "val": (dataset.test_images[: max(1, count // 5)], dataset.test_labels[: max(1, count // 5)]),
+    }
+    for split, (images, labels) in splits.items():
+        for label in range(dataset.num_classes):
+            (config.output / split / f"class_{label:03d}").mkdir(parents=True)
+        for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+            size = tuple(random.integers(config.smallest, config.largest + 1, 2).tolist())
+            photograph = Image.fromarray(image.squeeze()).convert("RGB").resize(size, Image.Resampling.BICUBIC)
+            photograph.save(config.output / split / f"class_{label:03d}" / f"{number:06d}.jpeg", quality=90)
+    return sum(len(labels) for _, labels in splits.values())
+
+
+if __name__ == "__main__":
+    config = tyro.cli(Config, description=__doc__)
+    print(f"{make_images(config):,} images in {config.output}")
