@@ -178,7 +178,7 @@ def make_fit_config(config: Config, arm: str, rate: float, seed: int, num_exampl
         schedule, init=rate, num_examples=num_examples, num_epochs=config.epochs, **settings
     )
     optimizer = optax.chain(optax.add_decayed_weights(config.weight_decay), optax.sgd(learning_rate, config.momentum))
-    return jb.FitConfig(optimizer, schedule, jb.epochs(config.epochs), seed=seed)
+    return jb.FitConfig(optimizer, schedule, jb.epochs(config.epochs), seed=seed, compile_first=True)
 
 
 def measure_run(task: Task, config: Config, arm: str, rate: float, seed: int, folder: pathlib.Path) -> Iterator[Record]:

@@ -33,7 +33,8 @@ class FitConfig(NamedTuple):
     with a schedule is an optax schedule inside ``optimizer``. ``evaluations_per_epoch`` says how often a record is
     made; it changes no number of the training itself. ``microbatch_size`` bounds the examples that the device works
     on at a time: a larger batch is accumulated and the schedule stays as it is. ``num_devices`` share every batch, by
-    ``parallel``: ``"jit"`` or ``"pmap"`` (:mod:`jaxbatch.parallel`).
+    ``parallel``: ``"jit"`` or ``"pmap"`` (:mod:`jaxbatch.parallel`). ``compile_first`` has every batch size of the run
+    compiled before its first step: for stages that are shorter than compilation, and where times are compared.
     """
 
     optimizer: optax.GradientTransformation
@@ -45,6 +46,7 @@ class FitConfig(NamedTuple):
     microbatch_size: int | None = None
     num_devices: int = 1
     parallel: str = "jit"
+    compile_first: bool = False
 
 
 class Segment(NamedTuple):
@@ -133,13 +135,18 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
     seen = _num_examples(everything) - _num_examples(segments)
     evaluate = make_evaluate(task.metrics_fn, count_examples(task.test_data), min(500, config.microbatch_size or 500))
     with Programs(_epoch_compiler(task, config, state)) as programs:
-        used = set()
+        used, started = set(), time.perf_counter()
+        if config.compile_first:
+            programs.ahead(segment[2:4] for segment in segments)
+            for segment in segments:
+                programs[segment[2:4]]  # what the background has not begun is compiled here, beside it
+        waited = time.perf_counter() - started
         for number, segment in enumerate(segments):
             state = jax.tree.map(jnp.copy, state)  # the caller may keep what was yielded; the program reuses its memory
             key, count = segment[2:4], segment.num_batches
             started = time.perf_counter()
             program = programs[key]
-            stall_seconds = time.perf_counter() - started
+            stall_seconds, waited = waited + time.perf_counter() - started, 0.0
             programs.ahead(later[2:4] for later in segments[number + 1 :])
             started = time.perf_counter()
             first = segment.first * segment.batch_size

@@ -173,6 +173,14 @@ def test_a_schedule_of_batch_sizes_equals_a_python_loop(task):
     assert [r["compile_seconds"] > 0 for r in records] == [True, True, False, True]
 
 
+def test_a_ladder_compiled_first_stalls_no_change(task):
+    config = jb.FitConfig(optax.sgd(0.1), lambda epoch: 4 * 2**epoch, jb.epochs(3))
+    first = list(jb.fit(task, config._replace(compile_first=True)))
+    assert first[0]["stall_seconds"] > 0 and all(record["stall_seconds"] < 0.01 for record in first[1:])
+    assert all(record["compile_seconds"] > 0 for record in first)
+    assert [record["loss"] for record in first] == [record["loss"] for record in jb.fit(task, config)]
+
+
 @pytest.mark.parametrize(
     ("duration", "expected"),
     [
