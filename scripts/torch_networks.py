@@ -77,6 +77,33 @@ class ResNet20(nn.Module):
         return self.dense(x.mean((2, 3)))
 
 
+class ResNet50(nn.Module):
+    """ResNet-50 for ImageNet, the stride on the 3 × 3 convolutions; 10 classes."""
+
+    def __init__(self):
+        super().__init__()
+        units, inputs, self.blocks = [Unit(3, 64, 7, 2)], 64, []
+        for features, blocks, first in ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2)):
+            for stride in (first, *[1] * (blocks - 1)):
+                units += [Unit(inputs, features, 1), Unit(features, features, 3, stride), Unit(features, 4 * features, 1)]
+                self.blocks.append(inputs != 4 * features)
+                if self.blocks[-1]:
+                    units.append(Unit(inputs, 4 * features, 1, stride))
+                inputs = 4 * features
+        self.units = nn.ModuleList(units)
+        self.dense = nn.Linear(2048, 10)
+
+    def forward(self, x):
+        units = iter(self.units)
+        x = torch.max_pool2d(torch.relu_(next(units)(x)), 3, 2, 1)
+        for projects in self.blocks:
+            inner = torch.relu_(next(units)(x))
+            inner = torch.relu_(next(units)(inner))
+            inner = next(units)(inner)
+            x = torch.relu_(inner + (next(units)(x) if projects else x))
+        return self.dense(x.mean((2, 3)))
+
+
 class VGG19BN(nn.Module):
     """VGG-19 with batch normalisation for 32 × 32 images."""
 
@@ -96,7 +123,7 @@ class VGG19BN(nn.Module):
 
 def build(name: str) -> nn.Module:
     """A network by the name of its class."""
-    return {network.__name__: network for network in (SimpleCNN, AlexNet, ResNet20, VGG19BN)}[name]()
+    return {network.__name__: network for network in (SimpleCNN, AlexNet, ResNet20, ResNet50, VGG19BN)}[name]()
 
 
 OURS = {  # the order in which our networks make their layers, where position alone does not say it

@@ -105,14 +105,15 @@ def test_a_step_takes_at_most_twice_the_memory_of_xla_s_own_convolutions(network
     assert ours <= 2 * step_bytes()
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", [*NETWORKS, pytest.param(models.ResNet50, marks=pytest.mark.slow)])
 def test_loss_and_gradients_equal_pytorch_s_in_float64(x64, network):
     torch = pytest.importorskip("torch")
     from scripts.torch_networks import as_torch_weights, build
 
-    images = np.random.default_rng(0).normal(size=(20, 32, 32, 3))
-    labels = np.arange(20) % 10
-    model = network(dtype=jnp.float64)
+    count, side = (6, 64) if network is models.ResNet50 else (20, 32)
+    images = np.random.default_rng(0).normal(size=(count, side, side, 3))
+    labels = np.arange(count) % 10
+    model = network(10, dtype=jnp.float64)
     params = jax.jit(model.init)(jax.random.key(0), jnp.asarray(images[:1]))["params"]
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params)
     theirs = build(network.__name__).double().train()

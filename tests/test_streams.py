@@ -271,6 +271,19 @@ def test_a_split_step_takes_no_stream(image_folder):
         trained(task, 4, num_groups=2)
 
 
+def test_a_batch_of_524288_is_accumulated_exactly():
+    count, random = 524_288, np.random.default_rng(0)
+    x, y = random.normal(size=(count, 3)).astype(np.float32), random.normal(size=count).astype(np.float32)
+    data = Arrays((x, y))
+    loss_fn = lambda w, batch: 0.5 * (batch[0] @ w - batch[1]) ** 2
+    metrics_fn = lambda w, batch: {"loss": loss_fn(w, batch), "accuracy": batch[1]}
+    task = jb.Task(lambda key: jnp.ones(3), loss_fn, metrics_fn, data, Arrays((x[:5], y[:5])))
+    (record,) = jb.fit(task, jb.FitConfig(optax.sgd(1.0), count, microbatch_size=8192))
+    gradient = x.astype(float).T @ (x.astype(float) @ np.ones(3) - y) / count  # in float64, by hand
+    np.testing.assert_allclose(record["state"].params, 1 - gradient, rtol=0, atol=1e-5)
+    assert data.longest == 8192 and record["updates"] == 1
+
+
 MEMORY = """
 import resource, sys
 import numpy as np, optax
