@@ -16,9 +16,8 @@ Forward and backward are timed apart for every batch size, side by side, loading
 """
 
 import dataclasses
-import pathlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import jax.numpy as jnp
@@ -36,12 +35,12 @@ from experiments.study import (
     run_study,
     show_results,
 )
+from experiments.training import train_into
 from jaxbatch.augment import crop_and_flip
 from jaxbatch.parallel import AXIS, provide_devices
-from jaxbatch.records import Record, RunFolder
+from jaxbatch.records import RunFolder
 from jaxbatch.report import progress_bar
 from jaxbatch.schedules import count_steps
-from jaxbatch.tasks import Task
 
 MODELS = {"simple_cnn": jb.SimpleCNN, "alexnet": jb.AlexNet, "resnet20": jb.ResNet20, "vgg19_bn": jb.VGG19BN}
 OTHER_SEED = 1000  # of the runs that choose the rate of (d)
@@ -178,18 +177,15 @@ def make_fit_config(config: Config, arm: str, rate: float, seed: int, num_exampl
         schedule, init=rate, num_examples=num_examples, num_epochs=config.epochs, **settings
     )
     optimizer = optax.chain(optax.add_decayed_weights(config.weight_decay), optax.sgd(learning_rate, config.momentum))
-    return jb.FitConfig(optimizer, schedule, jb.epochs(config.epochs), seed=seed, compile_first=True)
-
-
-def measure_run(task: Task, config: Config, arm: str, rate: float, seed: int, folder: pathlib.Path) -> Iterator[Record]:
-    """One record an epoch, going on from the checkpoints in ``folder``."""
-    fit_config = make_fit_config(config, "small" if arm in ("tune", "tuned") else arm, rate, seed, task.num_examples)
-    fit_config = fit_config._replace(num_devices=adabatch_report.devices_of(arm), parallel=config.parallel)
-    for record in jb.fit_with_checkpoints(task, fit_config, folder):
-        kept = ("batch_size", "updates", "loss", "test_loss", "test_accuracy", "diverged")
-        times = ("train_seconds", "compile_seconds", "stall_seconds")
-        place = {"kind": "epoch", "arm": arm, "learning_rate": rate, "seed": seed, "epoch": round(record["epoch"])}
-        yield place | {name: record[name] for name in kept + times}
+    return jb.FitConfig(
+        optimizer,
+        schedule,
+        jb.epochs(config.epochs),
+        seed=seed,
+        num_devices=adabatch_report.devices_of(arm),
+        parallel=config.parallel,
+        compile_first=True,
+    )
 
 
 def measure_costs(dataset: jb.Dataset, config: Config, run: RunFolder) -> None:
@@ -219,24 +215,18 @@ def measure(config: Config, dataset: jb.Dataset, run: RunFolder, console: Consol
         bar = progress.add_task("epochs", total=total, rate="")
 
         def train(arm, rate, seed):
-            rows = run.find(kind="epoch", arm=arm, learning_rate=rate, seed=seed)
-            known = {record["epoch"] for record in rows}
-            if config.epochs in known or any(record["diverged"] for record in rows):
-                progress.update(bar, advance=config.epochs)
-            elif arm == "tuned" and rate == config.learning_rate:  # (a) is that run already, bit for bit
+            def show(epochs, examples_per_second=0.0):
+                progress.update(bar, advance=epochs, description=f"{arm}, seed {seed}", rate=f"{examples_per_second:,.0f} examples/s")
+
+            if arm == "tuned" and rate == config.learning_rate:  # (a) is that run already, bit for bit
+                known = {record["epoch"] for record in run.find(kind="epoch", arm=arm, seed=seed)}
                 for record in run.find(kind="epoch", arm="small", seed=seed):
                     if record["epoch"] not in known:
-                        run.append(record | {"arm": "tuned"})
-                progress.update(bar, advance=config.epochs)
-            else:
-                folder = run.path / "in_flight" / f"{arm}_{rate:g}_{seed}"
-                several = adabatch_report.devices_of(arm) > 1
-                for record in measure_run(shared if several else task, config, arm, rate, seed, folder):
-                    if record["epoch"] not in known:
-                        run.append(record)
-                    rate_now = task.num_examples / record["train_seconds"]
-                    progress.update(bar, advance=1, description=f"{arm}, seed {seed}", rate=f"{rate_now:,.0f} examples/s")
-                shutil.rmtree(folder, ignore_errors=True)
+                        run.append(record | {"arm": arm})
+                return show(config.epochs)
+            fit_config = make_fit_config(config, arm, rate, seed, task.num_examples)
+            several = fit_config.num_devices > 1
+            train_into(run, shared if several else task, fit_config, {"arm": arm, "learning_rate": rate, "seed": seed}, show)
 
         for rate in config.tuned_rates:
             train("tune", rate, OTHER_SEED)

@@ -12,9 +12,8 @@ few microbatches, whatever the batch.
 """
 
 import dataclasses
-import pathlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import jax.numpy as jnp
@@ -24,8 +23,9 @@ from rich.console import Console
 import jaxbatch as jb
 from experiments import imagenet_report
 from experiments.study import StudyConfig, check_momentum, check_positive, open_study, run_study, show_results
+from experiments.training import train_into
 from jaxbatch.parallel import provide_devices
-from jaxbatch.records import Record, RunFolder
+from jaxbatch.records import RunFolder
 from jaxbatch.report import progress_bar
 from jaxbatch.schedules import count_steps
 from jaxbatch.tasks import Task
@@ -124,33 +124,18 @@ def make_fit_config(config: Config, growth: float, seed: int, num_examples: int)
     )
 
 
-def measure_run(task: Task, config: Config, growth: float, seed: int, folder: pathlib.Path) -> Iterator[Record]:
-    """One record an epoch, going on from the checkpoints in ``folder``."""
-    for record in jb.fit_with_checkpoints(task, make_fit_config(config, growth, seed, task.num_examples), folder):
-        kept = ("batch_size", "updates", "loss", "test_loss", "test_accuracy", "diverged")
-        times = ("train_seconds", "compile_seconds", "stall_seconds")
-        place = {"kind": "epoch", "arm": imagenet_report.name_of(growth), "seed": seed, "epoch": round(record["epoch"])}
-        yield place | {name: record[name] for name in kept + times}
-
-
 def measure(config: Config, task: Task, run: RunFolder, console: Console) -> None:
     """Trains the arms that are not in the run folder yet."""
     with progress_bar(console) as progress:
         bar = progress.add_task("epochs", total=len(config.growths) * config.seeds * config.epochs, rate="")
         for seed in range(config.seeds):
             for growth in config.growths:
-                rows = run.find(kind="epoch", arm=imagenet_report.name_of(growth), seed=seed)
-                known = {record["epoch"] for record in rows}
-                if config.epochs in known or any(record["diverged"] for record in rows):
-                    progress.update(bar, advance=config.epochs)
-                    continue
-                folder = run.path / "in_flight" / f"{imagenet_report.name_of(growth)}_{seed}"
-                for record in measure_run(task, config, growth, seed, folder):
-                    if record["epoch"] not in known:
-                        run.append(record)
-                    rate = task.num_examples / record["train_seconds"]
-                    progress.update(bar, advance=1, description=f"growth {growth:g}, seed {seed}", rate=f"{rate:,.0f} examples/s")
-                shutil.rmtree(folder, ignore_errors=True)
+
+                def show(epochs, examples_per_second=0.0, about=f"growth {growth:g}, seed {seed}"):
+                    progress.update(bar, advance=epochs, description=about, rate=f"{examples_per_second:,.0f} examples/s")
+
+                place = {"arm": imagenet_report.name_of(growth), "seed": seed}
+                train_into(run, task, make_fit_config(config, growth, seed, task.num_examples), place, show)
     shutil.rmtree(run.path / "in_flight", ignore_errors=True)
 
 

@@ -1,0 +1,38 @@
+"""Runs that a study keeps epoch by epoch, and goes on with where it was stopped."""
+
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import jaxbatch as jb
+from jaxbatch.records import RunFolder
+
+KEPT = ("batch_size", "updates", "loss", "test_loss", "test_accuracy", "diverged", "train_seconds", "compile_seconds", "stall_seconds")
+
+
+def train_into(run: RunFolder, task: jb.Task, config: jb.FitConfig, place: dict[str, Any], show: Callable[..., None]) -> None:
+    """Trains and writes a record an epoch, unless the run folder has them all already.
+
+    Args:
+        run: where the records go; the state is kept beside them until the last epoch.
+        task: what to train.
+        config: how, for whole epochs.
+        place: what tells this run from the study's others, as arm and seed.
+        show: called after each epoch with the number of epochs done since the last call, and with ``examples_per_second``.
+    """
+    total = int(config.duration.amount)
+    rows = run.find(kind="epoch", **place)
+    known = {record["epoch"] for record in rows}
+    if total in known or any(record["diverged"] for record in rows):
+        show(total)
+        return
+    folder = run.path / "in_flight" / "_".join(f"{value:g}" if isinstance(value, float) else str(value) for value in place.values())
+    before = 0
+    for record in jb.fit_with_checkpoints(task, config, folder):
+        epoch = round(record["epoch"])
+        if epoch not in known:
+            run.append({"kind": "epoch", **place, "epoch": epoch} | {name: record[name] for name in KEPT})
+        show(epoch - before, examples_per_second=task.num_examples / record["train_seconds"])
+        before = epoch
+    show(total - before)  # of a run that diverged
+    shutil.rmtree(folder, ignore_errors=True)
