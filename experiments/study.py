@@ -52,6 +52,8 @@ class StudyConfig:
     """Remove an earlier call's measurements first."""
     keep_compiled: bool = True
     """Keep compiled programs in the user's cache folder, so that the next call starts at once."""
+    check_backend: bool = True
+    """Stop if this machine fails one of jaxbatch.check_backend's checks, which take a second."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,19 +80,37 @@ class TargetConfig(SizesConfig):
     """How often the test set is looked at within an epoch."""
 
 
-_NOT_RESULTS = ("data_dir", "output_dir", "resume", "overwrite", "keep_compiled")  # flags that do not change any number
+_NOT_RESULTS = ("data_dir", "output_dir", "resume", "overwrite", "keep_compiled", "check_backend")  # flags that do not change any number
 
 
 def open_study(name: str, config: StudyConfig, console: Console) -> RunFolder:
     """The run folder of a study's configuration; says so when it goes on from earlier measurements."""
     fields = {key: value for key, value in dataclasses.asdict(config).items() if key not in _NOT_RESULTS}
     fields["jaxbatch"] = jaxbatch.__version__
-    run = open_run(config.output_dir, name, fields, resume=config.resume, overwrite=config.overwrite)
+    found = {"backend_checks": check_machine(config)}
+    run = open_run(config.output_dir, name, fields, resume=config.resume, overwrite=config.overwrite, found=found)
     if run.records:
         then, now = run.provenance.get("commit"), describe_commit()["commit"]
         note = "" if then == now else f", begun at commit {then} (now {now})"
         console.print(f"Going on from {len(run.records)} records in {run.path}{note}; --overwrite starts afresh.", soft_wrap=True)
     return run
+
+
+def check_machine(config: StudyConfig) -> dict[str, dict[str, float | bool | None]]:
+    """What :func:`jaxbatch.check_backend` found, for the run folder.
+
+    Raises:
+        ValueError: a check failed, and the flag that goes on nevertheless is not given.
+    """
+    checks = jaxbatch.check_backend()
+    failed = [check for check in checks if not check.passed]
+    if failed and config.check_backend:
+        told = "; ".join(f"{check.name}: relative error {check.error:.1g}, bound {check.bound:.1g}" for check in failed)
+        raise ValueError(
+            f"this machine computes wrong numbers ({told}). python -m experiments.cross_check says more; --no-check-backend goes on."
+        )
+    finite = lambda number: number if math.isfinite(number) else None  # JSON has no NaN
+    return {check.name: {"error": finite(check.error), "bound": check.bound, "passed": check.passed} for check in checks}
 
 
 def load_task(config: StudyConfig, **settings) -> Task:
@@ -217,7 +237,7 @@ def parse(config_type: type[Config], description: str, args: Sequence[str] | Non
         if error.code == 2:
             print(f"error: {_first_paragraph(stderr.getvalue())}", file=sys.stderr)
         raise
-    if config_type.dataset in DATASETS and config.dataset not in DATASETS:  # streamed data have other names
+    if getattr(config_type, "dataset", None) in DATASETS and config.dataset not in DATASETS:  # streamed data have other names
         with one_line_errors():
             load_dataset(config.dataset)  # raises, naming the nearest
     return config

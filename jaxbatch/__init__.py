@@ -1,5 +1,6 @@
 """jaxbatch: which batch size, which learning rate with it, and what to do when the batch must be huge."""
 
+from jaxbatch.backend import BackendCheck, check_backend
 from jaxbatch.batches import (
     Duration,
     IndexBatches,
@@ -60,6 +61,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DATASETS",
     "AlexNet",
+    "BackendCheck",
     "BatchSizeSchedule",
     "Dataset",
     "Duration",
@@ -77,6 +79,7 @@ __all__ = [
     "VGG19BN",
     "accumulated_gradient",
     "adabatch_schedule",
+    "check_backend",
     "classification_loss",
     "classification_metrics",
     "classification_task",

@@ -54,7 +54,13 @@ class RunFolder:
 
 
 def open_run(
-    output_dir: str | os.PathLike, study: str, config: Mapping[str, Any], *, resume: bool = True, overwrite: bool = False
+    output_dir: str | os.PathLike,
+    study: str,
+    config: Mapping[str, Any],
+    *,
+    resume: bool = True,
+    overwrite: bool = False,
+    found: Mapping[str, Any] | None = None,
 ) -> RunFolder:
     """Opens, or makes, the run folder of a configuration.
 
@@ -64,6 +70,7 @@ def open_run(
         config: what decides the results, JSON values only; its hash names the folder.
         resume: whether to go on from records that are there.
         overwrite: remove what is there first.
+        found: what is written down beside :func:`describe_provenance` when the folder is begun.
 
     Raises:
         ValueError: records are there and neither ``resume`` nor ``overwrite`` is given.
@@ -80,7 +87,7 @@ def open_run(
     if config_file.exists():
         provenance = json.loads(config_file.read_text(encoding="utf-8"))["provenance"]
     else:
-        provenance = describe_provenance()
+        provenance = describe_provenance() | dict(found or {})
         folder = RunFolder(path, records, provenance)
         folder.write(
             "config.json",

@@ -1,0 +1,166 @@
+"""Does this machine compute what it should? Layers, networks, gradients, updates, training, each against a float64 truth.
+
+The truths are NumPy on the host, never a program of the same compiler; what counts as right is derived from the unit roundoff
+and the length of the sums, and stated. Every backend that JAX finds is checked, in every precision, plain, jitted, inside
+`scan` and inside `vmap`. Exit code 0: all agree. 1: something does not, and its name is told. 2: a wrong flag.
+
+    python -m experiments.cross_check --quick                       half a minute
+    python -m experiments.cross_check                               five minutes
+    python -m experiments.cross_check --save here.npz               for another machine to compare with:
+    python -m experiments.cross_check --against here.npz
+"""
+
+import dataclasses
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+
+import jax
+from rich.console import Console
+
+import jaxbatch
+from experiments import cross_check_report
+from experiments.cross_check_cases import ROUNDING, all_cases
+from experiments.cross_check_files import compare, load, save
+from experiments.cross_check_run import Output, run_cases
+from experiments.study import one_line_errors, parse
+from jaxbatch.records import describe_provenance, open_run
+from jaxbatch.report import progress_bar
+
+CPU_DEVICES = 4  # virtual ones, for the rows of several devices
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Flags."""
+
+    precision: tuple[str, ...] = tuple(ROUNDING)
+    """Of float64, float32, bfloat16 and default: float32 arrays, multiplied as the platform does unasked."""
+    seed: int = 0
+    """Of the inputs."""
+    quick: bool = False
+    """The rows and sizes that matter most, in float32 alone unless --precision says otherwise."""
+    only: str = ""
+    """Only computations whose name has this in it."""
+    save: str | None = None
+    """A file for outputs, digests, versions and device."""
+    against: str | None = None
+    """A file that another machine has saved: bit-equal, within the bounds, or not."""
+    output_dir: str = "results"
+    """Where the table's records and the figure go."""
+    backend: str | None = None
+    """Only this one: cpu, gpu or tpu. Default: all that JAX finds."""
+
+
+def resolve(config: Config) -> Config:
+    """Checks."""
+    if config.quick and config.precision == tuple(ROUNDING):
+        config = dataclasses.replace(config, precision=("float32",))
+    for name in config.precision:
+        if name not in ROUNDING:
+            raise ValueError(f"--precision {name} must be of {', '.join(ROUNDING)}.")
+    if not config.precision:
+        raise ValueError(f"--precision needs at least one of {', '.join(ROUNDING)}.")
+    if config.backend not in (None, "cpu", "gpu", "tpu"):
+        raise ValueError(f"--backend {config.backend} must be cpu, gpu or tpu.")
+    if config.seed < 0:
+        raise ValueError(f"--seed {config.seed} must be at least 0.")
+    if config.backend not in (None, jax.default_backend()) and config.backend not in find_backends():
+        raise ValueError(f"--backend {config.backend}: JAX finds only {', '.join(find_backends())} here.")
+    return config
+
+
+def find_backends() -> list[str]:
+    """The platforms that JAX computes on here, the default one first."""
+    found = [jax.default_backend()]
+    for platform in ("tpu", "gpu", "cpu"):
+        try:
+            jax.devices(platform)
+        except RuntimeError:
+            continue
+        if platform not in found:
+            found.append(platform)
+    return found
+
+
+def check_here(config: Config, console: Console) -> list[Output]:
+    """Runs the cases on this process's default backend."""
+    cases = [case for case in all_cases() if config.only in case.name and (case.quick or not config.quick)]
+    if not cases:
+        raise ValueError(f"--only {config.only}: no computation has this in its name.")
+    precisions = [name for name in config.precision if name != "default" or jax.default_backend() != "cpu"]  # the same there
+    outputs = []
+    with progress_bar(console) as progress:
+        bar = progress.add_task("computations", total=len(cases), rate="")
+        for case in cases:
+            progress.update(bar, description=case.name, rate="")
+            outputs += run_cases([case], precisions or ["default"], config.seed)
+            progress.update(bar, advance=1)
+    return outputs
+
+
+def check_elsewhere(config: Config, backend: str) -> tuple[list[Output], dict]:
+    """The same on another backend, in a process of its own: what the library does depends on the default one."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = os.path.join(folder, "outputs.npz")
+        flags = ["--precision", *config.precision, "--seed", str(config.seed), "--only", config.only, "--backend", backend]
+        flags += ["--save", file, "--output-dir", folder] + (["--quick"] if config.quick else [])
+        command = [sys.executable, "-m", "experiments.cross_check", *flags]
+        done = subprocess.run(command, env={**os.environ, "JAX_PLATFORMS": backend}, capture_output=True, text=True)
+        if not os.path.exists(file):
+            raise ValueError(f"--backend {backend}: its process ended with code {done.returncode}: {done.stderr.strip()[-200:]}")
+        outputs, machines = load(file)
+        return outputs, machines
+
+
+def cross_check(config: Config, console: Console) -> bool:
+    """Runs everything, shows it, and returns whether all agree."""
+    config = resolve(config)
+    wanted = [config.backend] if config.backend else find_backends()
+    outputs, machines = [], {}
+    for backend in wanted:
+        if backend == jax.default_backend():
+            found, told = check_here(config, console), {backend: describe_provenance()}
+        else:
+            found, told = check_elsewhere(config, backend)
+        outputs, machines = outputs + found, machines | told
+    run = open_run(config.output_dir, "cross_check", _fields(config), overwrite=True)
+    for output in outputs:
+        run.append(output.record)
+    records = [output.record for output in outputs]
+    cross_check_report.print_table_of(console, records, machines)
+    agree = cross_check_report.print_failures(console, records, machines)
+    if config.save:
+        save(pathlib.Path(config.save), outputs, machines)
+        console.print(f"Saved: {config.save}", soft_wrap=True)
+    if config.against:
+        agree &= cross_check_report.print_comparison(console, compare(outputs, pathlib.Path(config.against)))
+    figure = cross_check_report.draw_figure(records, run.path)
+    console.print(cross_check_report.closing(records, machines), style="bold", soft_wrap=True)
+    console.print(f"Figure: {figure}", soft_wrap=True)
+    return agree
+
+
+def _fields(config: Config) -> dict:
+    names = ("precision", "seed", "quick", "only", "backend")
+    return {name: getattr(config, name) for name in names} | {"jaxbatch": jaxbatch.__version__}
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """The command line."""
+    config = parse(Config, __doc__, args)
+    with one_line_errors():
+        try:
+            jax.config.update("jax_num_cpu_devices", CPU_DEVICES)
+        except RuntimeError:
+            pass  # JAX has started: the devices are what they are
+        agree = cross_check(config, Console(highlight=False))
+    if not agree:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

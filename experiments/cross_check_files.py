@@ -1,0 +1,92 @@
+"""What a cross-check leaves for another machine: records, digests and numbers in one file, and the comparison with it."""
+
+import io
+import json
+import os
+import pathlib
+import zipfile
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.cross_check_run import Output
+
+_FORMAT = 1
+
+
+class Pair(NamedTuple):
+    """One computation here and there."""
+
+    computation: str
+    size: str
+    form: str
+    precision: str
+    here: str  # backend
+    there: str
+    relation: str  # "bit-equal", "within" or "apart"
+    difference: float
+    allowed: float
+
+
+def save(path: pathlib.Path, outputs: Sequence[Output], machines: dict) -> None:
+    """Writes the file whole or not at all."""
+    about = {"format": _FORMAT, "machines": machines, "records": [output.record for output in outputs]}
+    file = io.BytesIO()
+    np.savez_compressed(file, about=np.array(json.dumps(about)), **{f"output_{n}": one.kept for n, one in enumerate(outputs)})
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_bytes(file.getvalue())
+    part.replace(path)
+
+
+def load(path: pathlib.Path) -> tuple[list[Output], dict]:
+    """What :func:`save` has written.
+
+    Raises:
+        ValueError: not such a file.
+        FileNotFoundError: no file.
+    """
+    try:
+        with open(path, "rb") as handle, np.load(handle) as file:
+            about = json.loads(str(file["about"]))
+            outputs = [Output(record, file[f"output_{n}"]) for n, record in enumerate(about["records"])]
+    except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is no file of --save ({type(error).__name__}: {error}). Save it again.") from error
+    if about["format"] != _FORMAT:
+        raise ValueError(f"{path} was saved in format {about['format']}, and this is {_FORMAT}. Save it again.")
+    return outputs, about["machines"]
+
+
+def compare(outputs: Sequence[Output], path: pathlib.Path) -> list[Pair]:
+    """Every computation that is here and in the file, on every pair of backends.
+
+    Raises:
+        ValueError: the file has other inputs.
+    """
+    others, _ = load(path)
+    seeds = {output.record["seed"] for output in others}
+    if outputs and seeds and outputs[0].record["seed"] not in seeds:
+        raise ValueError(f"--against {path}: its inputs are those of --seed {min(seeds)}, not {outputs[0].record['seed']}.")
+    there: dict[tuple, list[Output]] = {}
+    for output in others:
+        there.setdefault(_key(output), []).append(output)
+    pairs = []
+    for one in outputs:
+        for other in there.get(_key(one), []):
+            difference, allowed = _difference(one, other), one.record["bound"] + other.record["bound"]
+            equal = one.record["digest"] == other.record["digest"] != ""
+            relation = "bit-equal" if equal else "within" if difference <= allowed else "apart"
+            pairs.append(Pair(*_key(one), one.record["backend"], other.record["backend"], relation, difference, allowed))
+    if not pairs:
+        raise ValueError(f"--against {path}: it has no computation of this run. Use the same --quick, --only and --precision.")
+    return pairs
+
+
+def _key(output: Output) -> tuple:
+    return tuple(output.record[name] for name in ("computation", "size", "form", "precision"))
+
+
+def _difference(one: Output, other: Output) -> float:
+    if one.kept.shape != other.kept.shape or one.kept.size == 0:
+        return float("nan")
+    return float(np.linalg.norm(one.kept - other.kept) / max(np.linalg.norm(other.kept), 1e-300))

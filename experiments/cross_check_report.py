@@ -1,0 +1,131 @@
+"""The cross-check's table, failures, comparison, figure and closing sentence, from its records alone."""
+
+import math
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+from rich.console import Console
+
+from experiments.cross_check_cases import ROUNDING
+from experiments.cross_check_files import Pair
+from jaxbatch import plots
+from jaxbatch.records import Record
+from jaxbatch.report import print_table
+
+
+def word(records: Sequence[Record]) -> str:
+    """What a cell of the table says: the worst of its records.
+
+    ``ok`` with the largest error as a share of its bound; ``bound > 1`` where rounding may change everything and only numbers
+    that are not finite fail; ``tf32`` where the platform's default multiplication explains it; else ``WRONG``.
+    """
+    if any(not record["passed"] and not record["tf32"] for record in records):
+        return "WRONG"
+    if any(record["tf32"] for record in records):
+        return "tf32"
+    if all(record["bound"] >= 1 for record in records):
+        return "bound > 1"
+    return f"ok {max(share(record) for record in records):.2f}"
+
+
+def share(record: Record) -> float:
+    """Error ÷ bound; 0 where both are 0."""
+    if record["error"] is None:
+        return math.inf
+    return 0.0 if record["error"] == 0 else record["error"] / record["bound"] if record["bound"] else math.inf
+
+
+_COLORS = {"ok": "green", "bound": "yellow", "tf32": "yellow", "WRONG": "bold red"}
+
+
+def print_table_of(console: Console, records: Sequence[Record], machines: dict) -> None:
+    """A row for each computation, a column for each backend and precision."""
+    columns = list(dict.fromkeys((record["backend"], record["precision"]) for record in records))
+    columns.sort(key=lambda pair: (list(machines).index(pair[0]), list(ROUNDING).index(pair[1])))
+    rows = list(dict.fromkeys(record["computation"] for record in records))
+    lines = []
+    for row in rows:
+        mine = [record for record in records if record["computation"] == row]
+        bounds = [record["bound"] for record in mine if record["precision"] == "float32"]
+        told = "–" if not bounds else "exact" if max(bounds) == 0 else f"{min(bounds):.0e}" if max(bounds) < 1.5 * min(bounds) else f"{min(bounds):.0e} to {max(bounds):.0e}"
+        cells = []
+        for backend, precision in columns:
+            found = [record for record in mine if (record["backend"], record["precision"]) == (backend, precision)]
+            text = word(found) if found else "–"
+            color = _COLORS.get(text.split()[0], "dim")
+            cells.append(f"[{color}]{text}[/{color}]")
+        lines.append([row, str(len({(r["size"], r["form"]) for r in mine})), told, *cells])
+    heads = ["computation", "sizes × forms", "bound, float32", *(f"{backend} {precision}" for backend, precision in columns)]
+    print_table(console, "Largest error as a share of its bound", heads, lines)
+
+
+def print_failures(console: Console, records: Sequence[Record], machines: dict) -> bool:
+    """A line for each disagreement; returns whether there is none."""
+    bad = [record for record in records if not record["passed"] and not record["tf32"]]
+    for record in bad:
+        machine = machines[record["backend"]]
+        what = f"{record['computation']}, {record['size']}, {record['form']}, {record['precision']}"
+        where = f"on {record['backend']} ({machine['device']}, jax {machine['jax']}, jaxlib {machine['jaxlib']})"
+        told = record["failure"] or f"error {record['error']}, bound {record['bound']:.2g}; first apart: {record['where']}"
+        console.print(f"WRONG: {what} {where}: {told}", style="bold red", soft_wrap=True, markup=False)
+    return not bad
+
+
+def print_comparison(console: Console, pairs: Sequence[Pair]) -> bool:
+    """How many are bit-equal, within the bounds, or apart, for each pair of backends; returns whether none is apart."""
+    for here, there in dict.fromkeys((pair.here, pair.there) for pair in pairs):
+        mine = [pair for pair in pairs if (pair.here, pair.there) == (here, there)]
+        counts = {kind: sum(pair.relation == kind for pair in mine) for kind in ("bit-equal", "within", "apart")}
+        told = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+        console.print(f"{here} here against {there} there: {told}, of {len(mine)}.", soft_wrap=True)
+    apart = [pair for pair in pairs if pair.relation == "apart"]
+    for pair in apart:
+        what = f"{pair.computation}, {pair.size}, {pair.form}, {pair.precision}, {pair.here} against {pair.there}"
+        console.print(f"APART: {what}: {pair.difference:.2g}, allowed {pair.allowed:.2g}", style="bold red", soft_wrap=True)
+    return not apart
+
+
+def closing(records: Sequence[Record], machines: dict) -> str:
+    """One sentence."""
+    bad = [record for record in records if not record["passed"] and not record["tf32"]]
+    where = " and ".join(f"{backend} ({machine['device']}, jaxlib {machine['jaxlib']})" for backend, machine in machines.items())
+    if bad:
+        names = ", ".join(dict.fromkeys(record["computation"] for record in bad))
+        return f"{len(bad)} of {len(records)} computations on {where} are wrong: {names}. Do not trust this machine's numbers."
+    # Of those that can say something: a share of a bound above 1 tells nothing.
+    nearest = max((record for record in records if record["bound"] < 1), key=share)
+    rough = sum(record["tf32"] for record in records)
+    tf32 = f"; {rough} by default matmul precision are rounded to TF32" if rough else ""
+    return (
+        f"All {len(records)} computations on {where} agree with the truth{tf32}; the nearest to its bound is "
+        f"{nearest['computation']} in {nearest['precision']} with {share(nearest):.2f} of it."
+    )
+
+
+def draw_figure(records: Sequence[Record], folder: pathlib.Path) -> pathlib.Path:
+    """Error against size, one panel a computation; marks are errors, lines are bounds."""
+    names = list(dict.fromkeys(record["computation"] for record in records))
+    columns = min(4, len(names))
+    lines = -(-len(names) // columns)
+    figure, panels = plots.subplots(lines, columns, figsize=(4 * columns, 2.7 * lines), squeeze=False)
+    series = list(dict.fromkeys((record["backend"], record["precision"]) for record in records))
+    for axes, name in zip(panels.flat, names, strict=False):
+        for (backend, precision), color in zip(series, plots.COLORS * 3, strict=False):
+            mine = [r for r in records if (r["computation"], r["backend"], r["precision"]) == (name, backend, precision)]
+            mine = sorted((record for record in mine if record["error"] is not None), key=lambda record: record["number"])
+            if not mine:
+                continue
+            sizes = [record["number"] for record in mine]
+            floor = 2.0**-60  # exact results have no place on a logarithmic axis
+            axes.plot(sizes, [max(record["error"], floor) for record in mine], "o", ms=4, color=color, label=f"{backend} {precision}")
+            axes.plot(sizes, [max(record["bound"], floor) for record in mine], "-_", lw=0.8, color=color)
+        axes.set(xscale="log", yscale="log", title=name)
+        axes.title.set_fontsize(9)
+    for axes in list(panels.flat)[len(names) :]:
+        axes.set_axis_off()
+    handles = {label: handle for axes in panels.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles))
+    figure.supxlabel("length of the longest sum, or size")
+    figure.supylabel("relative error; lines: bounds")
+    return plots.save(figure, folder)

@@ -1,0 +1,159 @@
+"""Runs the cross-check's computations on one backend and holds each against its truth."""
+
+import contextlib
+import functools
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from experiments.cross_check_cases import FORMS, ROUNDING, Case, apart, length_bound
+from jaxbatch.records import Record
+
+TF32 = 2.0**-11  # unit roundoff of factors, where a platform rounds float32 to TF32 before it multiplies
+LONGEST_KEPT = 65_536  # numbers of an output that a saved file holds; of longer ones an even sample
+
+
+class Output(NamedTuple):
+    """What one computation gave: its record, and its numbers for a saved file."""
+
+    record: Record
+    kept: np.ndarray
+
+
+def run_cases(cases: Iterable[Case], precisions: Sequence[str], seed: int) -> Iterator[Output]:
+    """Every case in every precision and form it has, on the default backend.
+
+    Inputs are a function of the seed, the case's name and its size, so that cases may come and go.
+    """
+    for case in cases:
+        key = hashlib.sha256(f"{case.name} {case.size}".encode()).digest()
+        draws = [case.draw(np.random.default_rng([seed, draw, *key[:8]])) for draw in range(2)]
+        for precision in precisions:
+            if precision in case.precisions:
+                with jax.enable_x64(precision == "float64"):
+                    yield from _run_case(case, precision, draws, seed)
+
+
+def _run_case(case: Case, precision: str, draws: Sequence[tuple], seed: int) -> Iterator[Output]:
+    kind = "float32" if precision == "default" or (case.parameters_float32 and precision == "bfloat16") else precision
+    given = [jax.tree.map(lambda leaf: _as_given(leaf, kind), draw) for draw in draws]
+    exact = [jax.tree.map(_as_exact, draw) for draw in given]
+    function, rounding = case.make(precision), ROUNDING[precision]
+    # All forms in float32; the others differ in the arithmetic, not in how programs are built around it.
+    forms = case.forms if precision == "float32" or len(case.precisions) == 1 else case.forms[-1:] if "jit" not in case.forms else ("jit",)
+    several = any(form in forms for form in ("scan", "vmap"))
+    truths = [case.truth(*inputs) for inputs in (exact if several else exact[:1])]
+    bounds = [_bound(case, (seed, draw), rounding, *pair) for draw, pair in enumerate(zip(exact, truths, strict=False))]
+    stored = ROUNDING["bfloat16" if kind == "bfloat16" else kind].stored
+    for form in forms:
+        matmul = None if precision == "default" else "highest"
+        with jax.default_matmul_precision(matmul) if matmul else contextlib.nullcontext():
+            try:
+                outs, failure = _run(function, form, given), ""
+            except Exception as error:  # a backend that cannot compute it disagrees; the others go on
+                outs, failure = None, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        place = {"computation": case.name, "size": case.size, "number": case.number, "form": form, "precision": precision}
+        place |= {"backend": jax.default_backend(), "seed": seed, "failure": failure}
+        if outs is None:
+            yield Output(place | {"error": None, "bound": bounds[0], "passed": False, "tf32": False, "where": "", "digest": ""}, np.empty(0))
+            continue
+        pairs = list(zip(outs, truths, bounds, strict=False))
+        errors = [_error(out, truth) for out, truth, _ in pairs]
+        # Written so that NaN never passes.
+        passed = all(error <= bound for error, (_, _, bound) in zip(errors, pairs, strict=True))
+        passed = passed and all(_types_hold(out, kind) for out in outs)
+        loose = [bound + 4 * (TF32 / stored) * bound for _, _, bound in pairs]
+        worst = int(np.argmax([error / bound if bound else error for error, (_, _, bound) in zip(errors, pairs, strict=True)]))
+        flat = _flat(outs)
+        found = {
+            "error": errors[worst],
+            "bound": bounds[worst],
+            "passed": passed,
+            "tf32": precision == "default" and not passed and all(error <= bound for error, bound in zip(errors, loose, strict=True)),
+            "where": "" if passed else _first_apart(outs[worst], truths[worst], bounds[worst]),
+            "digest": hashlib.sha256(flat.tobytes()).hexdigest()[:16],
+        }
+        yield Output(place | found, flat[:: max(1, -(-len(flat) // LONGEST_KEPT))].astype(np.float64))
+
+
+def _as_given(leaf: np.ndarray, kind: str):
+    """As the machine is given it: floats in its precision, integers as they are."""
+    return jnp.asarray(leaf, kind) if np.issubdtype(np.asarray(leaf).dtype, np.floating) else jnp.asarray(leaf)
+
+
+def _as_exact(leaf) -> np.ndarray:
+    """The rounded input in float64."""
+    array = np.asarray(leaf)
+    return array if np.issubdtype(array.dtype, np.integer) else np.asarray(leaf.astype(jnp.float32) if leaf.dtype == jnp.bfloat16 else leaf, np.float64)
+
+
+_known_bounds: dict[tuple, float] = {}  # of networks they take longer than the truth; "default" has those of float32
+
+
+def _bound(case: Case, draw: tuple, rounding, inputs, truth) -> float:
+    if case.bound is None:
+        return length_bound(rounding, case.number)
+    key = (case.name, case.size, draw, rounding)
+    if key not in _known_bounds:
+        _known_bounds[key] = float(case.bound(rounding, inputs, truth))
+    return _known_bounds[key]
+
+
+@functools.cache
+def _compiled(function, form: str):
+    if form == "eager":
+        return function
+    if form == "jit":
+        return jax.jit(function)
+    if form == "vmap":
+        return jax.jit(jax.vmap(function))
+    return jax.jit(lambda *stacked: lax.scan(lambda carry, inputs: (carry, function(*inputs)), 0, stacked)[1])
+
+
+def _run(function, form: str, given: Sequence[tuple]) -> list[Any]:
+    """The outputs for the first draw, or for both where the form takes several at once."""
+    if form not in FORMS:
+        raise ValueError(f"form={form!r} must be one of {', '.join(FORMS)}.")
+    program = _compiled(function, form)
+    if form in ("eager", "jit"):
+        return [jax.device_get(program(*jax.tree.map(lambda leaf: leaf + 0, given[0])))]  # a copy: what is given may be used up
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *given)
+    both = jax.device_get(program(*stacked))
+    return [jax.tree.map(lambda leaf, n=n: leaf[n], both) for n in range(len(given))]
+
+
+def _error(out: Any, truth: Any) -> float:
+    """The largest relative error of the outputs; of a whole network, over all its leaves together."""
+    wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), out)
+    if isinstance(truth, dict):
+        return apart(wide, truth)
+    leaves, exact = jax.tree.leaves(wide), jax.tree.leaves(truth)
+    return max((apart(a, b) for a, b in zip(leaves, exact, strict=True)), key=lambda error: (error != error, error))
+
+
+def _types_hold(out: Any, kind: str) -> bool:
+    """Whether floating outputs have the precision that was promised, parameters of networks included."""
+    kinds = {str(leaf.dtype) for leaf in jax.tree.leaves(out) if not np.issubdtype(leaf.dtype, np.integer)}
+    return kinds <= ({kind, "float32"} if kind == "bfloat16" else {kind})
+
+
+def _first_apart(out: Any, truth: Any, bound: float) -> str:
+    """The first element that is further off than the bound allows, as leaf and index."""
+    for (path, leaf), exact in zip(jax.tree_util.tree_leaves_with_path(out), jax.tree.leaves(truth), strict=True):
+        leaf, exact = np.atleast_1d(np.asarray(leaf, np.float64)), np.atleast_1d(np.asarray(exact, np.float64))
+        size = np.sqrt(np.mean(exact**2))
+        bad = np.argwhere(~(np.abs(leaf - exact) <= max(bound, 1e-300) * np.maximum(np.abs(exact), size)))
+        if len(bad):
+            place = tuple(bad[0].tolist())
+            return f"{jax.tree_util.keystr(path) or 'output'}{list(place)}: {leaf[place]:.9g} for {exact[place]:.9g}"
+    return "all elements within the bound, the whole is not"
+
+
+def _flat(outs: Sequence[Any]) -> np.ndarray:
+    leaves = [np.asarray(leaf).ravel() for out in outs for leaf in jax.tree.leaves(out)]
+    return np.concatenate([leaf.astype(np.float32) if str(leaf.dtype) == "bfloat16" else leaf for leaf in leaves])
