@@ -66,7 +66,7 @@ class Config(StudyConfig):
     """Factor of the rate of (b) at each change; that of the others is decay / growth."""
     learning_rate: float = 0.01
     """Rate at the start of (a), (b) and (c)."""
-    tuned_rates: tuple[float, ...] = (0.01, 0.0316, 0.1)
+    tuned_rates: tuple[float, ...] = (0.00316, 0.01, 0.0316, 0.1)
     """Rates that (d) chooses from."""
     momentum: float = 0.9
     """Momentum of SGD, at least 0 and below 1."""
@@ -126,7 +126,7 @@ def resolve(config: Config, num_examples: int) -> Config:
     is_cifar = config.dataset.startswith("cifar")
     if config.quick:
         config = dataclasses.replace(
-            config, epochs=min(config.epochs or 5, 5), seeds=min(config.seeds, 2), rounds=2, tuned_rates=config.tuned_rates[:2]
+            config, epochs=min(config.epochs or 5, 5), seeds=min(config.seeds, 2), rounds=2, tuned_rates=config.tuned_rates[1:3] or config.tuned_rates
         )
     check_positive(config, "epochs", "every", "batch_size", "max_batch_size", "learning_rate", "tuned_rates", "seeds", "rounds", "decay")
     check_momentum(config.momentum)

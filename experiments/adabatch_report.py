@@ -154,6 +154,10 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
             continue
         told = "too few seeds to tell" if apart.n < 3 else "no difference shows" if not apart.excludes(0) else "(b) is worse" if apart.value > 0 else "(b) is better"
         sentences.append(f"(b) adaptive against {name}: last test error differs by {apart:+.2f} points; {told}.")
+    rates, best = sorted(config.tuned_rates), rate_of(records, "tuned")
+    if len(rates) > 1 and best in (rates[0], rates[-1]):
+        edge = "lowest" if best == rates[0] else "highest"
+        sentences.append(f"The rate of (d), {best:g}, is the {edge} that was tried: a better one may lie beyond.")
     for arm in ("adaptive", *several):
         ups = {part: speed_up(config, records, part, arm) for part in PARTS}
         where = f" on {devices_of(arm)} devices" if devices_of(arm) > 1 else ""

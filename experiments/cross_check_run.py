@@ -31,25 +31,24 @@ def run_cases(cases: Iterable[Case], precisions: Sequence[str], seed: int) -> It
     Inputs are a function of the seed, the case's name and its size, so that cases may come and go.
     """
     for case in cases:
-        key = hashlib.sha256(f"{case.name} {case.size}".encode()).digest()
-        draws = [case.draw(np.random.default_rng([seed, draw, *key[:8]])) for draw in range(2)]
         for precision in precisions:
             if precision in case.precisions:
                 with jax.enable_x64(precision == "float64"):
-                    yield from _run_case(case, precision, draws, seed)
+                    yield from _run_case(case, precision, seed)
 
 
-def _run_case(case: Case, precision: str, draws: Sequence[tuple], seed: int) -> Iterator[Output]:
+def _run_case(case: Case, precision: str, seed: int) -> Iterator[Output]:
     kind = "float32" if precision == "default" or (case.parameters_float32 and precision == "bfloat16") else precision
-    given = [jax.tree.map(lambda leaf: _as_given(leaf, kind), draw) for draw in draws]
-    exact = [jax.tree.map(_as_exact, draw) for draw in given]
     function, rounding = case.make(precision), ROUNDING[precision]
     # All forms in float32; the others differ in the arithmetic, not in how programs are built around it.
     forms = case.forms if precision == "float32" or len(case.precisions) == 1 else case.forms[-1:] if "jit" not in case.forms else ("jit",)
-    several = any(form in forms for form in ("scan", "vmap"))
-    truths = [case.truth(*inputs) for inputs in (exact if several else exact[:1])]
-    bounds = [_bound(case, (seed, draw), rounding, *pair) for draw, pair in enumerate(zip(exact, truths, strict=False))]
-    stored = ROUNDING["bfloat16" if kind == "bfloat16" else kind].stored
+    key = hashlib.sha256(f"{case.name} {case.size}".encode()).digest()[:8]
+    draws = [case.draw(np.random.default_rng([seed, n, *key])) for n in range(2 if {"scan", "vmap"} & set(forms) else 1)]
+    given = [jax.tree.map(lambda leaf: _as_given(leaf, kind), draw) for draw in draws]
+    exact = [jax.tree.map(_as_exact, draw) for draw in given]
+    truths = [case.truth(*inputs) for inputs in exact]
+    bounds = [_bound(case, (seed, n), rounding, *pair) for n, pair in enumerate(zip(exact, truths, strict=True))]
+    del draws, exact  # a large network's weights in float64
     for form in forms:
         matmul = None if precision == "default" else "highest"
         with jax.default_matmul_precision(matmul) if matmul else contextlib.nullcontext():
@@ -57,28 +56,39 @@ def _run_case(case: Case, precision: str, draws: Sequence[tuple], seed: int) -> 
                 outs, failure = _run(function, form, given), ""
             except Exception as error:  # a backend that cannot compute it disagrees; the others go on
                 outs, failure = None, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        place = {"computation": case.name, "size": case.size, "number": case.number, "form": form, "precision": precision}
+        place = {"size": case.size, "number": case.number, "form": form, "precision": precision}
         place |= {"backend": jax.default_backend(), "seed": seed, "failure": failure}
-        if outs is None:
-            yield Output(place | {"error": None, "bound": bounds[0], "passed": False, "tf32": False, "where": "", "digest": ""}, np.empty(0))
-            continue
-        pairs = list(zip(outs, truths, bounds, strict=False))
-        errors = [_error(out, truth) for out, truth, _ in pairs]
-        # Written so that NaN never passes.
-        passed = all(error <= bound for error, (_, _, bound) in zip(errors, pairs, strict=True))
-        passed = passed and all(_types_hold(out, kind) for out in outs)
-        loose = [bound + 4 * (TF32 / stored) * bound for _, _, bound in pairs]
-        worst = int(np.argmax([error / bound if bound else error for error, (_, _, bound) in zip(errors, pairs, strict=True)]))
-        flat = _flat(outs)
-        found = {
-            "error": errors[worst],
-            "bound": bounds[worst],
-            "passed": passed,
-            "tf32": precision == "default" and not passed and all(error <= bound for error, bound in zip(errors, loose, strict=True)),
-            "where": "" if passed else _first_apart(outs[worst], truths[worst], bounds[worst]),
-            "digest": hashlib.sha256(flat.tobytes()).hexdigest()[:16],
-        }
-        yield Output(place | found, flat[:: max(1, -(-len(flat) // LONGEST_KEPT))].astype(np.float64))
+        for part in case.parts or ("",):
+            name = {"computation": f"{case.name}: {part}" if part else case.name}
+            take = (lambda tree, part=part: tree[part]) if part else (lambda tree: tree)
+            limits = [take(bound) for bound in bounds]
+            if outs is None:
+                nothing = {"error": None, "bound": limits[0], "passed": False, "tf32": False, "where": "", "digest": ""}
+                yield Output(name | place | nothing, np.empty(0))
+            else:
+                pairs = [(take(out), take(truth)) for out, truth in zip(outs, truths, strict=False)]
+                yield _hold(name | place, pairs, limits, kind, precision == "default")
+
+
+def _hold(place: Record, pairs: Sequence[tuple], bounds: Sequence[float], kind: str, any_product: bool) -> Output:
+    """Outputs against truths. ``any_product``: multiplication may be the platform's, which is told apart from wrong."""
+    errors = [_error(*pair) for pair in pairs]
+    # Written so that NaN never passes.
+    passed = all(error <= bound for error, bound in zip(errors, bounds, strict=False))
+    passed = passed and all(_types_hold(out, kind) for out, _ in pairs)
+    loose = 1 + 4 * TF32 / ROUNDING[kind].stored
+    shares = [error / bound if bound else error for error, bound in zip(errors, bounds, strict=False)]
+    worst = int(np.argmax(shares))
+    flat = _flat([out for out, _ in pairs])
+    found = {
+        "error": errors[worst],
+        "bound": bounds[worst],
+        "passed": passed,
+        "tf32": any_product and not passed and all(error <= loose * bound for error, bound in zip(errors, bounds, strict=False)),
+        "where": "" if passed else _first_apart(*pairs[worst], bounds[worst]),
+        "digest": hashlib.sha256(flat.tobytes()).hexdigest()[:16],
+    }
+    return Output(place | found, flat[:: max(1, -(-len(flat) // LONGEST_KEPT))].astype(np.float64))
 
 
 def _as_given(leaf: np.ndarray, kind: str):
@@ -92,15 +102,15 @@ def _as_exact(leaf) -> np.ndarray:
     return array if np.issubdtype(array.dtype, np.integer) else np.asarray(leaf.astype(jnp.float32) if leaf.dtype == jnp.bfloat16 else leaf, np.float64)
 
 
-_known_bounds: dict[tuple, float] = {}  # of networks they take longer than the truth; "default" has those of float32
+_known_bounds: dict[tuple, Any] = {}  # of networks they take longer than the truth; "default" has those of float32
 
 
-def _bound(case: Case, draw: tuple, rounding, inputs, truth) -> float:
+def _bound(case: Case, draw: tuple, rounding, inputs, truth) -> Any:
     if case.bound is None:
         return length_bound(rounding, case.number)
     key = (case.name, case.size, draw, rounding)
     if key not in _known_bounds:
-        _known_bounds[key] = float(case.bound(rounding, inputs, truth))
+        _known_bounds[key] = case.bound(rounding, inputs, truth)
     return _known_bounds[key]
 
 
@@ -128,7 +138,7 @@ def _run(function, form: str, given: Sequence[tuple]) -> list[Any]:
 
 
 def _error(out: Any, truth: Any) -> float:
-    """The largest relative error of the outputs; of a whole network, over all its leaves together."""
+    """The largest relative error of the outputs; of parameters and gradients, over all leaves together."""
     wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), out)
     if isinstance(truth, dict):
         return apart(wide, truth)

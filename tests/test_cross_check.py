@@ -149,7 +149,7 @@ def test_a_mean_over_the_wrong_count_on_several_devices_is_caught():
     env = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", SEVERAL], env=env, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    names = [f"training steps on several devices, {method}" for method in ("jit", "pmap")]
+    names = [f"steps on several devices, {method}" for method in ("jit", "pmap")]
     assert done.stdout.strip() == f"0 {names}"
 
 
