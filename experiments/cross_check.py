@@ -23,9 +23,10 @@ from rich.console import Console
 
 import jaxbatch
 from experiments import cross_check_report
-from experiments.cross_check_cases import ROUNDING, all_cases
-from experiments.cross_check_files import compare, load, save
-from experiments.cross_check_run import Output, run_cases
+from experiments.checks.case import ROUNDING
+from experiments.checks.cases import all_cases
+from experiments.checks.files import compare, load, save
+from experiments.checks.run import Output, run_cases
 from experiments.study import one_line_errors, parse
 from jaxbatch.records import describe_provenance, open_run
 from jaxbatch.report import progress_bar

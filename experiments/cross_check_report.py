@@ -4,11 +4,10 @@ import math
 import pathlib
 from collections.abc import Sequence
 
-import numpy as np
 from rich.console import Console
 
-from experiments.cross_check_cases import ROUNDING
-from experiments.cross_check_files import Pair
+from experiments.checks.case import ROUNDING
+from experiments.checks.files import Pair
 from jaxbatch import plots
 from jaxbatch.records import Record
 from jaxbatch.report import print_table
@@ -103,29 +102,48 @@ def closing(records: Sequence[Record], machines: dict) -> str:
     )
 
 
+_FLOOR = 2.0**-60  # exact results have no place on a logarithmic axis
+
+
 def draw_figure(records: Sequence[Record], folder: pathlib.Path) -> pathlib.Path:
-    """Error against size, one panel a computation; marks are errors, lines are bounds."""
+    """Error against size, one panel a computation, and below those of one size; marks are errors, lines are bounds."""
+    records = [record for record in records if record["error"] is not None]
     names = list(dict.fromkeys(record["computation"] for record in records))
-    columns = min(4, len(names))
-    lines = -(-len(names) // columns)
-    figure, panels = plots.subplots(lines, columns, figsize=(4 * columns, 2.7 * lines), squeeze=False)
+    varied = [name for name in names if len({r["number"] for r in records if r["computation"] == name}) > 1]
+    single = [name for name in names if name not in varied]
+    columns = min(4, max(1, len(varied)))
+    lines = -(-len(varied) // columns)
+    heights = [2.6] * lines + [0.9 + 0.24 * len(single)]
+    figure, panels = plots.subplots(
+        lines + 1, columns, figsize=(max(8, 4 * columns), sum(heights)), squeeze=False, height_ratios=heights
+    )
     series = list(dict.fromkeys((record["backend"], record["precision"]) for record in records))
-    for axes, name in zip(panels.flat, names, strict=False):
-        for (backend, precision), color in zip(series, plots.COLORS * 3, strict=False):
-            mine = [r for r in records if (r["computation"], r["backend"], r["precision"]) == (name, backend, precision)]
-            mine = sorted((record for record in mine if record["error"] is not None), key=lambda record: record["number"])
-            if not mine:
-                continue
-            sizes = [record["number"] for record in mine]
-            floor = 2.0**-60  # exact results have no place on a logarithmic axis
-            axes.plot(sizes, [max(record["error"], floor) for record in mine], "o", ms=4, color=color, label=f"{backend} {precision}")
-            axes.plot(sizes, [max(record["bound"], floor) for record in mine], "-_", lw=0.8, color=color)
-        axes.set(xscale="log", yscale="log", title=name)
-        axes.title.set_fontsize(9)
-    for axes in list(panels.flat)[len(names) :]:
-        axes.set_axis_off()
-    handles = {label: handle for axes in panels.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles))
-    figure.supxlabel("length of the longest sum, or size")
-    figure.supylabel("relative error; lines: bounds")
+    colors = dict(zip(series, plots.COLORS * 3, strict=False))
+    for axes, name in zip(panels.flat, varied, strict=False):
+        for pair in series:
+            mine = [r for r in records if (r["computation"], r["backend"], r["precision"]) == (name, *pair)]
+            mine.sort(key=lambda record: record["number"])
+            _points(axes, [r["number"] for r in mine], mine, colors[pair], f"{pair[0]} {pair[1]}")
+        axes.set(xscale="log", yscale="log", title=name, xlabel="length of the longest sum")
+    for axes in list(panels.flat)[len(varied) :]:
+        axes.remove()
+    if single:
+        axes = figure.add_subplot(panels[0, 0].get_gridspec()[lines, :])
+        for pair in series:
+            mine = [r for r in records if r["computation"] in single and (r["backend"], r["precision"]) == pair]
+            rows = [single.index(record["computation"]) for record in mine]
+            axes.plot([max(record["error"], _FLOOR) for record in mine], rows, "o", ms=4, color=colors[pair], label=f"{pair[0]} {pair[1]}")
+            axes.plot([max(record["bound"], _FLOOR) for record in mine], rows, "|", ms=9, color=colors[pair])
+        axes.set_yticks(range(len(single)), single)
+        axes.set(xscale="log", xlabel="relative error; bars: bounds; far left: none at all")
+        axes.invert_yaxis()
+    handles = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=min(4, len(handles)))
     return plots.save(figure, folder)
+
+
+def _points(axes, places: Sequence[int], records: Sequence[Record], color: str, label: str) -> None:
+    if records:
+        axes.plot(places, [max(record["error"], _FLOOR) for record in records], "o", ms=4, color=color, label=label)
+        widest = {place: max(r["bound"] for r in records if r["number"] == place) for place in places}
+        axes.plot(list(widest), [max(bound, _FLOOR) for bound in widest.values()], "-", lw=0.8, color=color)

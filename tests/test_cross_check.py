@@ -12,27 +12,30 @@ import numpy as np
 import pytest
 
 import jaxbatch as jb
-from experiments import cross_check, cross_check_cases, cross_check_run, study
-from experiments.cross_check_cases import all_cases
+from experiments import cross_check, study
+from experiments.checks import layers as layer_cases
+from experiments.checks import library, networks, run
+from experiments.checks.cases import all_cases
 from experiments.cross_check_report import closing, word
-from experiments.cross_check_run import run_cases
-from experiments.truth import Rounding, Tape
+from experiments.checks.run import run_cases
+from experiments.checks.truth import Rounding, Tape
 from jaxbatch import layers
 from tests import reference
 from tests.conftest import ROOT
 
 
+def forget():
+    """Functions and programs are kept between runs; a fault must meet neither."""
+    for module in (layer_cases, library, networks, run):
+        for value in vars(module).values():
+            if hasattr(value, "cache_clear"):
+                value.cache_clear()
+    jax.clear_caches()
+
+
 @pytest.fixture
 def fresh():
-    """Functions and programs are kept between runs; a fault must meet neither."""
-
-    def forget():
-        for module in (cross_check_cases, cross_check_run):
-            for value in vars(module).values():
-                if hasattr(value, "cache_clear"):
-                    value.cache_clear()
-        jax.clear_caches()
-
+    """Nothing kept, before and after."""
     forget()
     yield
     forget()
@@ -58,7 +61,7 @@ def a_thousandth_off(monkeypatch):
 
 
 def without_the_last(monkeypatch):
-    monkeypatch.setattr(cross_check_cases, "total", lambda x: jnp.sum(x[:-1]) if x.size == 32_769 else jnp.sum(x))
+    monkeypatch.setattr(layer_cases, "total", lambda x: jnp.sum(x[:-1]) if x.size == 32_769 else jnp.sum(x))
 
 
 def groups_swapped(monkeypatch):
@@ -82,16 +85,16 @@ def gradient_beside_the_largest(monkeypatch):
 
 def rounded_to_bfloat16(monkeypatch):
     rough = lambda x, kernel: (x.astype(jnp.bfloat16) @ kernel.astype(jnp.bfloat16)).astype(x.dtype)
-    monkeypatch.setattr(cross_check_cases, "_dense", lambda precision: cross_check_cases._with_gradients(rough))
+    monkeypatch.setattr(layer_cases, "_dense", lambda precision: layer_cases._with_gradients(rough))
 
 
 def of_another_type(monkeypatch):
     rough = lambda x, kernel: (x @ kernel).astype(jnp.bfloat16)
-    monkeypatch.setattr(cross_check_cases, "_dense", lambda precision: cross_check_cases._with_gradients(rough))
+    monkeypatch.setattr(layer_cases, "_dense", lambda precision: layer_cases._with_gradients(rough))
 
 
 def not_a_number(monkeypatch):
-    monkeypatch.setattr(cross_check_cases, "total", lambda x: jnp.sum(x) * jnp.where(x.size == 7, jnp.nan, 1))
+    monkeypatch.setattr(layer_cases, "total", lambda x: jnp.sum(x) * jnp.where(x.size == 7, jnp.nan, 1))
 
 
 @pytest.mark.parametrize(
@@ -110,10 +113,7 @@ def not_a_number(monkeypatch):
 def test_faults_are_caught_and_named(inject, names, fresh, monkeypatch):
     rows = sorted(names | {"random bits"})
     assert wrong(records_of(*rows)) == set()
-    for value in vars(cross_check_cases).values():
-        if hasattr(value, "cache_clear"):
-            value.cache_clear()
-    jax.clear_caches()
+    forget()
     inject(monkeypatch)
     found = [record for record in records_of(*rows) if not record["passed"]]
     assert {record["computation"] for record in found} == names
@@ -128,16 +128,17 @@ def test_the_dropped_element_is_told_with_its_size(fresh, monkeypatch):
 
 SEVERAL = """
 import jax
-from experiments import cross_check_cases, cross_check_run
+from experiments.checks import library, run
+from experiments.checks.cases import all_cases
 from jaxbatch import parallel
 
 def bad():
-    cases = [case for case in cross_check_cases.all_cases() if "several devices" in case.name]
+    cases = [case for case in all_cases() if "several devices" in case.name]
     assert len(cases) == 8
-    return {out.record["computation"] for out in cross_check_run.run_cases(cases, ("float32", "float64"), 0) if not out.record["passed"]}
+    return {out.record["computation"] for out in run.run_cases(cases, ("float32", "float64"), 0) if not out.record["passed"]}
 
 before = bad()
-cross_check_cases._shared_train.cache_clear()
+library._shared_train.cache_clear()
 real = parallel.make_shared_step
 parallel.make_shared_step = lambda task, optimizer, batch_size: real(task, optimizer, batch_size + 1)
 print(len(before), sorted(bad()))

@@ -1,11 +1,11 @@
-"""The five networks on a :class:`experiments.truth.Tape`: losses and gradients of given weights, in float64."""
+"""The five networks on a :class:`experiments.checks.truth.Tape`: losses and gradients of given weights, in float64."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from experiments.truth import Tape, Var
+from experiments.checks.truth import Tape, Var
 
 
 def losses_and_gradient(name: str, params: Mapping[str, Any], images: np.ndarray, labels: np.ndarray, tape: Tape, weights=None):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.cross_check_run import Output
+from experiments.checks.run import Output
 
 _FORMAT = 1
 

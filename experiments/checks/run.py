@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from experiments.cross_check_cases import FORMS, ROUNDING, Case, apart, length_bound
+from experiments.checks.case import FORMS, ROUNDING, Case, apart, length_bound
 from jaxbatch.records import Record
 
 TF32 = 2.0**-11  # unit roundoff of factors, where a platform rounds float32 to TF32 before it multiplies
