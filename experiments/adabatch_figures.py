@@ -1,4 +1,4 @@
-"""All networks of the AdaBatch study side by side: two figures and two tables of a data set, from `arrays.npz` alone.
+"""All networks of the AdaBatch study side by side: three figures and two tables of a data set, from `arrays.npz` alone.
 
     python -m experiments.adabatch_figures --dataset cifar10      seconds, after experiments.adabatch for each network
 """
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from rich.console import Console
 
-from experiments.adabatch_report import PARTS, STYLES
+from experiments.adabatch_report import PARTS, STYLES, draw_throughput, speed_up
 from experiments.study import one_line_errors, parse
 from jaxbatch import plots
 from jaxbatch.intervals import interval
@@ -67,29 +67,47 @@ def print_tables(console: Console, runs: Sequence[Run]) -> None:
             error = 100 * (1 - run.arrays[f"{arm}_test_accuracy"])
             best = interval(error.min(1))
             rows.append([run.about["model"], name, f"{run.about['rates'][arm]:g}", f"{best:.2f}", f"{interval(error[:, -1]):.2f}"])
-            spent = run.about["seconds"]
-            ups = (spent[f"small_{part}"] / spent[f"{arm}_{part}"] for part in PARTS)
-            costs.append([run.about["model"], name, *(f"{spent[f'{arm}_{part}']:.1f}" for part in PARTS), *(f"{up:.2f}" for up in ups)])
+            if arm == "tuned":  # its steps are those of (a)
+                continue
+            spent = [run.arrays[f"{arm}_{part}_seconds"] for part in PARTS]
+            theirs = [run.arrays[f"small_{part}_seconds"] for part in PARTS]
+            ups = [speed_up(*pair) for pair in zip(spent, theirs, strict=True)] + [speed_up(sum(spent), sum(theirs))]
+            told = ["1"] * 3 if arm == "small" else [f"{up:.2f}" for up in ups]
+            costs.append([run.about["model"], name.partition(",")[0], *(f"{np.median(part):.1f}" for part in spent), *told])
     print_table(console, "Test error, %", ["network", "arm", "rate", "best", "last"], rows)
-    print_table(console, "Seconds of the passes, and speed-up over (a)", ["network", "arm", *PARTS, "× forward", "× backward"], costs)
+    print_table(console, "Seconds of the passes, and speed-up over (a)", ["network", "arm", *PARTS, "× forward", "× backward", "× both"], costs)
 
 
 def draw(runs: Sequence[Run], key: str, folder: pathlib.Path) -> pathlib.Path:
-    """One panel a network: training ``loss``, or ``test_error`` in percent, by epoch."""
+    """One panel a network: training ``loss`` or ``test_error`` in percent by epoch, or ``throughput`` by batch size."""
     figure, panels = plots.subplots(1, len(runs), figsize=(4.6 * len(runs) + 0.6, 4.4), squeeze=False)
     for run, axes in zip(runs, panels[0], strict=True):
-        about = run.about
-        epochs = np.arange(1, about["epochs"] + 1).tolist()
-        for (arm, name), color, dash in zip(about["arms"].items(), plots.COLORS, STYLES, strict=False):
-            table = run.arrays[f"{arm}_loss"] if key == "loss" else 100 * (1 - run.arrays[f"{arm}_test_accuracy"])
-            plots.band(axes, epochs, [interval(column) for column in table.T], color=color, ls=dash, label=name)
-        for change in range(about["every"], about["epochs"], about["every"]):
-            axes.axvline(change + 0.5, color="grey", lw=0.6, ls=":")
-        axes.set(xlabel="epoch", title=about["model"], ylabel="training loss" if key == "loss" else "test error, %")
-        axes.legend(fontsize=8)
+        axes.set(title=run.about["model"])
+        if key == "throughput":
+            draw_throughput(axes, {count: _cost(run, count) for count in run.about["devices"]})
+        else:
+            _draw_epochs(axes, run, key)
     seeds = ", ".join(sorted({f"{run.about['seeds']} seeds" for run in runs}))
-    figure.suptitle(f"{runs[0].about['dataset']}, {seeds}; dotted: changes of the batch")
+    told = "passes of the network alone" if key == "throughput" else f"{seeds}; dotted: changes of the batch"
+    figure.suptitle(f"{runs[0].about['dataset']}, {told}")
     return plots.save(figure, folder, f"{runs[0].about['dataset']}_{key}")
+
+
+def _draw_epochs(axes, run: Run, key: str) -> None:
+    about = run.about
+    epochs = np.arange(1, about["epochs"] + 1).tolist()
+    for (arm, name), color, dash in zip(about["arms"].items(), plots.COLORS, STYLES, strict=False):
+        table = run.arrays[f"{arm}_loss"] if key == "loss" else 100 * (1 - run.arrays[f"{arm}_test_accuracy"])
+        plots.band(axes, epochs, [interval(column) for column in table.T], color=color, ls=dash, label=name)
+    for change in range(about["every"], about["epochs"], about["every"]):
+        axes.axvline(change + 0.5, color="grey", lw=0.6, ls=":")
+    axes.set(xlabel="epoch", ylabel="training loss" if key == "loss" else "test error, %")
+    axes.legend(fontsize=8)
+
+
+def _cost(run: Run, count: int) -> dict[int, np.ndarray]:
+    sizes, times = run.arrays[f"cost_{count}_batch_sizes"], [run.arrays[f"cost_{count}_{part}_ms"] for part in PARTS]
+    return {int(size): np.array([part[n] for part in times]) for n, size in enumerate(sizes)}
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -99,7 +117,7 @@ def main(args: Sequence[str] | None = None) -> None:
         runs = load_runs(config)
         console.print(f"From {', '.join(str(run.path) for run in runs)}", soft_wrap=True)
         print_tables(console, runs)
-        drawn = [draw(runs, key, pathlib.Path(config.output_dir) / "adabatch") for key in ("loss", "test_error")]
+        drawn = [draw(runs, key, pathlib.Path(config.output_dir) / "adabatch") for key in ("loss", "test_error", "throughput")]
     console.print(f"Figures: {', '.join(map(str, drawn))}", soft_wrap=True)
 
 

@@ -6,7 +6,7 @@ Axes: S seeds, E epochs.
 import io
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -73,8 +73,8 @@ def errors(config, records: Sequence[Record], arm: str) -> Float[np.ndarray, "S 
     return 100 * (1 - table_of(config, records, arm, "test_accuracy"))
 
 
-def cost_seconds(config, records: Sequence[Record], arm: str, part: str) -> Interval:
-    """Seconds of ``forward`` or ``backward`` in a whole run of an arm: steps × the time at each batch size, by round."""
+def cost_seconds(config, records: Sequence[Record], arm: str, part: str) -> Float[np.ndarray, "rounds"]:
+    """Seconds of ``forward`` or ``backward`` in a whole run of an arm, by round: steps × the time at each batch size."""
     rounds: dict[int, dict[int, float]] = {}
     for record in records:
         if record["kind"] == "cost" and record["devices"] == devices_of(arm):
@@ -85,28 +85,40 @@ def cost_seconds(config, records: Sequence[Record], arm: str, part: str) -> Inte
     for record in sorted((row for row in rows if row["seed"] == 0), key=lambda row: row["epoch"]):
         steps[record["batch_size"]] = steps.get(record["batch_size"], 0) + record["updates"] - before
         before = record["updates"]
-    return interval([sum(count * times[size] for size, count in steps.items()) / 1e3 for times in rounds.values()], np.median)
+    return np.array([sum(count * rounds[number][size] for size, count in steps.items()) / 1e3 for number in sorted(rounds)])
 
 
-def speed_up(config, records: Sequence[Record], part: str, arm: str = "adaptive") -> float:
-    """Seconds of (a) ÷ seconds of another arm."""
-    return cost_seconds(config, records, "small", part).value / cost_seconds(config, records, arm, part).value
+def speed_up(ours: Float[np.ndarray, "rounds"], theirs: Float[np.ndarray, "rounds"]) -> Interval:
+    """Median of ``theirs ÷ ours``, each round a pair: what slows a whole round down slows both.
+
+    Example:
+        >>> speed_up(np.array([1.0, 2.0, 1.0]), np.array([2.0, 4.0, 2.0])).value
+        2.0
+    """
+    return interval(theirs / ours, np.median)
+
+
+def cost_by_size(records: Sequence[Record], num_devices: int) -> dict[int, Float[np.ndarray, "2 rounds"]]:
+    """Milliseconds of the two passes by round, for every batch size that was timed on so many devices."""
+    found: dict[int, list] = {}
+    for record in records:
+        if record["kind"] == "cost" and record["devices"] == num_devices:
+            found.setdefault(record["batch_size"], []).append([record[f"{part}_ms"] for part in PARTS])
+    return {size: np.array(found[size]).T for size in sorted(found)}
 
 
 def save_arrays(config, run: RunFolder) -> None:
     """``arrays.npz``: every number by seed and epoch, named ``<arm>_<key>``, the costs by size and round, the setting."""
     arrays = {f"{arm}_{key}": table_of(config, run.records, arm, key) for arm in arms(config) for key in KEYS}
-    cost = run.find(kind="cost")
     for count in config.devices:
-        sizes = sorted({record["batch_size"] for record in cost if record["devices"] == count})
-        arrays[f"cost_{count}_batch_sizes"] = np.array(sizes)
-        for part in PARTS:
-            rows = [run.find(kind="cost", devices=count, batch_size=size) for size in sizes]
-            arrays[f"cost_{count}_{part}_ms"] = np.array([[record[f"{part}_ms"] for record in row] for row in rows])
-    about = {name: getattr(config, name) for name in ("model", "dataset", "epochs", "every", "batch_size", "max_batch_size", "seeds")}
+        cost = cost_by_size(run.records, count)
+        arrays[f"cost_{count}_batch_sizes"] = np.array(list(cost))
+        for number, part in enumerate(PARTS):
+            arrays[f"cost_{count}_{part}_ms"] = np.array([times[number] for times in cost.values()])
+    about = {name: getattr(config, name) for name in ("model", "dataset", "epochs", "every", "batch_size", "max_batch_size", "seeds", "devices")}
     about |= {"num_examples": config.num_examples, "dtype": config.dtype, "arms": arms(config)}
     about |= {"rates": {arm: rate_of(run.records, arm) for arm in arms(config)}}
-    about |= {"seconds": {f"{arm}_{part}": cost_seconds(config, run.records, arm, part).value for arm in arms(config) for part in PARTS}}
+    arrays |= {f"{arm}_{part}_seconds": cost_seconds(config, run.records, arm, part) for arm in arms(config) for part in PARTS}
     file = io.BytesIO()
     np.savez_compressed(file, about=np.array(json.dumps(about)), **arrays)
     run.write("arrays.npz", file.getvalue())
@@ -122,7 +134,7 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
         error = errors(config, records, arm)
         rows.append([name, f"{rate_of(records, arm):g}", f"{interval(_least(error)):.2f}", f"{interval(error[:, -1]):.2f}"])
     print_table(console, "Test error by arm, %", ["arm", "rate", "best", "last"], rows)
-    rows = [[name, *(f"{cost_seconds(config, records, arm, part):.1f}" for part in PARTS)] for arm, name in everything]
+    rows = [[name, *(f"{interval(cost_seconds(config, records, arm, part), np.median):.1f}" for part in PARTS)] for arm, name in everything]
     print_table(console, "Seconds of the network's passes in a run", ["arm", *PARTS], rows)
     rows = []
     for arm, name in everything:
@@ -130,10 +142,9 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
         rows.append([name, *(f"{interval(np.nansum(table, 1)):.1f}" for table in times)])
     print_table(console, "Seconds of a run", ["arm", "training", "compiling", "waited for programs"], rows)
     rows = []
-    for count, size in sorted({(record["devices"], record["batch_size"]) for record in records if record["kind"] == "cost"}):
-        found = [r for r in records if r["kind"] == "cost" and (r["devices"], r["batch_size"]) == (count, size)]
-        costs = [interval([1e3 * r[f"{part}_ms"] / size for r in found], np.median) for part in PARTS]
-        rows.append([f"{size:,}", str(count), *(f"{cost:.1f}" for cost in costs)])
+    for count in config.devices:
+        for size, times in cost_by_size(records, count).items():
+            rows.append([f"{size:,}", str(count), *(f"{interval(1e3 * part / size, np.median):.1f}" for part in times)])
     print_table(console, "Microseconds an example", ["B", "devices", "forward", "backward"], rows)
 
 
@@ -159,12 +170,26 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
         edge = "lowest" if best == rates[0] else "highest"
         sentences.append(f"The rate of (d), {best:g}, is the {edge} that was tried: a better one may lie beyond.")
     for arm in ("adaptive", *several):
-        ups = {part: speed_up(config, records, part, arm) for part in PARTS}
+        forward, backward = (tuple(cost_seconds(config, records, who, part) for who in (arm, "small")) for part in PARTS)
+        ups = [speed_up(*forward), speed_up(*backward), speed_up(*(forward[n] + backward[n] for n in (0, 1)))]
         where = f" on {devices_of(arm)} devices" if devices_of(arm) > 1 else ""
-        sentences.append(f"Speed-up of (b){where} over (a): forward {ups['forward']:.2f} times, backward {ups['backward']:.2f} times.")
+        told = "none shows" if not ups[2].excludes(1) else "it is slower" if ups[2].value < 1 else "it is faster"
+        sentences.append(f"Speed-up of (b){where} over (a): forward {ups[0]:.2f}, backward {ups[1]:.2f}, both {ups[2]:.2f} times; {told}.")
     waited = interval(np.nansum(table_of(config, records, "adaptive", "stall_seconds")[:, 1:], 1))
     sentences.append(f"After the first epoch (b) waited {waited:.2f} seconds for programs to be compiled.")
     return sentences
+
+
+def draw_throughput(axes, cost: Mapping[int, Mapping[int, Float[np.ndarray, "2 rounds"]]]) -> None:
+    """Examples a second by batch size, of either pass; ``cost`` is :func:`cost_by_size` of each number of devices."""
+    for (count, times), style in zip(cost.items(), STYLES, strict=False):
+        for number, (part, color, marker) in enumerate(zip(PARTS, (plots.COLORS[5], plots.COLORS[0]), "os", strict=True)):
+            rates = [interval(1e3 * size / of_size[number], np.median) for size, of_size in times.items()]
+            label = part if count == 1 else f"{part}, {count} devices"
+            plots.band(axes, list(times), rates, color=color, marker=marker, ls=style, label=label)
+    axes.set(ylabel="examples a second", ylim=(0, None))
+    plots.size_ticks(axes, sorted({size for times in cost.values() for size in times}))
+    axes.legend(fontsize=8)
 
 
 def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> pathlib.Path:
@@ -181,16 +206,8 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
     left.set(ylabel="training loss", title="Loss")
     middle.set(ylabel="test error, %", title="Test error")
     middle.legend()
-    sizes: list[int] = []
-    for count, style in zip(config.devices, STYLES, strict=False):
-        cost = [r for r in records if r["kind"] == "cost" and r["devices"] == count]
-        sizes = sorted({record["batch_size"] for record in cost})
-        for part, color, marker in (("forward", plots.COLORS[5], "o"), ("backward", plots.COLORS[0], "s")):
-            rows = [[1e3 * size / r[f"{part}_ms"] for r in cost if r["batch_size"] == size] for size in sizes]
-            label = part if count == 1 else f"{part}, {count} devices"
-            plots.band(right, sizes, [interval(row, np.median) for row in rows], color=color, marker=marker, ls=style, label=label)
-    right.set(ylabel="examples a second", title="Throughput of the network's passes", ylim=(0, None))
-    plots.size_ticks(right, sizes)
-    right.legend()
+    cost = {count: cost_by_size(records, count) for count in config.devices}
+    draw_throughput(right, cost)
+    right.set(title="Throughput of the network's passes")
     figure.suptitle(f"{config.model} on {config.dataset}, {config.seeds} seeds; dotted: changes")
     return plots.save(figure, folder)

@@ -111,8 +111,8 @@ def known_records(apart):
                     "test_accuracy": accuracy, "loss": 1.0, "test_loss": 1.0, "batch_size": size, "updates": updates,
                     "train_seconds": 1.0, "compile_seconds": 0.5, "stall_seconds": 0.0,
                 }  # fmt: skip
-    for size, ms in ((10, 100.0), (20, 150.0)):
-        yield {"kind": "cost", "round": 0, "devices": 1, "batch_size": size, "forward_ms": ms, "backward_ms": 2 * ms}
+    for number, size, ms in ((0, 10, 100.0), (0, 20, 150.0), (1, 20, 300.0), (1, 10, 200.0)):
+        yield {"kind": "cost", "round": number, "devices": 1, "batch_size": size, "forward_ms": ms, "backward_ms": 2 * ms}
 
 
 @pytest.mark.parametrize(("apart", "told"), [(0.05, "(b) is better"), (-0.05, "(b) is worse"), (0.0, "no difference shows")])
@@ -123,8 +123,10 @@ def test_the_report_on_known_records(apart, told):
     assert sum(told in text for text in told_all) == 3
     assert any("0.1, is the highest that was tried" in text for text in told_all)  # the records' rate
     # 20 steps of 10 against 10 of 10 and 5 of 20.
-    assert cost_seconds(config, records, "adaptive", "forward").value == pytest.approx((10 * 100 + 5 * 150) / 1e3)
-    assert speed_up(config, records, "backward") == pytest.approx(2000 / 1750)
+    assert cost_seconds(config, records, "adaptive", "forward") == pytest.approx([1.75, 3.5])  # 10 × 100 + 5 × 150 ms, and a slow round
+    backward = (cost_seconds(config, records, arm, "backward") for arm in ("adaptive", "small"))
+    assert speed_up(*backward) == pytest.approx((2000 / 1750, 2000 / 1750, 2000 / 1750, 2))  # both rounds tell the same
+    assert any("both 1.14 [1.14, 1.14] times; it is faster" in text for text in told_all)
 
 
 def test_the_rate_is_chosen_by_the_last_accuracy_and_never_a_diverged_run():
@@ -169,7 +171,7 @@ def test_the_networks_side_by_side_come_from_their_arrays(tmp_path, capsys):
     adabatch_figures.main(["--dataset", "digits", "--output-dir", str(tmp_path)])
     out = capsys.readouterr().out
     assert "alexnet" in out and out.index("resnet20") < out.index("alexnet")  # in the paper's order
-    for key in ("loss", "test_error"):
+    for key in ("loss", "test_error", "throughput"):
         assert (tmp_path / "adabatch" / f"digits_{key}.png").exists() and (tmp_path / "adabatch" / f"digits_{key}.pdf").exists()
     with pytest.raises(SystemExit) as stopped:
         adabatch_figures.main(["--dataset", "cifar10", "--output-dir", str(tmp_path)])
