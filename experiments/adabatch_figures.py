@@ -73,7 +73,7 @@ def print_tables(console: Console, runs: Sequence[Run]) -> None:
             theirs = [run.arrays[f"small_{part}_seconds"] for part in PARTS]
             ups = [speed_up(*pair) for pair in zip(spent, theirs, strict=True)] + [speed_up(sum(spent), sum(theirs))]
             told = ["1"] * 3 if arm == "small" else [f"{up:.2f}" for up in ups]
-            costs.append([run.about["model"], name.partition(",")[0], *(f"{np.median(part):.1f}" for part in spent), *told])
+            costs.append([run.about["model"], name, *(f"{np.median(part):.1f}" for part in spent), *told])
     print_table(console, "Test error, %", ["network", "arm", "rate", "best", "last"], rows)
     print_table(console, "Seconds of the passes, and speed-up over (a)", ["network", "arm", *PARTS, "× forward", "× backward", "× both"], costs)
 

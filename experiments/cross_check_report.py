@@ -111,11 +111,11 @@ def draw_figure(records: Sequence[Record], folder: pathlib.Path) -> pathlib.Path
     names = list(dict.fromkeys(record["computation"] for record in records))
     varied = [name for name in names if len({r["number"] for r in records if r["computation"] == name}) > 1]
     single = [name for name in names if name not in varied]
-    columns = min(4, max(1, len(varied)))
+    columns = min(5, max(1, len(varied)))
     lines = -(-len(varied) // columns)
     heights = [2.6] * lines + [0.9 + 0.24 * len(single)]
     figure, panels = plots.subplots(
-        lines + 1, columns, figsize=(max(8, 4 * columns), sum(heights)), squeeze=False, height_ratios=heights
+        lines + 1, columns, figsize=(max(8, 3.4 * columns), sum(heights)), squeeze=False, height_ratios=heights
     )
     series = list(dict.fromkeys((record["backend"], record["precision"]) for record in records))
     colors = dict(zip(series, plots.COLORS * 3, strict=False))
@@ -135,7 +135,7 @@ def draw_figure(records: Sequence[Record], folder: pathlib.Path) -> pathlib.Path
             axes.plot([max(record["error"], _FLOOR) for record in mine], rows, "o", ms=4, color=colors[pair], label=f"{pair[0]} {pair[1]}")
             axes.plot([max(record["bound"], _FLOOR) for record in mine], rows, "|", ms=9, color=colors[pair])
         axes.set_yticks(range(len(single)), single)
-        axes.set(xscale="log", xlabel="relative error; bars: bounds; far left: none at all")
+        axes.set(xscale="log", xlabel="relative error; lines and bars are bounds; far left: no error at all")
         axes.invert_yaxis()
     handles = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=min(4, len(handles)))

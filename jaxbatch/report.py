@@ -10,13 +10,17 @@ from rich.table import Table
 
 
 def print_table(console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints a table: the first column to the left, numbers to the right."""
+    """Prints a table: the first column to the left, numbers to the right; into a file as wide as it needs."""
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index == 0)
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index == 0, overflow="fold")
     for row in rows:
         table.add_row(*row)
+    width = console.width
+    if not console.is_terminal:
+        console.width = max(width, table.__rich_measure__(console, console.options.update(max_width=1000)).maximum)
     console.print(table)
+    console.width = width
 
 
 def progress_bar(console: Console | None = None) -> Progress:
