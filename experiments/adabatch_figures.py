@@ -82,7 +82,8 @@ def draw(runs: Sequence[Run], key: str, folder: pathlib.Path) -> pathlib.Path:
     """One panel a network: training ``loss`` or ``test_error`` in percent by epoch, or ``throughput`` by batch size."""
     figure, panels = plots.subplots(1, len(runs), figsize=(4.6 * len(runs) + 0.6, 4.4), squeeze=False)
     for run, axes in zip(runs, panels[0], strict=True):
-        axes.set(title=run.about["model"])
+        rate = "" if key == "throughput" else f", rate {run.about['rates']['small']:g}"
+        axes.set(title=run.about["model"] + rate)
         if key == "throughput":
             draw_throughput(axes, {count: _cost(run, count) for count in run.about["devices"]})
         else:

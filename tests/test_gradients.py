@@ -57,7 +57,7 @@ def test_simple_cnn_in_float32(num_groups):
     dataset = jb.load_dataset("digits")
     batch = (jnp.asarray(dataset.train_images[:12]), jnp.asarray(dataset.train_labels[:12]))
     model = jb.SimpleCNN()
-    params = model.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
     loss_fn = jb.classification_loss(model.apply)
     ours = jax.jit(lambda p, b: jb.group_gradients(loss_fn, p, b, num_groups))(params, batch)
     expected = reference.group_gradients(loss_fn, params, batch, num_groups)

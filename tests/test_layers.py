@@ -27,9 +27,9 @@ def from_layout(x, layout):
 @pytest.mark.parametrize(("rows", "columns", "size", "channels"), [(7, 7, 3, 2), (6, 9, 5, 1), (2, 2, 2, 3), (8, 5, 1, 4)])
 def test_conv_equals_its_definition(layout, strides, padding, rows, columns, size, channels):
     x, kernel = random((3, rows, columns, channels)), random((6, size, size, channels), 1)
-    ours = layers.conv(layers.to_layout(x, layout), kernel, layout=layout, strides=strides, padding=padding)
+    ours = jax.jit(lambda x, k: layers.conv(layers.to_layout(x, layout), k, layout=layout, strides=strides, padding=padding))
     np.testing.assert_allclose(
-        from_layout(ours, layout), reference.conv(x, kernel, strides, padding), rtol=1e-5, atol=1e-5
+        from_layout(ours(x, kernel), layout), reference.conv(x, kernel, strides, padding), rtol=1e-5, atol=1e-5
     )
 
 
@@ -63,9 +63,14 @@ def test_conv_max_pool_equals_conv_then_pool(x64, batch_size, side, size, window
     cotangent = random(expected.shape, 2, np.float64)
     gradients = []
     for layout in LAYOUTS:
-        out, backward = jax.vjp(lambda x, kernel, layout=layout: ours(x, kernel, layout), x, kernel)
+
+        def both(x, kernel, cotangent, layout=layout):
+            out, backward = jax.vjp(lambda x, kernel: ours(x, kernel, layout), x, kernel)
+            return out, backward(cotangent)
+
+        out, gradient = jax.jit(both)(x, kernel, cotangent)
         np.testing.assert_allclose(out, expected, rtol=1e-12, atol=1e-12)
-        gradients.append(backward(cotangent))
+        gradients.append(gradient)
     for mine, theirs in zip(*gradients):
         np.testing.assert_allclose(mine, theirs, rtol=1e-10, atol=1e-10)
 
@@ -87,8 +92,9 @@ def test_every_way_and_its_gradients_equal_the_platform_s(x64, way, rows, column
         _, tangent = jax.jvp(function, (x, kernel), (random(x.shape, 3, np.float64), random(kernel.shape, 4, np.float64)))
         return out, *backward(random(out.shape, 2, np.float64)), tangent
 
-    np.testing.assert_allclose(run(way)[0], reference.conv(x, kernel, strides, padding), atol=1e-12)
-    for ours, theirs in zip(jax.jit(lambda: run(way))(), run("platform"), strict=True):
+    mine, platform = (jax.jit(run, static_argnums=0)(name) for name in (way, "platform"))
+    np.testing.assert_allclose(mine[0], reference.conv(x, kernel, strides, padding), atol=1e-12)
+    for ours, theirs in zip(mine, platform, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-11, atol=1e-11)
 
 
@@ -104,15 +110,15 @@ def test_patches_are_gathered_in_parts(x64, batch_size, monkeypatch):
     monkeypatch.setattr(layers.choose, "PATCH_BYTES", 3 * 36 * 18 * 8)
     x, kernel = random((batch_size, 6, 6, 2), dtype=np.float64), random((4, 3, 3, 2), 1, np.float64)
     for way in ("xla", "patches"):
-        gradient = lambda way: jax.grad(lambda k: (layers.conv(x, k, layout="native", padding=1, way=way) ** 2).sum())(kernel)
+        gradient = lambda way: jax.jit(jax.grad(lambda k: (layers.conv(x, k, layout="native", padding=1, way=way) ** 2).sum()))(kernel)
         np.testing.assert_allclose(gradient(way), gradient("platform"), rtol=1e-11)
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_convolution_is_differentiable_in_every_order_and_mode(x64, way):
     x, kernel = random((2, 4, 4, 2), dtype=np.float64), random((3, 3, 3, 2), 1, np.float64)
-    function = lambda x, k: layers.conv(jnp.asarray(x), jnp.asarray(k), layout="native", padding=1, way=way)
-    check_grads(function, (x, kernel), order=2, modes=("rev", "fwd"))
+    function = lambda x, k: layers.conv(x, k, layout="native", padding=1, way=way)
+    check_grads(jax.jit(function), (x, kernel), order=2, modes=("rev", "fwd"))
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -120,8 +126,9 @@ def test_gradients_of_each_example_equal_a_loop(x64, way):
     x, kernel = random((5, 6, 6, 2), dtype=np.float64), random((3, 3, 3, 2), 1, np.float64)
     loss = lambda kernel, image: (layers.conv(image[None], kernel, layout="native", padding=1, way=way) ** 2).sum()
     ours = jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(kernel, x)
+    one = jax.jit(jax.grad(loss))
     for index in range(5):
-        np.testing.assert_allclose(ours[index], jax.grad(loss)(kernel, x[index]), rtol=1e-11)
+        np.testing.assert_allclose(ours[index], one(kernel, x[index]), rtol=1e-11)
 
 
 def test_gradients_of_each_example_never_become_a_grouped_convolution():
@@ -137,7 +144,7 @@ def test_gradients_of_each_example_never_become_a_grouped_convolution():
 def test_bfloat16(way):
     x, kernel = random((4, 4, 4, 8)), random((6, 3, 3, 8), 1)
     small = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
-    function = lambda x, k: layers.conv(x, k, layout="native", padding=1, way=way)
+    function = jax.jit(lambda x, k: layers.conv(x, k, layout="native", padding=1, way=way))
     out, backward = jax.vjp(function, *small)
     expected, exact = jax.vjp(function, *(leaf.astype(jnp.float32) for leaf in small))
     assert out.dtype == jnp.bfloat16
@@ -181,7 +188,7 @@ def test_batch_norm_equals_its_definition_and_its_derivatives(x64):
     cotangent = random(x.shape, 3, np.float64)
     for mine, theirs in zip(*(jax.vjp(f, x, scale, bias)[1](cotangent) for f in (layers.batch_norm, plain)), strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-8, atol=1e-10)
-    check_grads(lambda *a: layers.batch_norm(*map(jnp.asarray, a)), (x, scale, bias), order=2, modes=("rev", "fwd"))
+    check_grads(jax.jit(layers.batch_norm), (x, scale, bias), order=2, modes=("rev", "fwd"))
 
 
 def test_conv_max_pool_takes_the_fast_way_where_it_should():
@@ -198,10 +205,9 @@ def test_gradients_against_finite_differences(x64, layout):
     x, kernel = random((2, 5, 5, 2), dtype=np.float64), random((3, 3, 3, 2), 1, np.float64)
 
     def function(x, kernel):
-        x, kernel = jnp.asarray(x), jnp.asarray(kernel)
         return layers.conv(layers.to_layout(x, layout), kernel, layout=layout, strides=2, padding=1)
 
-    check_grads(function, (x, kernel), order=1, modes=("rev", "fwd"))
+    check_grads(jax.jit(function), (x, kernel), order=1, modes=("rev", "fwd"))
 
 
 def test_layouts_under_vmap_over_kernels(x64):
@@ -217,7 +223,7 @@ def test_layouts_under_vmap_over_kernels(x64):
         (lambda: layers.conv(jnp.zeros((1, 5, 5, 2)), jnp.zeros((1, 3, 3, 4)), layout="native"), "2 channels .* for 4"),
         (lambda: layers.conv(jnp.zeros((1, 2, 2, 1)), jnp.zeros((1, 5, 5, 1)), layout="native"), "5x5 kernel .* 2x2"),
         (lambda: layers.max_pool(jnp.zeros((1, 1, 1, 1)), 2, layout="batch_minor"), "window=2 .* 1x1"),
-        (lambda: jb.SimpleCNN().init(jax.random.key(0), jnp.zeros((1, 8, 8, 1))), "does not fit"),
+        (lambda: jax.eval_shape(jb.SimpleCNN().init, jax.random.key(0), jnp.zeros((1, 8, 8, 1))), "does not fit"),
     ],
 )
 def test_bad_shapes(call, message):
@@ -232,7 +238,7 @@ def digits():
 
 
 def test_simple_cnn_has_the_study_s_parameters():
-    params = jb.SimpleCNN().init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))["params"]
+    params = jax.jit(jb.SimpleCNN().init)(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))["params"]
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 12_930
     for name, fan_in in (("ConvMaxPool_0", 25), ("ConvMaxPool_1", 250), ("ConvMaxPool_2", 180), ("Dense_0", 40)):
         for leaf in params[name].values():
@@ -247,7 +253,7 @@ def test_simple_cnn_has_the_study_s_parameters():
 def test_simple_cnn_equals_flax_layers(digits, layout, batch_size):
     images, labels = (leaf[:batch_size] for leaf in digits)
     model, plain = jb.SimpleCNN(layout=layout), reference.PlainSimpleCNN()
-    params = model.init(jax.random.key(1), images)
+    params = jax.jit(model.init)(jax.random.key(1), images)
     theirs = plain.from_simple_cnn(params)
     np.testing.assert_allclose(jax.jit(model.apply)(params, images), jax.jit(plain.apply)(theirs, images), atol=2e-6)
 
@@ -262,5 +268,5 @@ def test_simple_cnn_equals_flax_layers(digits, layout, batch_size):
 def test_simple_cnn_takes_integer_images():
     model = jb.SimpleCNN()
     images = jnp.arange(28 * 28, dtype=jnp.int32).reshape(1, 28, 28, 1) % 7
-    params = model.init(jax.random.key(0), images)
+    params = jax.jit(model.init)(jax.random.key(0), images)
     np.testing.assert_allclose(model.apply(params, images), model.apply(params, images.astype(jnp.float32)))

@@ -76,7 +76,7 @@ def test_unknown_loop():
 @pytest.mark.parametrize("batch_size", [2, 7, 50])
 def test_evaluation_without_a_compiled_loop(batch_size):
     task = convolution_task()
-    params = task.init(jax.random.key(0))
+    params = jax.jit(task.init)(jax.random.key(0))
     found = jb.make_evaluate(task.metrics_fn, 7, batch_size)(params, task.test_data)
     for name, expected in task.metrics_fn(params, task.test_data).items():
         np.testing.assert_allclose(found[name], expected.mean(), rtol=1e-5)
@@ -85,7 +85,7 @@ def test_evaluation_without_a_compiled_loop(batch_size):
 @pytest.mark.parametrize("num_groups", [1, 3, 8])
 def test_groups_of_a_convolution_are_unrolled_and_exact(num_groups):
     task = convolution_task()
-    params = task.init(jax.random.key(1))
+    params = jax.jit(task.init)(jax.random.key(1))
     text = str(jax.make_jaxpr(lambda p: jb.group_gradients(task.loss_fn, p, task.train_data, num_groups))(params))
     if jax.default_backend() == "cpu":
         assert "scan" not in text
@@ -100,7 +100,7 @@ def test_groups_of_a_convolution_are_unrolled_and_exact(num_groups):
 @pytest.mark.parametrize("microbatch_size", [1, 5, 8, 24])
 def test_accumulation_over_convolutions(microbatch_size, monkeypatch):
     task = convolution_task()
-    params = task.init(jax.random.key(2))
+    params = jax.jit(task.init)(jax.random.key(2))
     expected = jax.grad(lambda p: task.loss_fn(p, task.train_data).mean())(params)
     eager = jb.accumulated_gradient(task.loss_fn, params, task.train_data, microbatch_size)
     jitted = jax.jit(lambda p: jb.accumulated_gradient(task.loss_fn, p, task.train_data, microbatch_size))(params)
@@ -113,7 +113,7 @@ def test_accumulation_over_convolutions(microbatch_size, monkeypatch):
 
 def test_accumulation_with_a_loss_function_without_a_hash():
     task = convolution_task()
-    params = task.init(jax.random.key(2))
+    params = jax.jit(task.init)(jax.random.key(2))
 
     class Loss:
         __hash__ = None
@@ -131,7 +131,7 @@ def test_evaluation_finds_out_once_how_to_loop(monkeypatch):
     monkeypatch.setattr(loops, "loops_are_slow", lambda *arguments: calls.append(1) or found_out(*arguments))
     evaluate = jb.make_evaluate(task.metrics_fn, 7, 4)
     for seed in range(3):
-        evaluate(task.init(jax.random.key(seed)), task.test_data)
+        evaluate(jax.jit(task.init)(jax.random.key(seed)), task.test_data)
     assert len(calls) == 1
 
 

@@ -35,7 +35,7 @@ def test_microbatches_within_groups(problem):
 
 def test_a_network_on_xlas_convolutions():
     task = convolution_task()
-    params = task.init(jax.random.key(0))
+    params = jax.jit(task.init)(jax.random.key(0))
     found = jb.gradient_statistics(task.loss_fn, params, task.train_data, num_groups=4)
     expected = reference.gradient_statistics(task.loss_fn, params, task.train_data, 4)
     np.testing.assert_allclose(found, expected, rtol=1e-3)

@@ -109,7 +109,7 @@ def test_first_nonfinite():
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
 def test_evaluate_counts_every_example_once(task, batch_size):
-    params = task.init(jax.random.key(0))
+    params = jax.jit(task.init)(jax.random.key(0))
     evaluate = jb.make_evaluate(task.metrics_fn, 7, batch_size)
     expected = task.metrics_fn(params, task.test_data)
     for name, value in evaluate(params, task.test_data).items():
