@@ -28,6 +28,7 @@ import jaxbatch as jb
 from experiments import adabatch_report
 from experiments.adabatch_cost import measure_cost
 from experiments.study import (
+    NETWORKS,
     StudyConfig,
     check_momentum,
     check_positive,
@@ -42,7 +43,7 @@ from jaxbatch.records import RunFolder
 from jaxbatch.report import progress_bar
 from jaxbatch.schedules import count_steps
 
-MODELS = {"simple_cnn": jb.SimpleCNN, "alexnet": jb.AlexNet, "resnet20": jb.ResNet20, "vgg19_bn": jb.VGG19BN}
+MODELS = NETWORKS | {"alexnet": jb.AlexNet, "resnet20": jb.ResNet20, "vgg19_bn": jb.VGG19BN}
 OTHER_SEED = 1000  # of the runs that choose the rate of (d)
 
 
@@ -50,8 +51,8 @@ OTHER_SEED = 1000  # of the runs that choose the rate of (d)
 class Config(StudyConfig):
     """Flags of the study."""
 
-    model: Literal["simple_cnn", "alexnet", "resnet20", "vgg19_bn"] = "simple_cnn"
-    """The network."""
+    model: Literal["simple_cnn", "mlp", "alexnet", "resnet20", "vgg19_bn"] = "simple_cnn"
+    """The network; mlp has one hidden layer of 128 units."""
     epochs: int | None = None
     """Passes over the training set. Default: 100 for CIFAR, 25 for the others."""
     every: int | None = None

@@ -127,7 +127,7 @@ def save_arrays(config, run: RunFolder) -> None:
 def print_tables(console: Console, config, records: Sequence[Record], provenance: Record) -> None:
     """Errors, seconds and speed-ups of the arms; the cost of an example at each batch size."""
     setting = f"SGD with momentum {config.momentum:g}, {config.epochs} epochs, a change every {config.every}"
-    describe_setting(console, config, provenance, config.model, config.dtype, setting)
+    describe_setting(console, config, provenance, config.dtype, setting)
     everything = arms(config).items()
     rows = []
     for arm, name in everything:

@@ -246,5 +246,5 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
     right.margins(x=0.2)
     plots.log_values(right.yaxis)
     right.set(xlabel="test accuracy", ylabel="examples", title="Gradient noise scale on the way")
-    figure.suptitle(f"{config.dataset}, SimpleCNN, SGD with momentum {config.momentum:g}, {config.seeds} seeds, 95% intervals")
+    figure.suptitle(f"{config.dataset}, {config.model}, SGD with momentum {config.momentum:g}, {config.seeds} seeds, 95% intervals")
     return plots.save(figure, folder)

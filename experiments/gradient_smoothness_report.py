@@ -198,7 +198,7 @@ def _draw_panels(config, records, folder) -> pathlib.Path:
     panels[0][0].set(ylabel="loss of the batch", ylim=_limits(config, records))
     panels[1][0].set(ylabel="cosine with the\ngradient before", ylim=(-1.05, 1.05))
     figure.supxlabel("iteration", fontsize=11)
-    figure.suptitle(f"{config.dataset}, SGD at rate {config.learning_rate:g}, momentum {config.momentum:g}, one seed; numbers: second half, {config.seeds} seeds")
+    figure.suptitle(f"{config.dataset}, {config.model}, SGD at rate {config.learning_rate:g}, momentum {config.momentum:g}, one seed; numbers: second half, {config.seeds} seeds")
     return plots.save(figure, folder, "figure")
 
 

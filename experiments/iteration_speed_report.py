@@ -160,7 +160,7 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
     right.set(xlabel="batch size", ylabel="% of a step", title="What a step is made of", ylim=(0, 118))
     right.grid(axis="x", visible=False)
     right.legend(ncols=3, loc="upper center", fontsize=9, columnspacing=1, handlelength=1)
-    figure.suptitle(f"{config.dataset}, SimpleCNN, median of {config.rounds} rounds with 95% intervals")
+    figure.suptitle(f"{config.dataset}, {config.model}, median of {config.rounds} rounds with 95% intervals")
     return plots.save(figure, folder)
 
 

@@ -213,7 +213,7 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
     right.set_ylim(min(rates) / 3, max(rates) * 3)
     plots.size_ticks(right, sizes)
     right.legend(loc="upper left", fontsize=9)
-    figure.suptitle(f"{config.dataset}, SGD with momentum {config.momentum:g}, mean of {config.seeds} seeds; × diverged, framed: best")
+    figure.suptitle(f"{config.dataset}, {config.model}, SGD with momentum {config.momentum:g}, mean of {config.seeds} seeds; × diverged, framed: best")
     return plots.save(figure, folder)
 
 

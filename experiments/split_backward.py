@@ -29,7 +29,17 @@ from rich.console import Console
 
 import jaxbatch as jb
 from experiments import split_backward_report
-from experiments.study import PROTOCOLS, StudyConfig, check_momentum, check_positive, load_task, open_study, run_study, show_results
+from experiments.study import (
+    PROTOCOLS,
+    Network,
+    StudyConfig,
+    check_momentum,
+    check_positive,
+    load_task,
+    open_study,
+    run_study,
+    show_results,
+)
 from jaxbatch.batches import cut_batches, epoch_order, steps_per_epoch
 from jaxbatch.fitting import first_nonfinite
 from jaxbatch.groups import check_num_groups, split_groups
@@ -46,6 +56,8 @@ ARMS = ("one", "split", "scaled", "small")
 class Config(StudyConfig):
     """Flags of the study."""
 
+    model: Network = "simple_cnn"
+    """The network: the study's convolutions, or one hidden layer of 128 units."""
     batch_size: int = 64
     """B: examples in a large batch."""
     num_groups: int = 4

@@ -73,7 +73,7 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
     names, target, seeds = arm_names(config.num_groups), config.target_accuracy, seeds_of(records)
     where = f"{provenance['device']}, {provenance['num_cores']} cores, jax {provenance['jax']}"
     console.print(
-        f"\n{config.dataset}, B = {config.batch_size}, K = {config.num_groups}, {config.optimizer} at rate "
+        f"\n{config.dataset}, {config.model}, B = {config.batch_size}, K = {config.num_groups}, {config.optimizer} at rate "
         f"{config.learning_rate:g}"
         + (f", momentum {config.momentum:g}" if config.optimizer == "sgd" else "")
         + f", {config.epochs} epochs, {len(seeds)} seeds; {where}",
@@ -260,7 +260,7 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
     left.set(
         xlabel="examples seen",
         ylabel="test accuracy, %",
-        title=f"{config.dataset}, B = {config.batch_size}, K = {config.num_groups}, {len(seeds)} seeds",
+        title=f"{config.dataset}, {config.model}, B = {config.batch_size}, K = {config.num_groups}, {len(seeds)} seeds",
     )
     left.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
     left.legend(loc="best")

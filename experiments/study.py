@@ -2,13 +2,14 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import math
 import os
 import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import tyro
 from rich.console import Console
@@ -30,6 +31,8 @@ PROTOCOLS = {
     "cifar100": (15, 0.15),
 }
 BATCH_SIZES = (1, 6, 60, 600, 6000)
+NETWORKS = {"simple_cnn": jaxbatch.SimpleCNN, "mlp": functools.partial(jaxbatch.MLP, (128,))}
+Network = Literal["simple_cnn", "mlp"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +63,8 @@ class StudyConfig:
 class SizesConfig(StudyConfig):
     """The flags of studies at several batch sizes."""
 
+    model: Network = "simple_cnn"
+    """The network: the study's convolutions, or one hidden layer of 128 units."""
     batch_sizes: tuple[int, ...] | None = None
     """Batch sizes. Default: 1, 6, 60, 600 and 6000, as far as the data set holds as many examples."""
     momentum: float = 0.5
@@ -114,9 +119,9 @@ def check_machine(config: StudyConfig) -> dict[str, dict[str, float | bool | Non
 
 
 def load_task(config: StudyConfig, **settings) -> Task:
-    """SimpleCNN on the study's data set."""
+    """The study's network on its data set."""
     dataset = load_dataset(config.dataset, data_dir=config.data_dir)
-    return jaxbatch.classification_task(jaxbatch.SimpleCNN(dataset.num_classes), dataset, **settings)
+    return jaxbatch.classification_task(NETWORKS[config.model](num_classes=dataset.num_classes), dataset, **settings)
 
 
 def resolve_sizes(config: Config, num_examples: int) -> Config:
@@ -203,10 +208,11 @@ def size_label(batch_size: int) -> str:
 
 
 def describe_setting(console: Console, config: StudyConfig, provenance: Record, *rest: str) -> None:
-    """One line above the tables: data set, setting, machine."""
+    """One line above the tables: data set, network, setting, machine."""
     machine = f"{provenance['device']}, {provenance['num_cores']} cores, jax {provenance['jax']}"
     seeds = [f"{config.seeds} seeds"] if config.seeds > 1 else []
-    console.print(f"\n{', '.join([config.dataset, *rest, *seeds])}; {machine}", soft_wrap=True)
+    network = [config.model] if hasattr(config, "model") else []
+    console.print(f"\n{', '.join([config.dataset, *network, *rest, *seeds])}; {machine}", soft_wrap=True)
 
 
 def show_results(console: Console, config: StudyConfig, run: RunFolder, report: ModuleType) -> None:

@@ -21,7 +21,7 @@ from experiments import adabatch, adabatch_figures
 from experiments.adabatch_report import best_rate, cost_seconds, errors, speed_up, verdict
 from tests.conftest import ROOT
 
-ARGUMENTS = ["--quick", "--epochs", "3", "--num-examples", "200", "--batch-size", "10", "--max-batch-size", "30", "--seeds", "1"]
+ARGUMENTS = ["--quick", "--model", "mlp", "--epochs", "3", "--num-examples", "200", "--batch-size", "10", "--max-batch-size", "30", "--seeds", "1"]
 
 
 SIZES = {"small": [10] * 3, "adaptive": [10, 20, 30], "large": [30] * 3, "tuned": [10] * 3}

@@ -281,4 +281,4 @@ def test_the_library_s_own_check_notices(monkeypatch):
 @pytest.mark.slow
 def test_no_false_alarm_with_fifty_other_seeds():
     for seed in range(1, 51):
-        assert wrong(records_of(seed=seed)) == set(), seed
+        assert wrong(records_of(seed=seed, precisions=("float64", "float32", "bfloat16"))) == set(), seed

@@ -32,11 +32,11 @@ from experiments.learning_rate_grid_report import best_rates, rate_exponent, res
 from experiments.learning_rate_grid_report import verdict as grid_verdict
 from tests.conftest import ROOT
 
-SMALL = ["--quick", "--batch-sizes", "60", "600", "--epochs", "1"]
+SMALL = ["--quick", "--model", "mlp", "--batch-sizes", "60", "600", "--epochs", "1"]  # of the networks the one that compiles fast
 GRID = [*SMALL, "--learning-rates", "0.01", "0.1", "1e20", "--seeds", "2"]
 ARGUMENTS = {
-    "iteration_speed": ["--quick", "--batch-sizes", "60", "600", "--rounds", "2"],
-    "gradient_smoothness": ["--quick", "--batch-sizes", "60", "600", "--iterations", "60"],
+    "iteration_speed": ["--quick", "--model", "mlp", "--batch-sizes", "60", "600", "--rounds", "2"],
+    "gradient_smoothness": ["--quick", "--model", "mlp", "--batch-sizes", "60", "600", "--iterations", "60"],
     "learning_rate_grid": GRID,
     "convergence": [*SMALL, "--tuned-rates", "0.1", "0.1", "--target-accuracy", "0.9999"],
     "batch_shape": ["--quick", "--models", "mlp", "--rounds", "3"],

@@ -18,6 +18,7 @@ COUNTS = [
     (models.VGG19BN, 100, 20_086_692),
 ]
 NETWORKS = [models.AlexNet, models.ResNet20, models.VGG19BN]
+SLOW_VGG = pytest.param(models.VGG19BN, marks=pytest.mark.slow)  # to compile
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def test_parameter_counts(network, num_classes, count):
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == count
 
 
-@pytest.mark.parametrize("network", [models.ResNet20, models.VGG19BN])
+@pytest.mark.parametrize("network", [models.ResNet20, SLOW_VGG])
 def test_convolutions_start_as_published(network):
     params = jax.jit(network().init)(jax.random.key(1), jnp.zeros((1, 32, 32, 3)))["params"]
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -65,7 +66,7 @@ def test_bfloat16_computes_near_float32_and_keeps_float32_parameters(network, im
 SIDES = {models.ResNet20: {16: 32, 32: 16, 64: 8}, models.VGG19BN: {64: 32, 128: 16, 256: 8}}  # by features
 
 
-@pytest.mark.parametrize("network", [models.ResNet20, models.VGG19BN])
+@pytest.mark.parametrize("network", [models.ResNet20, SLOW_VGG])
 def test_evaluation_with_the_batch_s_moments_is_training_s_forward_pass(x64, network):
     images = jnp.asarray(np.random.default_rng(0).normal(size=(20, 32, 32, 3)))
     model = network(dtype=jnp.float64)
@@ -86,7 +87,7 @@ def test_evaluation_with_the_batch_s_moments_is_training_s_forward_pass(x64, net
 
 
 @pytest.mark.parametrize(
-    "network", [models.AlexNet, pytest.param(models.ResNet20, marks=pytest.mark.slow), pytest.param(models.VGG19BN, marks=pytest.mark.slow)]
+    "network", [models.AlexNet, pytest.param(models.ResNet20, marks=pytest.mark.slow), SLOW_VGG]
 )
 def test_a_step_takes_at_most_twice_the_memory_of_xla_s_own_convolutions(network, monkeypatch):
     model, images, labels = network(), jnp.zeros((128, 32, 32, 3)), jnp.zeros(128, jnp.int32)
@@ -105,7 +106,7 @@ def test_a_step_takes_at_most_twice_the_memory_of_xla_s_own_convolutions(network
     assert ours <= 2 * step_bytes()
 
 
-@pytest.mark.parametrize("network", [*NETWORKS, pytest.param(models.ResNet50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("network", [models.AlexNet, models.ResNet20, SLOW_VGG, pytest.param(models.ResNet50, marks=pytest.mark.slow)])
 def test_loss_and_gradients_equal_pytorch_s_in_float64(x64, network):
     torch = pytest.importorskip("torch")
     from scripts.torch_networks import as_torch_weights, build

@@ -56,7 +56,7 @@ def apart(a, b):
 
 found = {}
 for name, task in (("plain", plain), ("prepared", noisy), ("microbatches", plain._replace(microbatch_size=2))):
-    for size in (8, 6, 7):
+    for size in (8, 6, 7) if name == "plain" else (7,):  # 7: neither 2 nor 4 divide it
         one = last(task, size)
         for method in ("jit", "pmap"):
             for count in (2, 4):
@@ -115,10 +115,10 @@ def found():
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("name", ["plain", "prepared", "microbatches"])
-def test_the_run_of_one_device(found, name):
+@pytest.mark.parametrize(("name", "count"), [("plain", 12), ("prepared", 4), ("microbatches", 4)])
+def test_the_run_of_one_device(found, name, count):
     errors = {key: value for key, value in found.items() if key.startswith(name)}
-    assert len(errors) == 12 and max(errors.values()) < 1e-5, errors  # 6 and 7 examples are not divided by 4 devices
+    assert len(errors) == count and max(errors.values()) < 1e-5, errors  # 6 and 7 examples are not divided by 4 devices
 
 
 def test_moments_synchronised_or_of_each_device(found):

@@ -17,6 +17,7 @@ from experiments.split_backward_report import curve, verdict
 from tests.conftest import ROOT
 
 ARGUMENTS = ["--quick", "--epochs", "2", "--batch-size", "32", "--num-groups", "4"]
+FAST = [*ARGUMENTS, "--model", "mlp"]  # compiles fast
 
 
 def run(*arguments, cwd, check=True, module="experiments.split_backward"):
@@ -99,7 +100,7 @@ def test_a_killed_run_goes_on_to_the_same_numbers(finished, tmp_path):
 
 def test_ctrl_c_is_one_line(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "experiments.split_backward", *ARGUMENTS[3:], "--epochs", "500"]
+    command = [sys.executable, "-m", "experiments.split_backward", *FAST[3:], "--epochs", "500", "--cost-rounds", "1"]
     process = subprocess.Popen(
         command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -141,15 +142,15 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys, monkeypatch, ar
 
 def test_diverging_arms_are_results(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    split_backward.main([*ARGUMENTS, "--seeds", "1", "--learning-rate", "1e30", "--cost-rounds", "1"])
+    split_backward.main([*FAST, "--seeds", "1", "--learning-rate", "1e30", "--cost-rounds", "1"])
     assert {r["arm"] for r in records_of(tmp_path) if r["kind"] == "curve" and r["diverged"]}
     assert "Traceback" not in capsys.readouterr().out
 
 
 def test_adam(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    split_backward.main([*ARGUMENTS, "--seeds", "1", "--optimizer", "adam", "--learning-rate", "0.002"])
-    assert "adam at rate 0.002" in capsys.readouterr().out
+    split_backward.main([*FAST, "--seeds", "1", "--optimizer", "adam", "--learning-rate", "0.002"])
+    assert "digits, mlp, B = 32, K = 4, adam at rate 0.002" in capsys.readouterr().out
 
 
 def test_list_of_studies(tmp_path):
