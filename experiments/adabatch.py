@@ -7,7 +7,7 @@ Four arms see the same epochs. Every so many epochs
     (c) large      has the largest batch of (b) from the start, and the rates of (a)
     (d) tuned      is (a) from the best of several starting rates: the baseline that a protocol's fixed rate may hide
 
-    python -m experiments.adabatch                                                  about 2 minutes
+    python -m experiments.adabatch                                                  about 1 minute
     python -m experiments.adabatch --dataset cifar10 --model resnet20 --small       the protocol in small, on CPU
     python -m experiments.adabatch --devices 1,2,4                                  (b) on several devices as well
     python -m experiments.adabatch_figures --dataset cifar10                        all networks side by side, from their files

@@ -5,7 +5,7 @@ grid of rates (experiments.learning_rate_grid, run first where its results are n
 seeds than the grid's. The second is the fair one. Beside it: the critical batch size that the updates fit, and the gradient
 noise scale measured on the way.
 
-    python -m experiments.convergence                      about 3 minutes, the grid included
+    python -m experiments.convergence                      about 4 minutes, the grid included
     python -m experiments.convergence --dataset mnist      about 8 minutes after the grid
 
 The measured answer stands in the README and in docs/mnist_study.md.

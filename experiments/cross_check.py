@@ -5,7 +5,7 @@ and the length of the sums, and stated. Every backend that JAX finds is checked,
 `scan` and inside `vmap`. Exit code 0: all agree. 1: something does not, and its name is told. 2: a wrong flag.
 
     python -m experiments.cross_check --quick                       half a minute
-    python -m experiments.cross_check                               five minutes
+    python -m experiments.cross_check                               four minutes
     python -m experiments.cross_check --save here.npz               for another machine to compare with:
     python -m experiments.cross_check --against here.npz
 """

@@ -3,7 +3,7 @@
 The loss of the first 1000 iterations, the angle between one gradient and the next, and how far a batch's gradient is
 from the full one, at the start and after training (theory: the squared error falls as 1 / B).
 
-    python -m experiments.gradient_smoothness                      about 1 minute
+    python -m experiments.gradient_smoothness                      about 2 minutes
     python -m experiments.gradient_smoothness --dataset mnist      about 10 minutes
 
 The measured answer stands in the README and in docs/mnist_study.md.

@@ -4,7 +4,7 @@ Two ways to feed the device, in one run: `resident` (the data lie on the device,
 `streamed` (images decoded from PNG and shifted at random on the host, batch by batch, prefetched while the device
 works). Computation alone, loading alone, and the shares of forward, backward and optimizer are timed beside them.
 
-    python -m experiments.iteration_speed                      about 1 minute
+    python -m experiments.iteration_speed                      about 2 minutes
     python -m experiments.iteration_speed --dataset mnist      about 3 minutes
 
 The measured answer stands in docs/mnist_study.md.
