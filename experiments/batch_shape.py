@@ -4,7 +4,7 @@ A training step is timed at powers of two, at multiples of 8 and at odd sizes ne
 again. The effect of the shape is told apart from that of the size: a size's time ÷ the time at its place on the line
 through its odd neighbours. Beside it the memory of each step, from the compiled program.
 
-    python -m experiments.batch_shape                      about 5 minutes
+    python -m experiments.batch_shape                      about 6 minutes
     python -m experiments.batch_shape --models mlp --dtypes float32      about 1 minute
 
 The measured answer stands in docs/mnist_study.md.
