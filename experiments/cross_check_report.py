@@ -66,7 +66,8 @@ def print_failures(console: Console, records: Sequence[Record], machines: dict) 
         machine = machines[record["backend"]]
         what = f"{record['computation']}, {record['size']}, {record['form']}, {record['precision']}"
         where = f"on {record['backend']} ({machine['device']}, jax {machine['jax']}, jaxlib {machine['jaxlib']})"
-        told = record["failure"] or f"error {record['error']}, bound {record['bound']:.2g}; first apart: {record['where']}"
+        error = "not a number" if record["error"] is None else f"{record['error']:.2g}"
+        told = record["failure"] or f"error {error}, bound {record['bound']:.2g}; first apart: {record['where']}"
         console.print(f"WRONG: {what} {where}: {told}", style="bold red", soft_wrap=True, markup=False)
     return not bad
 
