@@ -6,7 +6,7 @@ import tempfile
 
 # Compiling is most of the tests' time; the studies that they start as processes compile the same programs.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "jaxbatch-tests-compiled"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # thousands of small programs, each in several processes
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA:CPU logs long false alarms when it reads that cache
 
 import jaxtyping
@@ -23,6 +23,25 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def pytest_configure(config):
+    """The default tests compile in half the time, without most optimizations; the slow ones compile as users do.
+
+    ``JAX_DISABLE_MOST_OPTIMIZATIONS=0`` before the command makes the default tests do so too.
+    """
+    if config.option.markexpr == "not slow":
+        quick = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # for the processes that tests start
+        jax.config.update("jax_disable_most_optimizations", quick.lower() in ("1", "true", "yes", "on"))
+
+
+@pytest.fixture
+def optimized():
+    """Within a test, programs compiled as users' are."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture

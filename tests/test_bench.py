@@ -16,7 +16,7 @@ FIELDS = {"bench", "model", "batch_size", "num_groups", "ours_ms", "peer", "peer
     ("arguments", "benches"),
     [
         pytest.param(["train", "--batch-sizes", "1", "30"], {"train"}, marks=pytest.mark.slow),
-        (["split", "--batch-size", "16", "--num-groups", "4"], {"split", "gradients"}),
+        pytest.param(["split", "--batch-size", "16", "--num-groups", "4"], {"split", "gradients"}, marks=pytest.mark.slow),
         pytest.param(["gradients", "--batch-size", "16"], {"gradients"}, marks=pytest.mark.slow),
         pytest.param(["layers", "--batch-size", "3", "--shapes", "2"], {"layers"}, marks=pytest.mark.slow),
         pytest.param(["adabatch", "--models", "alexnet", "--batch-size", "4", "--num-steps", "2"], {"adabatch"}, marks=pytest.mark.slow),

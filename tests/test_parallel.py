@@ -56,15 +56,14 @@ def apart(a, b):
 
 found = {}
 for name, task in (("plain", plain), ("prepared", noisy), ("microbatches", plain._replace(microbatch_size=2))):
-    for size in (8, 6, 7) if name == "plain" else (7,):  # 7: neither 2 nor 4 divide it
+    for size in (8, 7) if name == "plain" else (7,):  # 7: neither 2 nor 4 divide it
         one = last(task, size)
         for method in ("jit", "pmap"):
             for count in (2, 4):
                 found[f"{name} {size} {method} {count}"] = apart(last(task, size, num_devices=count, parallel=method), one)
-one = last(network(), 8)
+one, ghost = last(network(), 8), last(network(ghost_size=2), 8)
 for method in ("jit", "pmap"):
     found[f"synchronised {method}"] = apart(last(network(axis_name=AXIS), 8, num_devices=4, parallel=method), one)
-    ghost = last(network(ghost_size=2), 8)
     found[f"local is ghost {method}"] = apart(last(network(), 8, num_devices=4, parallel=method)[:-2], ghost[:-2])
 found["local is not the whole"] = apart(ghost, one)
 schedule = jb.adabatch_schedule(batch_size=3, growth=2, every=1)
@@ -95,8 +94,10 @@ tupled = plain._replace(
     metrics_fn=lambda p, batch: metrics_fn(p, dict(zip(sorted(data), batch))),
 )
 for size, bound in ((8, 2), (9, 1), (9, 2), (7, 1)):
+    one = last(tupled, size)
     for method in ("jit", "pmap"):
-        found[f"streamed in parts {size} {bound} {method}"] = apart(last(streamed(tupled), size, num_devices=4, parallel=method, microbatch_size=bound), last(tupled, size))
+        settings = {"num_devices": 4, "parallel": method, "microbatch_size": bound}
+        found[f"streamed in parts {size} {bound} {method}"] = apart(last(streamed(tupled), size, **settings), one)
 for changes, text in (({"num_devices": 5}, "num_devices=5"), ({"num_devices": 2, "num_groups": 2}, "num_groups=2"), ({"num_devices": 2, "parallel": "mpi"}, "method='mpi'")):
     try:
         last(plain, 8, **changes)
@@ -115,10 +116,10 @@ def found():
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize(("name", "count"), [("plain", 12), ("prepared", 4), ("microbatches", 4)])
+@pytest.mark.parametrize(("name", "count"), [("plain", 8), ("prepared", 4), ("microbatches", 4)])
 def test_the_run_of_one_device(found, name, count):
     errors = {key: value for key, value in found.items() if key.startswith(name)}
-    assert len(errors) == count and max(errors.values()) < 1e-5, errors  # 6 and 7 examples are not divided by 4 devices
+    assert len(errors) == count and max(errors.values()) < 1e-5, errors  # 7 examples are not divided by 2 or 4 devices
 
 
 def test_moments_synchronised_or_of_each_device(found):

@@ -18,13 +18,11 @@ from tests.conftest import ROOT
 
 ARGUMENTS = ["--quick", "--epochs", "2", "--batch-size", "32", "--num-groups", "4"]
 FAST = [*ARGUMENTS, "--model", "mlp"]  # compiles fast
+AS_USERS = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
 
 
 def run(*arguments, cwd, check=True, module="experiments.split_backward"):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-    done = subprocess.run(
-        [sys.executable, "-m", module, *arguments], cwd=cwd, env=environment, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-m", module, *arguments], cwd=cwd, env=AS_USERS, capture_output=True, text=True)
     assert not check or done.returncode == 0, done.stderr
     return done
 
@@ -75,10 +73,9 @@ def test_a_finished_run_is_not_measured_again(finished):
 
 def test_a_killed_run_goes_on_to_the_same_numbers(finished, tmp_path):
     folder, _ = finished
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "experiments.split_backward", *ARGUMENTS]
     process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command, cwd=tmp_path, env=AS_USERS, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     deadline = time.time() + 120
     while time.time() < deadline:  # as soon as the first seed's first evaluation is on disk
