@@ -135,6 +135,8 @@ def resolve(config: Config, num_examples: int) -> Config:
         if not getattr(config, name) >= 0:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(config, name)} must be at least 0.")
     epochs = config.epochs or (100 if is_cifar else 25)
+    if config.warmup_epochs > epochs:
+        raise ValueError(f"--warmup-epochs {config.warmup_epochs:g} is more than the {epochs} epochs of the run.")
     start = config.batch_size or (16 if config.dataset == "digits" else 256 if config.model == "alexnet" else 128)
     config = dataclasses.replace(
         config,

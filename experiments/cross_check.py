@@ -25,7 +25,7 @@ import jaxbatch
 from experiments import cross_check_report
 from experiments.checks.case import ROUNDING
 from experiments.checks.cases import all_cases
-from experiments.checks.files import compare, load, save
+from experiments.checks.files import compare, load, load_others, save
 from experiments.checks.run import Output, run_cases
 from experiments.study import one_line_errors, parse
 from jaxbatch.records import describe_provenance, open_run
@@ -120,6 +120,11 @@ def check_elsewhere(config: Config, backend: str) -> tuple[list[Output], dict]:
 def cross_check(config: Config, console: Console) -> bool:
     """Runs everything, shows it, and returns whether all agree."""
     config = resolve(config)
+    # Whatever a wrong path would end is ended before the minutes of computing, and before anything is removed.
+    others = load_others(pathlib.Path(config.against), config.seed) if config.against else []
+    if config.save and not os.access(pathlib.Path(config.save).absolute().parent, os.W_OK):
+        raise ValueError(f"--save {config.save}: its folder is not there or cannot be written to.")
+    open_run(config.output_dir, "cross_check", _fields(config))
     wanted = [config.backend] if config.backend else find_backends()
     outputs, machines = [], {}
     for backend in wanted:
@@ -138,7 +143,7 @@ def cross_check(config: Config, console: Console) -> bool:
         save(pathlib.Path(config.save), outputs, machines)
         console.print(f"Saved: {config.save}", soft_wrap=True)
     if config.against:
-        agree &= cross_check_report.print_comparison(console, compare(outputs, pathlib.Path(config.against)))
+        agree &= cross_check_report.print_comparison(console, compare(outputs, others))
     figure = cross_check_report.draw_figure(records, run.path)
     console.print(cross_check_report.closing(records, machines), style="bold", soft_wrap=True)
     console.print(f"Figure: {figure}", soft_wrap=True)

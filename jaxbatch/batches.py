@@ -160,7 +160,7 @@ def _check_sizes(num_examples: int, batch_size: int, partial: str) -> None:
     if partial == "drop" and batch_size > num_examples:
         raise ValueError(
             f"batch_size={batch_size} is larger than the data set (num_examples={num_examples}), so every batch "
-            "would be dropped. Take a smaller batch, or partial='pad'."
+            "would be dropped. Take a smaller batch."
         )
 
 

@@ -29,6 +29,8 @@ def fit_with_checkpoints(
     A run that was killed, wherever, and taken up again ends on CPU in the same bits as one that was not: what a step
     computes is a function of the state and its place in the order of examples, and both are kept.
 
+    A longer run is another run, with another plan: give :func:`jaxbatch.fit` the ``state`` of the last record.
+
     Args:
         task, config: as :func:`jaxbatch.fit` takes them. The optimizer and the model are not written down: give the same.
         checkpoint_dir: a folder for this run alone.
@@ -48,7 +50,7 @@ def fit_with_checkpoints(
         >>> import tempfile, optax, jax.numpy as jnp
         >>> from jaxbatch import epochs
         >>> loss_fn = lambda w, x: 0.5 * (x - w) ** 2
-        >>> metrics_fn = lambda w, x: {"loss": loss_fn(w, x), "accuracy": jnp.zeros(x.shape[0])}
+        >>> metrics_fn = lambda w, x: {"loss": loss_fn(w, x)}
         >>> data = jnp.array([1.0, 2.0, 3.0, 4.0])
         >>> task, folder = Task(lambda key: jnp.array(0.0), loss_fn, metrics_fn, data, data), tempfile.mkdtemp()
         >>> config = FitConfig(optax.sgd(0.5), batch_size=4, duration=epochs(3))

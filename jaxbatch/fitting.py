@@ -19,7 +19,7 @@ from jaxbatch.accumulate import compile_accumulating_epoch, compile_streamed_epo
 from jaxbatch.batches import Duration, check_duration, epoch_order, epochs, steps_per_epoch
 from jaxbatch.compiling import Programs
 from jaxbatch.layers import loops_are_slow
-from jaxbatch.loops import compile_epoch, make_evaluate
+from jaxbatch.loops import batch_shapes, compile_epoch, make_evaluate
 from jaxbatch.parallel import compile_parallel_epoch
 from jaxbatch.streams import is_stream
 from jaxbatch.tasks import Task, count_examples
@@ -30,7 +30,7 @@ class FitConfig(NamedTuple):
     """How to train. ``duration`` carries its unit: ``epochs(5)``, ``steps(1000)``, ``examples(60_000)``.
 
     ``batch_size`` is a number or a schedule ``epoch -> number``, epochs counted from 0. The learning rate that goes
-    with a schedule is an optax schedule inside ``optimizer``. ``evaluations_per_epoch`` says how often a record is
+    with a schedule is an optax schedule inside ``optimizer``, which counts updates: ``num_groups`` of them a batch. ``evaluations_per_epoch`` says how often a record is
     made; it changes no number of the training itself. ``microbatch_size`` bounds the examples that the device works
     on at a time: a larger batch is accumulated and the schedule stays as it is. ``num_devices`` share every batch, by
     ``parallel``: ``"jit"`` or ``"pmap"`` (:mod:`jaxbatch.parallel`). ``compile_first`` has every batch size of the run
@@ -82,6 +82,8 @@ def plan_segments(config: FitConfig, num_examples: int, *, done: int = 0) -> lis
         if left <= 0:
             return segments
         size = config.batch_size(epoch) if callable(config.batch_size) else config.batch_size
+        if not isinstance(size, int | np.integer):
+            raise ValueError(f"batch_size={size!r} must be a whole number, or a schedule that gives one for an epoch.")
         per_epoch = steps_per_epoch(num_examples, size)
         in_batches = {"steps": left, "examples": left / size, "epochs": left * per_epoch}[unit]
         count = min(per_epoch, math.ceil(round(in_batches, 6)))  # 0.1 * 30 is 3.0000000000000004
@@ -109,23 +111,26 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
 
     Yields:
         ``batches`` and ``examples`` seen, ``total_batches`` to come to, ``batch_size``, optimizer ``updates``,
-        ``epoch`` (a fraction), mean training ``loss`` since the last record, ``test_loss``, ``test_accuracy``,
+        ``epoch`` (a fraction), mean training ``loss`` since the last record, ``test_<name>`` of every metric,
         ``train_seconds`` (computation since the last record), ``compile_seconds`` of the programs first used in it
         and ``stall_seconds``, the part of those that the run had to wait for; ``diverged``, and ``state``. A loss that
         is not finite ends the run with a last record: ``diverged`` True, and ``diverged_at_batch``.
 
     Raises:
-        ValueError: a batch larger than the data set, a duration without a unit.
+        ValueError: a batch larger than the data set, a duration without a unit, metrics that are not one value per example,
+            more devices than there are.
 
     Example:
         >>> loss_fn = lambda w, x: 0.5 * (x - w) ** 2
-        >>> metrics_fn = lambda w, x: {"loss": loss_fn(w, x), "accuracy": jnp.zeros(x.shape[0])}
+        >>> metrics_fn = lambda w, x: {"loss": loss_fn(w, x)}
         >>> data = jnp.array([1.0, 2.0, 3.0, 4.0])
         >>> task = Task(lambda key: jnp.array(0.0), loss_fn, metrics_fn, data, data)
         >>> records = fit(task, FitConfig(optax.sgd(0.5), batch_size=4, duration=epochs(3)))
         >>> [round(record["test_loss"], 4) for record in records]
         [1.4062, 0.8203, 0.6738]
     """
+    if not (hasattr(config.optimizer, "init") and hasattr(config.optimizer, "update")):
+        raise ValueError(f"optimizer={config.optimizer!r} must be one of optax's, as optax.sgd(0.1).")
     num_examples = task.num_examples
     everything = plan_segments(config, num_examples)
     state = init_state(task, config.optimizer, config.seed) if state is None else state
@@ -168,8 +173,7 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
                 "updates": int(state.step),
                 "epoch": segment.end,
                 "loss": float(losses.mean()),
-                "test_loss": float(test["loss"]),
-                "test_accuracy": float(test["accuracy"]),
+                **{f"test_{name}": float(value) for name, value in test.items()},
                 "train_seconds": seconds,
                 "compile_seconds": 0.0 if key in used else program.compile_seconds,
                 "stall_seconds": stall_seconds,
@@ -190,6 +194,10 @@ def _epoch_compiler(task: Task, config: FitConfig, state: TrainState):
     if bound is not None:
         task = task._replace(microbatch_size=min(bound, task.microbatch_size or bound))
 
+    if config.num_devices < 1:
+        raise ValueError(f"num_devices={config.num_devices} must be at least 1.")
+    if config.parallel not in ("jit", "pmap"):
+        raise ValueError(f"parallel={config.parallel!r} must be 'jit' or 'pmap'.")
     devices = jax.devices()[: config.num_devices]
     if len(devices) < config.num_devices:
         raise ValueError(f"num_devices={config.num_devices}, and JAX finds {len(devices)} here.")
@@ -215,8 +223,7 @@ def _epoch_compiler(task: Task, config: FitConfig, state: TrainState):
 
 def _one_part(task: Task, state: TrainState, size: int):
     """The loss function and what it is given for one microbatch, in shapes."""
-    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), task.train_data)
-    return task.loss_fn, state.params, batch
+    return task.loss_fn, state.params, batch_shapes(task.train_data, size, task.prepare)
 
 
 def _num_examples(segments: list[Segment]) -> int:

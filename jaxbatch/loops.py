@@ -64,15 +64,28 @@ def _one_step(step, prepare, state, data, index, place):
     return state, losses.mean()
 
 
-def choose_loop(step: Step, state: Any, data: PyTree, batch_size: int) -> Loop:
+def batch_shapes(data: PyTree, batch_size: int, prepare: Prepare | None = None) -> PyTree:
+    """The shapes of a batch as the loss sees it: cut from the data, then prepared.
+
+    Example:
+        >>> batch_shapes(jnp.ones((5, 3)), 2, lambda keys, x: (x, keys))
+        (ShapeDtypeStruct(shape=(2, 3), dtype=float32), ShapeDtypeStruct(shape=(2,), dtype=key<fry>))
+    """
+    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), leaf.dtype), data)
+    if prepare is None:
+        return batch
+    keys = jax.eval_shape(lambda: example_keys(0, 0, jnp.zeros(batch_size, jnp.int32)))
+    return jax.eval_shape(prepare, keys, batch)
+
+
+def choose_loop(step: Step, state: Any, data: PyTree, batch_size: int, prepare: Prepare | None = None) -> Loop:
     """``"scan"`` unless the step holds convolutions that are slow in a compiled loop on this platform.
 
     Example:
         >>> choose_loop(lambda state, batch: (state, batch), 0.0, jnp.ones((4, 1)), 2)
         'scan'
     """
-    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), leaf.dtype), data)
-    return "python" if loops_are_slow(step, _shapes(state), batch) else "scan"
+    return "python" if loops_are_slow(step, _shapes(state), batch_shapes(data, batch_size, prepare)) else "scan"
 
 
 def compile_epoch(
@@ -103,7 +116,7 @@ def compile_epoch(
     Raises:
         ValueError: another ``loop``.
     """
-    loop = loop or choose_loop(step, state, data, batch_size)
+    loop = loop or choose_loop(step, state, data, batch_size, prepare)
     state, data = _shapes(state), _shapes(data)
     place = () if prepare is None else (jax.ShapeDtypeStruct((2,), jnp.int32),)
     if loop == "scan":
@@ -147,7 +160,14 @@ def make_evaluate(
     batches = cut_batches(jnp.arange(num_examples, dtype=jnp.int32), min(batch_size, num_examples), partial="pad")
 
     def sums_of(params, examples, mask):
-        return jax.tree.map(lambda values: jnp.where(mask, values, 0).sum(), metrics_fn(params, examples))
+        found = metrics_fn(params, examples)
+        for name, values in found.items():
+            if jnp.shape(values) != mask.shape:
+                raise ValueError(
+                    f"metrics_fn must return one value per example, shape {mask.shape}, and {name!r} has shape {jnp.shape(values)}."
+                    + (" Leave out the mean." if jnp.shape(values) == () else "")
+                )
+        return jax.tree.map(lambda values: jnp.where(mask, values, 0).sum(), found)
 
     def sums(params, data, batch):
         return sums_of(params, jax.tree.map(lambda leaf: leaf[batch.indices], data), batch.mask)

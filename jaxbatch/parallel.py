@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Int32
 
 from jaxbatch.augment import example_keys
 from jaxbatch.layers import loops_are_slow
+from jaxbatch.loops import batch_shapes
 from jaxbatch.tasks import Task
 from jaxbatch.train import TrainState, apply_gradient, mean_gradient
 
@@ -167,7 +168,7 @@ def compile_parallel_epoch(
 
     share, shapes = -(-batch_size // count), jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
     # Networks on XLA's convolutions, which are slow inside compiled loops on CPU, go step by step.
-    some = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, share, *leaf.shape[1:]), leaf.dtype), task.train_data)
+    some = jax.eval_shape(lambda batch: jax.tree.map(lambda leaf: leaf[None], batch), batch_shapes(task.train_data, share, task.prepare))
     under_axis = lambda params, batch: jax.vmap(lambda part: task.loss_fn(params, part), axis_name=AXIS)(batch)
     at_a_time = 1 if loops_are_slow(under_axis, shapes.params, some) else num_steps
     wanted = [jax.ShapeDtypeStruct((count, at_a_time, share), dtype) for dtype in (jnp.int32, jnp.bool_)]

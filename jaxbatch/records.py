@@ -73,13 +73,17 @@ def open_run(
         found: what is written down beside :func:`describe_provenance` when the folder is begun.
 
     Raises:
-        ValueError: records are there and neither ``resume`` nor ``overwrite`` is given.
+        ValueError: records are there and neither ``resume`` nor ``overwrite`` is given; a folder that cannot be made; a
+            damaged record.
     """
     text = json.dumps(dict(config), sort_keys=True)
     path = pathlib.Path(output_dir) / study / hashlib.sha256(text.encode()).hexdigest()[:10]
     if overwrite and path.exists():
         shutil.rmtree(path)
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"output_dir={os.fspath(output_dir)!r}: no folder can be made there ({error.strerror}).") from None
     records = read_records(path)
     if records and not resume:
         raise ValueError(f"{path} holds {len(records)} records of this configuration. Add --resume or --overwrite.")
@@ -105,7 +109,13 @@ def read_records(path: pathlib.Path) -> list[Record]:
     if rest:
         with open(file, "r+b") as handle:
             handle.truncate(len(whole) + len(newline))
-    return [json.loads(line) for line in whole.splitlines()]
+    records = []
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            raise ValueError(f"{file}: line {number} is damaged. Remove the line, or start afresh with --overwrite.") from None
+    return records
 
 
 def describe_provenance() -> Record:

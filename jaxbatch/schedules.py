@@ -66,8 +66,8 @@ def adabatch_schedule(
     References:
         Devarakonda et al., `AdaBatch <https://arxiv.org/abs/1712.02029>`_, 2017: section 3.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1.")
+    if batch_size < 1 or batch_size != int(batch_size):
+        raise ValueError(f"batch_size={batch_size} must be a whole number of at least 1.")
     if not (growth >= 1 and math.isfinite(growth)):
         raise ValueError(f"growth={growth} must be at least 1 and finite: a batch that shrinks needs milestone_schedule.")
     if every < 1:
@@ -162,6 +162,7 @@ def coupled_learning_rate(
     shape: RateByEpoch | None = None,
     warmup: Duration | None = None,
     warmup_init: float = 0.0,
+    num_groups: int | None = None,
 ) -> Callable[[Int[Array, ""] | int], Float[Array, ""]]:
     r"""The learning rate that goes with a batch-size schedule, as an optax schedule over update steps.
 
@@ -177,6 +178,7 @@ def coupled_learning_rate(
         warmup: a linear rise over this long, in ``steps``, ``examples`` or ``epochs``, up to what the rate would be
             anyway.
         warmup_init: where the rise starts, as a rate.
+        num_groups: that of :class:`jaxbatch.FitConfig`. A batch is K updates then, all of them at its batch's rate.
 
     Returns:
         ``count -> rate``, usable inside jit; ``count`` is the optimizer's number of updates so far.
@@ -200,6 +202,8 @@ def coupled_learning_rate(
         raise ValueError(f"decay={decay} must be above 0 and finite; 1 leaves the rate alone.")
     if num_epochs < 1:
         raise ValueError(f"num_epochs={num_epochs} must be at least 1.")
+    if num_groups is not None and num_groups < 1:
+        raise ValueError(f"num_groups={num_groups} must be at least 1.")
     schedule = as_schedule(schedule)
     ladder = count_steps(schedule, num_examples, num_epochs)
     scales = [decay ** schedule.stage(e) * schedule(e) / schedule.nominal(e) for e in range(num_epochs)]
@@ -210,7 +214,7 @@ def coupled_learning_rate(
         check_duration(warmup)
 
     def rate(count):
-        count = jnp.asarray(count)
+        count = jnp.asarray(count) // (num_groups or 1)  # batches from here on
         epoch = jnp.clip(jnp.searchsorted(jnp.asarray(starts), count, side="right") - 1, 0, num_epochs - 1)
         within = jnp.minimum(count - jnp.asarray(starts)[epoch], jnp.asarray(lengths)[epoch])
         place = epoch + within / jnp.asarray(lengths)[epoch]
@@ -242,7 +246,7 @@ def count_steps(schedule: int | Callable[[int], int], num_examples: int, num_epo
         if schedule(epoch) > num_examples:
             raise ValueError(
                 f"the schedule's batch_size={schedule(epoch)} at epoch {epoch} is larger than the data set "
-                f"(num_examples={num_examples}). Cap it with max_batch_size."
+                f"(num_examples={num_examples}). Take smaller batches, or a smaller max_batch_size."
             )
         counts.append(steps_per_epoch(num_examples, schedule(epoch)))
     return counts

@@ -61,7 +61,7 @@ def sweep(
 
     Yields:
         ``batches``, ``total_batches``, ``examples``, ``epoch``, ``train_seconds`` and ``compile_seconds`` of all runs
-        together; arrays ``(R,)`` ``loss``, ``test_loss``, ``test_accuracy`` and ``diverged_at_batch`` (-1 where the
+        together; arrays ``(R,)`` ``loss``, ``test_<name>`` of every metric and ``diverged_at_batch`` (-1 where the
         loss was finite; a run that diverged goes on as not a number, or is left out where that saves its time); and ``state``,
         leaves ``(R, ...)``.
 
@@ -70,7 +70,7 @@ def sweep(
 
     Example:
         >>> loss_fn = lambda w, x: 0.5 * (x - w) ** 2
-        >>> metrics_fn = lambda w, x: {"loss": loss_fn(w, x), "accuracy": jnp.zeros(x.shape[0])}
+        >>> metrics_fn = lambda w, x: {"loss": loss_fn(w, x)}
         >>> task = Task(lambda key: jnp.array(0.0), loss_fn, metrics_fn, jnp.ones(4), jnp.ones(4))
         >>> from jaxbatch import steps
         >>> (record,) = sweep(task, optax.sgd, jnp.array([0.0, 0.5]), [0, 0], batch_size=4, duration=steps(1))
@@ -114,8 +114,7 @@ def sweep(
                 "examples": batches * batch_size,
                 "epoch": segment.end,
                 "loss": losses.mean(1),
-                "test_loss": metrics["loss"],
-                "test_accuracy": metrics["accuracy"],
+                **{f"test_{name}": values for name, values in metrics.items()},
                 "diverged_at_batch": failed,
                 "train_seconds": seconds,
                 "compile_seconds": 0.0 if segment.num_batches in used else program.compile_seconds,

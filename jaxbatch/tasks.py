@@ -3,11 +3,14 @@
 Axes: N examples in the data set, M in the test set, B in a batch.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import errors
+from flax import linen as nn
 from jaxtyping import Array, Key, PyTree, Shaped
 
 from jaxbatch.data import Dataset
@@ -33,7 +36,7 @@ class Task(NamedTuple):
 
     init: Callable[[Array], PyTree]  # key -> params
     loss_fn: LossFn  # (params, batch) -> (B,) losses
-    metrics_fn: MetricsFn  # (params, batch) -> {"loss": (B,), "accuracy": (B,)}
+    metrics_fn: MetricsFn  # (params, batch) -> {"loss": (B,), "accuracy": (B,), ...}, any names
     train_data: PyTree | Stream  # leaves (N, ...)
     test_data: PyTree | Stream  # leaves (M, ...)
     microbatch_size: int | None = None  # examples whose activations stay in cache; None: all at once
@@ -57,13 +60,18 @@ def classification_task(
     """The task of a Flax Linen ``model`` on a data set, data moved to the device once.
 
     Args:
-        model: a module whose ``apply(variables, images)`` returns logits. If it has a collection ``batch_stats``, it
-            must take ``train=True`` and leave the batch's own moments there, as :class:`jaxbatch.layers.BatchNorm`.
+        model: a module whose ``apply(variables, images)`` returns logits; in training it is called with ``train=True`` if
+            it takes that. If it has a collection ``batch_stats``, it must leave the batch's own moments there, as
+            :class:`jaxbatch.layers.BatchNorm`. Random numbers, as for dropout, it does not get: their keys ride in the
+            batch of a :class:`Task` of your own.
         dataset: from :func:`jaxbatch.load_dataset`.
         microbatch_size: examples worked on at a time. ``None``: on CPU 64, where larger batches fall out of the cache,
             unless the model is built on XLA's convolutions or couples its examples; all at once elsewhere.
         augment: ``(keys, images) -> images``, what happens to raw training images, as
             :func:`jaxbatch.augment.crop_and_flip`.
+
+    Raises:
+        ValueError: a model that is no Flax Linen module, wants random numbers in training, or has ``flax.linen.BatchNorm``.
 
     Example:
         >>> from jaxbatch import SimpleCNN, load_dataset
@@ -97,12 +105,19 @@ def streamed_task(
 
 
 def _task_of(model, image_shape, dataset, train_data, test_data, microbatch_size: int | None) -> Task:
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model={type(model).__name__} is no flax.linen module. Others make a jaxbatch.Task: README, With your own model.")
     image = jnp.zeros((1, *image_shape))
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
     stateful = "batch_stats" in variables
+    training = {"train": True} if "train" in inspect.signature(model.__call__).parameters else {}
+    if stateful:
+        training["mutable"] = ["batch_stats"]
 
     def apply_train(params, images):
-        return model.apply(params, images, train=True, mutable=["batch_stats"])
+        return model.apply(params, images, **training)
+
+    _check_training(model, lambda: jax.eval_shape(apply_train, variables, image))
 
     def init(key):
         variables = model.init(key, image)
@@ -116,7 +131,7 @@ def _task_of(model, image_shape, dataset, train_data, test_data, microbatch_size
     return Task(
         init=init,
         loss_fn=classification_loss(
-            apply_train if stateful else model.apply, dataset.mean, dataset.std, has_aux=stateful
+            apply_train, dataset.mean, dataset.std, has_aux=stateful
         ),
         metrics_fn=classification_metrics(evaluate, dataset.mean, dataset.std),
         train_data=train_data,
@@ -124,6 +139,28 @@ def _task_of(model, image_shape, dataset, train_data, test_data, microbatch_size
         microbatch_size=microbatch_size,
         update_model_state=running_average if stateful else None,
     )
+
+
+def _check_training(model, trace: Callable[[], object]) -> None:
+    """Refuses models that would train without an error and not as they are meant to."""
+    name = type(model).__name__
+    remedy = "Make a jaxbatch.Task whose batches hold a key for each example: README, With your own model."
+
+    def look(call, arguments, keywords, context):
+        if isinstance(context.module, nn.BatchNorm):
+            raise ValueError(
+                f"model={name}: flax.linen.BatchNorm averages the running moments itself, and training would do so again. "
+                "Take jaxbatch.layers.BatchNorm, which leaves the batch's own moments."
+            )
+        if isinstance(context.module, nn.Dropout) and context.module.rate > 0:
+            raise ValueError(f"model={name}: its dropout wants random numbers, which classification_task does not give. {remedy}")
+        return call(*arguments, **keywords)
+
+    try:
+        with nn.intercept_methods(look):
+            trace()
+    except errors.InvalidRngError:
+        raise ValueError(f"model={name} wants random numbers, which classification_task does not give. {remedy}") from None
 
 
 def running_average(model_state: PyTree, found: PyTree, momentum: float = 0.1) -> PyTree:

@@ -5,7 +5,8 @@
 #   scripts/reproduce.sh                        the embedded digits, whole
 #   scripts/reproduce.sh --dataset mnist        MNIST, from --data-dir or JAXBATCH_DATA_DIR
 #
-# What is finished is not measured again: stop it, start it, as you like. Other flags go to every study.
+# What is finished is not measured again: stop it, start it, as you like. Other flags go to every study: those that
+# all have, as --quick, --data-dir and --overwrite.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -111,7 +111,7 @@ def known_records(apart):
                     "test_accuracy": accuracy, "loss": 1.0, "test_loss": 1.0, "batch_size": size, "updates": updates,
                     "train_seconds": 1.0, "compile_seconds": 0.5, "stall_seconds": 0.0,
                 }  # fmt: skip
-    for number, size, ms in ((0, 10, 100.0), (0, 20, 150.0), (1, 20, 300.0), (1, 10, 200.0)):
+    for number, size, ms in ((0, 10, 100.0), (0, 20, 150.0), (1, 20, 300.0), (1, 10, 200.0), (2, 10, 100.0), (2, 20, 150.0)):
         yield {"kind": "cost", "round": number, "devices": 1, "batch_size": size, "forward_ms": ms, "backward_ms": 2 * ms}
 
 
@@ -123,10 +123,14 @@ def test_the_report_on_known_records(apart, told):
     assert sum(told in text for text in told_all) == 3
     assert any("0.1, is the highest that was tried" in text for text in told_all)  # the records' rate
     # 20 steps of 10 against 10 of 10 and 5 of 20.
-    assert cost_seconds(config, records, "adaptive", "forward") == pytest.approx([1.75, 3.5])  # 10 × 100 + 5 × 150 ms, and a slow round
+    assert cost_seconds(config, records, "adaptive", "forward") == pytest.approx([1.75, 3.5, 1.75])  # 10 × 100 + 5 × 150 ms, and a slow round
     backward = (cost_seconds(config, records, arm, "backward") for arm in ("adaptive", "small"))
-    assert speed_up(*backward) == pytest.approx((2000 / 1750, 2000 / 1750, 2000 / 1750, 2))  # both rounds tell the same
+    assert speed_up(*backward) == pytest.approx((2000 / 1750, 2000 / 1750, 2000 / 1750, 3))  # all rounds tell the same
     assert any("both 1.14 [1.14, 1.14] times; it is faster" in text for text in told_all)
+    two = [record for record in records if record.get("round") != 2]
+    assert any("times; too few rounds to tell" in text for text in verdict(config, two))
+    negative = [record | {"backward_ms": 10.0 - 15 * record["round"]} if record["kind"] == "cost" else record for record in records]
+    assert any("backward lost in the noise, both" in text for text in verdict(config, negative))
 
 
 def test_the_rate_is_chosen_by_the_last_accuracy_and_never_a_diverged_run():
@@ -147,6 +151,7 @@ def test_the_rate_is_chosen_by_the_last_accuracy_and_never_a_diverged_run():
         (["--devices", "64"], "64 devices were asked for, and JAX finds"),
         (["--devices", "0"], "--devices 0 must be above 0"),
         (["--warmup-epochs", "-1"], "--warmup-epochs -1.0 must be at least 0."),
+        (["--warmup-epochs", "100"], "--warmup-epochs 100 is more than the 25 epochs of the run."),
         (["--small"], "--small is for the larger data sets"),
         (["--weight-decay", "-1"], "--weight-decay -1.0 must be at least 0."),
         (["--model", "resnet"], "resnet"),

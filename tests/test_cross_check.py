@@ -246,6 +246,19 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path, cap
     assert stopped.value.code == 2 and error.startswith("error: ") and message in error and error.count("\n") == 1
 
 
+def test_a_wrong_path_ends_before_the_work_and_removes_nothing(tmp_path, capsys, monkeypatch):
+    arguments = ["--quick", "--only", "random bits", "--output-dir", str(tmp_path)]
+    cross_check.main(arguments)
+    (figure,) = tmp_path.rglob("figure.png")
+    monkeypatch.setattr(cross_check, "check_here", lambda *a: pytest.fail("computed first"))
+    for wrong_path in (["--against", str(tmp_path / "nothing.npz")], ["--save", str(tmp_path / "none" / "a.npz")]):
+        with pytest.raises(SystemExit) as stopped:
+            cross_check.main([*arguments, *wrong_path])
+        error = capsys.readouterr().err
+        assert stopped.value.code == 2 and error.count("\n") == 1 and wrong_path[1] in error
+    assert figure.exists()
+
+
 def test_other_inputs_are_not_compared(tmp_path, capsys):
     arguments = ["--quick", "--only", "random bits", "--output-dir", str(tmp_path)]
     cross_check.main([*arguments, "--save", str(tmp_path / "a.npz")])

@@ -98,7 +98,7 @@ for size, bound in ((8, 2), (9, 1), (9, 2), (7, 1)):
     for method in ("jit", "pmap"):
         settings = {"num_devices": 4, "parallel": method, "microbatch_size": bound}
         found[f"streamed in parts {size} {bound} {method}"] = apart(last(streamed(tupled), size, **settings), one)
-for changes, text in (({"num_devices": 5}, "num_devices=5"), ({"num_devices": 2, "num_groups": 2}, "num_groups=2"), ({"num_devices": 2, "parallel": "mpi"}, "method='mpi'")):
+for changes, text in (({"num_devices": 5}, "num_devices=5"), ({"num_devices": 2, "num_groups": 2}, "num_groups=2"), ({"num_devices": 2, "parallel": "mpi"}, "parallel='mpi'")):
     try:
         last(plain, 8, **changes)
     except ValueError as error:

@@ -34,6 +34,18 @@ def test_a_line_cut_short_is_dropped_and_the_rest_goes_on(tmp_path):
     assert read_records(run.path) == [{"n": 1}, {"n": 3}]
 
 
+def test_a_damaged_line_and_a_folder_that_cannot_be_are_named(tmp_path):
+    run = open_run(tmp_path, "study", {"a": 1})
+    run.append({"n": 1})
+    run.append({"n": 2})
+    file = run.path / "records.jsonl"
+    file.write_text("not a record\n" + file.read_text())
+    with pytest.raises(ValueError, match=r"records.jsonl: line 1 is damaged.*--overwrite"):
+        open_run(tmp_path, "study", {"a": 1})
+    with pytest.raises(ValueError, match="output_dir='/proc/nothing': no folder can be made there"):
+        open_run("/proc/nothing", "study", {"a": 1})
+
+
 def test_overwrite_and_refusal(tmp_path):
     open_run(tmp_path, "study", {}).append({"n": 1})
     with pytest.raises(ValueError, match="holds 1 records .* --overwrite"):

@@ -124,7 +124,7 @@ def test_any_function_and_number_is_a_schedule():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: jb.adabatch_schedule(batch_size=0), "batch_size=0 must be at least 1"),
+        (lambda: jb.adabatch_schedule(batch_size=0), "batch_size=0 must be a whole number of at least 1"),
         (lambda: jb.adabatch_schedule(batch_size=8, growth=0.5), "growth=0.5 must be at least 1"),
         (lambda: jb.adabatch_schedule(batch_size=8, every=0), "every=0 epochs"),
         (lambda: jb.adabatch_schedule(batch_size=8, max_batch_size=4), "max_batch_size=4 is below batch_size=8"),
@@ -147,3 +147,13 @@ def test_a_schedule_that_outgrows_the_data_ends_before_it_trains(task):  # noqa:
     config = jb.FitConfig(optax.sgd(0.1), jb.adabatch_schedule(batch_size=8, growth=4, every=1), jb.epochs(3))
     with pytest.raises(ValueError, match="batch_size=32 is larger than the data set"):
         next(jb.fit(task, config))
+
+
+def test_groups_of_a_batch_share_its_rate():
+    schedule = jb.adabatch_schedule(batch_size=2, growth=2, every=1)
+    settings = {"init": 1.0, "decay": 0.5, "num_examples": 8, "num_epochs": 3, "warmup": jb.steps(2)}
+    alone = jb.coupled_learning_rate(schedule, **settings)
+    split = jb.coupled_learning_rate(schedule, **settings, num_groups=2)
+    assert [float(split(count)) for count in range(14)] == [float(alone(count // 2)) for count in range(14)]
+    with pytest.raises(ValueError, match="num_groups=0"):
+        jb.coupled_learning_rate(schedule, **settings, num_groups=0)

@@ -57,16 +57,25 @@ def load(path: pathlib.Path) -> tuple[list[Output], dict]:
     return outputs, about["machines"]
 
 
-def compare(outputs: Sequence[Output], path: pathlib.Path) -> list[Pair]:
-    """Every computation that is here and in the file, on every pair of backends.
+def load_others(path: pathlib.Path, seed: int) -> list[Output]:
+    """What another machine has saved, of the same inputs.
 
     Raises:
-        ValueError: the file has other inputs.
+        ValueError: no such file, or one with other inputs.
     """
     others, _ = load(path)
     seeds = {output.record["seed"] for output in others}
-    if outputs and seeds and outputs[0].record["seed"] not in seeds:
-        raise ValueError(f"--against {path}: its inputs are those of --seed {min(seeds)}, not {outputs[0].record['seed']}.")
+    if seeds and seed not in seeds:
+        raise ValueError(f"--against {path}: its inputs are those of --seed {min(seeds)}, not {seed}.")
+    return others
+
+
+def compare(outputs: Sequence[Output], others: Sequence[Output]) -> list[Pair]:
+    """Every computation that is in both, on every pair of backends.
+
+    Raises:
+        ValueError: none is.
+    """
     there: dict[tuple, list[Output]] = {}
     for output in others:
         there.setdefault(_key(output), []).append(output)
@@ -78,7 +87,7 @@ def compare(outputs: Sequence[Output], path: pathlib.Path) -> list[Pair]:
             relation = "bit-equal" if equal else "within" if difference <= allowed else "apart"
             pairs.append(Pair(*_key(one), one.record["backend"], other.record["backend"], relation, difference, allowed))
     if not pairs:
-        raise ValueError(f"--against {path}: it has no computation of this run. Use the same --quick, --only and --precision.")
+        raise ValueError("--against: the file has no computation of this run. Use the same --quick, --only and --precision.")
     return pairs
 
 

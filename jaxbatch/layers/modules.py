@@ -77,6 +77,8 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool, shift: Array | None = None) -> Array:
         """``shift``: a bias of the convolution before, not yet added. It moves the mean and cancels."""
+        if x.ndim != 4:
+            raise ValueError(f"BatchNorm takes (B, H, W, C) and got shape {x.shape}. Features without pixels: x[:, None, None, :].")
         channels = (x.shape[3],)
         scale = self.param("scale", nn.initializers.ones, channels)
         bias = self.param("bias", nn.initializers.zeros, channels)

@@ -1,0 +1,124 @@
+"""Tasks: models that would train without an error and not as meant are refused; metrics are those of each example."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+import jaxbatch as jb
+from jaxbatch.augment import example_keys
+from jaxbatch.batches import epoch_order
+from jaxbatch.layers import BatchNorm
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (24, 4, 4, 1), dtype=np.uint8)
+DATASET = jb.Dataset("r", IMAGES, np.arange(24, dtype=np.int32) % 3, IMAGES, np.arange(24, dtype=np.int32) % 3, 3, (0.5,), (0.25,))
+
+
+class WithDropout(nn.Module):
+    rate: float = 0.5
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        return nn.Dense(3)(nn.Dropout(self.rate, deterministic=not train)(x.reshape(x.shape[0], -1)))
+
+
+class WithFlagOfItsOwn(nn.Module):
+    @nn.compact
+    def __call__(self, x, deterministic=True):
+        return nn.Dense(3)(nn.Dropout(0.5, deterministic=deterministic)(x.reshape(x.shape[0], -1)))
+
+
+class WithNoise(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = x.reshape(x.shape[0], -1)
+        return nn.Dense(3)(x + jax.random.normal(self.make_rng("noise"), x.shape) if train else x)
+
+
+class WithStockBatchNorm(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        return nn.Dense(3)(nn.BatchNorm(use_running_average=not train)(x.reshape(x.shape[0], -1)))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (WithDropout(), "WithDropout: its dropout wants random numbers.*jaxbatch.Task"),
+        (WithFlagOfItsOwn(), "its dropout wants random numbers"),
+        (WithNoise(), "WithNoise wants random numbers"),
+        (WithStockBatchNorm(), "averages the running moments itself.*jaxbatch.layers.BatchNorm"),
+        (nnx.Linear(16, 3, rngs=nnx.Rngs(0)), "model=Linear is no flax.linen module"),
+    ],
+)
+def test_a_model_that_would_train_wrongly_is_refused(model, message):
+    with pytest.raises(ValueError, match=message):
+        jb.classification_task(model, DATASET)
+
+
+def test_dropout_of_rate_zero_is_none():
+    assert jb.classification_task(WithDropout(rate=0.0), DATASET).num_examples == 24
+
+
+def test_batch_norm_says_what_it_takes():
+    with pytest.raises(ValueError, match=r"takes \(B, H, W, C\) and got shape \(2, 5\)"):
+        BatchNorm().init(jax.random.key(0), jnp.ones((2, 5)), train=True)
+
+
+LOSS = lambda w, x: 0.5 * (x - w) ** 2
+
+
+def make_task(metrics_fn):
+    return jb.Task(lambda key: jnp.array(0.0), LOSS, metrics_fn, jnp.arange(8.0), jnp.arange(501.0))
+
+
+def test_a_mean_among_the_metrics_is_refused():
+    task = make_task(lambda w, x: {"loss": LOSS(w, x), "accuracy": (x > w).mean()})
+    with pytest.raises(ValueError, match=r"'accuracy' has shape \(\). Leave out the mean"):
+        next(jb.fit(task, jb.FitConfig(optax.sgd(0.1), 4)))
+
+
+def test_metrics_have_any_names():
+    task = make_task(lambda w, x: {"error": jnp.abs(x - w)})
+    (record,) = jb.fit(task, jb.FitConfig(optax.sgd(0.0), 4))
+    assert record["test_error"] == 250.0 and "test_loss" not in record
+    (record,) = jb.sweep(task, optax.sgd, jnp.array([0.0, 0.0]), [0, 1], batch_size=4, duration=jb.epochs(1))
+    assert record["test_error"].tolist() == [250.0, 250.0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_devices": 0}, "num_devices=0 must be at least 1"),
+        ({"parallel": "mpi"}, "parallel='mpi' must be"),
+        ({"batch_size": [16, 32]}, r"batch_size=\[16, 32\] must be a whole number"),
+        ({"batch_size": 2.5}, "batch_size=2.5 must be a whole number"),
+        ({"optimizer": 0.1}, "optimizer=0.1 must be one of optax's"),
+    ],
+)
+def test_a_configuration_that_means_nothing_is_refused(changes, message):
+    task = make_task(lambda w, x: {"loss": LOSS(w, x)})
+    with pytest.raises(ValueError, match=message):
+        next(jb.fit(task, jb.FitConfig(optax.sgd(0.1), 4)._replace(**changes)))
+
+
+def test_keys_for_dropout_ride_in_the_prepared_batch():
+    noise = lambda keys: jax.vmap(jax.random.uniform)(keys)
+    loss_fn = lambda w, batch: 0.5 * (batch[0] + noise(batch[1]) - w) ** 2
+    x = jnp.arange(8.0)
+    task = jb.Task(lambda key: jnp.array(0.0), loss_fn, lambda w, x: {"loss": LOSS(w, x)}, x, x, prepare=lambda keys, x: (x, keys))
+    w = 0.0
+    for epoch in range(2):
+        for index in np.asarray(epoch_order(5, epoch, 8)).reshape(2, 4):
+            w += 0.1 * float((x[index] + noise(example_keys(5, epoch, jnp.asarray(index))) - w).mean())
+    config = jb.FitConfig(optax.sgd(0.1), 4, jb.epochs(2), seed=5)
+    for changes in ({}, {"microbatch_size": 2}):
+        *_, last = jb.fit(task, config._replace(**changes))
+        np.testing.assert_allclose(last["state"].params, w, rtol=1e-6)
+    *_, last = jb.fit(task, config._replace(num_groups=2))
+    assert int(last["state"].step) == 8
+    *_, last = jb.sweep(task, optax.sgd, jnp.array([0.1, 0.1]), [5, 6], batch_size=4, duration=jb.epochs(2))
+    np.testing.assert_allclose(last["state"].params[0], w, rtol=1e-6)
