@@ -41,7 +41,7 @@ class Task(NamedTuple):
     test_data: PyTree | Stream  # leaves (M, ...)
     microbatch_size: int | None = None  # examples whose activations stay in cache; None: all at once
     update_model_state: UpdateModelState | None = None
-    prepare: Prepare | None = None  # (a key for each example, batch) -> batch: augmentation, in training only
+    prepare: Prepare | None = None  # (a key for each example, batch) -> batch, in training only: augmentation, keys for dropout
 
     @property
     def num_examples(self) -> int:
