@@ -171,14 +171,13 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
         sentences.append(f"The rate of (d), {best:g}, is the {edge} that was tried: a better one may lie beyond.")
     for arm in ("adaptive", *several):
         forward, backward = (tuple(cost_seconds(config, records, who, part) for who in (arm, "small")) for part in PARTS)
-        resolved = [min(np.min(one) for one in pair) > 0 for pair in (forward, backward)]
         ups = [speed_up(*forward), speed_up(*backward), speed_up(*(forward[n] + backward[n] for n in (0, 1)))]
         where = f" on {devices_of(arm)} devices" if devices_of(arm) > 1 else ""
         few = ups[2].n < 3
         told = "too few rounds to tell" if few else "none shows" if not ups[2].excludes(1) else "it is slower" if ups[2].value < 1 else "it is faster"
         # The backward pass is a difference of two times; on a tiny network it can be lost in their noise.
-        shown = [f"{up:.2f}" if known else "lost in the noise" for up, known in zip(ups, [*resolved, True], strict=True)]
-        sentences.append(f"Speed-up of (b){where} over (a): forward {shown[0]}, backward {shown[1]}, both {shown[2]} times; {told}.")
+        back = f"{ups[1]:.2f}" if min(map(np.min, backward)) > 0 else "lost in the noise"
+        sentences.append(f"Speed-up of (b){where} over (a): forward {ups[0]:.2f}, backward {back}, both {ups[2]:.2f} times; {told}.")
     waited = interval(np.nansum(table_of(config, records, "adaptive", "stall_seconds")[:, 1:], 1))
     sentences.append(f"After the first epoch (b) waited {waited:.2f} seconds for programs to be compiled.")
     return sentences

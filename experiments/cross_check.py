@@ -25,10 +25,10 @@ import jaxbatch
 from experiments import cross_check_report
 from experiments.checks.case import ROUNDING
 from experiments.checks.cases import all_cases
-from experiments.checks.files import compare, load, load_others, save
+from experiments.checks.files import check_save, compare, load, load_others, save
 from experiments.checks.run import Output, run_cases
 from experiments.study import one_line_errors, parse
-from jaxbatch.records import describe_provenance, open_run
+from jaxbatch.records import describe_provenance, make_run_folder, open_run
 from jaxbatch.report import progress_bar
 
 CPU_DEVICES = 4  # virtual ones, for the rows of several devices
@@ -122,9 +122,9 @@ def cross_check(config: Config, console: Console) -> bool:
     config = resolve(config)
     # Whatever a wrong path would end is ended before the minutes of computing, and before anything is removed.
     others = load_others(pathlib.Path(config.against), config.seed) if config.against else []
-    if config.save and not os.access(pathlib.Path(config.save).absolute().parent, os.W_OK):
-        raise ValueError(f"--save {config.save}: its folder is not there or cannot be written to.")
-    open_run(config.output_dir, "cross_check", _fields(config))
+    if config.save:
+        check_save(pathlib.Path(config.save))
+    make_run_folder(config.output_dir, "cross_check", _fields(config))
     wanted = [config.backend] if config.backend else find_backends()
     outputs, machines = [], {}
     for backend in wanted:
@@ -139,12 +139,15 @@ def cross_check(config: Config, console: Console) -> bool:
     records = [output.record for output in outputs]
     cross_check_report.print_table_of(console, records, machines)
     agree = cross_check_report.print_failures(console, records, machines)
+    figure = cross_check_report.draw_figure(records, run.path)
     if config.save:
         save(pathlib.Path(config.save), outputs, machines)
         console.print(f"Saved: {config.save}", soft_wrap=True)
     if config.against:
-        agree &= cross_check_report.print_comparison(console, compare(outputs, others))
-    figure = cross_check_report.draw_figure(records, run.path)
+        pairs = compare(outputs, others)
+        if not pairs:
+            raise ValueError(f"--against {config.against}: it has no computation of this run. Use the same --quick, --only and --precision.")
+        agree &= cross_check_report.print_comparison(console, pairs)
     console.print(cross_check_report.closing(records, machines), style="bold", soft_wrap=True)
     console.print(f"Figure: {figure}", soft_wrap=True)
     return agree

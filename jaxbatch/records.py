@@ -76,14 +76,10 @@ def open_run(
         ValueError: records are there and neither ``resume`` nor ``overwrite`` is given; a folder that cannot be made; a
             damaged record.
     """
-    text = json.dumps(dict(config), sort_keys=True)
-    path = pathlib.Path(output_dir) / study / hashlib.sha256(text.encode()).hexdigest()[:10]
-    if overwrite and path.exists():
+    path = make_run_folder(output_dir, study, config)
+    if overwrite:
         shutil.rmtree(path)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"output_dir={os.fspath(output_dir)!r}: no folder can be made there ({error.strerror}).") from None
+        path.mkdir()
     records = read_records(path)
     if records and not resume:
         raise ValueError(f"{path} holds {len(records)} records of this configuration. Add --resume or --overwrite.")
@@ -98,6 +94,21 @@ def open_run(
             json.dumps({"study": study, "config": dict(config), "provenance": provenance}, indent=2).encode(),
         )
     return RunFolder(path, records, provenance)
+
+
+def make_run_folder(output_dir: str | os.PathLike, study: str, config: Mapping[str, Any]) -> pathlib.Path:
+    """The folder of a configuration, made where it is not there; what it holds stays.
+
+    Raises:
+        ValueError: it cannot be made.
+    """
+    text = json.dumps(dict(config), sort_keys=True)
+    path = pathlib.Path(output_dir) / study / hashlib.sha256(text.encode()).hexdigest()[:10]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"output_dir={os.fspath(output_dir)!r}: no folder can be made there ({error.strerror}).") from None
+    return path
 
 
 def read_records(path: pathlib.Path) -> list[Record]:

@@ -130,9 +130,7 @@ def _task_of(model, image_shape, dataset, train_data, test_data, microbatch_size
         microbatch_size = None if loops_are_slow(model.apply, variables, image) else 64
     return Task(
         init=init,
-        loss_fn=classification_loss(
-            apply_train, dataset.mean, dataset.std, has_aux=stateful
-        ),
+        loss_fn=classification_loss(apply_train, dataset.mean, dataset.std, has_aux=stateful),
         metrics_fn=classification_metrics(evaluate, dataset.mean, dataset.std),
         train_data=train_data,
         test_data=test_data,

@@ -1,5 +1,6 @@
 """Test settings: shapes and types are checked at run time, silent rank promotion is an error."""
 
+import io
 import os
 import pathlib
 import tempfile
@@ -18,6 +19,7 @@ jaxtyping.install_import_hook("jaxbatch", "tests.typechecker.check")
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -26,7 +28,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def pytest_configure(config):
-    """The default tests compile in half the time, without most optimizations; the slow ones compile as users do.
+    """The default tests compile without most optimizations, which is quicker; the slow ones compile as users do.
 
     ``JAX_DISABLE_MOST_OPTIMIZATIONS=0`` before the command makes the default tests do so too.
     """
@@ -93,3 +95,58 @@ def make_problem(batch_size: int, dtype=np.float32, seed: int = 0):
 
     as_jax = lambda tree: jax.tree.map(jax.numpy.asarray, tree)
     return loss_fn, as_jax(params), as_jax(batch)
+
+
+def photograph(random, label, size=None):
+    """A noisy image of one colour, as JPEG bytes."""
+    height, width = size or random.integers(20, 60, 2)
+    pixels = random.integers(0, 60, (height, width, 3))
+    pixels[..., label] += 190
+    file = io.BytesIO()
+    PIL.Image.fromarray(pixels.astype(np.uint8)).save(file, "jpeg", quality=90)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory):
+    """``colours``: 36 training and 9 validation images of 3 classes in class folders."""
+    root, random = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 3)):
+        for label in range(3):
+            folder = root / "colours" / split / f"class_{label}"
+            folder.mkdir(parents=True)
+            for number in range(count):
+                (folder / f"{number:02d}.JPEG").write_bytes(photograph(random, label))
+    return root
+
+
+@pytest.fixture(scope="session")
+def prepared_images(tmp_path_factory):
+    """The same form as ``imagenet2012`` in small, prepared by TFDS as array_record without TensorFlow."""
+    pytest.importorskip("array_record")
+    import tensorflow_datasets as tfds
+
+    root, random = tmp_path_factory.mktemp("prepared"), np.random.default_rng(1)
+    with tfds.core.registered.skip_registration():
+
+        class Imagenet2012(tfds.core.GeneratorBasedBuilder):
+            VERSION = tfds.core.Version("5.1.0")
+
+            def _info(self):
+                features = {
+                    "image": tfds.features.Image(encoding_format="jpeg"),
+                    "label": tfds.features.ClassLabel(num_classes=3),
+                    "file_name": tfds.features.Text(),
+                }
+                return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+
+            def _split_generators(self, manager):
+                return {"train": self._generate_examples(36), "validation": self._generate_examples(9)}
+
+            def _generate_examples(self, count):
+                for number in range(count):
+                    blob = io.BytesIO(photograph(random, number % 3))
+                    yield number, {"image": blob, "label": number % 3, "file_name": f"{number}.JPEG"}
+
+        Imagenet2012(data_dir=str(root), file_format="array_record").download_and_prepare()
+    return root

@@ -33,7 +33,7 @@ def test_order_is_the_same_inside_jit():
     assert inside.tolist() == jb.epoch_order(7, 4, 20).tolist()
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=40)
 @given(n=sizes, batch_size=sizes)
 def test_padded_batches_hold_every_example_once(n, batch_size):
     indices, mask = jb.epoch_batches(0, 0, n, batch_size, partial="pad")
@@ -42,7 +42,7 @@ def test_padded_batches_hold_every_example_once(n, batch_size):
     assert ((np.asarray(indices) >= 0) & (np.asarray(indices) < n)).all()
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=40)
 @given(n=sizes, batch_size=sizes)
 def test_batches_of_any_size_visit_the_same_order(n, batch_size):
     if batch_size > n:

@@ -250,6 +250,14 @@ def test_a_wrong_path_ends_before_the_work_and_removes_nothing(tmp_path, capsys,
     arguments = ["--quick", "--only", "random bits", "--output-dir", str(tmp_path)]
     cross_check.main(arguments)
     (figure,) = tmp_path.rglob("figure.png")
+    figure.with_name("records.jsonl").write_text("damaged\n")  # written anew every time, so no reason to stop
+    with pytest.raises(SystemExit) as stopped:
+        cross_check.main([*arguments, "--save", str(tmp_path)])
+    assert stopped.value.code == 2 and f"--save {tmp_path}: no file can be written there" in capsys.readouterr().err
+    cross_check.main([*arguments, "--save", str(tmp_path / "random.npz")])
+    with pytest.raises(SystemExit):  # known only in the end: the new figure is there
+        cross_check.main(["--quick", "--only", "updates of sgd", "--output-dir", str(tmp_path), "--against", str(tmp_path / "random.npz")])
+    assert "random.npz: it has no computation of this run" in capsys.readouterr().err and len(list(tmp_path.rglob("figure.png"))) == 2
     monkeypatch.setattr(cross_check, "check_here", lambda *a: pytest.fail("computed first"))
     for wrong_path in (["--against", str(tmp_path / "nothing.npz")], ["--save", str(tmp_path / "none" / "a.npz")]):
         with pytest.raises(SystemExit) as stopped:

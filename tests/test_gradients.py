@@ -43,7 +43,7 @@ def test_accumulated_gradient_float64(x64, microbatch_size):
     assert_close(ours, reference.mean_gradient(loss_fn, params, batch), rtol=1e-10, atol=1e-12)
 
 
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=15)
 @given(batch_size=st.integers(1, 20), microbatch_size=st.integers(1, 25))
 def test_losses_keep_their_order(batch_size, microbatch_size):
     loss_fn, params, batch = make_problem(batch_size)

@@ -1,5 +1,6 @@
 """What a cross-check leaves for another machine: records, digests and numbers in one file, and the comparison with it."""
 
+import errno
 import io
 import json
 import os
@@ -39,6 +40,18 @@ def save(path: pathlib.Path, outputs: Sequence[Output], machines: dict) -> None:
     part.replace(path)
 
 
+def check_save(path: pathlib.Path) -> None:
+    """Raises a ValueError where :func:`save` could not write: minutes of computing come before it."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        part.touch()
+        part.unlink()
+    except OSError as error:
+        raise ValueError(f"--save {path}: no file can be written there ({error.strerror}).") from None
+
+
 def load(path: pathlib.Path) -> tuple[list[Output], dict]:
     """What :func:`save` has written.
 
@@ -71,11 +84,7 @@ def load_others(path: pathlib.Path, seed: int) -> list[Output]:
 
 
 def compare(outputs: Sequence[Output], others: Sequence[Output]) -> list[Pair]:
-    """Every computation that is in both, on every pair of backends.
-
-    Raises:
-        ValueError: none is.
-    """
+    """Every computation that is in both, on every pair of backends."""
     there: dict[tuple, list[Output]] = {}
     for output in others:
         there.setdefault(_key(output), []).append(output)
@@ -86,8 +95,6 @@ def compare(outputs: Sequence[Output], others: Sequence[Output]) -> list[Pair]:
             equal = one.record["digest"] == other.record["digest"] != ""
             relation = "bit-equal" if equal else "within" if difference <= allowed else "apart"
             pairs.append(Pair(*_key(one), one.record["backend"], other.record["backend"], relation, difference, allowed))
-    if not pairs:
-        raise ValueError("--against: the file has no computation of this run. Use the same --quick, --only and --precision.")
     return pairs
 
 
