@@ -32,7 +32,7 @@ from experiments.study import (
     show_results,
 )
 from jaxbatch.batches import steps_per_epoch
-from jaxbatch.fitting import first_nonfinite
+from jaxbatch.divergence import first_nonfinite
 from jaxbatch.records import Record, RunFolder
 from jaxbatch.report import progress_bar
 from jaxbatch.tasks import Task

@@ -41,7 +41,7 @@ from experiments.study import (
     show_results,
 )
 from jaxbatch.batches import cut_batches, epoch_order, steps_per_epoch
-from jaxbatch.fitting import first_nonfinite
+from jaxbatch.divergence import first_nonfinite
 from jaxbatch.groups import check_num_groups, split_groups
 from jaxbatch.loops import make_epoch, make_evaluate
 from jaxbatch.records import RunFolder

@@ -20,8 +20,12 @@ from jaxtyping import Array, PyTree
 
 from jaxbatch.augment import example_keys
 from jaxbatch.batches import even_part
+from jaxbatch.gradients import losses_and_aux
+from jaxbatch.loops import as_place
 from jaxbatch.parallel import AXIS, Method, over_devices, share_batches
 from jaxbatch.streaming import prefetch
+from jaxbatch.sums import add as add_part
+from jaxbatch.sums import mean_of_sum, widen, zero_sum
 from jaxbatch.tasks import Task
 from jaxbatch.train import TrainState, apply_gradient
 
@@ -50,7 +54,7 @@ def make_accumulation(
     has_aux = task.update_model_state is not None
 
     def begin(state):
-        return jax.tree.map(jnp.zeros_like, state.params), state.model_state, jnp.zeros(())
+        return zero_sum(state.params), state.model_state, jnp.zeros(())
 
     def add(total, params, examples, index, mask=None, place=None):
         summed, model_state, loss = total
@@ -58,19 +62,19 @@ def make_accumulation(
             examples = task.prepare(example_keys(place[0], place[1], index), examples)
 
         def loss_sum(p):
-            losses, aux = task.loss_fn(p, examples) if has_aux else (task.loss_fn(p, examples), None)
-            return (losses if mask is None else jnp.where(mask, losses, 0)).sum(), aux
+            losses, aux = losses_and_aux(task.loss_fn, p, examples, has_aux)
+            return widen(losses if mask is None else jnp.where(mask, losses, 0)).sum(), aux
 
         (found, aux), gradient = jax.value_and_grad(loss_sum, has_aux=True)(params)
         if over_axis:
-            (found, gradient), aux = lax.psum((found, gradient), AXIS), lax.pmean(aux, AXIS)
+            (found, gradient), aux = lax.psum((found, widen(gradient)), AXIS), lax.pmean(aux, AXIS)
         model_state = task.update_model_state(model_state, aux) if has_aux else model_state
-        return (jax.tree.map(jnp.add, summed, gradient), model_state, loss + found), found
+        return (add_part(summed, gradient), model_state, loss + found), found
 
     def finish(state, total):
         summed, model_state, loss = total
-        gradient = jax.tree.map(lambda leaf: leaf / batch_size, summed)
-        return apply_gradient(state, optimizer, gradient, model_state), loss / batch_size
+        loss, gradient = loss / batch_size, mean_of_sum(summed, batch_size, state.params)
+        return apply_gradient(state, optimizer, gradient, model_state, loss), loss
 
     return Accumulation(begin, add, finish)
 
@@ -103,14 +107,14 @@ def compile_accumulating_epoch(
     shapes = jax.eval_shape(begin, state)
     begin = jax.jit(begin).lower(state).compile()
     finish = jax.jit(finish, donate_argnums=0).lower(state, shapes).compile()
-    place = () if task.prepare is None else (jax.ShapeDtypeStruct((2,), jnp.int32),)
+    place = () if task.prepare is None else (jax.ShapeDtypeStruct((2,), jnp.uint32),)
     adds = {}
     for count in {size, batch_size % size} - {0}:
         wanted = (shapes, state.params, _shapes(task.train_data), jax.ShapeDtypeStruct((count,), jnp.int32), *place)
         adds[count] = jax.jit(take_and_add, donate_argnums=0).lower(*wanted).compile()
 
     def run(state, data, indices, *place):
-        losses = []
+        losses, place = [], as_place(*place)
         for index in np.asarray(indices):
             total = begin(state)
             for start in range(0, batch_size, size):
@@ -172,7 +176,7 @@ def compile_streamed_epoch(
     add, _ = on_devices(add_share, (False, False, *dealt, False), donate=(0,))
     _, deal = on_devices(add_share, dealt)
     begin, finish = begin.lower(state).compile(), finish.lower(state, totals).compile()
-    place = jax.ShapeDtypeStruct((2,), jnp.int32)
+    place = jax.ShapeDtypeStruct((2,), jnp.uint32)
     adds = {}
     for length in lengths:
         lead = (length,) if count == 1 else (count, -(-length // count))
@@ -189,7 +193,7 @@ def compile_streamed_epoch(
                 yield len(part), shares[:, 0], mask[:, 0]
 
     def run(state, stream, indices, place):
-        indices, place = np.asarray(indices, np.int32), np.asarray(place, np.int32)
+        indices, (place,) = np.asarray(indices, np.int32), as_place(place)
         flat = (shares.reshape(-1) for _, shares, _ in cut(indices))
 
         def put(examples, shares, mask):

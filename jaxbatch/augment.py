@@ -9,7 +9,7 @@ Axes: B examples, H × W pixels, C channels.
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, Key, Shaped
+from jaxtyping import Array, Float, Int, Integer, Key, Shaped
 
 _AUGMENT = 0x61756720  # "aug ": keeps these keys apart from those of init and shuffling
 
@@ -31,7 +31,7 @@ def normalise(
     return (images - mean) / std
 
 
-def example_keys(seed: int | Int[Array, ""], epoch: int | Int[Array, ""], indices: Int[Array, "B"]) -> Key[Array, "B"]:
+def example_keys(seed: int | Integer[Array, ""], epoch: int | Integer[Array, ""], indices: Int[Array, "B"]) -> Key[Array, "B"]:
     """One key for each example, a pure function of the seed, the epoch and the example's number in the data set.
 
     Example:

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Int, Int32
 
 _ORDER = 0x6F726465  # "orde" in ASCII: keeps the shuffling keys apart from those of init and dropout
@@ -96,7 +97,19 @@ def check_duration(duration: Any) -> None:
         raise ValueError(f"duration={duration!r} has no unit. Use steps(n), examples(n) or epochs(n).")
 
 
-def epoch_order(seed: int, epoch: int | Int[Array, ""], num_examples: int) -> Int32[Array, "N"]:
+def check_seed(seed: Any) -> None:
+    """Raises a ValueError unless ``seed`` is a whole number from 0 to 2**32 - 1, which every part of the library can take.
+
+    Example:
+        >>> check_seed(2**32)
+        Traceback (most recent call last):
+        ValueError: seed=4294967296 must be a whole number from 0 to 4294967295.
+    """
+    if not isinstance(seed, int | np.integer) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed={seed!r} must be a whole number from 0 to {2**32 - 1}.")
+
+
+def epoch_order(seed: int | np.integer, epoch: int | Int[Array, ""], num_examples: int) -> Int32[Array, "N"]:
     """The order in which epoch ``epoch`` visits the examples: a permutation, a pure function of its arguments.
 
     The batch size has no part in it, so arms with different batch sizes see the same examples in the same
@@ -106,6 +119,7 @@ def epoch_order(seed: int, epoch: int | Int[Array, ""], num_examples: int) -> In
         >>> [int(i) for i in sorted(epoch_order(0, 3, 5))]
         [0, 1, 2, 3, 4]
     """
+    check_seed(seed)
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _ORDER), epoch)
     return jax.random.permutation(key, num_examples).astype(jnp.int32)
 

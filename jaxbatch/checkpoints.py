@@ -71,7 +71,10 @@ def fit_with_checkpoints(
     checkpoints = Checkpoints(checkpoint_dir, about, keep=keep)
     ends = np.cumsum([segment.num_batches for segment in segments]).tolist()
     shapes = jax.eval_shape(lambda: init_state(task, config.optimizer, config.seed))
-    for record in fit(task, config, state=checkpoints.latest(shapes)):
+    state = checkpoints.latest(shapes)
+    if state is not None and ends and int(state.step) // (config.num_groups or 1) >= ends[-1]:
+        return  # the run is whole, and the same call again has nothing to add
+    for record in fit(task, config, state=state):
         batches, state, number = record["batches"], record["state"], ends.index(record["batches"]) + 1
         wanted = not record["diverged"] and (number % every == 0 or number == len(ends))
         yield record

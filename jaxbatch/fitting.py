@@ -13,17 +13,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
 
 from jaxbatch.accumulate import compile_accumulating_epoch, compile_streamed_epoch
-from jaxbatch.batches import Duration, check_duration, epoch_order, epochs, steps_per_epoch
+from jaxbatch.batches import Duration, check_duration, check_seed, epoch_order, epochs, steps_per_epoch
 from jaxbatch.compiling import Programs
+from jaxbatch.divergence import first_nonfinite, make_is_finite
+from jaxbatch.groups import check_params
 from jaxbatch.layers import loops_are_slow
-from jaxbatch.loops import batch_shapes, compile_epoch, make_evaluate
+from jaxbatch.loops import batch_shapes, compile_epoch
 from jaxbatch.parallel import compile_parallel_epoch
 from jaxbatch.streams import is_stream
-from jaxbatch.tasks import Task, count_examples
-from jaxbatch.train import TrainState, evaluated, init_state, make_task_step
+from jaxbatch.tasks import Task
+from jaxbatch.train import TrainState, init_state, make_task_step, make_test, start_shapes
+from jaxbatch.updates import check_optimizer
 
 
 class FitConfig(NamedTuple):
@@ -107,18 +109,21 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
         task: see :func:`classification_task`, or any :class:`Task` made of plain functions.
         config: see :class:`FitConfig`.
         state: where to go on: the ``state`` of an earlier record, with its ``step`` and so its place in the
-            order of examples. ``None``: start from the seed.
+            order of examples. ``duration`` counts from the start of that run, not from here. ``None``: start from the seed.
 
     Yields:
-        ``batches`` and ``examples`` seen, ``total_batches`` to come to, ``batch_size``, optimizer ``updates``,
-        ``epoch`` (a fraction), mean training ``loss`` since the last record, ``test_<name>`` of every metric,
+        ``batches`` and ``examples`` seen, ``total_batches`` to come to, ``batch_size``, ``updates`` (calls of the optimizer:
+        ``optax.MultiSteps`` changes the parameters at some of them only), ``epoch`` (a fraction), mean training ``loss`` since the last record, ``test_<name>`` of every metric,
         ``train_seconds`` (computation since the last record), ``compile_seconds`` of the programs first used in it
-        and ``stall_seconds``, the part of those that the run had to wait for; ``diverged``, and ``state``. A loss that
-        is not finite ends the run with a last record: ``diverged`` True, and ``diverged_at_batch``.
+        and ``stall_seconds``, the part of those that the run had to wait for; ``diverged``, and ``state``. A loss or a
+        state that is not finite ends the run with a last record: ``diverged`` True, and ``diverged_at_batch``, the first
+        batch whose loss is not finite, or the record's last where only the state is not. A task without ``test_data`` has
+        no ``test_<name>``.
 
     Raises:
         ValueError: a batch larger than the data set, a duration without a unit, metrics that are not one value per example,
-            more devices than there are.
+            more devices than there are, data whose leaves disagree on the number of examples, a seed outside [0, 2**32),
+            a ``state`` that is at or past the end of ``duration``, an optimizer that is none or is a line search.
 
     Example:
         >>> loss_fn = lambda w, x: 0.5 * (x - w) ** 2
@@ -129,16 +134,26 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
         >>> [round(record["test_loss"], 4) for record in records]
         [1.4062, 0.8203, 0.6738]
     """
-    if not (hasattr(config.optimizer, "init") and hasattr(config.optimizer, "update")):
-        raise ValueError(f"optimizer={config.optimizer!r} must be one of optax's, as optax.sgd(0.1).")
+    check_seed(config.seed)
     num_examples = task.num_examples
     everything = plan_segments(config, num_examples)
-    state = init_state(task, config.optimizer, config.seed) if state is None else state
+    params = state.params if state is not None else start_shapes(task)
+    check_params(params)
+    check_optimizer(config.optimizer, params)
+    test = make_test(task, min(500, config.microbatch_size or 500))
+    begun = state is not None
+    state = state if begun else init_state(task, config.optimizer, config.seed)
     done = int(state.step) // (config.num_groups or 1)
     segments = plan_segments(config, num_examples, done=done)
     total = sum(segment.num_batches for segment in everything)
+    if everything and not segments:
+        raise ValueError(
+            f"state.step={int(state.step)} is at or past the end of duration={config.duration.unit}({config.duration.amount}), which "
+            f"counts from the start of the run ({total} batches). Take a longer duration; or, to train these parameters as the "
+            "start of another run, state._replace(step=jnp.zeros((), int))."
+        )
     seen = _num_examples(everything) - _num_examples(segments)
-    evaluate = make_evaluate(task.metrics_fn, count_examples(task.test_data), min(500, config.microbatch_size or 500))
+    is_finite = make_is_finite(state._replace(opt_state=config.optimizer.init(state.params)) if begun else state)
     with Programs(_epoch_compiler(task, config, state)) as programs:
         used, started = set(), time.perf_counter()
         if config.compile_first:
@@ -158,13 +173,15 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
             order = np.asarray(epoch_order(config.seed, segment.epoch, num_examples))
             indices = order[first : first + count * segment.batch_size].reshape(count, segment.batch_size)
             unplaced = task.prepare is None and not is_stream(task.train_data)
-            place = () if unplaced else (np.array([config.seed, segment.epoch], np.int32),)
+            place = () if unplaced else ((config.seed, segment.epoch),)
             state, losses = jax.block_until_ready(program.run(state, task.train_data, indices, *place))
             seconds = time.perf_counter() - started
             losses = np.asarray(losses)  # its length changes with the batch size: each would be another program
             done, seen = done + count, seen + count * segment.batch_size
             bad = first_nonfinite(losses)
-            test = evaluate(evaluated(task, state), task.test_data)
+            if bad is None and not is_finite(state):
+                bad = count - 1
+            metrics = test(state)
             yield {
                 "batches": done,
                 "total_batches": total,
@@ -172,8 +189,8 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
                 "examples": seen,
                 "updates": int(state.step),
                 "epoch": segment.end,
-                "loss": float(losses.mean()),
-                **{f"test_{name}": float(value) for name, value in test.items()},
+                "loss": float(losses.mean(dtype=np.float64)),
+                **{f"test_{name}": float(value) for name, value in metrics.items()},
                 "train_seconds": seconds,
                 "compile_seconds": 0.0 if key in used else program.compile_seconds,
                 "stall_seconds": stall_seconds,
@@ -229,13 +246,3 @@ def _one_part(task: Task, state: TrainState, size: int):
 def _num_examples(segments: list[Segment]) -> int:
     return sum(segment.num_batches * segment.batch_size for segment in segments)
 
-
-def first_nonfinite(losses: Float[Array, "S"] | Float[np.ndarray, "S"]) -> int | None:
-    """Index of the first loss that is NaN or infinite, or None.
-
-    Example:
-        >>> first_nonfinite(jnp.array([0.5, jnp.inf, jnp.nan]))
-        1
-    """
-    bad = np.flatnonzero(~np.isfinite(np.asarray(losses)))
-    return int(bad[0]) if len(bad) else None

@@ -32,6 +32,7 @@ from jaxbatch.groups import (
     split_groups,
 )
 from jaxbatch.layers import loops_are_slow
+from jaxbatch.sums import add, mean_loss, mean_of_sum, widen, zero_sum
 
 
 def per_example_gradients(
@@ -155,7 +156,7 @@ def accumulated_gradient(
 ) -> PyTree[Float[Array, "..."]]:
     r"""The gradient of the batch's mean loss, summed over microbatches: the memory of one of them.
 
-    Equal to ``jax.grad`` of the mean loss up to the order of summation. A last microbatch that is not
+    The sum is kept in float32 at least and cast to the parameters' types at the end. Equal to ``jax.grad`` of the mean loss up to the order of summation. A last microbatch that is not
     full counts by its number of examples. On CPU a model that is built on XLA's convolutions, which are slow in
     compiled loops, goes through a Python loop over a compiled accumulation; inside ``jit`` it has to be the loop.
 
@@ -183,10 +184,10 @@ def accumulated_gradient(
         accumulate = _compile_accumulate(loss_fn)
     except TypeError:  # a loss function without a hash, as a callable that holds arrays: compiled at every call
         accumulate = _compile_accumulate.__wrapped__(loss_fn)
-    total, size = jax.tree.map(jnp.zeros_like, params), even_part(batch_size, microbatch_size)
+    total, size = zero_sum(params), even_part(batch_size, microbatch_size)
     for start in range(0, batch_size, size):
         total = accumulate(total, params, jax.tree.map(lambda leaf: leaf[start : start + size], batch))
-    return jax.tree.map(lambda leaf: leaf / batch_size, total)
+    return mean_of_sum(total, batch_size, params)
 
 
 @functools.lru_cache(maxsize=16)
@@ -194,8 +195,8 @@ def _compile_accumulate(loss_fn):
     """``(total, params, microbatch) -> total``, in total's memory."""
 
     def accumulate(total, params, microbatch):
-        gradient = jax.grad(lambda p: loss_fn(p, microbatch).sum())(params)
-        return jax.tree.map(jnp.add, total, gradient)
+        gradient = jax.grad(lambda p: widen(loss_fn(p, microbatch)).sum())(params)
+        return add(total, gradient)
 
     return jax.jit(accumulate, donate_argnums=0)
 
@@ -226,17 +227,28 @@ def group_gradient_fn(loss_fn: LossFn, *, has_aux: bool = False, microbatch_size
                 "defined. Leave out microbatch_size, or use more groups."
             )
 
-    def mean_loss(params, group):
-        losses, aux = loss_fn(params, group) if has_aux else (loss_fn(params, group), None)
-        return losses.mean(), (losses, aux)
+    def objective(params, group):
+        losses, aux = losses_and_aux(loss_fn, params, group, has_aux)
+        return mean_loss(losses), (losses, aux)
 
     def one_group(params, group):
         if microbatch_size is not None and microbatch_size < leading_axis(group):
             return microbatch_gradient(loss_fn, params, group, microbatch_size)
-        (_, (losses, aux)), gradient = jax.value_and_grad(mean_loss, has_aux=True)(params, group)
+        (_, (losses, aux)), gradient = jax.value_and_grad(objective, has_aux=True)(params, group)
         return losses, gradient, aux
 
     return one_group
+
+
+def losses_and_aux(loss_fn: LossFn, params: PyTree, batch: PyTree, has_aux: bool) -> tuple[Float[Array, "B"], PyTree]:
+    """What ``loss_fn`` returns, as a pair of arrays and of a pytree of arrays (None without ``has_aux``).
+
+    Example:
+        >>> losses_and_aux(lambda w, x: (w * x, 7), jnp.array(2.0), jnp.ones(1), has_aux=True)[1].item()
+        7
+    """
+    losses, aux = loss_fn(params, batch) if has_aux else (loss_fn(params, batch), None)
+    return losses, jax.tree.map(jnp.asarray, aux)
 
 
 def _check_microbatch_size(microbatch_size: int) -> None:
@@ -257,13 +269,13 @@ def microbatch_gradient(loss_fn: LossFn, params: PyTree, batch: PyTree, microbat
 
     def accumulate(total, microbatch):
         def loss_sum(p):
-            losses, aux = loss_fn(p, microbatch) if has_aux else (loss_fn(p, microbatch), None)
-            return losses.sum(), (losses, aux)
+            losses, aux = losses_and_aux(loss_fn, p, microbatch, has_aux)
+            return widen(losses).sum(), (losses, aux)
 
         (_, found), gradient = jax.value_and_grad(loss_sum, has_aux=True)(params)
-        return jax.tree.map(jnp.add, total, gradient), found
+        return add(total, gradient), found
 
-    total = jax.tree.map(jnp.zeros_like, params)
+    total = zero_sum(params)
     cut = lambda start, stop: jax.tree.map(lambda leaf: leaf[start:stop], batch)
     losses, aux = [], []
     if full:
@@ -276,4 +288,4 @@ def microbatch_gradient(loss_fn: LossFn, params: PyTree, batch: PyTree, microbat
         losses.append(found[0])
         aux.append(jax.tree.map(lambda leaf: leaf[None], found[1]))
     joined = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *aux) if has_aux else None
-    return jnp.concatenate(losses), jax.tree.map(lambda leaf: leaf / batch_size, total), joined
+    return jnp.concatenate(losses), mean_of_sum(total, batch_size, params), joined

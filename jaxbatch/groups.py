@@ -25,9 +25,11 @@ def check_loss(loss_fn: LossFn, params: PyTree, batch: PyTree, *, has_aux: bool 
     """The batch size B, after making sure that ``loss_fn`` returns one loss per example (traced, not run).
 
     Raises:
-        ValueError: an empty batch, leaves that disagree on B, or another shape than ``(B,)``.
+        ValueError: an empty batch, leaves that disagree on B, another shape than ``(B,)``, losses or parameters that are not
+            floating-point.
     """
     batch_size = leading_axis(batch)
+    check_params(params)
     result = jax.eval_shape(loss_fn, params, batch)
     if has_aux and not (isinstance(result, tuple) and len(result) == 2):
         raise ValueError("has_aux=True: loss_fn must return a pair (losses, aux).")
@@ -40,19 +42,55 @@ def check_loss(loss_fn: LossFn, params: PyTree, batch: PyTree, *, has_aux: bool 
         raise ValueError(
             f"loss_fn must return one loss per example, shape ({batch_size},), and returned shape {shape}.{hint}"
         )
+    if not jnp.issubdtype(losses.dtype, jnp.floating):
+        raise ValueError(f"loss_fn must return floating-point losses, and returned {losses.dtype}.")
     return batch_size
 
 
-def leading_axis(batch: PyTree) -> int:
-    """The batch size B, raising a ValueError where there is none."""
-    leaves = jax.tree.leaves(batch)
-    if not leaves or any(jnp.ndim(leaf) == 0 for leaf in leaves):
-        raise ValueError("batch must be a pytree of arrays with one leading axis of examples.")
-    sizes = sorted({leaf.shape[0] for leaf in leaves})
-    if len(sizes) > 1:
-        raise ValueError(f"batch: the leaves disagree on the number of examples: {sizes}.")
+def check_params(params: PyTree) -> None:
+    """Raises a ValueError that names the first leaf that is no floating-point array.
+
+    Example:
+        >>> check_params({"w": jnp.ones(2), "steps": jnp.array(3)})
+        Traceback (most recent call last):
+        ValueError: params['steps'] is int32 and has no gradient: keep it out of params, as equinox.partition does.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = f"params{jax.tree_util.keystr(path)}"
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is None and not isinstance(leaf, float):
+            raise ValueError(f"{name} is a {type(leaf).__name__} and no array: keep it out of params, as equinox.partition does.")
+        if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(f"{name} is {dtype} and has no gradient: keep it out of params, as equinox.partition does.")
+
+
+def leading_axis(batch: PyTree, name: str = "batch") -> int:
+    """The number of examples in a pytree of arrays, raising a ValueError where there is none.
+
+    Args:
+        batch: leaves ``(B, ...)``.
+        name: what an error calls it.
+
+    Example:
+        >>> leading_axis((jnp.ones((4, 2)), jnp.ones(3)), "train_data")
+        Traceback (most recent call last):
+        ValueError: train_data: the leaves disagree on the number of examples: [0] has 4, [1] has 3.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(batch)
+    if not leaves:
+        raise ValueError(f"{name} must be a pytree of arrays with one leading axis of examples, and holds no array.")
+    for path, leaf in leaves:
+        where = f"{name}{jax.tree_util.keystr(path)}"
+        if not hasattr(leaf, "shape"):
+            raise ValueError(f"{where} is a {type(leaf).__name__}, and {name} must be a pytree of arrays: use numpy.asarray.")
+        if len(leaf.shape) == 0:
+            raise ValueError(f"{where} is a single number, and {name} must be a pytree of arrays with one leading axis of examples.")
+    sizes = [leaf.shape[0] for _, leaf in leaves]
+    if len(set(sizes)) > 1:
+        listed = ", ".join(f"{jax.tree_util.keystr(path)} has {size}" for (path, _), size in zip(leaves, sizes, strict=True))
+        raise ValueError(f"{name}: the leaves disagree on the number of examples: {listed}.")
     if sizes[0] == 0:
-        raise ValueError("batch is empty: the mean loss of no examples is undefined.")
+        raise ValueError(f"{name} is empty: the mean loss of no examples is undefined.")
     return sizes[0]
 
 

@@ -13,13 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Key, PyTree, UInt32
 
 from jaxbatch.augment import example_keys
 from jaxbatch.batches import cut_batches
+from jaxbatch.groups import leading_axis
 from jaxbatch.layers import loops_are_slow
 from jaxbatch.streaming import prefetch
 from jaxbatch.streams import is_stream
+from jaxbatch.sums import mean_loss, widen
 
 Step = Callable[[Any, PyTree], tuple[Any, Float[Array, "B"]]]
 Prepare = Callable[[Key[Array, "B"], PyTree], PyTree]  # (a key for each example, batch) -> batch
@@ -51,6 +53,7 @@ def make_epoch(step: Step, prepare: Prepare | None = None) -> Callable[..., tupl
     """
 
     def run(state, data, indices, place=None):
+        leading_axis(data, "data")  # JAX would clamp an index beyond a shorter leaf, silently
         return lax.scan(lambda state, index: _one_step(step, prepare, state, data, index, place), state, indices)
 
     return jax.jit(run, donate_argnums=0)
@@ -61,7 +64,7 @@ def _one_step(step, prepare, state, data, index, place):
     if prepare is not None:
         batch = prepare(example_keys(place[0], place[1], index), batch)
     state, losses = step(state, batch)
-    return state, losses.mean()
+    return state, mean_loss(losses)
 
 
 def batch_shapes(data: PyTree, batch_size: int, prepare: Prepare | None = None) -> PyTree:
@@ -118,10 +121,11 @@ def compile_epoch(
     """
     loop = loop or choose_loop(step, state, data, batch_size, prepare)
     state, data = _shapes(state), _shapes(data)
-    place = () if prepare is None else (jax.ShapeDtypeStruct((2,), jnp.int32),)
+    place = () if prepare is None else (jax.ShapeDtypeStruct((2,), jnp.uint32),)
     if loop == "scan":
         indices = jax.ShapeDtypeStruct((num_steps, batch_size), jnp.int32)
-        return make_epoch(step, prepare).lower(state, data, indices, *place).compile()
+        program = make_epoch(step, prepare).lower(state, data, indices, *place).compile()
+        return lambda state, data, indices, *place: program(state, data, indices, *as_place(*place))
     if loop != "python":
         raise ValueError(f"loop={loop!r} must be 'scan', 'python' or None.")
 
@@ -132,13 +136,23 @@ def compile_epoch(
     compiled = jax.jit(one, donate_argnums=0).lower(state, data, index, *place).compile()
 
     def run(state, data, indices, *place):
-        losses = []
+        losses, place = [], as_place(*place)
         for index in np.asarray(indices):
             state, loss = compiled(state, data, index, *place)
             losses.append(loss)  # a promise: nothing is waited for here
         return state, jnp.asarray(np.array(jax.device_get(losses)))
 
     return run
+
+
+def as_place(*place: Any) -> tuple[UInt32[np.ndarray, "2"], ...]:
+    """``[seed, epoch]`` as a program takes it, which holds every seed that :func:`jaxbatch.batches.check_seed` allows.
+
+    Example:
+        >>> as_place([2**32 - 1, 3]), as_place()
+        ((array([4294967295,          3], dtype=uint32),), ())
+    """
+    return tuple(np.asarray(one, np.uint32) for one in place)
 
 
 def _shapes(tree):
@@ -167,7 +181,7 @@ def make_evaluate(
                     f"metrics_fn must return one value per example, shape {mask.shape}, and {name!r} has shape {jnp.shape(values)}."
                     + (" Leave out the mean." if jnp.shape(values) == () else "")
                 )
-        return jax.tree.map(lambda values: jnp.where(mask, values, 0).sum(), found)
+        return jax.tree.map(lambda values: jnp.where(mask, values, 0).sum(), widen(found))
 
     def sums(params, data, batch):
         return sums_of(params, jax.tree.map(lambda leaf: leaf[batch.indices], data), batch.mask)
@@ -188,6 +202,9 @@ def make_evaluate(
 
     def evaluate(params, data):
         nonlocal slow
+        found = data.num_examples if is_stream(data) else leading_axis(data, "data")
+        if found != num_examples:
+            raise ValueError(f"this evaluation was made for num_examples={num_examples} and got data of {found} examples.")
         if is_stream(data):
             examples = prefetch(data.parts(np.asarray(batches.indices)), depth=1)
             # Each is waited for, or the host would pile up parts that the device has not come to.

@@ -16,13 +16,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from jaxbatch.gradients import group_gradient_fn
 from jaxbatch.groups import CPU_VMAP, LossFn, Method, check_loss, choose_method, side_by_side, split_groups
 from jaxbatch.intervals import Interval, ratio_of_means
+from jaxbatch.sums import add, inner_product, squared_norm, widen, zero_sum
 
 
 class GradientStatistics(NamedTuple):
@@ -86,12 +86,12 @@ def gradient_statistics(
 
     def measure(group):
         gradient = one_group(params, group)[1]
-        return gradient, optax.tree.norm(gradient, squared=True)
+        return gradient, squared_norm(gradient)
 
     way = method or choose_method(loss_fn, params, groups)
     total, squares = _sums(measure, groups, num_groups, way)
     mean_square = squares / num_groups  # s
-    square_of_mean = optax.tree.norm(total, squared=True) / num_groups**2  # b
+    square_of_mean = squared_norm(total) / num_groups**2  # b
     signal = (num_groups * square_of_mean - mean_square) / (num_groups - 1)
     trace = batch_size * (mean_square - square_of_mean) / (num_groups - 1)
     return GradientStatistics(signal, trace)
@@ -99,30 +99,26 @@ def gradient_statistics(
 
 def _sums(measure, groups, num_groups: int, way: Method):
     """The sum of the groups' gradients and that of their squared norms, without keeping K gradients."""
-
-    def add(total, part):
-        return jax.tree.map(jnp.add, total, part), None
-
     shapes = jax.eval_shape(measure, _take(groups, 0))
-    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    total = zero_sum(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes))
     if way == "map":
-        return lax.scan(lambda total, group: add(total, measure(group)), zero, groups, unroll=side_by_side())[0]
+        return lax.scan(lambda total, group: (add(total, measure(group)), None), total, groups, unroll=side_by_side())[0]
     if way == "unroll":
         for k in range(num_groups):
-            zero, _ = add(zero, measure(_take(groups, k)))
-        return zero
+            total = add(total, measure(_take(groups, k)))
+        return total
     if way != "vmap":
         raise ValueError(f"method={way!r} must be 'map', 'vmap', 'unroll' or None.")
 
     def several(part):
-        return jax.tree.map(lambda leaf: leaf.sum(0), jax.vmap(measure)(part))
+        return jax.tree.map(lambda leaf: leaf.sum(0), widen(jax.vmap(measure)(part)))
 
     at_a_time = min(CPU_VMAP, num_groups)
     full = num_groups // at_a_time * at_a_time
     parts = jax.tree.map(lambda leaf: leaf[:full].reshape(-1, at_a_time, *leaf.shape[1:]), groups)
-    total, _ = lax.scan(lambda total, part: add(total, several(part)), zero, parts)
+    total, _ = lax.scan(lambda total, part: (add(total, several(part)), None), total, parts)
     if full < num_groups:
-        total, _ = add(total, several(jax.tree.map(lambda leaf: leaf[full:], groups)))
+        total = add(total, several(jax.tree.map(lambda leaf: leaf[full:], groups)))
     return total
 
 
@@ -169,7 +165,7 @@ def cosine_similarity(a: PyTree, b: PyTree) -> Float[Array, ""]:
         >>> cosine_similarity({"w": jnp.array([1.0, 0.0])}, {"w": jnp.array([3.0, 4.0])}).item()
         0.6000000238418579
     """
-    return optax.tree.vdot(a, b) / (optax.tree.norm(a) * optax.tree.norm(b))
+    return inner_product(a, b) / (jnp.sqrt(squared_norm(a)) * jnp.sqrt(squared_norm(b)))
 
 
 def relative_squared_error(gradient: PyTree, reference: PyTree) -> Float[Array, ""]:
@@ -179,5 +175,5 @@ def relative_squared_error(gradient: PyTree, reference: PyTree) -> Float[Array, 
         >>> relative_squared_error(jnp.array([1.0, 1.0]), jnp.array([2.0, 0.0])).item()
         0.5
     """
-    apart = optax.tree.norm(optax.tree.sub(gradient, reference), squared=True)
-    return apart / optax.tree.norm(reference, squared=True)
+    apart = jax.tree.map(jnp.subtract, widen(gradient), widen(reference))
+    return squared_norm(apart) / squared_norm(reference)

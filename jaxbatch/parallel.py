@@ -22,8 +22,10 @@ from jax.sharding import PartitionSpec as Spec
 from jaxtyping import Array, Bool, Int32
 
 from jaxbatch.augment import example_keys
+from jaxbatch.gradients import losses_and_aux
 from jaxbatch.layers import loops_are_slow
-from jaxbatch.loops import batch_shapes
+from jaxbatch.loops import as_place, batch_shapes
+from jaxbatch.sums import cast_like, widen
 from jaxbatch.tasks import Task
 from jaxbatch.train import TrainState, apply_gradient, mean_gradient
 
@@ -172,7 +174,7 @@ def compile_parallel_epoch(
     under_axis = lambda params, batch: jax.vmap(lambda part: task.loss_fn(params, part), axis_name=AXIS)(batch)
     at_a_time = 1 if loops_are_slow(under_axis, shapes.params, some) else num_steps
     wanted = [jax.ShapeDtypeStruct((count, at_a_time, share), dtype) for dtype in (jnp.int32, jnp.bool_)]
-    wanted = (shapes, task.train_data, *wanted, jax.ShapeDtypeStruct((2,), jnp.int32))
+    wanted = (shapes, task.train_data, *wanted, jax.ShapeDtypeStruct((2,), jnp.uint32))
     program, place_on_all = over_devices(epoch, devices, method, (False, False, True, True, False))
     program = program.lower(*wanted).compile()
     placed = {}  # the data, moved to all devices once
@@ -181,7 +183,7 @@ def compile_parallel_epoch(
         if placed.get("from") is not data:
             placed.update({"from": data, "data": place_on_all(data)[0]})
         shares, mask = share_batches(np.asarray(indices, np.int32), count)
-        (state,), place, losses = place_on_all(state), np.asarray(place, np.int32), []
+        (state,), (place,), losses = place_on_all(state), as_place(place), []
         for start in range(0, len(indices), at_a_time):
             part = slice(start, start + at_a_time)
             state, found = program(state, placed["data"], shares[:, part], mask[:, part], place)
@@ -198,7 +200,7 @@ def make_shared_step(task: Task, optimizer: optax.GradientTransformation, batch_
 
     def masked(params, pair):
         batch, mask = pair
-        losses, aux = task.loss_fn(params, batch) if has_aux else (task.loss_fn(params, batch), None)
+        losses, aux = losses_and_aux(task.loss_fn, params, batch, has_aux)
         losses = jnp.where(mask, losses, 0)
         return (losses, aux) if has_aux else losses
 
@@ -212,8 +214,8 @@ def make_shared_step(task: Task, optimizer: optax.GradientTransformation, batch_
             across=lambda aux: lax.pmean(aux, AXIS),
         )
         # The mean over a share, as a part of the mean over the batch.
-        part = optax.tree.scale(len(mask) / batch_size, gradient)
-        loss, gradient = lax.psum((losses.sum() / batch_size, part), AXIS)
-        return apply_gradient(state, optimizer, gradient, model_state), loss
+        part = optax.tree.scale(len(mask) / batch_size, widen(gradient))
+        loss, gradient = lax.psum((widen(losses).sum() / batch_size, part), AXIS)
+        return apply_gradient(state, optimizer, cast_like(gradient, state.params), model_state, loss), loss
 
     return step

@@ -35,6 +35,8 @@ from jaxbatch.groups import (
     side_by_side,
     split_groups,
 )
+from jaxbatch.sums import mean_loss
+from jaxbatch.updates import update
 
 
 def split_backward(
@@ -55,7 +57,8 @@ def split_backward(
 
     Args:
         loss_fn: ``(params, batch) -> losses`` of shape ``(B,)``, or ``(losses, aux)`` with ``has_aux``.
-        optimizer: any optax optimizer; its step count goes up by K, so a schedule sees K steps.
+        optimizer: any optax optimizer; its step count goes up by K, so a schedule sees K steps. One that wants the loss
+            gets the mean over the update's group.
         num_groups: K, a divisor of the batch size.
         has_aux: whether ``loss_fn`` returns ``(losses, aux)``.
         microbatch_size: within a group, examples worked on at a time, for large groups.
@@ -85,10 +88,10 @@ def split_backward(
         raise ValueError(f"num_groups={num_groups} must be at least 1.")
     one_group = group_gradient_fn(loss_fn, has_aux=has_aux, microbatch_size=microbatch_size)
 
-    def update(carry, gradient):
+    def update_with(carry, gradient_and_loss):
+        gradient, loss = gradient_and_loss
         params, opt_state = carry
-        updates, opt_state = optimizer.update(gradient, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state), None
+        return update(optimizer, gradient, opt_state, params, loss), None
 
     @jax.jit
     def step(params, opt_state, batch):
@@ -97,7 +100,7 @@ def split_backward(
 
         def gradient_and_update(carry, group):
             losses, gradient, aux = one_group(start, group)
-            return update(carry, gradient)[0], (losses, aux)
+            return update_with(carry, (gradient, mean_loss(losses)))[0], (losses, aux)
 
         way = method or choose_method(loss_fn, params, groups)
         if way == "map":
@@ -111,7 +114,7 @@ def split_backward(
             (params, opt_state), (losses, aux) = carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
         else:
             losses, gradients, aux = over_groups(lambda group: one_group(start, group), groups, way)
-            (params, opt_state), _ = lax.scan(update, (params, opt_state), gradients)
+            (params, opt_state), _ = lax.scan(update_with, (params, opt_state), (gradients, jax.vmap(mean_loss)(losses)))
         losses = losses.reshape(-1)
         return (params, opt_state, losses, aux) if has_aux else (params, opt_state, losses)
 

@@ -19,12 +19,15 @@ import numpy as np
 import optax
 from jax import lax
 
-from jaxbatch.batches import Duration, epoch_order
+from jaxbatch.batches import Duration, check_seed, epoch_order
 from jaxbatch.compiling import Programs
+from jaxbatch.divergence import make_is_finite
 from jaxbatch.fitting import FitConfig, plan_segments
-from jaxbatch.loops import compile_epoch, make_epoch, make_evaluate
+from jaxbatch.groups import check_params
+from jaxbatch.loops import compile_epoch, make_epoch
 from jaxbatch.tasks import Task
-from jaxbatch.train import TrainState, evaluated, init_state, make_task_step
+from jaxbatch.train import TrainState, init_state, make_task_step, make_test, start_shapes
+from jaxbatch.updates import check_optimizer
 
 Runs = str  # "vmap", "threads" or "map"
 
@@ -61,12 +64,13 @@ def sweep(
 
     Yields:
         ``batches``, ``total_batches``, ``examples``, ``epoch``, ``train_seconds`` and ``compile_seconds`` of all runs
-        together; arrays ``(R,)`` ``loss``, ``test_<name>`` of every metric and ``diverged_at_batch`` (-1 where the
-        loss was finite; a run that diverged goes on as not a number, or is left out where that saves its time); and ``state``,
+        together; arrays ``(R,)`` ``loss``, ``test_<name>`` of every metric and ``diverged_at_batch`` (see
+        :func:`jaxbatch.fit`; -1 where losses and state are finite; a run that diverged goes on as not a number, or is left out where that saves its time); and ``state``,
         leaves ``(R, ...)``.
 
     Raises:
-        ValueError: as many settings as seeds are wanted; a batch larger than the data set; another ``runs``.
+        ValueError: as many settings as seeds are wanted; another ``runs``; and what :func:`jaxbatch.fit` raises for its data,
+            sizes, seeds and optimizer.
 
     Example:
         >>> loss_fn = lambda w, x: 0.5 * (x - w) ** 2
@@ -81,17 +85,21 @@ def sweep(
     sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(settings)}
     if count == 0 or sizes != {(count,)}:
         raise ValueError(f"settings must have the leading axis of seeds, {count}, and at least 1; found {sorted(sizes)}.")
+    for seed in seeds:
+        check_seed(seed)
     settings = jax.tree.map(jnp.asarray, settings)
-    states = start_states(task, make_optimizer, settings, seeds)
+    check_params(start_shapes(task))
+    check_optimizer(make_optimizer(_run(settings, 0)), start_shapes(task))
+    begun = states = start_states(task, make_optimizer, settings, seeds)
     config = FitConfig(None, batch_size, duration, evaluations_per_epoch=evaluations_per_epoch)
     everything, batches, failed = plan_segments(config, task.num_examples), 0, np.full(count, -1)
     if after is not None:
         states = jax.tree.map(lambda old, new: jnp.asarray(new, old.dtype), states, after["state"])
         batches, failed = int(after["batches"]), np.array(after["diverged_at_batch"])
     segments = plan_segments(config, task.num_examples, done=batches)
-    evaluate = make_evaluate(task.metrics_fn, jax.tree.leaves(task.test_data)[0].shape[0])
     runs, used = runs or choose_runs(), set()
-    test = _over_runs(lambda state: evaluate(evaluated(task, state), task.test_data), runs)
+    test = _over_runs(make_test(task), runs)
+    is_finite = make_is_finite(begun, runs=True)
     with Programs(_compiler(task, make_optimizer, settings, states, batch_size, runs)) as programs:
         for segment in segments:
             start, stop = segment.first * batch_size, (segment.first + segment.num_batches) * batch_size
@@ -100,11 +108,12 @@ def sweep(
             program = programs[segment.num_batches]
             programs.ahead(later.num_batches for later in segments)
             started = time.perf_counter()
-            places = np.array([(seed, segment.epoch) for seed in seeds], np.int32)
+            places = np.array([(seed, segment.epoch) for seed in seeds], np.uint32)
             states, losses = jax.block_until_ready(program.run(states, indices, places, failed < 0))
             seconds = time.perf_counter() - started
             losses = np.asarray(losses)
             bad = ~np.isfinite(losses)
+            bad[:, -1] |= ~np.asarray(is_finite(states))
             failed = np.where((failed < 0) & bad.any(1), batches + bad.argmax(1), failed)
             batches += segment.num_batches
             metrics = jax.tree.map(np.asarray, test(states))
@@ -113,7 +122,7 @@ def sweep(
                 "total_batches": sum(segment.num_batches for segment in everything),
                 "examples": batches * batch_size,
                 "epoch": segment.end,
-                "loss": losses.mean(1),
+                "loss": losses.mean(1, dtype=np.float64),
                 **{f"test_{name}": values for name, values in metrics.items()},
                 "diverged_at_batch": failed,
                 "train_seconds": seconds,
@@ -134,7 +143,7 @@ def start_states(
         (3, 2)
     """
     start = lambda setting, seed: init_state(task, make_optimizer(setting), seed)
-    return jax.jit(jax.vmap(start))(settings, jnp.asarray(seeds, jnp.int32))
+    return jax.jit(jax.vmap(start))(settings, jnp.asarray(np.asarray(seeds, np.uint32)))
 
 
 def choose_runs(platform: str | None = None) -> Runs:
@@ -202,7 +211,7 @@ def _compiler(task: Task, make_optimizer, settings, states, batch_size: int, run
             return make_epoch(one_step(setting), task.prepare)(state, task.train_data, indices, *needed(place))
 
         count = len(jax.tree.leaves(states)[0])
-        shapes = [jax.ShapeDtypeStruct((count, *shape), jnp.int32) for shape in ((num_batches, batch_size), (2,))]
+        shapes = [jax.ShapeDtypeStruct((count, num_batches, batch_size), jnp.int32), jax.ShapeDtypeStruct((count, 2), jnp.uint32)]
         program = _over_runs(train, runs).lower(settings, states, *shapes).compile()
         return lambda states, indices, places, alive: program(settings, states, indices, places)
 

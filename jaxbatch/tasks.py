@@ -15,7 +15,7 @@ from jaxtyping import Array, Key, PyTree, Shaped
 
 from jaxbatch.data import Dataset
 from jaxbatch.data.images import ImageDataset
-from jaxbatch.groups import LossFn
+from jaxbatch.groups import LossFn, leading_axis
 from jaxbatch.layers import loops_are_slow
 from jaxbatch.loops import Prepare
 from jaxbatch.losses import classification_loss, classification_metrics
@@ -32,13 +32,17 @@ class Task(NamedTuple):
     A model with state of its own, as the running moments of batch normalisation, gives ``update_model_state``. Then
     ``init`` returns ``(params, model_state)``, ``loss_fn`` returns ``(losses, aux)``, the metrics are taken of
     ``(params, model_state)``, and after each step the state becomes ``update_model_state(model_state, aux)``.
+
+    ``prepare`` and ``loss_fn`` are called on parts of a batch: a group, a microbatch, a device's share. What they make of an
+    example must not depend on the others in the batch, as a weight divided by the batch's sum of weights would: each part
+    has another sum.
     """
 
     init: Callable[[Array], PyTree]  # key -> params
     loss_fn: LossFn  # (params, batch) -> (B,) losses
-    metrics_fn: MetricsFn  # (params, batch) -> {"loss": (B,), "accuracy": (B,), ...}, any names
+    metrics_fn: MetricsFn | None  # (params, batch) -> {"loss": (B,), "accuracy": (B,), ...}, any names
     train_data: PyTree | Stream  # leaves (N, ...)
-    test_data: PyTree | Stream  # leaves (M, ...)
+    test_data: PyTree | Stream | None  # leaves (M, ...); None: no metrics are taken
     microbatch_size: int | None = None  # examples whose activations stay in cache; None: all at once
     update_model_state: UpdateModelState | None = None
     prepare: Prepare | None = None  # (a key for each example, batch) -> batch, in training only: augmentation, keys for dropout
@@ -49,9 +53,17 @@ class Task(NamedTuple):
         return count_examples(self.train_data)
 
 
-def count_examples(data: PyTree | Stream) -> int:
-    """Examples in a data set, be it on the device or a stream."""
-    return data.num_examples if is_stream(data) else jax.tree.leaves(data)[0].shape[0]
+def count_examples(data: PyTree | Stream, name: str = "train_data") -> int:
+    """Examples in a data set, be it on the device or a stream.
+
+    Raises:
+        ValueError: leaves that are no arrays or disagree on the number of examples, an empty set.
+    """
+    if not is_stream(data):
+        return leading_axis(data, name)
+    if data.num_examples < 1:
+        raise ValueError(f"{name} is a stream of num_examples={data.num_examples}, and must hold at least 1.")
+    return data.num_examples
 
 
 def classification_task(
@@ -71,7 +83,8 @@ def classification_task(
             :func:`jaxbatch.augment.crop_and_flip`.
 
     Raises:
-        ValueError: a model that is no Flax Linen module, wants random numbers in training, or has ``flax.linen.BatchNorm``.
+        ValueError: a model that is no Flax Linen module, wants random numbers in training, has ``flax.linen.BatchNorm``, or
+            keeps variables beside its parameters that are not in ``batch_stats``; images and labels of different number.
 
     Example:
         >>> from jaxbatch import SimpleCNN, load_dataset
@@ -80,6 +93,8 @@ def classification_task(
     """
     train_data = (jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels))
     test_data = (jnp.asarray(dataset.test_images), jnp.asarray(dataset.test_labels))
+    leading_axis({"images": train_data[0], "labels": train_data[1]}, "dataset.train")
+    leading_axis({"images": test_data[0], "labels": test_data[1]}, "dataset.test")
     task = _task_of(model, dataset.train_images.shape[1:], dataset, train_data, test_data, microbatch_size)
     if augment is None:
         return task
@@ -109,6 +124,7 @@ def _task_of(model, image_shape, dataset, train_data, test_data, microbatch_size
         raise ValueError(f"model={type(model).__name__} is no flax.linen module. Others make a jaxbatch.Task: README, With your own model.")
     image = jnp.zeros((1, *image_shape))
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    _check_collections(model, variables)
     stateful = "batch_stats" in variables
     training = {"train": True} if "train" in inspect.signature(model.__call__).parameters else {}
     if stateful:
@@ -137,6 +153,17 @@ def _task_of(model, image_shape, dataset, train_data, test_data, microbatch_size
         microbatch_size=microbatch_size,
         update_model_state=running_average if stateful else None,
     )
+
+
+def _check_collections(model, variables: PyTree) -> None:
+    """Refuses variables that are neither parameters nor moments: an optimizer would move them."""
+    others = sorted(set(variables) - {"params", "batch_stats"})
+    if others:
+        raise ValueError(
+            f"model={type(model).__name__} keeps variables in {', '.join(map(repr, others))}. classification_task trains 'params' and "
+            "averages 'batch_stats', and would not know what to do with others. Make fixed arrays attributes of the module; for "
+            "others make a jaxbatch.Task with update_model_state."
+        )
 
 
 def _check_training(model, trace: Callable[[], object]) -> None:

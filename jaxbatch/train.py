@@ -5,14 +5,19 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
-from jaxtyping import Array, Float, Int32, PyTree
+from jaxtyping import Array, Float, Int32, PyTree, UInt32
 
+from jaxbatch.batches import check_seed
 from jaxbatch.gradients import group_gradient_fn, microbatch_gradient
 from jaxbatch.groups import LossFn, check_loss, leading_axis
+from jaxbatch.loops import make_evaluate
 from jaxbatch.split import split_backward
-from jaxbatch.tasks import Task, UpdateModelState
+from jaxbatch.sums import mean_loss
+from jaxbatch.tasks import Task, UpdateModelState, count_examples
+from jaxbatch.updates import update
 
 _INIT = 0x696E6974  # "init": keeps the keys of initialisation apart from those of shuffling
 
@@ -22,11 +27,11 @@ class TrainState(NamedTuple):
 
     params: PyTree
     opt_state: PyTree
-    step: Int32[Array, ""]  # optimizer updates so far
+    step: Int32[Array, ""]  # calls of the optimizer so far; optax.MultiSteps makes one update of several
     model_state: PyTree = ()  # what the model keeps beside its parameters
 
 
-def init_state(task: Task, optimizer: optax.GradientTransformation, seed: int | Int32[Array, ""]) -> TrainState:
+def init_state(task: Task, optimizer: optax.GradientTransformation, seed: int | np.integer | UInt32[Array, ""]) -> TrainState:
     """Parameters, optimizer state and model state at the start, a pure function of the seed.
 
     Example:
@@ -34,9 +39,36 @@ def init_state(task: Task, optimizer: optax.GradientTransformation, seed: int | 
         >>> bool((init_state(task, optax.sgd(0.1), 3).params == init_state(task, optax.sgd(0.1), 3).params).all())
         True
     """
+    if not isinstance(seed, jax.Array):  # those of a sweep are traced, and checked before
+        check_seed(seed)
     start = jax.jit(task.init)(jax.random.fold_in(jax.random.key(seed), _INIT))
     params, model_state = (start, ()) if task.update_model_state is None else start
     return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), model_state)
+
+
+def start_shapes(task: Task) -> PyTree:
+    """The shapes of the parameters that a task starts from, traced and not made.
+
+    Example:
+        >>> start_shapes(Task(lambda key: jnp.ones(3), None, None, jnp.zeros((4, 1)), None)).shape
+        (3,)
+    """
+    start = jax.eval_shape(task.init, jax.random.key(0))
+    return start if task.update_model_state is None else start[0]
+
+
+def make_test(task: Task, batch_size: int = 500) -> Callable[[TrainState], dict[str, Array]]:
+    """``test(state) -> {name: mean over the test set}``; of a task without ``test_data`` there is nothing to tell.
+
+    Raises:
+        ValueError: test data whose leaves disagree, or that come without ``metrics_fn``.
+    """
+    if task.test_data is None:
+        return lambda state: {}
+    if task.metrics_fn is None:
+        raise ValueError("metrics_fn=None with test_data: give metrics_fn, or test_data=None to train without a test.")
+    evaluate = make_evaluate(task.metrics_fn, count_examples(task.test_data, "test_data"), batch_size)
+    return lambda state: evaluate(evaluated(task, state), task.test_data)
 
 
 def evaluated(task: Task, state: TrainState) -> PyTree:
@@ -100,7 +132,7 @@ def make_train_step(
         losses, gradient, model_state = mean_gradient(
             loss_fn, state, batch, microbatch_size=microbatch_size, update_model_state=update_model_state
         )
-        return apply_gradient(state, optimizer, gradient, model_state), losses
+        return apply_gradient(state, optimizer, gradient, model_state, mean_loss(losses)), losses
 
     return step
 
@@ -147,11 +179,11 @@ def update_in_turn(update_model_state: UpdateModelState, model_state: PyTree, fo
 
 
 def apply_gradient(
-    state: TrainState, optimizer: optax.GradientTransformation, gradient: PyTree, model_state: PyTree
+    state: TrainState, optimizer: optax.GradientTransformation, gradient: PyTree, model_state: PyTree, loss: Float[Array, ""]
 ) -> TrainState:
-    """The state after one update."""
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    return TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1, model_state)
+    """The state after one update; ``loss`` is the batch's mean, for optimizers that want it."""
+    params, opt_state = update(optimizer, gradient, state.opt_state, state.params, loss)
+    return TrainState(params, opt_state, state.step + 1, model_state)
 
 
 def make_task_step(

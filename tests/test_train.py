@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 import jaxbatch as jb
-from jaxbatch.fitting import first_nonfinite, plan_segments
+from jaxbatch.divergence import first_nonfinite
+from jaxbatch.fitting import plan_segments
 from tests.conftest import make_problem
 from tests.test_gradients import assert_close
 

@@ -1,0 +1,59 @@
+"""Divergence: the first loss that is not finite, or a state that no longer is.
+
+A loss may be finite where its gradient is not, as that of a square root at 0; then the parameters are lost with every loss
+still in order. So a record looks at both.
+
+Axes: S steps, R runs.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, PyTree
+
+
+def first_nonfinite(losses: Float[Array, "S"] | Float[np.ndarray, "S"]) -> int | None:
+    """Index of the first loss that is NaN or infinite, or None.
+
+    Example:
+        >>> first_nonfinite(jnp.array([0.5, jnp.inf, jnp.nan]))
+        1
+    """
+    bad = np.flatnonzero(~np.isfinite(np.asarray(losses)))
+    return int(bad[0]) if len(bad) else None
+
+
+def make_is_finite(start: PyTree, *, runs: bool = False) -> Callable[[PyTree], Bool[Array, "*R"]]:
+    """A compiled check of a state: whether all is finite that was so at the start.
+
+    Parts of an optimizer's state may begin as infinite, as the best loss so far does in
+    ``optax.contrib.reduce_on_plateau``; what begins so is not looked at.
+
+    Args:
+        start: a state as training begins with it: any pytree. Integers, keys and the like are not looked at.
+        runs: whether leaves have a leading axis R of runs, each judged by itself.
+
+    Returns:
+        ``is_finite(state)``, of shape ``()`` or ``(R,)``.
+
+    Example:
+        >>> is_finite = make_is_finite({"w": jnp.zeros(2), "best": jnp.array(jnp.inf)})
+        >>> bool(is_finite({"w": jnp.ones(2), "best": jnp.array(jnp.inf)}))
+        True
+        >>> bool(is_finite({"w": jnp.array([0.0, jnp.nan]), "best": jnp.array(1.0)}))
+        False
+    """
+    watched = [_is_floating(leaf) and bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(start)]
+
+    def one(state):
+        leaves = [leaf for leaf, wanted in zip(jax.tree.leaves(state), watched, strict=True) if wanted]
+        found = [jnp.isfinite(leaf).all() for leaf in leaves]
+        return jnp.stack(found).all() if found else jnp.array(True)
+
+    return jax.jit(jax.vmap(one) if runs else one)
+
+
+def _is_floating(leaf) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf) if not hasattr(leaf, "dtype") else leaf.dtype, jnp.inexact)
