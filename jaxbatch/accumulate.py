@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import lax
 from jaxtyping import Array, PyTree
 
@@ -28,6 +27,7 @@ from jaxbatch.sums import add as add_part
 from jaxbatch.sums import mean_of_sum, widen, zero_sum
 from jaxbatch.tasks import Task
 from jaxbatch.train import TrainState, apply_gradient
+from jaxbatch.updates import Optimizer
 
 _IN_FLIGHT = 2  # parts that the host may be ahead of the device
 
@@ -41,7 +41,7 @@ class Accumulation(NamedTuple):
 
 
 def make_accumulation(
-    task: Task, optimizer: optax.GradientTransformation, batch_size: int, *, over_axis: bool = False
+    task: Task, optimizer: Optimizer, batch_size: int, *, over_axis: bool = False
 ) -> Accumulation:
     """The pieces, as pure functions.
 
@@ -80,7 +80,7 @@ def make_accumulation(
 
 
 def compile_accumulating_epoch(
-    task: Task, optimizer: optax.GradientTransformation, state: Any, batch_size: int, microbatch_size: int
+    task: Task, optimizer: Optimizer, state: Any, batch_size: int, microbatch_size: int
 ) -> Callable[..., tuple[TrainState, Array]]:
     """Steps on batches of ``batch_size`` in the memory of ``microbatch_size``, compiled here and now.
 
@@ -129,7 +129,7 @@ def compile_accumulating_epoch(
 
 def compile_streamed_epoch(
     task: Task,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     state: Any,
     batch_size: int,
     microbatch_size: int | None,

@@ -25,7 +25,7 @@ from jaxbatch.parallel import compile_parallel_epoch
 from jaxbatch.streams import is_stream
 from jaxbatch.tasks import Task
 from jaxbatch.train import TrainState, init_state, make_task_step, make_test, start_shapes
-from jaxbatch.updates import check_optimizer
+from jaxbatch.updates import Optimizer, check_optimizer
 
 
 class FitConfig(NamedTuple):
@@ -39,7 +39,7 @@ class FitConfig(NamedTuple):
     compiled before its first step: for stages that are shorter than compilation, and where times are compared.
     """
 
-    optimizer: optax.GradientTransformation
+    optimizer: Optimizer
     batch_size: int | Callable[[int], int]
     duration: Duration = epochs(1)
     num_groups: int | None = None

@@ -28,6 +28,7 @@ from jaxbatch.loops import as_place, batch_shapes
 from jaxbatch.sums import cast_like, widen
 from jaxbatch.tasks import Task
 from jaxbatch.train import TrainState, apply_gradient, mean_gradient
+from jaxbatch.updates import Optimizer
 
 AXIS = "devices"  # the name that collective operations inside a step go by
 Method = str  # "pmap" or "jit"
@@ -125,7 +126,7 @@ def over_devices(
 
 def compile_parallel_epoch(
     task: Task,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     state: Any,
     num_steps: int,
     batch_size: int,
@@ -194,7 +195,7 @@ def compile_parallel_epoch(
     return run
 
 
-def make_shared_step(task: Task, optimizer: optax.GradientTransformation, batch_size: int):
+def make_shared_step(task: Task, optimizer: Optimizer, batch_size: int):
     """``step(state, share, mask) -> (state, mean loss of the batch)``, to be run under the axis :data:`AXIS`."""
     has_aux = task.update_model_state is not None
 

@@ -21,7 +21,6 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import lax
 from jaxtyping import PyTree
 
@@ -36,12 +35,12 @@ from jaxbatch.groups import (
     split_groups,
 )
 from jaxbatch.sums import mean_loss
-from jaxbatch.updates import update
+from jaxbatch.updates import Optimizer, update
 
 
 def split_backward(
     loss_fn: LossFn,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     num_groups: int,
     *,
     has_aux: bool = False,
@@ -74,6 +73,7 @@ def split_backward(
             empty, or for which ``loss_fn`` does not return one loss per example.
 
     Example:
+        >>> import optax
         >>> import jax.numpy as jnp
         >>> loss_fn = lambda w, x: 0.5 * (x - w) ** 2
         >>> step = split_backward(loss_fn, optax.sgd(0.1), num_groups=2)

@@ -16,7 +16,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import lax
 
 from jaxbatch.batches import Duration, check_seed, epoch_order
@@ -27,16 +26,16 @@ from jaxbatch.groups import check_params
 from jaxbatch.loops import compile_epoch, make_epoch
 from jaxbatch.tasks import Task
 from jaxbatch.train import TrainState, init_state, make_task_step, make_test, start_shapes
-from jaxbatch.updates import check_optimizer
+from jaxbatch.updates import Optimizer, check_optimizer
 
 Runs = str  # "vmap", "threads" or "map"
 
 
 def sweep(
     task: Task,
-    make_optimizer: Callable[[Any], optax.GradientTransformation],
+    make_optimizer: Callable[[Any], Optimizer],
     settings: Any,
-    seeds: Sequence[int],
+    seeds: Sequence[int | np.integer],
     *,
     batch_size: int,
     duration: Duration,
@@ -58,7 +57,8 @@ def sweep(
         batch_size: B, the same for all runs: another size is another program.
         duration: see :class:`jaxbatch.FitConfig`.
         evaluations_per_epoch: see :class:`jaxbatch.FitConfig`.
-        after: where to go on: ``batches``, ``diverged_at_batch`` and ``state`` of an earlier record of the same sweep.
+        after: where to go on: ``batches``, ``diverged_at_batch`` and ``state`` of an earlier record of the same sweep; after
+            its last one nothing is left to yield.
         runs: ``"vmap"``: side by side in one program. ``"threads"``: the program of one run, as many at a time as
             there are cores. ``"map"``: one after another in one program. ``None``: threads on CPU, vmap elsewhere.
 
@@ -73,6 +73,7 @@ def sweep(
             sizes, seeds and optimizer.
 
     Example:
+        >>> import optax
         >>> loss_fn = lambda w, x: 0.5 * (x - w) ** 2
         >>> metrics_fn = lambda w, x: {"loss": loss_fn(w, x)}
         >>> task = Task(lambda key: jnp.array(0.0), loss_fn, metrics_fn, jnp.ones(4), jnp.ones(4))
@@ -133,11 +134,12 @@ def sweep(
 
 
 def start_states(
-    task: Task, make_optimizer: Callable[[Any], optax.GradientTransformation], settings: Any, seeds: Sequence[int]
+    task: Task, make_optimizer: Callable[[Any], Optimizer], settings: Any, seeds: Sequence[int | np.integer]
 ) -> TrainState:
     """What each of R runs starts from, leaves ``(R, ...)``.
 
     Example:
+        >>> import optax
         >>> task = Task(lambda key: jax.random.normal(key, (2,)), None, None, jnp.zeros((4, 1)), None)
         >>> start_states(task, optax.sgd, jnp.array([0.1, 0.2, 0.3]), [0, 1, 2]).params.shape
         (3, 2)

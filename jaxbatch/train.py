@@ -6,7 +6,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import lax
 from jaxtyping import Array, Float, Int32, PyTree, UInt32
 
@@ -17,7 +16,7 @@ from jaxbatch.loops import make_evaluate
 from jaxbatch.split import split_backward
 from jaxbatch.sums import mean_loss
 from jaxbatch.tasks import Task, UpdateModelState, count_examples
-from jaxbatch.updates import update
+from jaxbatch.updates import Optimizer, update
 
 _INIT = 0x696E6974  # "init": keeps the keys of initialisation apart from those of shuffling
 
@@ -31,10 +30,11 @@ class TrainState(NamedTuple):
     model_state: PyTree = ()  # what the model keeps beside its parameters
 
 
-def init_state(task: Task, optimizer: optax.GradientTransformation, seed: int | np.integer | UInt32[Array, ""]) -> TrainState:
+def init_state(task: Task, optimizer: Optimizer, seed: int | np.integer | UInt32[Array, ""]) -> TrainState:
     """Parameters, optimizer state and model state at the start, a pure function of the seed.
 
     Example:
+        >>> import optax
         >>> task = Task(lambda key: jax.random.normal(key, (2,)), None, None, jnp.zeros((4, 1)), None)
         >>> bool((init_state(task, optax.sgd(0.1), 3).params == init_state(task, optax.sgd(0.1), 3).params).all())
         True
@@ -78,7 +78,7 @@ def evaluated(task: Task, state: TrainState) -> PyTree:
 
 def make_train_step(
     loss_fn: LossFn,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     batch_size: int,
     *,
     num_groups: int | None = None,
@@ -105,6 +105,7 @@ def make_train_step(
         ValueError: from the step, for a batch of another size.
 
     Example:
+        >>> import optax
         >>> step = make_train_step(lambda w, x: 0.5 * (x - w) ** 2, optax.sgd(0.5), batch_size=2)
         >>> state = TrainState(jnp.array(0.0), optax.sgd(0.5).init(0.0), jnp.array(0))
         >>> state, losses = step(state, jnp.array([1.0, 3.0]))
@@ -179,7 +180,7 @@ def update_in_turn(update_model_state: UpdateModelState, model_state: PyTree, fo
 
 
 def apply_gradient(
-    state: TrainState, optimizer: optax.GradientTransformation, gradient: PyTree, model_state: PyTree, loss: Float[Array, ""]
+    state: TrainState, optimizer: Optimizer, gradient: PyTree, model_state: PyTree, loss: Float[Array, ""]
 ) -> TrainState:
     """The state after one update; ``loss`` is the batch's mean, for optimizers that want it."""
     params, opt_state = update(optimizer, gradient, state.opt_state, state.params, loss)
@@ -187,7 +188,7 @@ def apply_gradient(
 
 
 def make_task_step(
-    task: Task, optimizer: optax.GradientTransformation, batch_size: int, *, num_groups: int | None = None
+    task: Task, optimizer: Optimizer, batch_size: int, *, num_groups: int | None = None
 ) -> Callable[[TrainState, PyTree], tuple[TrainState, Float[Array, "B"]]]:
     """:func:`make_train_step` with all that a task says of its loss."""
     return make_train_step(

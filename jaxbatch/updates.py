@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
+Optimizer = optax.GradientTransformation | optax.MultiSteps  # the latter has init and update, and is no transformation
+
 
 def update(
-    optimizer: optax.GradientTransformation, gradient: PyTree, opt_state: PyTree, params: PyTree, loss: Float[Array, ""]
+    optimizer: Optimizer, gradient: PyTree, opt_state: PyTree, params: PyTree, loss: Float[Array, ""]
 ) -> tuple[PyTree, PyTree]:
     """One update: the parameters and the optimizer's state after it.
 
