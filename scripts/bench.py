@@ -9,6 +9,7 @@
     python scripts/bench.py ladder      what a change of batch size costs
     python scripts/bench.py target      SimpleCNN to 98% on MNIST
     python scripts/bench.py startup     importing, --help, a first and a second run
+    python scripts/bench.py before --checkout DIR    the same steps by an earlier checkout, in the same rounds
 
 PyTorch and opacus are timed where they are installed: pip install -e '.[bench]'. On a GPU both sides use it.
 """
@@ -30,6 +31,7 @@ if __name__ == "__main__":
 
 from typing import Annotated, Literal
 
+import bench_before
 import bench_gradients
 import bench_layers
 import bench_startup
@@ -41,7 +43,7 @@ from side_by_side import report
 from experiments.study import one_line_errors
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Bench:
     """Flags of all benchmarks."""
 
@@ -184,6 +186,21 @@ class Startup(Bench):
         return bench_startup.startup(self.rounds)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Before(Bench):
+    """The same steps by an earlier checkout."""
+
+    checkout: str
+    """Folder of the earlier checkout."""
+    batch_sizes: tuple[int, ...] = (1, 6, 60, 600, 6000)
+    """Batch sizes of SimpleCNN's steps."""
+    models: tuple[Literal["AlexNet", "ResNet20", "VGG19BN"], ...] = ("AlexNet", "ResNet20", "VGG19BN")
+    """Networks whose steps at B = 128 are compared too."""
+
+    def run(self):
+        return bench_before.before(self.rounds, self.checkout, self.batch_sizes, self.models)
+
+
 def finite(row: dict) -> dict:
     """The row with null for what is not a number, as the interval of a single round: JSON knows no NaN."""
     return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
@@ -191,7 +208,7 @@ def finite(row: dict) -> dict:
 
 def main() -> None:
     """The command line."""
-    commands = Train | Split | Gradients | Layers | Adabatch | Sweep | Ladder | Target | Startup
+    commands = Train | Split | Gradients | Layers | Adabatch | Sweep | Ladder | Target | Startup | Before
     config = tyro.cli(Annotated[commands, tyro.conf.OmitSubcommandPrefixes], description=__doc__)
     with one_line_errors():
         rows = config.run()

@@ -39,6 +39,20 @@ def test_bench(tmp_path, arguments, benches):
         assert row.get("gflops", 1) > 0
 
 
+@pytest.mark.slow
+def test_this_checkout_beside_itself(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    script = [sys.executable, str(ROOT / "scripts" / "bench.py"), "before", "--rounds", "2"]
+    command = [*script, "--checkout", str(ROOT), "--batch-sizes", "60", "--models", "AlexNet", "--json", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ""})
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [row["bench"] for row in rows] == ["train", "train", "split", "gradients"]
+    assert all(row["peer"] == "before" and 0.1 < row["ratio"] < 10 for row in rows)
+    done = subprocess.run([*script, "--checkout", str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "no folder with jaxbatch/" in done.stderr
+
+
 def test_bench_refuses_in_one_line():
     command = [sys.executable, str(ROOT / "scripts" / "bench.py"), "split", "--num-groups", "7"]
     done = subprocess.run(command, capture_output=True, text=True)
