@@ -19,7 +19,6 @@ from jaxbatch.data import DATASETS, Dataset, load_dataset
 from jaxbatch.data.images import ImageDataset, open_images
 from jaxbatch.fitting import FitConfig, fit
 from jaxbatch.gradients import (
-    accumulated_gradient,
     group_gradients,
     losses_and_group_gradients,
     losses_and_mean_gradient,
@@ -29,6 +28,7 @@ from jaxbatch.intervals import Interval, interval, ratio_of_means
 from jaxbatch.loops import compile_epoch, make_epoch, make_evaluate
 from jaxbatch.losses import classification_loss, classification_metrics, correct, cross_entropy
 from jaxbatch.memory import program_memory
+from jaxbatch.microbatches import accumulated_gradient
 from jaxbatch.models import MLP, VGG19BN, AlexNet, ResNet20, ResNet50, SimpleCNN
 from jaxbatch.noise import (
     GradientStatistics,

@@ -19,7 +19,7 @@ from jaxtyping import Array, PyTree
 
 from jaxbatch.augment import example_keys
 from jaxbatch.batches import even_part
-from jaxbatch.gradients import losses_and_aux
+from jaxbatch.groups import losses_and_aux
 from jaxbatch.loops import as_place
 from jaxbatch.parallel import AXIS, Method, over_devices, share_batches
 from jaxbatch.streaming import prefetch

@@ -29,17 +29,17 @@ class Duration(NamedTuple):
     unit: Literal["steps", "examples", "epochs"]
 
 
-def steps(amount: int | float) -> Duration:
+def steps(amount: int | float | np.number) -> Duration:
     """A duration in optimizer updates of one batch each."""
     return _duration(amount, "steps")
 
 
-def examples(amount: int | float) -> Duration:
+def examples(amount: int | float | np.number) -> Duration:
     """A duration in examples seen."""
     return _duration(amount, "examples")
 
 
-def epochs(amount: int | float) -> Duration:
+def epochs(amount: int | float | np.number) -> Duration:
     """A duration in passes over the data set; a fraction is allowed."""
     return _duration(amount, "epochs")
 
@@ -48,7 +48,8 @@ def _duration(amount, unit) -> Duration:
     if not (amount >= 0 and math.isfinite(amount)) or (unit != "epochs" and amount != int(amount)):
         kind = "number" if unit == "epochs" else "whole number"
         raise ValueError(f"{unit}={amount!r} must be a finite {kind} of at least 0.")
-    return Duration(amount, unit)
+    amount = amount.item() if isinstance(amount, np.generic) else amount
+    return Duration(amount if unit == "epochs" else int(amount), unit)
 
 
 def steps_per_epoch(num_examples: int, batch_size: int, *, partial: str = "drop") -> int:

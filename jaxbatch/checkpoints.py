@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxbatch.fitting import FitConfig, fit, plan_segments
+from jaxbatch.fitting import FitConfig, fit, plan_segments, python_numbers
 from jaxbatch.tasks import Task
 from jaxbatch.train import init_state
 
@@ -61,6 +61,7 @@ def fit_with_checkpoints(
     """
     if every < 1:
         raise ValueError(f"every={every} records must be at least 1.")
+    config = python_numbers(config)
     segments = plan_segments(config, task.num_examples)
     about = {
         "seed": config.seed,

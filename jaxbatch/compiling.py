@@ -4,7 +4,9 @@ A step is compiled for one batch size, so a schedule of batch sizes is a ladder 
 seconds; a change of size that has to wait for it stalls the run.
 """
 
+import collections
 import concurrent.futures
+import hashlib
 import os
 import pathlib
 import time
@@ -38,6 +40,31 @@ def keep_compiled_programs(folder: str | os.PathLike | None = None) -> pathlib.P
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     return path
+
+
+_compiled: collections.OrderedDict[str, Any] = collections.OrderedDict()
+_KEPT = 16  # programs in memory
+
+
+def compile_once(lowered: Any) -> Any:
+    """Compiles what ``jax.jit(f).lower(...)`` returns, or finds the program that the same text was compiled to before.
+
+    For functions that are lowered anew at every call. Nothing is kept alive but the newest programs, and no function is
+    taken for another because it has the same name, hash or identity.
+
+    Example:
+        >>> first, second = (compile_once(jax.jit(lambda x: 2 * x).lower(1.0)) for _ in range(2))
+        >>> first is second
+        True
+    """
+    text = lowered.as_text()
+    key = hashlib.sha256(text.encode()).hexdigest()
+    if key not in _compiled:
+        _compiled[key] = lowered.compile()
+        while len(_compiled) > _KEPT:
+            _compiled.popitem(last=False)
+    _compiled.move_to_end(key)
+    return _compiled[key]
 
 
 class Program(NamedTuple):

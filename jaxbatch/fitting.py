@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import PyTree
 
 from jaxbatch.accumulate import compile_accumulating_epoch, compile_streamed_epoch
 from jaxbatch.batches import Duration, check_duration, check_seed, epoch_order, epochs, steps_per_epoch
@@ -37,6 +38,8 @@ class FitConfig(NamedTuple):
     on at a time: a larger batch is accumulated and the schedule stays as it is. ``num_devices`` share every batch, by
     ``parallel``: ``"jit"`` or ``"pmap"`` (:mod:`jaxbatch.parallel`). ``compile_first`` has every batch size of the run
     compiled before its first step: for stages that are shorter than compilation, and where times are compared.
+    ``eval_params``: ``(opt_state, params) -> params`` at which the test metrics are taken, for optimizers that train at other
+    parameters than they end with, as ``optax.contrib.schedule_free_eval_params``, or average them. ``None``: those trained.
     """
 
     optimizer: Optimizer
@@ -49,6 +52,17 @@ class FitConfig(NamedTuple):
     num_devices: int = 1
     parallel: str = "jit"
     compile_first: bool = False
+    eval_params: Callable[[PyTree, PyTree], PyTree] | None = None
+
+
+def python_numbers(config: FitConfig) -> FitConfig:
+    """The same with Python's numbers in place of NumPy's, which JSON does not know.
+
+    Example:
+        >>> python_numbers(FitConfig(None, np.int64(4))).batch_size
+        4
+    """
+    return config._replace(**{name: value.item() for name, value in config._asdict().items() if isinstance(value, np.generic)})
 
 
 class Segment(NamedTuple):
@@ -86,6 +100,7 @@ def plan_segments(config: FitConfig, num_examples: int, *, done: int = 0) -> lis
         size = config.batch_size(epoch) if callable(config.batch_size) else config.batch_size
         if not isinstance(size, int | np.integer):
             raise ValueError(f"batch_size={size!r} must be a whole number, or a schedule that gives one for an epoch.")
+        size = int(size)
         per_epoch = steps_per_epoch(num_examples, size)
         in_batches = {"steps": left, "examples": left / size, "epochs": left * per_epoch}[unit]
         count = min(per_epoch, math.ceil(round(in_batches, 6)))  # 0.1 * 30 is 3.0000000000000004
@@ -134,13 +149,13 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
         >>> [round(record["test_loss"], 4) for record in records]
         [1.4062, 0.8203, 0.6738]
     """
+    config, num_examples = python_numbers(config), task.num_examples
     check_seed(config.seed)
-    num_examples = task.num_examples
     everything = plan_segments(config, num_examples)
     params = state.params if state is not None else start_shapes(task)
     check_params(params)
     check_optimizer(config.optimizer, params)
-    test = make_test(task, min(500, config.microbatch_size or 500))
+    test = make_test(task, min(500, config.microbatch_size or 500), config.eval_params)
     begun = state is not None
     state = state if begun else init_state(task, config.optimizer, config.seed)
     done = int(state.step) // (config.num_groups or 1)

@@ -11,14 +11,9 @@ uses the group's statistics (*ghost* batch norm), which is exact for groups and 
 Axes: B examples, K groups, P parameters.
 """
 
-import functools
-
 import jax
-import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float, PyTree
 
-from jaxbatch.batches import even_part
 from jaxbatch.groups import (
     CPU_VMAP,
     LossFn,
@@ -26,13 +21,13 @@ from jaxbatch.groups import (
     check_loss,
     choose_method,
     leading_axis,
+    losses_and_aux,
     map_in_parts,
     over_groups,
-    side_by_side,
     split_groups,
 )
-from jaxbatch.layers import loops_are_slow
-from jaxbatch.sums import add, mean_loss, mean_of_sum, widen, zero_sum
+from jaxbatch.microbatches import check_microbatch_size, microbatch_gradient
+from jaxbatch.sums import mean_loss
 
 
 def per_example_gradients(
@@ -56,6 +51,7 @@ def per_example_gradients(
             ``loss_fn`` that does not return one loss per example.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> loss_fn = lambda w, x: 0.5 * (x @ w) ** 2
         >>> per_example_gradients(loss_fn, jnp.array([1.0, 2.0]), jnp.eye(2)).tolist()
         [[1.0, 0.0], [0.0, 2.0]]
@@ -67,7 +63,7 @@ def per_example_gradients(
     batch_size = check_loss(loss_fn, params, batch)
     if microbatch_size is None:
         microbatch_size = CPU_VMAP if jax.default_backend() == "cpu" else batch_size
-    _check_microbatch_size(microbatch_size)
+    check_microbatch_size(microbatch_size)
 
     def gradient(example):
         one = jax.tree.map(lambda leaf: leaf[None], example)
@@ -97,7 +93,7 @@ def group_gradients(
         batch: pytree with leading axis B.
         num_groups: K, a divisor of B.
         has_aux: whether ``loss_fn`` returns ``(losses, aux)``.
-        microbatch_size: within a group, examples worked on at a time; see :func:`accumulated_gradient`.
+        microbatch_size: within a group, examples worked on at a time; see :func:`jaxbatch.accumulated_gradient`.
             Not together with ``has_aux``.
         method: how the groups are gone through. ``"map"``: one after another in a compiled loop, the
             memory of one group. ``"vmap"``: side by side. ``"unroll"``: one after another without a
@@ -114,6 +110,7 @@ def group_gradients(
             all of :func:`per_example_gradients`.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> loss_fn = lambda w, x: 0.5 * (x - w) ** 2
         >>> group_gradients(loss_fn, jnp.array(0.0), jnp.array([1.0, 3.0, 5.0, 7.0]), 2).tolist()
         [-2.0, -6.0]
@@ -139,6 +136,7 @@ def losses_and_group_gradients(
     ``aux`` is None without ``has_aux``.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> loss_fn = lambda w, x: 0.5 * (x - w) ** 2
         >>> losses, gradients, _ = losses_and_group_gradients(loss_fn, jnp.array(0.0), jnp.array([1.0, 3.0]), 2)
         >>> losses.tolist(), gradients.tolist()
@@ -151,62 +149,13 @@ def losses_and_group_gradients(
     return losses.reshape(-1), gradients, aux
 
 
-def accumulated_gradient(
-    loss_fn: LossFn, params: PyTree, batch: PyTree, microbatch_size: int
-) -> PyTree[Float[Array, "..."]]:
-    r"""The gradient of the batch's mean loss, summed over microbatches: the memory of one of them.
-
-    The sum is kept in float32 at least and cast to the parameters' types at the end. Equal to ``jax.grad`` of the mean loss up to the order of summation. A last microbatch that is not
-    full counts by its number of examples. On CPU a model that is built on XLA's convolutions, which are slow in
-    compiled loops, goes through a Python loop over a compiled accumulation; inside ``jit`` it has to be the loop.
-
-    Args:
-        loss_fn: ``(params, batch) -> losses``.
-        params: pytree of floating-point arrays.
-        batch: pytree with leading axis B.
-        microbatch_size: examples worked on at a time, at most; need not divide B, though where a divisor is
-            near, it is taken.
-
-    Raises:
-        ValueError: as :func:`per_example_gradients`.
-
-    Example:
-        >>> loss_fn = lambda w, x: 0.5 * (x - w) ** 2
-        >>> accumulated_gradient(loss_fn, jnp.array(0.0), jnp.array([1.0, 3.0, 5.0]), 2).tolist()
-        -3.0
-    """
-    batch_size = check_loss(loss_fn, params, batch)
-    _check_microbatch_size(microbatch_size)
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, batch)))
-    if traced or not loops_are_slow(loss_fn, params, batch):
-        return microbatch_gradient(loss_fn, params, batch, microbatch_size)[1]
-    try:
-        accumulate = _compile_accumulate(loss_fn)
-    except TypeError:  # a loss function without a hash, as a callable that holds arrays: compiled at every call
-        accumulate = _compile_accumulate.__wrapped__(loss_fn)
-    total, size = zero_sum(params), even_part(batch_size, microbatch_size)
-    for start in range(0, batch_size, size):
-        total = accumulate(total, params, jax.tree.map(lambda leaf: leaf[start : start + size], batch))
-    return mean_of_sum(total, batch_size, params)
-
-
-@functools.lru_cache(maxsize=16)
-def _compile_accumulate(loss_fn):
-    """``(total, params, microbatch) -> total``, in total's memory."""
-
-    def accumulate(total, params, microbatch):
-        gradient = jax.grad(lambda p: widen(loss_fn(p, microbatch)).sum())(params)
-        return add(total, gradient)
-
-    return jax.jit(accumulate, donate_argnums=0)
-
-
 def losses_and_mean_gradient(
     loss_fn: LossFn, params: PyTree, batch: PyTree, *, microbatch_size: int | None = None
 ) -> tuple[Float[Array, "B"], PyTree]:
     """The losses and the gradient of their mean: the ordinary step's work, in microbatches where asked for.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> loss_fn = lambda w, x: 0.5 * (x - w) ** 2
         >>> losses, gradient = losses_and_mean_gradient(loss_fn, jnp.array(0.0), jnp.array([1.0, 3.0]))
         >>> losses.tolist(), float(gradient)
@@ -220,7 +169,7 @@ def losses_and_mean_gradient(
 def group_gradient_fn(loss_fn: LossFn, *, has_aux: bool = False, microbatch_size: int | None = None):
     """``(params, group) -> (losses, gradient of their mean, aux)``."""
     if microbatch_size is not None:
-        _check_microbatch_size(microbatch_size)
+        check_microbatch_size(microbatch_size)
         if has_aux:
             raise ValueError(
                 f"microbatch_size={microbatch_size} with has_aux=True: how the aux of microbatches combine is not "
@@ -238,54 +187,3 @@ def group_gradient_fn(loss_fn: LossFn, *, has_aux: bool = False, microbatch_size
         return losses, gradient, aux
 
     return one_group
-
-
-def losses_and_aux(loss_fn: LossFn, params: PyTree, batch: PyTree, has_aux: bool) -> tuple[Float[Array, "B"], PyTree]:
-    """What ``loss_fn`` returns, as a pair of arrays and of a pytree of arrays (None without ``has_aux``).
-
-    Example:
-        >>> losses_and_aux(lambda w, x: (w * x, 7), jnp.array(2.0), jnp.ones(1), has_aux=True)[1].item()
-        7
-    """
-    losses, aux = loss_fn(params, batch) if has_aux else (loss_fn(params, batch), None)
-    return losses, jax.tree.map(jnp.asarray, aux)
-
-
-def _check_microbatch_size(microbatch_size: int) -> None:
-    if microbatch_size < 1:
-        raise ValueError(f"microbatch_size={microbatch_size} must be at least 1.")
-
-
-def microbatch_gradient(loss_fn: LossFn, params: PyTree, batch: PyTree, microbatch_size: int, *, has_aux: bool = False):
-    """Losses, gradient of their mean, and aux, summed over microbatches in a compiled loop.
-
-    Returns:
-        ``(losses, gradient, aux)``; aux has a leading axis of microbatches, or is None without ``has_aux``. Its leaves
-        must have the same shapes for a last microbatch that is not full, as moments have.
-    """
-    batch_size = leading_axis(batch)
-    microbatch_size = even_part(batch_size, microbatch_size)
-    full = batch_size // microbatch_size * microbatch_size
-
-    def accumulate(total, microbatch):
-        def loss_sum(p):
-            losses, aux = losses_and_aux(loss_fn, p, microbatch, has_aux)
-            return widen(losses).sum(), (losses, aux)
-
-        (_, found), gradient = jax.value_and_grad(loss_sum, has_aux=True)(params)
-        return add(total, gradient), found
-
-    total = zero_sum(params)
-    cut = lambda start, stop: jax.tree.map(lambda leaf: leaf[start:stop], batch)
-    losses, aux = [], []
-    if full:
-        head = jax.tree.map(lambda leaf: leaf[:full].reshape(-1, microbatch_size, *leaf.shape[1:]), batch)
-        total, found = lax.scan(accumulate, total, head, unroll=side_by_side())
-        losses.append(found[0].reshape(-1))
-        aux.append(found[1])
-    if full < batch_size:
-        total, found = accumulate(total, cut(full, batch_size))
-        losses.append(found[0])
-        aux.append(jax.tree.map(lambda leaf: leaf[None], found[1]))
-    joined = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *aux) if has_aux else None
-    return jnp.concatenate(losses), mean_of_sum(total, batch_size, params), joined

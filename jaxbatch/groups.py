@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
 
 from jaxbatch.layers import loops_are_slow
 
@@ -30,21 +30,36 @@ def check_loss(loss_fn: LossFn, params: PyTree, batch: PyTree, *, has_aux: bool 
     """
     batch_size = leading_axis(batch)
     check_params(params)
-    result = jax.eval_shape(loss_fn, params, batch)
+    jax.eval_shape(lambda p, b: losses_and_aux(loss_fn, p, b, has_aux), params, batch)
+    return batch_size
+
+
+def losses_and_aux(loss_fn: LossFn, params: PyTree, batch: PyTree, has_aux: bool = False) -> tuple[Float[Array, "B"], PyTree]:
+    """What ``loss_fn`` returns, checked: the losses, and aux as a pytree of arrays (None without ``has_aux``).
+
+    Everything that calls a loss calls it here, so that a mean, a sum or a table of losses is refused on every path: on
+    several devices, in microbatches, from a stream.
+
+    Raises:
+        ValueError: anything but one floating-point loss per example.
+
+    Example:
+        >>> losses_and_aux(lambda w, x: (w * x, 7), jnp.array(2.0), jnp.ones(1), has_aux=True)[1].item()
+        7
+    """
+    result = loss_fn(params, batch)
     if has_aux and not (isinstance(result, tuple) and len(result) == 2):
         raise ValueError("has_aux=True: loss_fn must return a pair (losses, aux).")
-    losses = result[0] if has_aux else result
-    if not has_aux and isinstance(losses, tuple):
+    if not has_aux and isinstance(result, tuple):
         raise ValueError("loss_fn returned a tuple. If it is (losses, aux), pass has_aux=True.")
-    shape = getattr(losses, "shape", None)
-    if shape != (batch_size,):
+    losses, aux = result if has_aux else (result, None)
+    shape, wanted = getattr(losses, "shape", None), (leading_axis(batch),)
+    if shape != wanted:
         hint = " Leave out the mean." if shape == () else ""
-        raise ValueError(
-            f"loss_fn must return one loss per example, shape ({batch_size},), and returned shape {shape}.{hint}"
-        )
+        raise ValueError(f"loss_fn must return one loss per example, shape {wanted}, and returned shape {shape}.{hint}")
     if not jnp.issubdtype(losses.dtype, jnp.floating):
         raise ValueError(f"loss_fn must return floating-point losses, and returned {losses.dtype}.")
-    return batch_size
+    return losses, jax.tree.map(jnp.asarray, aux)
 
 
 def check_params(params: PyTree) -> None:

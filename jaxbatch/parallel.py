@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as Spec
 from jaxtyping import Array, Bool, Int32
 
 from jaxbatch.augment import example_keys
-from jaxbatch.gradients import losses_and_aux
+from jaxbatch.groups import losses_and_aux
 from jaxbatch.layers import loops_are_slow
 from jaxbatch.loops import as_place, batch_shapes
 from jaxbatch.sums import cast_like, widen

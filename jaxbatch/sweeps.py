@@ -42,6 +42,7 @@ def sweep(
     evaluations_per_epoch: int = 1,
     after: Mapping[str, Any] | None = None,
     runs: Runs | None = None,
+    eval_params: Callable[[Any, Any], Any] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Trains R runs at once and yields ``evaluations_per_epoch`` records an epoch.
 
@@ -61,6 +62,7 @@ def sweep(
             its last one nothing is left to yield.
         runs: ``"vmap"``: side by side in one program. ``"threads"``: the program of one run, as many at a time as
             there are cores. ``"map"``: one after another in one program. ``None``: threads on CPU, vmap elsewhere.
+        eval_params: see :class:`jaxbatch.FitConfig`.
 
     Yields:
         ``batches``, ``total_batches``, ``examples``, ``epoch``, ``train_seconds`` and ``compile_seconds`` of all runs
@@ -99,7 +101,7 @@ def sweep(
         batches, failed = int(after["batches"]), np.array(after["diverged_at_batch"])
     segments = plan_segments(config, task.num_examples, done=batches)
     runs, used = runs or choose_runs(), set()
-    test = _over_runs(make_test(task), runs)
+    test = _over_runs(make_test(task, eval_params=eval_params), runs)
     is_finite = make_is_finite(begun, runs=True)
     with Programs(_compiler(task, make_optimizer, settings, states, batch_size, runs)) as programs:
         for segment in segments:

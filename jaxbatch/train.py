@@ -10,7 +10,8 @@ from jax import lax
 from jaxtyping import Array, Float, Int32, PyTree, UInt32
 
 from jaxbatch.batches import check_seed
-from jaxbatch.gradients import group_gradient_fn, microbatch_gradient
+from jaxbatch.gradients import group_gradient_fn
+from jaxbatch.microbatches import microbatch_gradient
 from jaxbatch.groups import LossFn, check_loss, leading_axis
 from jaxbatch.loops import make_evaluate
 from jaxbatch.split import split_backward
@@ -57,8 +58,15 @@ def start_shapes(task: Task) -> PyTree:
     return start if task.update_model_state is None else start[0]
 
 
-def make_test(task: Task, batch_size: int = 500) -> Callable[[TrainState], dict[str, Array]]:
+def make_test(
+    task: Task, batch_size: int = 500, eval_params: Callable[[PyTree, PyTree], PyTree] | None = None
+) -> Callable[[TrainState], dict[str, Array]]:
     """``test(state) -> {name: mean over the test set}``; of a task without ``test_data`` there is nothing to tell.
+
+    Args:
+        task: of which metrics and test data are used.
+        batch_size: examples at a time.
+        eval_params: see :class:`jaxbatch.FitConfig`.
 
     Raises:
         ValueError: test data whose leaves disagree, or that come without ``metrics_fn``.
@@ -68,7 +76,13 @@ def make_test(task: Task, batch_size: int = 500) -> Callable[[TrainState], dict[
     if task.metrics_fn is None:
         raise ValueError("metrics_fn=None with test_data: give metrics_fn, or test_data=None to train without a test.")
     evaluate = make_evaluate(task.metrics_fn, count_examples(task.test_data, "test_data"), batch_size)
-    return lambda state: evaluate(evaluated(task, state), task.test_data)
+
+    def test(state):
+        if eval_params is not None:
+            state = state._replace(params=eval_params(state.opt_state, state.params))
+        return evaluate(evaluated(task, state), task.test_data)
+
+    return test
 
 
 def evaluated(task: Task, state: TrainState) -> PyTree:

@@ -9,7 +9,7 @@ from flax import linen as nn
 
 import jaxbatch as jb
 from jaxbatch.accumulate import make_accumulation
-from jaxbatch.gradients import microbatch_gradient
+from jaxbatch.microbatches import microbatch_gradient
 from jaxbatch.parallel import AXIS, make_shared_step
 
 HALF = (jnp.bfloat16, jnp.float16)

@@ -101,3 +101,27 @@ def test_an_error_of_the_optimizer_s_own_is_not_renamed():
     broken = optax.GradientTransformation(lambda params: (), update)
     with pytest.raises(TypeError, match="something else"):
         next(jb.fit(TASK, jb.FitConfig(broken, 4)))
+
+
+# Optimizers that train at other parameters than they end with
+
+
+def test_metrics_are_taken_at_the_evaluation_parameters():
+    optimizer = optax.contrib.schedule_free_sgd(0.3)
+    config = jb.FitConfig(optimizer, 4, jb.epochs(2))
+    *_, plain = jb.fit(TASK, config)
+    *_, last = jb.fit(TASK, config._replace(eval_params=optax.contrib.schedule_free_eval_params))
+    state = last["state"]
+    expected = optax.contrib.schedule_free_eval_params(state.opt_state, state.params)
+    assert float(expected) != float(state.params)
+    assert last["test_loss"] == pytest.approx(float(LOSS(expected, X).mean()), rel=1e-6)
+    assert plain["test_loss"] == pytest.approx(float(LOSS(state.params, X).mean()), rel=1e-6)
+
+
+@pytest.mark.parametrize("runs", ["vmap", "threads", "map"])
+def test_sweeps_take_them_there_too(runs):
+    settings = {"batch_size": 4, "duration": jb.epochs(2), "eval_params": optax.contrib.schedule_free_eval_params, "runs": runs}
+    *_, last = jb.sweep(TASK, optax.contrib.schedule_free_sgd, jnp.array([0.3, 0.1]), [0, 1], **settings)
+    config = jb.FitConfig(optax.contrib.schedule_free_sgd(0.3), 4, jb.epochs(2), eval_params=settings["eval_params"])
+    *_, alone = jb.fit(TASK, config)
+    assert last["test_loss"][0] == pytest.approx(alone["test_loss"], rel=1e-5)
