@@ -14,6 +14,7 @@ from jaxbatch.batches import (
     steps_per_epoch,
 )
 from jaxbatch.checkpoints import fit_with_checkpoints
+from jaxbatch.clipping import ClippedSum, clipped_gradient_sum, sum_of_gradients
 from jaxbatch.compiling import keep_compiled_programs
 from jaxbatch.data import DATASETS, Dataset, load_dataset
 from jaxbatch.data.images import ImageDataset, open_images
@@ -63,6 +64,7 @@ __all__ = [
     "AlexNet",
     "BackendCheck",
     "BatchSizeSchedule",
+    "ClippedSum",
     "Dataset",
     "Duration",
     "FitConfig",
@@ -83,6 +85,7 @@ __all__ = [
     "classification_loss",
     "classification_metrics",
     "classification_task",
+    "clipped_gradient_sum",
     "compile_epoch",
     "constant_schedule",
     "correct",
@@ -126,6 +129,7 @@ __all__ = [
     "steps",
     "steps_per_epoch",
     "streamed_task",
+    "sum_of_gradients",
     "sweep",
     "track",
 ]
