@@ -62,13 +62,27 @@ def shift(
     return moved
 
 
+def own(batch: Any) -> Any:
+    """A batch in memory of its own. On a CPU an array on the device may be the host's, and on any device the transfer may still
+    be under way when the maker of batches fills the same buffer anew.
+
+    Example:
+        >>> buffer = np.zeros(2)
+        >>> mine = own(buffer)
+        >>> buffer[:] = 7
+        >>> mine.tolist()
+        [0.0, 0.0]
+    """
+    return jax.tree.map(lambda leaf: np.array(leaf) if isinstance(leaf, np.ndarray) else leaf, batch)
+
+
 def prefetch(batches: Iterable[Any], depth: int = 2, put: Callable[[Any], Any] = jax.device_put) -> Iterator[Any]:
     """The batches of a slow iterable, made in a background thread and sent to the device ahead of their use.
 
     Args:
         batches: pytrees of arrays. Drawn in another thread, in order.
         depth: how many are ready at most; bounds the memory.
-        put: moves a batch to where it is used.
+        put: moves a batch to where it is used. It is given a copy: whoever makes the batches may use their memory again.
 
     Yields:
         The batches, on the device. An error in making one is raised where it would have come. Leaving the
@@ -100,7 +114,7 @@ def prefetch(batches: Iterable[Any], depth: int = 2, put: Callable[[Any], Any] =
         try:
             with jax.enable_x64(x64):
                 for batch in batches:
-                    if not offer(("batch", put(batch))):
+                    if not offer(("batch", put(own(batch)))):
                         return
             offer(("end", None))
         except BaseException as error:  # handed over, whatever it is: a silent thread would hang the loop

@@ -4,6 +4,7 @@ import threading
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 import jaxbatch as jb
@@ -69,3 +70,44 @@ def test_an_error_comes_where_the_batch_would_have():
 def test_float64_stays(x64):
     (batch,) = jb.prefetch([np.array([0.1])])
     assert batch.dtype == np.float64
+
+
+def aligned(count):
+    """Memory that XLA:CPU takes as it is, without a copy."""
+    raw = np.empty(count * 4 + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + count * 4].view(np.float32)
+
+
+def test_a_buffer_may_be_filled_anew():
+    buffer = aligned(1024)
+
+    def batches():
+        for number in range(8):
+            buffer[:] = number
+            yield buffer
+
+    assert [float(batch[0]) for batch in list(jb.prefetch(batches()))] == list(range(8))
+    placed = jb.prefetch(batches(), put=lambda batch: jax.device_put(batch, jax.devices()[0]))
+    assert [float(batch[-1]) for batch in list(placed)] == list(range(8))
+
+
+class Reused:
+    """A stream of 0, 1, 2 ... that fills one buffer anew for every part."""
+
+    def __init__(self, count, size):
+        self.num_examples, self.example = count, jax.ShapeDtypeStruct((1024,), np.float32)
+        self.buffer = aligned(size * 1024).reshape(size, 1024)
+
+    def parts(self, indices, place=(0, 0)):
+        for part in indices:
+            self.buffer[: len(part)] = np.asarray(part, np.float32)[:, None]
+            yield self.buffer[: len(part)]
+
+
+def test_a_stream_may_use_its_buffer_again():
+    loss_fn = lambda w, x: w * x.mean(1)
+    task = jb.Task(lambda key: jax.numpy.array(0.0), loss_fn, lambda w, x: {"value": x.mean(1)}, Reused(64, 4), Reused(64, 64))
+    for _ in range(3):
+        (record,) = jb.fit(task, jb.FitConfig(optax.sgd(1.0), 64, microbatch_size=4))
+        assert float(record["state"].params) == -31.5 and record["test_value"] == 31.5
