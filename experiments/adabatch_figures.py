@@ -16,6 +16,7 @@ from experiments.adabatch_report import PARTS, STYLES, draw_throughput, speed_up
 from experiments.study import one_line_errors, parse
 from jaxbatch import plots
 from jaxbatch.intervals import interval
+from jaxbatch.paths import local_path
 from jaxbatch.report import print_table
 
 NETWORKS = ("vgg19_bn", "resnet20", "alexnet", "simple_cnn")  # in the order of the paper's tables
@@ -45,7 +46,7 @@ def load_runs(config: Config) -> list[Run]:
     Raises:
         FileNotFoundError: there is none; the message says how to make one.
     """
-    folder, found = pathlib.Path(config.output_dir) / "adabatch", {}
+    folder, found = local_path(config.output_dir, "--output-dir") / "adabatch", {}
     for path in sorted(folder.glob("*/arrays.npz"), key=lambda path: path.stat().st_mtime):
         with np.load(path) as file:
             arrays = {name: file[name] for name in file.files}
@@ -118,7 +119,7 @@ def main(args: Sequence[str] | None = None) -> None:
         runs = load_runs(config)
         console.print(f"From {', '.join(str(run.path) for run in runs)}", soft_wrap=True)
         print_tables(console, runs)
-        drawn = [draw(runs, key, pathlib.Path(config.output_dir) / "adabatch") for key in ("loss", "test_error", "throughput")]
+        drawn = [draw(runs, key, local_path(config.output_dir, "--output-dir") / "adabatch") for key in ("loss", "test_error", "throughput")]
     console.print(f"Figures: {', '.join(map(str, drawn))}", soft_wrap=True)
 
 

@@ -12,7 +12,6 @@ and the length of the sums, and stated. Every backend that JAX finds is checked,
 
 import dataclasses
 import os
-import pathlib
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from experiments.checks.cases import all_cases
 from experiments.checks.files import check_save, compare, load, load_others, save
 from experiments.checks.run import Output, run_cases
 from experiments.study import one_line_errors, parse
+from jaxbatch.paths import local_path
 from jaxbatch.records import describe_provenance, make_run_folder, open_run
 from jaxbatch.report import progress_bar
 
@@ -121,9 +121,9 @@ def cross_check(config: Config, console: Console) -> bool:
     """Runs everything, shows it, and returns whether all agree."""
     config = resolve(config)
     # Whatever a wrong path would end is ended before the minutes of computing, and before anything is removed.
-    others = load_others(pathlib.Path(config.against), config.seed) if config.against else []
+    others = load_others(local_path(config.against, "--against"), config.seed) if config.against else []
     if config.save:
-        check_save(pathlib.Path(config.save))
+        check_save(local_path(config.save, "--save"))
     make_run_folder(config.output_dir, "cross_check", _fields(config))
     wanted = [config.backend] if config.backend else find_backends()
     outputs, machines = [], {}
@@ -141,7 +141,7 @@ def cross_check(config: Config, console: Console) -> bool:
     agree = cross_check_report.print_failures(console, records, machines)
     figure = cross_check_report.draw_figure(records, run.path)
     if config.save:
-        save(pathlib.Path(config.save), outputs, machines)
+        save(local_path(config.save, "--save"), outputs, machines)
         console.print(f"Saved: {config.save}", soft_wrap=True)
     if config.against:
         pairs = compare(outputs, others)

@@ -298,6 +298,7 @@ def run_study(
     """Parses, runs, and turns errors into one line."""
     config = parse(config_type, description, args)
     with one_line_errors():
-        if config.keep_compiled:
-            jaxbatch.keep_compiled_programs()
-        study(config, Console(highlight=False))
+        console = Console(highlight=False)
+        if config.keep_compiled and jaxbatch.keep_compiled_programs() is None:
+            console.print("Nothing is kept between runs: there is no home folder that can be written to. Set HOME or XDG_CACHE_HOME.", soft_wrap=True)
+        study(config, console)

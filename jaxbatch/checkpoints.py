@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxbatch.fitting import FitConfig, fit, plan_segments, python_numbers
+from jaxbatch.paths import local_path
 from jaxbatch.tasks import Task
 from jaxbatch.train import init_state
 
@@ -100,7 +101,7 @@ class Checkpoints:
     def __init__(self, folder: str | os.PathLike, about: dict[str, Any], *, keep: int = 2):
         if keep < 1:
             raise ValueError(f"keep={keep} must be at least 1.")
-        self.folder, self._keep = pathlib.Path(folder).absolute(), keep
+        self.folder, self._keep = local_path(folder, "checkpoint_dir").absolute(), keep
         self.folder.mkdir(parents=True, exist_ok=True)
         file, text = self.folder / "about.json", json.dumps(about, sort_keys=True)
         if file.exists():

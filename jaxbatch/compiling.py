@@ -15,13 +15,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-
-def cache_folder() -> pathlib.Path:
-    """The user's cache folder for jaxbatch: ``$XDG_CACHE_HOME/jaxbatch``, else ``~/.cache/jaxbatch``."""
-    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "jaxbatch"
+from jaxbatch.paths import cache_folder, local_path
 
 
-def keep_compiled_programs(folder: str | os.PathLike | None = None) -> pathlib.Path:
+def keep_compiled_programs(folder: str | os.PathLike | None = None) -> pathlib.Path | None:
     """Compiled programs are kept on disk and found again by later runs, on this machine with these versions.
 
     The studies call it unless told ``--no-keep-compiled``. A folder that JAX has already been given, as through
@@ -31,12 +28,24 @@ def keep_compiled_programs(folder: str | os.PathLike | None = None) -> pathlib.P
         folder: where; ``None``: ``compiled`` in the user's cache folder.
 
     Returns:
-        The folder in use.
+        The folder in use. None where none is named and the user's cannot be had, as without a home or with one that is
+        read-only: programs are compiled anew then.
+
+    Raises:
+        ValueError: a ``folder`` that is an address; OSError: one that cannot be made.
     """
     if jax.config.jax_compilation_cache_dir:
         return pathlib.Path(jax.config.jax_compilation_cache_dir)
-    path = pathlib.Path(folder) if folder else cache_folder() / "compiled"
-    path.mkdir(parents=True, exist_ok=True)
+    cache = cache_folder()
+    if not folder and cache is None:
+        return None
+    path = local_path(folder, "folder") if folder else cache / "compiled"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        if folder:
+            raise
+        return None
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     return path

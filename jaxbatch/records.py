@@ -18,6 +18,8 @@ from typing import Any
 
 import jax
 
+from jaxbatch.paths import local_path
+
 Record = dict[str, Any]
 
 
@@ -103,7 +105,7 @@ def make_run_folder(output_dir: str | os.PathLike, study: str, config: Mapping[s
         ValueError: it cannot be made.
     """
     text = json.dumps(dict(config), sort_keys=True)
-    path = pathlib.Path(output_dir) / study / hashlib.sha256(text.encode()).hexdigest()[:10]
+    path = local_path(output_dir, "output_dir") / study / hashlib.sha256(text.encode()).hexdigest()[:10]
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -18,8 +18,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from jaxbatch.compiling import cache_folder
 from jaxbatch.data import digits, official, prepared
+from jaxbatch.paths import cache_folder, local_path
 
 _FORMAT = 1  # raise when decoding changes, so that old caches are not believed
 
@@ -92,14 +92,16 @@ def _plain(name: str) -> str:
 
 def _load_files(name: str, data_dir: str | os.PathLike | None) -> official.Arrays:
     given = data_dir or os.environ.get("JAXBATCH_DATA_DIR")
-    downloads = cache_folder() / "official"
+    cache = cache_folder()
     if given:
-        folders = [pathlib.Path(given).expanduser()]
+        source = "data_dir" if data_dir else "JAXBATCH_DATA_DIR"
+        folders = [local_path(given, source)]
         if not folders[0].is_dir():
-            source = "data_dir" if data_dir else "JAXBATCH_DATA_DIR"
             raise FileNotFoundError(f"{source}={str(given)!r} is no folder. Name the folder that holds the files.")
     else:
-        folders = [downloads, pathlib.Path("~/tensorflow_datasets").expanduser()]
+        folders = [] if cache is None else [cache / "official"]
+        with contextlib.suppress(RuntimeError):  # no home, and so none of TensorFlow Datasets' folder in it
+            folders.append(pathlib.Path("~/tensorflow_datasets").expanduser())
     for folder in folders:
         paths = official.find_files(name, folder)
         if paths is not None:
@@ -107,7 +109,9 @@ def _load_files(name: str, data_dir: str | os.PathLike | None) -> official.Array
         if prepared.is_prepared(name, folder):
             files = sorted(path for path in (folder / name).rglob("*") if path.is_file())
             return _cached(name, files, lambda folder=folder: prepared.read_prepared(name, folder))
-    paths = prepared.download_official(name, folders[0] if given else downloads)
+    if not given and cache is None:
+        raise FileNotFoundError(f"{name}: no folder is named, and there is no home to download it to. Set data_dir, JAXBATCH_DATA_DIR or HOME.")
+    paths = prepared.download_official(name, folders[0])
     return _cached(name, paths, lambda: official.read_files(name, paths))
 
 
@@ -115,7 +119,10 @@ def _cached(name: str, sources: list[pathlib.Path], read: Callable[[], official.
     """``read()``, or its result kept from an earlier call with the same source files."""
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in sources]
     key = hashlib.sha256(repr((_FORMAT, name, stats)).encode()).hexdigest()[:16]
-    path = cache_folder() / "decoded" / f"{name}-{key}.npz"
+    cache = cache_folder()
+    if cache is None:
+        return read()
+    path = cache / "decoded" / f"{name}-{key}.npz"
     try:
         with open(path, "rb") as file, np.load(file) as kept:
             return tuple(kept[f"arr_{i}"] for i in range(4))

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from jaxbatch.data import prepared
+from jaxbatch.paths import local_path
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SPLITS = {"train": ("train",), "test": ("validation", "val", "test")}  # as they are called where they come from
@@ -81,7 +82,8 @@ def open_images(name: str = "imagenet2012", *, data_dir: str | os.PathLike | Non
         FileNotFoundError: there is no such folder; the message says what is looked for.
         ValueError: a folder without images, splits with different classes, a folder that TFDS cannot read.
     """
-    root = pathlib.Path(data_dir or os.environ.get("JAXBATCH_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    source = "data_dir" if data_dir else "JAXBATCH_DATA_DIR"
+    root = local_path(data_dir or os.environ.get("JAXBATCH_DATA_DIR") or "~/tensorflow_datasets", source)
     folder = root / name
     if prepared.is_prepared(name, root):
         return _open_prepared(name, folder)
