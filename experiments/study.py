@@ -15,6 +15,7 @@ import tyro
 from rich.console import Console
 
 import jaxbatch
+from experiments.terminal import show_plainly
 from jaxbatch.batches import steps_per_epoch
 from jaxbatch.data import DATASETS, load_dataset
 from jaxbatch.records import Record, RunFolder, describe_commit, open_run
@@ -296,6 +297,7 @@ def run_study(
     config_type: type[Config], description: str, study: Callable[[Config, Console], None], args: Sequence[str] | None
 ) -> None:
     """Parses, runs, and turns errors into one line."""
+    show_plainly()
     config = parse(config_type, description, args)
     with one_line_errors():
         console = Console(highlight=False)

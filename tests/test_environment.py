@@ -2,11 +2,13 @@
 
 import os
 import pathlib
+import subprocess
 import sys
 
 import pytest
 
 from experiments import environment
+from tests.conftest import ROOT
 
 
 @pytest.fixture
@@ -45,3 +47,13 @@ def test_a_system_without_huge_pages(started, monkeypatch):
     monkeypatch.setattr(environment, "_HUGE_PAGES", pathlib.Path("/nowhere/enabled"))
     environment.settle({})
     assert not started
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_without_our_letters_gets_its_tables(tmp_path, encoding):
+    environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    command = [sys.executable, "-m", "experiments.learning_rate_grid", "--quick", "--model", "mlp", "--batch-sizes", "60", "--output-dir", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, env=environment, cwd=ROOT)
+    assert done.returncode == 0, done.stderr.decode(encoding)
+    text = done.stdout.decode(encoding)
+    assert "best rate" in text and "Figure: " in text and "?" not in text
