@@ -164,7 +164,7 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
     rates, best = sorted(config.tuned_rates), rate_of(records, "tuned")
     if len(rates) > 1 and best in (rates[0], rates[-1]):
         edge = "lowest" if best == rates[0] else "highest"
-        sentences.append(f"The rate of (d), {best:g}, chosen on the validation part, is the {edge} that was tried: a better one may lie beyond.")
+        sentences.append(f"The rate of (d), {best:g}, is the {edge} that was tried: a better one may lie beyond.")
     for arm in ("adaptive", *several):
         forward, backward = (tuple(cost_seconds(config, records, who, part) for who in (arm, "small")) for part in PARTS)
         ups = [speed_up(*forward), speed_up(*backward), speed_up(*(forward[n] + backward[n] for n in (0, 1)))]
