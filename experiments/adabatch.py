@@ -12,7 +12,9 @@ Four arms see the same epochs. Every so many epochs
     python -m experiments.adabatch --devices 1,2,4                                  (b) on several devices as well
     python -m experiments.adabatch_figures --dataset cifar10                        all networks side by side, from their files
 
-Forward and backward are timed apart for every batch size, side by side, loading, loss and optimizer left out.
+The rate of (d) is chosen on a sixth of the training set that is held out meanwhile; then all arms train on the whole of it,
+and the test error is recorded and chooses nothing. Forward and backward are timed apart for every batch size, side by side,
+loading, loss and optimizer left out.
 """
 
 import dataclasses
@@ -68,7 +70,9 @@ class Config(StudyConfig):
     learning_rate: float = 0.01
     """Rate at the start of (a), (b) and (c)."""
     tuned_rates: tuple[float, ...] = (0.00316, 0.01, 0.0316, 0.1)
-    """Rates that (d) chooses from."""
+    """Rates that (d) chooses from, on the validation part."""
+    validation_seed: int = 0
+    """Seed by which a sixth of the training set is held out while the rate of (d) is chosen."""
     momentum: float = 0.9
     """Momentum of SGD, at least 0 and below 1."""
     weight_decay: float = 5e-4
@@ -149,6 +153,7 @@ def resolve(config: Config, num_examples: int) -> Config:
     )
     for arm in ("adaptive", "large"):
         count_steps(make_schedule(config, arm), num_examples, config.epochs)  # a batch larger than the data ends here
+    count_steps(make_schedule(config, "small"), num_examples - num_examples // 6, config.epochs)  # where (d) is chosen
     return config
 
 
@@ -212,6 +217,9 @@ def measure(config: Config, dataset: jb.Dataset, run: RunFolder, console: Consol
     if make_model(config, 1, 2) != make_model(config, 1):  # the same network, which names the axis of the devices
         model = make_model(config, dataset.num_classes, 2)
         shared = task._replace(loss_fn=jb.classification_task(model, dataset, augment=augment).loss_fn)
+    choosing = jb.classification_task(
+        make_model(config, dataset.num_classes), jb.hold_out(dataset, seed=config.validation_seed), augment=augment
+    )
     arms = adabatch_report.arms(config)
     with progress_bar(console) as progress:
         total = (len(config.tuned_rates) + len(arms) * config.seeds) * config.epochs
@@ -227,9 +235,10 @@ def measure(config: Config, dataset: jb.Dataset, run: RunFolder, console: Consol
                     if record["epoch"] not in known:
                         run.append(record | {"arm": arm})
                 return show(config.epochs)
-            fit_config = make_fit_config(config, arm, rate, seed, task.num_examples)
-            several = fit_config.num_devices > 1
-            train_into(run, shared if several else task, fit_config, {"arm": arm, "learning_rate": rate, "seed": seed}, show)
+            used = choosing if arm == "tune" else shared if adabatch_report.devices_of(arm) > 1 else task
+            fit_config = make_fit_config(config, arm, rate, seed, used.num_examples)
+            place = {"arm": arm, "learning_rate": rate, "seed": seed}
+            train_into(run, used, fit_config, place, show, judged_on="validation" if arm == "tune" else "test")
 
         for rate in config.tuned_rates:
             train("tune", rate, OTHER_SEED)

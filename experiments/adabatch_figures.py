@@ -66,8 +66,7 @@ def print_tables(console: Console, runs: Sequence[Run]) -> None:
     for run in runs:
         for arm, name in run.about["arms"].items():
             error = 100 * (1 - run.arrays[f"{arm}_test_accuracy"])
-            best = interval(error.min(1))
-            rows.append([run.about["model"], name, f"{run.about['rates'][arm]:g}", f"{best:.2f}", f"{interval(error[:, -1]):.2f}"])
+            rows.append([run.about["model"], name, f"{run.about['rates'][arm]:g}", f"{interval(error[:, -1]):.2f}"])
             if arm == "tuned":  # its steps are those of (a)
                 continue
             spent = [run.arrays[f"{arm}_{part}_seconds"] for part in PARTS]
@@ -75,7 +74,7 @@ def print_tables(console: Console, runs: Sequence[Run]) -> None:
             ups = [speed_up(*pair) for pair in zip(spent, theirs, strict=True)] + [speed_up(sum(spent), sum(theirs))]
             told = ["1"] * 3 if arm == "small" else [f"{up:.2f}" for up in ups]
             costs.append([run.about["model"], name, *(f"{np.median(part):.1f}" for part in spent), *told])
-    print_table(console, "Test error, %", ["network", "arm", "rate", "best", "last"], rows)
+    print_table(console, "Test error after the last epoch, %", ["network", "arm", "rate", "test error"], rows)
     print_table(console, "Seconds of the passes, and speed-up over (a)", ["network", "arm", *PARTS, "× forward", "× backward", "× both"], costs)
 
 

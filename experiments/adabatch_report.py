@@ -46,11 +46,11 @@ def devices_of(arm: str) -> int:
 
 
 def best_rate(records: Sequence[Record]) -> float:
-    """The rate whose choosing run ends with the highest test accuracy; runs that diverged do not count."""
+    """The rate whose choosing run ends with the highest validation accuracy; runs that diverged do not count."""
     ends = {}
     for record in records:
         if record["kind"] == "epoch" and record["arm"] == "tune":
-            ends[record["learning_rate"]] = -1.0 if record["diverged"] else record["test_accuracy"]
+            ends[record["learning_rate"]] = -1.0 if record["diverged"] else record["validation_accuracy"]
     return max(ends, key=ends.get)
 
 
@@ -132,8 +132,8 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
     rows = []
     for arm, name in everything:
         error = errors(config, records, arm)
-        rows.append([name, f"{rate_of(records, arm):g}", f"{interval(_least(error)):.2f}", f"{interval(error[:, -1]):.2f}"])
-    print_table(console, "Test error by arm, %", ["arm", "rate", "best", "last"], rows)
+        rows.append([name, f"{rate_of(records, arm):g}", f"{interval(error[:, -1]):.2f}"])
+    print_table(console, "Test error after the last epoch, %", ["arm", "rate", "test error"], rows)
     rows = [[name, *(f"{interval(cost_seconds(config, records, arm, part), np.median):.1f}" for part in PARTS)] for arm, name in everything]
     print_table(console, "Seconds of the network's passes in a run", ["arm", *PARTS], rows)
     rows = []
@@ -146,10 +146,6 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
         for size, times in cost_by_size(records, count).items():
             rows.append([f"{size:,}", str(count), *(f"{interval(1e3 * part / size, np.median):.1f}" for part in times)])
     print_table(console, "Microseconds an example", ["B", "devices", "forward", "backward"], rows)
-
-
-def _least(table: Float[np.ndarray, "S E"]) -> Float[np.ndarray, "S"]:
-    return np.where(np.isnan(table).all(1), np.nan, np.nanmin(np.where(np.isnan(table), np.inf, table), 1))
 
 
 def verdict(config, records: Sequence[Record]) -> list[str]:

@@ -1,9 +1,10 @@
-"""How many updates, epochs, examples and seconds does each batch size need to reach a test accuracy?
+"""How many updates, epochs, examples and seconds does each batch size need to reach an accuracy?
 
 Table 1 gives every size the same learning rate, as the study was once done; table 2 gives each size the rate that the
 grid of rates (experiments.learning_rate_grid, run first where its results are not there) found best for it, on other
-seeds than the grid's. The second is the fair one. Beside it: the critical batch size that the updates fit, and the gradient
-noise scale measured on the way.
+seeds than the grid's. The second is the fair one. The target is looked for on a sixth of the training set that is held out;
+the test set is looked at once, where a run has ended. Beside it: the critical batch size that the updates fit, and the
+gradient noise scale measured on the way.
 
     python -m experiments.convergence                      about 4 minutes, the grid included
     python -m experiments.convergence --dataset mnist      about 8 minutes after the grid
@@ -12,19 +13,20 @@ The measured answer stands in the README and in docs/mnist_study.md.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import optax
 from rich.console import Console
 
 import jaxbatch as jb
-from experiments import convergence_report, iteration_speed, learning_rate_grid
+from experiments import convergence_figure, convergence_report, iteration_speed, learning_rate_grid
+from experiments.convergence_report import rate_of
 from experiments.learning_rate_grid_report import best_rates
 from experiments.study import (
     TargetConfig,
     check_positive,
-    load_task,
+    load_choosing_task,
     num_updates,
     open_study,
     resolve_target,
@@ -34,6 +36,7 @@ from experiments.study import (
 from jaxbatch.records import Record, RunFolder
 from jaxbatch.report import progress_bar
 from jaxbatch.tasks import Task
+from jaxbatch.train import TrainState, evaluated
 
 OTHER_SEEDS = 1000  # added to the seeds, so that rates are not judged on the runs that they were chosen by
 NOISE_EXAMPLES = 600  # drawn at each evaluation for the gradient noise scale
@@ -82,38 +85,44 @@ def find_tuned_rates(config: Config, task: Task, console: Console) -> dict[int, 
     return best_rates(grid, run.records)
 
 
-def measure_run(task: Task, config: Config, table: str, batch_size: int, rate: float, seed: int) -> Iterator[Record]:
-    """Trains until the target or the end; a last record of the run, and before it the noise at every evaluation."""
-    optimizer = optax.sgd(rate, config.momentum)
+def measure_run(task: Task, config: Config, place: Record, test: Callable[[TrainState], float]) -> Iterator[Record]:
+    """Trains until the target or the end; a last record of the run, and before it the noise at every evaluation.
+
+    Args:
+        task: its ``test_data`` are the validation part.
+        config: of the study.
+        place: what tells the run from the others: ``table``, ``batch_size``, ``seed`` and ``learning_rate``.
+        test: the accuracy on the test set, asked once.
+    """
+    batch_size, seed = place["batch_size"], OTHER_SEEDS + place["seed"]
     fit_config = jb.FitConfig(
-        optimizer,
+        optax.sgd(place["learning_rate"], config.momentum),
         batch_size,
         jb.steps(num_updates(config, task.num_examples, batch_size)),
-        seed=OTHER_SEEDS + seed,
+        seed=seed,
         evaluations_per_epoch=config.evaluations_per_epoch,
     )
-    place = {"table": table, "batch_size": batch_size, "seed": seed}
     seconds, best, last = 0.0, 0.0, None
     for last in jb.fit(task, fit_config):
         seconds += last["train_seconds"]
-        best = max(best, last["test_accuracy"])
-        if table == "tuned" and not last["diverged"]:
-            yield {"kind": "noise", **place, "updates": last["updates"], "test_accuracy": last["test_accuracy"]} | measure_noise(
-                task, last["state"].params, OTHER_SEEDS + seed, last["updates"]
-            )
-        if last["test_accuracy"] >= config.target_accuracy:
+        accuracy = last["test_accuracy"]  # of the task's test data, the validation part
+        best = max(best, accuracy)
+        if place["table"] == "tuned" and not last["diverged"]:
+            noise = measure_noise(task, last["state"].params, seed, last["updates"])
+            yield {"kind": "noise", **place, "updates": last["updates"], "validation_accuracy": accuracy} | noise
+        if accuracy >= config.target_accuracy:
             break
     yield {
         "kind": "run",
         **place,
-        "learning_rate": rate,
-        "reached": last["test_accuracy"] >= config.target_accuracy,
+        "reached": accuracy >= config.target_accuracy,
         "updates": last["updates"],
         "epochs": last["epoch"],
         "examples": last["examples"],
         "compute_seconds": seconds,
-        "final_accuracy": last["test_accuracy"],
-        "best_accuracy": best,
+        "validation_accuracy": accuracy,
+        "best_validation_accuracy": best,
+        "test_accuracy": None if last["diverged"] else test(last["state"]),
         "diverged": last["diverged"],
     }
 
@@ -130,38 +139,57 @@ def measure_noise(task: Task, params, seed: int, updates: int) -> Record:
 _statistics = jax.jit(jb.gradient_statistics, static_argnums=0)  # compiled once for a loss function
 
 
-def measure(config: Config, task: Task, rates: dict[str, dict[int, float]], run: RunFolder, console: Console) -> None:
+def note_rate(run: RunFolder, table: str, batch_size: int, rate: float) -> None:
+    """Writes down which rate a size has now, if it is another than before: the report leaves out what others have measured."""
+    if rate_of(run.records, table, batch_size) != rate:
+        run.append({"kind": "rate", "table": table, "batch_size": batch_size, "learning_rate": rate})
+
+
+def measure_speed(config: Config, task: Task, run: RunFolder) -> None:
+    """Times the iterations of all sizes side by side, as far as the run folder does not hold the rounds."""
+    speed = iteration_speed.Config(batch_sizes=config.batch_sizes, rounds=config.speed_rounds)
+    if config.quick:
+        speed = dataclasses.replace(speed, examples_per_round=600)
+    for record in iteration_speed.measure_missing_speed(task, speed, run.records):
+        if record["kind"] == "speed":
+            run.append(record)
+
+
+def measure(config: Config, task: Task, test_data, rates: dict[str, dict[int, float]], run: RunFolder, console: Console) -> None:
     """Makes the measurements that are not in the run folder yet: the speed of an iteration, then run after run."""
-    if len(run.find(kind="speed")) < config.speed_rounds * len(config.batch_sizes):
-        done = len(run.find(kind="speed")) // len(config.batch_sizes)
-        speed = iteration_speed.Config(batch_sizes=config.batch_sizes, rounds=config.speed_rounds)
-        if config.quick:
-            speed = dataclasses.replace(speed, examples_per_round=600)
-        for record in iteration_speed.measure_speed(task, speed, first_round=done):
-            if record["kind"] == "speed":
-                run.append(record)
-    known = {(r["table"], r["batch_size"], r["seed"], r["updates"]) for r in run.find(kind="noise")}
+    measure_speed(config, task, run)
+    evaluate = jb.make_evaluate(task.metrics_fn, len(test_data[1]))
+
+    def test(state):
+        return float(evaluate(evaluated(task, state), test_data)["accuracy"])
+
+    def identity(record):
+        return tuple(record[name] for name in ("table", "batch_size", "seed", "learning_rate", "updates"))
+
+    known = {identity(record) for record in run.find(kind="noise")}
     with progress_bar(console) as progress:
         total = sum(len(sizes) for sizes in rates.values()) * config.seeds
         bar = progress.add_task("runs", total=total, rate="")
         for table, by_size in rates.items():
             for batch_size, rate in sorted(by_size.items(), reverse=True):
+                note_rate(run, table, batch_size, rate)
                 for seed in range(config.seeds):
-                    if not run.find(kind="run", table=table, batch_size=batch_size, seed=seed, learning_rate=rate):
-                        for record in measure_run(task, config, table, batch_size, rate, seed):
-                            if record["kind"] == "run" or (table, batch_size, seed, record["updates"]) not in known:
+                    place = {"table": table, "batch_size": batch_size, "seed": seed, "learning_rate": rate}
+                    if not run.find(kind="run", **place):
+                        for record in measure_run(task, config, place, test):
+                            if record["kind"] == "run" or identity(record) not in known:
                                 run.append(record)
                     progress.update(bar, advance=1)
 
 
 def study(config: Config, console: Console) -> None:
     """Measures what is missing, then shows what the files hold."""
-    task = load_task(config)
+    task, test_data = load_choosing_task(config)
     config = resolve(config, task.num_examples)
     rates = {"same": dict.fromkeys(config.batch_sizes, config.learning_rate), "tuned": find_tuned_rates(config, task, console)}
     run = open_study("convergence", config, console)
-    measure(config, task, rates, run, console)
-    show_results(console, config, run, convergence_report)
+    measure(config, task, test_data, rates, run, console)
+    show_results(console, config, run, convergence_report, convergence_figure)
 
 
 def main(args: Sequence[str] | None = None) -> None:

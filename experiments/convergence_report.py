@@ -1,7 +1,6 @@
-"""Tables, figure and verdict of the convergence study, from its records alone."""
+"""Tables and verdict of the convergence study, from its records alone."""
 
 import math
-import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,20 +9,26 @@ from rich.console import Console
 
 from experiments.iteration_speed_report import times
 from experiments.study import describe_setting
-from jaxbatch import plots
 from jaxbatch.intervals import Interval, interval, resampled
 from jaxbatch.noise import GradientStatistics, gradient_noise_scale
 from jaxbatch.records import Record
 from jaxbatch.report import print_table
 
 NAMES = {"same": "the same rate for all", "tuned": "rate tuned for each size"}
-STRETCHES = (0.0, 0.9, 0.95, 0.97, 1.0)  # of test accuracy, in which the noise scale is told apart
+STRETCHES = (0.0, 0.9, 0.95, 0.97, 1.0)  # of validation accuracy, in which the noise scale is told apart
+
+
+def rate_of(records: Sequence[Record], table: str, batch_size: int) -> float | None:
+    """The rate that a size has in a table: the one noted last, for a grid that was run anew may have found another."""
+    noted = [r for r in records if r["kind"] == "rate" and r["table"] == table and r["batch_size"] == batch_size]
+    return noted[-1]["learning_rate"] if noted else None
 
 
 def runs_of(records: Sequence[Record], table: str, batch_size: int) -> list[Record]:
-    """The finished runs of one table and size, by seed; of the rate measured last, should there be several."""
+    """The finished runs of one table and size at its rate, by seed."""
+    rate = rate_of(records, table, batch_size)
     rows = [r for r in records if r["kind"] == "run" and r["table"] == table and r["batch_size"] == batch_size]
-    return sorted((r for r in rows if r["learning_rate"] == rows[-1]["learning_rate"]), key=lambda r: r["seed"])
+    return sorted((r for r in rows if r["learning_rate"] == rate), key=lambda r: r["seed"])
 
 
 def sizes_of(records: Sequence[Record], table: str) -> list[int]:
@@ -33,7 +38,7 @@ def sizes_of(records: Sequence[Record], table: str) -> list[int]:
 
 def is_lost(run: Record) -> bool:
     """Whether a run diverged, or has collapsed: ends below half of the best accuracy it had."""
-    return run["diverged"] or run["final_accuracy"] < 0.5 * run["best_accuracy"]
+    return run["diverged"] or run["validation_accuracy"] < 0.5 * run["best_validation_accuracy"]
 
 
 def to_target(rows: Sequence[Record], key: str) -> Interval:
@@ -94,9 +99,11 @@ def fit_critical(records: Sequence[Record], table: str) -> CriticalFit | None:
 
 
 def noise_scale(records: Sequence[Record], batch_size: int | None = None, low: float = 0.0, high: float = 1.0) -> Interval:
-    """The gradient noise scale over all evaluations of a size (or all), within a stretch of test accuracy."""
-    rows = [r for r in records if r["kind"] == "noise" and low <= r["test_accuracy"] < high]
+    """The gradient noise scale over all evaluations of a size (or all), within a stretch of validation accuracy."""
+    rows = [r for r in records if r["kind"] == "noise" and low <= r["validation_accuracy"] < high]
     rows = [r for r in rows if batch_size in (None, r["batch_size"])]
+    now = {size: rate_of(records, "tuned", size) for size in {r["batch_size"] for r in rows}}
+    rows = [r for r in rows if r["learning_rate"] == now[r["batch_size"]]]
     if not rows:
         return Interval(math.nan, math.nan, math.nan, 0)
     signal, trace = (np.array([math.nan if r[key] is None else r[key] for r in rows]) for key in ("signal", "trace"))
@@ -104,7 +111,7 @@ def noise_scale(records: Sequence[Record], batch_size: int | None = None, low: f
 
 
 def stretches(records: Sequence[Record]) -> dict[tuple[float, float], Interval]:
-    """The noise scale within each stretch of test accuracy that has measurements."""
+    """The noise scale within each stretch of validation accuracy that has measurements."""
     found = {ends: noise_scale(records, None, *ends) for ends in zip(STRETCHES, STRETCHES[1:])}
     return {ends: scale for ends, scale in found.items() if scale.n}
 
@@ -125,13 +132,17 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
                 row += [f"{seconds(records, runs, 'resident'):.1f}", f"{seconds(records, runs, 'streamed'):.1f}"]
             else:
                 row += [f"> {max(run['updates'] for run in runs):,}", f"> {max(run['epochs'] for run in runs):.0f}", *[""] * 3]
-            row.append(f"{interval([100 * run['best_accuracy'] for run in runs]):.2f}")
+            row.append(f"{interval([100 * run['best_validation_accuracy'] for run in runs]):.2f}")
+            row.append(f"{interval([100 * run['test_accuracy'] for run in runs if run['test_accuracy'] is not None]):.2f}")
             row.append(f"{sum(is_lost(run) for run in runs)}/{len(runs)}")
             rows.append(row)
-        columns = ["B", "rate", "reached", "updates", "epochs", "examples", "computation, s", "with loading, s", "best accuracy, %", "lost"]
-        print_table(console, f"To {target} test accuracy, {name} (means of the runs that reach it; seconds: updates × an iteration, timed side by side; lost: diverged, or fell below half of its best)", columns, rows)
+        columns = ["B", "rate", "reached", "updates", "epochs", "examples", "computation, s", "with loading, s"]
+        columns += ["best validation accuracy, %", "test accuracy at the end, %", "lost"]
+        title = f"To {target} validation accuracy, {name} (means of the runs that reach it; seconds: updates × an iteration, timed "
+        title += "side by side; the end: at the target, or of the budget; lost: diverged, or fell below half of its best)"
+        print_table(console, title, columns, rows)
     rows = [[f"{100 * low:g} to {100 * high:g}%", f"{found:,.0f}", str(found.n)] for (low, high), found in stretches(records).items()]
-    print_table(console, "Gradient noise scale on the way, examples (tuned runs)", ["test accuracy", "scale", "places"], rows)
+    print_table(console, "Gradient noise scale on the way, examples (tuned runs)", ["validation accuracy", "scale", "places"], rows)
 
 
 def verdict(config, records: Sequence[Record]) -> list[str]:
@@ -147,10 +158,10 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
             soonest, loaded = (
                 min(reached, key=lambda size: seconds(records, runs[size], name).value) for name in ("resident", "streamed")
             )
-            text += f"B = {fewest} needs the fewest examples to {target}, B = {soonest} the least computation, B = {loaded} the least "
-            text += "time with loading"
+            text += f"B = {fewest} needs the fewest examples to {target} validation accuracy, B = {soonest} the least computation, "
+            text += f"B = {loaded} the least time with loading"
         else:
-            text += f"no size always reaches {target}"
+            text += f"no size always reaches {target} validation accuracy"
         if missed:
             told = [f"{size} ({sum(run['reached'] for run in runs_of(records, table, size))} of {config.seeds})" for size in missed]
             text += f"; not always within the budget: B = {', '.join(told)}"
@@ -158,7 +169,7 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
         for size in missed:
             lost = [run for run in runs_of(records, table, size) if is_lost(run)]
             if lost:
-                best, end = (interval([100 * run[key] for run in lost]) for key in ("best_accuracy", "final_accuracy"))
+                best, end = (interval([100 * run[key] for run in lost]) for key in ("best_validation_accuracy", "validation_accuracy"))
                 sentences.append(
                     f"B = {size} at rate {lost[0]['learning_rate']:g} is lost in {len(lost)} of {config.seeds} runs: from {best:.1f}% at "
                     f"best to {end:.1f}% at the end."
@@ -170,7 +181,9 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
             for size in both
         }
         most = max(gains, key=gains.get)
-        sentences.append(f"Tuning the rate saves most at B = {most}: {gains[most]:.3g} times fewer updates, of the sizes that reach {target} both ways.")
+        sentences.append(
+            f"Tuning the rate saves most at B = {most}: {gains[most]:.3g} times fewer updates, of the sizes that reach {target} both ways."
+        )
     found = fit_critical(records, "tuned")
     if found is None:
         sentences.append("No critical batch size: fewer than three sizes always reach the target at their tuned rates.")
@@ -192,59 +205,3 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
             text += f"; the critical batch size lies {where} what it goes through"
         sentences.append(text + ".")
     return sentences
-
-
-def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> pathlib.Path:
-    """Updates and seconds to the target by batch size, and the noise scale by test accuracy."""
-    figure, (left, middle, right) = plots.subplots(1, 3, figsize=(15, 4.8))
-    for (table, name), color, marker in zip(NAMES.items(), plots.COLORS, "os"):
-        reached = [size for size in sizes_of(records, table) if any(row["reached"] for row in runs_of(records, table, size))]
-        missed = [size for size in sizes_of(records, table) if size not in reached]
-        rows = {size: runs_of(records, table, size) for size in (*reached, *missed)}
-        style = {"color": color, "marker": marker}
-        plots.band(left, reached, [to_target(rows[s], "updates") for s in reached], label=name, **style)
-        plots.band(middle, reached, [seconds(records, rows[s], "resident") for s in reached], label=f"{name}: computation", **style)
-        loaded = [seconds(records, rows[s], "streamed") for s in reached]
-        plots.band(middle, reached, loaded, label=f"{name}: with loading", ls=":", mfc="white", **style)
-        spent = [max(row["updates"] for row in rows[size]) for size in missed]
-        label = f"{name}: not reached by here" if missed else None
-        left.plot(missed, spent, "^", color=color, mfc="white", ms=9, label=label)
-        spent = [n * times(records, size, "resident").value / 1e3 for n, size in zip(spent, missed, strict=True)]
-        middle.plot(missed, spent, "^", color=color, mfc="white", ms=9)
-    sizes = sorted({size for table in NAMES for size in sizes_of(records, table)})
-    found = fit_critical(records, "tuned")
-    if found is not None and found.min_updates.value > 0:
-        x = np.geomspace(min(sizes), max(sizes), 100)
-        curve = found.min_updates.value * (1 + found.critical_batch_size.value / x)
-        left.plot(x, curve, "--", color="grey", lw=1.2, label=f"fit: B_crit = {found.critical_batch_size:,.0f}")
-    target = f"{100 * config.target_accuracy:g}%"
-    left.set(ylabel="updates", title=f"Updates to {target}")
-    middle.set(ylabel="seconds", title=f"Time to {target}")
-    for axes in (left, middle):
-        axes.set_yscale("log")
-        low, high = axes.get_ylim()
-        axes.set_ylim(low, high * (high / low) ** 0.45)  # room for the legend
-        plots.log_values(axes.yaxis)
-        plots.size_ticks(axes, sizes)
-        axes.legend(fontsize=9, loc="upper right")
-    places, labels = [], []
-    for (low, high), scale in stretches(records).items():
-        if np.isfinite(scale.value) and scale.value > 0:
-            place = len(places)
-            top = scale.high if np.isfinite(scale.high) else scale.value * 10
-            bottom = max(scale.low, scale.value / 100) if np.isfinite(scale.low) else scale.value
-            right.errorbar(place, scale.value, [[scale.value - bottom], [top - scale.value]] if scale.n > 1 else None, fmt="o",
-                           color=plots.COLORS[2], capsize=4, ms=7)
-            places.append(place)
-            labels.append(f"{100 * low:g}–{100 * high:g}%\nn = {scale.n}")
-    if found is not None and math.isfinite(found.critical_batch_size.value):
-        right.axhline(found.critical_batch_size.value, color="grey", ls="--", label="critical batch size of the fit")
-        if math.isfinite(found.critical_batch_size.high):
-            right.axhspan(found.critical_batch_size.low, found.critical_batch_size.high, color="grey", alpha=0.2, lw=0)
-        right.legend()
-    right.set_xticks(places, labels)
-    right.margins(x=0.2)
-    plots.log_values(right.yaxis)
-    right.set(xlabel="test accuracy", ylabel="examples", title="Gradient noise scale on the way")
-    figure.suptitle(f"{config.dataset}, {config.model}, SGD with momentum {config.momentum:g}, {config.seeds} seeds, 95% intervals")
-    return plots.save(figure, folder)

@@ -159,17 +159,22 @@ def measure_speed(task: Task, config: Config, first_round: int = 0) -> Iterator[
             yield {"kind": "speed", "round": number, "batch_size": size} | per_iteration
 
 
+def measure_missing_speed(task: Task, config: Config, known: Sequence[Record]) -> Iterator[Record]:
+    """The records of :func:`measure_speed` that are not among ``known``, of which a kill may have cut the last round."""
+    done = {(record.get("round"), record["batch_size"], record["kind"]) for record in known if record["kind"] in ("speed", "compile")}
+    whole = [n for n in range(config.rounds) if all((n, size, "speed") in done for size in config.batch_sizes)]
+    for record in measure_speed(task, config, first_round=len(whole)):
+        if (record.get("round"), record["batch_size"], record["kind"]) not in done:
+            yield record
+
+
 def measure(config: Config, task: Task, run: RunFolder, console: Console) -> None:
     """Makes the measurements that are not in the run folder yet, round by round."""
-    done = {(record.get("round"), record["batch_size"], record["kind"]) for record in run.records}
-    whole = [n for n in range(config.rounds) if all((n, size, "speed") in done for size in config.batch_sizes)]
     with progress_bar(console) as progress:
-        bar = progress.add_task("rounds", total=config.rounds, completed=len(whole), rate="")
-        for record in measure_speed(task, config, first_round=len(whole)):
-            key = (record.get("round"), record["batch_size"], record["kind"])
-            if key not in done:
-                run.append(record)
-            progress.update(bar, completed=record.get("round", len(whole)))
+        bar = progress.add_task("rounds", total=config.rounds, rate="")
+        for record in measure_missing_speed(task, config, run.records):
+            run.append(record)
+            progress.update(bar, completed=record.get("round", 0))
 
 
 def study(config: Config, console: Console) -> None:

@@ -22,7 +22,7 @@ class SizeResult(NamedTuple):
     """All runs at one batch size; NaN where the target was not reached, or the run diverged."""
 
     to_target: Float[np.ndarray, "R S"]  # updates
-    accuracy: Float[np.ndarray, "R S"]  # at the end
+    accuracy: Float[np.ndarray, "R S"]  # at the end, of the validation part as everything here
     diverged: Float[np.ndarray, "R S"]  # 1 or 0
 
 
@@ -40,10 +40,10 @@ def results(config, records: Sequence[Record]) -> dict[int, SizeResult]:
         to_target, accuracy, diverged = (np.full(shape, np.nan) for _ in range(3))
         for place in np.ndindex(shape):
             rows = sorted(curves[size, config.learning_rates[place[0]], place[1]], key=lambda row: row["updates"])
-            hits = [row["updates"] for row in rows if (row["test_accuracy"] or 0) >= config.target_accuracy]
+            hits = [row["updates"] for row in rows if (row["validation_accuracy"] or 0) >= config.target_accuracy]
             to_target[place] = hits[0] if hits else np.nan
             diverged[place] = rows[-1]["diverged_at_update"] >= 0
-            accuracy[place] = np.nan if diverged[place] else rows[-1]["test_accuracy"]
+            accuracy[place] = np.nan if diverged[place] else rows[-1]["validation_accuracy"]
         found[size] = SizeResult(to_target, accuracy, diverged)
     return found
 
@@ -134,8 +134,8 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
                 ", ".join(f"{r:g}" for r, d in zip(config.learning_rates, result.diverged, strict=True) if d.any()) or "none",
             ]
         )
-    title = f"The best rate at each batch size, by updates to {100 * config.target_accuracy:g}% test accuracy"
-    print_table(console, title, ["B", "rate", "reached", "updates to target", "accuracy at the end, %", "diverged at"], rows)
+    title = f"The best rate at each batch size, by updates to {100 * config.target_accuracy:g}% validation accuracy"
+    print_table(console, title, ["B", "rate", "reached", "updates to target", "validation accuracy at the end, %", "diverged at"], rows)
 
 
 def verdict(config, records: Sequence[Record]) -> list[str]:
@@ -167,13 +167,14 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
     unreached = [size for size in rates if not np.isfinite(found[size].to_target).any()]
     if unreached:
         sentences.append(
-            f"No rate reaches {100 * config.target_accuracy:g}% within the budget at B = {', '.join(map(str, unreached))}; its best is "
-            "the one that ends highest."
+            f"No rate reaches {100 * config.target_accuracy:g}% validation accuracy within the budget at B = "
+            f"{', '.join(map(str, unreached))}; its best is the one that ends highest."
         )
     tops = {size: interval(100 * found[size].accuracy[rate]) for size, rate in chosen.items() if rate is not None}
     best, worst = max(tops, key=lambda s: tops[s].value), min(tops, key=lambda s: tops[s].value)
     sentences.append(
-        f"At its own best rate B = {best} ends highest, at {tops[best]:.2f}%, and B = {worst} lowest, at {tops[worst]:.2f}%."
+        f"At its own best rate B = {best} ends highest, at {tops[best]:.2f}% validation accuracy, and B = {worst} lowest, "
+        f"at {tops[worst]:.2f}%."
     )
     return sentences
 
@@ -187,10 +188,10 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
     updates = np.array([_mean(found[size].to_target) for size in sizes]).T
     lost = np.array([found[size].diverged.any(1) for size in sizes]).T
     # Coloured by the error, on a logarithm: 99% from 98% matters as much as 80% from 60%.
-    plots.heat_map(left, error, lambda v: f"{100 - v:.1f}", lost, log=True, reverse=True, label="test error, %")
+    plots.heat_map(left, error, lambda v: f"{100 - v:.1f}", lost, log=True, reverse=True, label="validation error, %")
     plots.heat_map(middle, updates, _short, lost, log=True, reverse=True, label="updates")
     for axes, title in (
-        (left, "Test accuracy at the end, %"),
+        (left, "Validation accuracy at the end, %"),
         (middle, f"Updates to {100 * config.target_accuracy:g}%"),
     ):
         axes.set(title=title, xlabel="batch size", ylabel="learning rate")

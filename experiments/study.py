@@ -11,13 +11,16 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Literal, TypeVar
 
+import jax.numpy as jnp
 import tyro
+from jaxtyping import PyTree
 from rich.console import Console
 
 import jaxbatch
 from experiments.terminal import show_plainly
 from jaxbatch.batches import steps_per_epoch
-from jaxbatch.data import DATASETS, load_dataset
+from jaxbatch.data import DATASETS, Dataset, load_dataset
+from jaxbatch.data.held_out import hold_out
 from jaxbatch.records import Record, RunFolder, describe_commit, open_run
 from jaxbatch.tasks import Task
 
@@ -81,9 +84,11 @@ class TargetConfig(SizesConfig):
     max_updates: int = 180_000
     """Updates, at most: batch size 1 stops here after 3 epochs of MNIST."""
     target_accuracy: float | None = None
-    """Test accuracy to be reached, in (0, 1). Default: 0.95 for digits, 0.98 for mnist."""
+    """Validation accuracy to be reached, in (0, 1). Default: 0.95 for digits, 0.98 for mnist."""
     evaluations_per_epoch: int = 4
-    """How often the test set is looked at within an epoch."""
+    """How often the validation part is looked at within an epoch."""
+    validation_seed: int = 0
+    """Seed by which a sixth of the training set is held out for validation."""
 
 
 _NOT_RESULTS = ("data_dir", "output_dir", "resume", "overwrite", "keep_compiled", "check_backend")  # flags that do not change any number
@@ -121,7 +126,20 @@ def check_machine(config: StudyConfig) -> dict[str, dict[str, float | bool | Non
 
 def load_task(config: StudyConfig, **settings) -> Task:
     """The study's network on its data set."""
+    return _task_on(load_dataset(config.dataset, data_dir=config.data_dir), config, **settings)
+
+
+def load_choosing_task(config: StudyConfig) -> tuple[Task, PyTree]:
+    """The study's network on the training set less its validation part, and the test set, for one look at a run's end.
+
+    What the task calls ``test_data`` is the validation part; the test set is not in it.
+    """
     dataset = load_dataset(config.dataset, data_dir=config.data_dir)
+    task = _task_on(hold_out(dataset, seed=config.validation_seed), config)
+    return task, (jnp.asarray(dataset.test_images), jnp.asarray(dataset.test_labels))
+
+
+def _task_on(dataset: Dataset, config: StudyConfig, **settings) -> Task:
     return jaxbatch.classification_task(NETWORKS[config.model](num_classes=dataset.num_classes), dataset, **settings)
 
 
@@ -216,7 +234,9 @@ def describe_setting(console: Console, config: StudyConfig, provenance: Record, 
     console.print(f"\n{', '.join([config.dataset, *network, *rest, *seeds])}; {machine}", soft_wrap=True)
 
 
-def show_results(console: Console, config: StudyConfig, run: RunFolder, report: ModuleType) -> None:
+def show_results(
+    console: Console, config: StudyConfig, run: RunFolder, report: ModuleType, figure: ModuleType | None = None
+) -> None:
     """Tables, figures and the closing sentences, from the records alone.
 
     Args:
@@ -225,9 +245,10 @@ def show_results(console: Console, config: StudyConfig, run: RunFolder, report: 
         run: its run folder.
         report: the study's report: ``print_tables(console, config, records, provenance)``, ``draw_figure(config, records,
             folder)``, which returns one path or several, and ``verdict(config, records)``.
+        figure: the module of ``draw_figure``, where the report has none.
     """
     report.print_tables(console, config, run.records, run.provenance)
-    drawn = report.draw_figure(config, run.records, run.path)
+    drawn = (figure or report).draw_figure(config, run.records, run.path)
     for sentence in report.verdict(config, run.records):
         console.print(sentence, style="bold", soft_wrap=True)
     paths = drawn if isinstance(drawn, list) else [drawn]

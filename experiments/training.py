@@ -10,7 +10,9 @@ from jaxbatch.records import RunFolder
 KEPT = ("batch_size", "updates", "loss", "test_loss", "test_accuracy", "diverged", "train_seconds", "compile_seconds", "stall_seconds")
 
 
-def train_into(run: RunFolder, task: jb.Task, config: jb.FitConfig, place: dict[str, Any], show: Callable[..., None]) -> None:
+def train_into(
+    run: RunFolder, task: jb.Task, config: jb.FitConfig, place: dict[str, Any], show: Callable[..., None], *, judged_on: str = "test"
+) -> None:
     """Trains and writes a record an epoch, unless the run folder has them all already.
 
     Args:
@@ -19,6 +21,7 @@ def train_into(run: RunFolder, task: jb.Task, config: jb.FitConfig, place: dict[
         config: how, for whole epochs.
         place: what tells this run from the study's others, as arm and seed.
         show: called after each epoch with the number of epochs done since the last call, and with ``examples_per_second``.
+        judged_on: what the task's test data are, as ``"validation"``: their loss and accuracy are recorded under that name.
     """
     total = int(config.duration.amount)
     rows = run.find(kind="epoch", **place)
@@ -31,7 +34,8 @@ def train_into(run: RunFolder, task: jb.Task, config: jb.FitConfig, place: dict[
     for record in jb.fit_with_checkpoints(task, config, folder):
         epoch = round(record["epoch"])
         if epoch not in known:
-            run.append({"kind": "epoch", **place, "epoch": epoch} | {name: record[name] for name in KEPT})
+            kept = {name.replace("test_", f"{judged_on}_"): record[name] for name in KEPT}
+            run.append({"kind": "epoch", **place, "epoch": epoch} | kept)
         show(epoch - before, examples_per_second=task.num_examples / record["train_seconds"])
         before = epoch
     show(total - before)  # of a run that diverged

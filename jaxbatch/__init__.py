@@ -17,6 +17,7 @@ from jaxbatch.checkpoints import fit_with_checkpoints
 from jaxbatch.clipping import ClippedSum, clipped_gradient_sum, sum_of_gradients
 from jaxbatch.compiling import keep_compiled_programs
 from jaxbatch.data import DATASETS, Dataset, load_dataset
+from jaxbatch.data.held_out import hold_out
 from jaxbatch.data.images import ImageDataset, open_images
 from jaxbatch.fitting import FitConfig, fit
 from jaxbatch.gradients import (
@@ -104,6 +105,7 @@ __all__ = [
     "gradient_noise_scale",
     "gradient_statistics",
     "group_gradients",
+    "hold_out",
     "increase_instead_of_decay",
     "init_state",
     "interval",

@@ -52,6 +52,8 @@ def test_records_arrays_and_figure(capsys):
     sizes = {arm: [r["batch_size"] for r in rows if r["arm"] == arm] for arm in SIZES}
     assert sizes == SIZES
     assert {r["learning_rate"] for r in rows if r["arm"] == "tune"} == {0.01, 0.0316}
+    for record in rows:  # what chooses is judged on the validation part, what is shown on the test set
+        assert ("validation_accuracy" in record, "test_accuracy" in record) == (record["arm"] == "tune", record["arm"] != "tune")
     (path,) = folder.glob("adabatch/*")
     with np.load(path / "arrays.npz") as arrays:
         assert arrays["adaptive_batch_size"].tolist() == [[10, 20, 30]] and arrays["cost_1_forward_ms"].shape == (3, 2)
@@ -135,7 +137,7 @@ def test_the_report_on_known_records(apart, told):
 
 def test_the_rate_is_chosen_by_the_last_accuracy_and_never_a_diverged_run():
     def row(rate, epoch, accuracy, diverged=False):
-        return {"kind": "epoch", "arm": "tune", "learning_rate": rate, "epoch": epoch, "test_accuracy": accuracy, "diverged": diverged}
+        return {"kind": "epoch", "arm": "tune", "learning_rate": rate, "epoch": epoch, "validation_accuracy": accuracy, "diverged": diverged}
 
     rows = [row(0.01, 1, 0.9), row(0.01, 2, 0.5), row(0.1, 1, 0.6), row(0.1, 2, 0.7), row(1.0, 1, 0.99, True)]
     assert best_rate(rows) == 0.1

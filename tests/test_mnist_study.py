@@ -24,7 +24,7 @@ from experiments import (
     nose_game,
 )
 from experiments.batch_shape_report import effect, window
-from experiments.convergence_report import fit_critical, noise_scale
+from experiments.convergence_report import fit_critical, noise_scale, runs_of
 from experiments.convergence_report import verdict as convergence_verdict
 from experiments.gradient_smoothness_report import error_slope, fate
 from experiments.iteration_speed_report import loading_decides_from
@@ -77,8 +77,8 @@ def test_each_study_ends_in_records_figures_and_sentences(study, capsys):
 
 def test_an_unreachable_target_is_a_result():
     folder, out = finished("convergence")
-    assert "no size always reaches 99.99%" in out and "B = 60 (0 of 2), 600 (0 of 2)" in out
-    assert "0/2" in out and "> 24" in out  # censored: 24 updates were made
+    assert "no size always reaches 99.99% validation accuracy" in out and "B = 60 (0 of 2), 600 (0 of 2)" in out
+    assert "0/2" in out and "> 20" in out  # censored: 20 updates were made
     assert not any(record["reached"] for record in records_in(folder, "convergence") if record["kind"] == "run")
 
 
@@ -155,8 +155,8 @@ def grid_records(config, best, spread=1.0):
             for seed in range(config.seeds):
                 updates = 100 * (1 + abs(math.log(rate / best[size]))) + spread * random.normal()
                 place = {"kind": "run", "batch_size": size, "learning_rate": rate, "seed": seed, "diverged_at_update": -1}
-                yield {**place, "updates": 10, "test_accuracy": 0.5}
-                yield {**place, "updates": round(updates), "test_accuracy": 0.99}
+                yield {**place, "updates": 10, "validation_accuracy": 0.5}
+                yield {**place, "updates": round(updates), "validation_accuracy": 0.99}
         yield {"kind": "size", "batch_size": size}
 
 
@@ -190,11 +190,13 @@ def convergence_records(critical, least, seeds=4, sizes=(1, 6, 60, 600)):
         yield {"kind": "speed", "batch_size": size, "round": 0, "resident_ms": 0.1 + 0.01 * size, "streamed_ms": 0.2 + 0.02 * size}
     for table in ("same", "tuned"):
         for size in sizes:
+            yield {"kind": "rate", "table": table, "batch_size": size, "learning_rate": 0.1}
             for seed in range(seeds):
                 updates = least * (1 + critical / size) * math.exp(0.03 * random.normal())
                 yield {
                     "kind": "run", "table": table, "batch_size": size, "seed": seed, "learning_rate": 0.1, "reached": True,
-                    "updates": updates, "epochs": 1.0, "examples": size * updates, "compute_seconds": 1.0, "best_accuracy": 0.985, "final_accuracy": 0.985, "diverged": False,
+                    "updates": updates, "epochs": 1.0, "examples": size * updates, "compute_seconds": 1.0,
+                    "best_validation_accuracy": 0.985, "validation_accuracy": 0.985, "test_accuracy": 0.98, "diverged": False,
                 }  # fmt: skip
 
 
@@ -203,16 +205,19 @@ def test_the_critical_batch_size_is_found():
     found = fit_critical(records, "tuned")
     assert found.critical_batch_size.low < 40 < found.critical_batch_size.high
     assert abs(found.critical_batch_size.value / 40 - 1) < 0.15 and abs(found.min_updates.value / 200 - 1) < 0.1
+    place = {"kind": "noise", "table": "tuned", "batch_size": 6, "learning_rate": 0.1}
     noise = [
-        {"kind": "noise", "batch_size": 6, "test_accuracy": 0.5, "signal": 1.0 + 0.1 * (-1) ** n, "trace": scale}
+        {**place, "validation_accuracy": 0.5, "signal": 1.0 + 0.1 * (-1) ** n, "trace": scale}
         for n, scale in enumerate([38.0, 42.0, 41.0, 39.0])
     ]
-    assert abs(noise_scale(noise).value - 40) < 1e-9
+    assert abs(noise_scale(records + noise).value - 40) < 1e-9
+    of_another_rate = {**noise[0], "learning_rate": 0.2, "trace": 1e6}
+    assert noise_scale([*records, of_another_rate, *noise]) == noise_scale(records + noise)
     config = types.SimpleNamespace(target_accuracy=0.98, seeds=4)
     assert any("lies within what it goes through" in text for text in convergence_verdict(config, records + noise))
     far = [{**record, "trace": 100 * record["trace"]} for record in noise]
     assert any("lies below" in text for text in convergence_verdict(config, records + far))
-    both = [*noise, *({**record, "test_accuracy": 0.99} for record in far)]
+    both = [*noise, *({**record, "validation_accuracy": 0.99} for record in far)]
     assert any("40 [" in text and "and 4,000 [" in text and "within" in text for text in convergence_verdict(config, records + both))
 
 
@@ -220,12 +225,22 @@ def test_a_size_that_misses_the_target_is_left_out_of_the_fit():
     records = list(convergence_records(critical=40.0, least=200.0))
     for record in records:
         if record["kind"] == "run" and record["batch_size"] == 600 and record["seed"] == 0:
-            record |= {"reached": False, "best_accuracy": 0.8, "final_accuracy": 0.1}
+            record |= {"reached": False, "best_validation_accuracy": 0.8, "validation_accuracy": 0.1}
     config = types.SimpleNamespace(target_accuracy=0.98, seeds=4)
     told = " ".join(convergence_verdict(config, records))
     assert "600 (3 of 4)" in told and "B = 600 at rate 0.1 is lost in 1 of 4 runs: from 80.0% at best to 10.0% at the end" in told
     two = [record for record in records if record["batch_size"] in (6, 60)]
     assert fit_critical(two, "tuned") is None
+
+
+def test_a_size_whose_rate_was_chosen_anew_is_told_at_that_rate_alone():
+    records = list(convergence_records(critical=40.0, least=200.0))
+    again = [{**r, "learning_rate": 0.2, "updates": 7.0} for r in records if r["kind"] == "run" and r["table"] == "tuned"]
+    rate = {"kind": "rate", "table": "tuned", "batch_size": 6}
+    there = [*records, {**rate, "learning_rate": 0.2}, *(r for r in again if r["batch_size"] == 6)]
+    assert {r["updates"] for r in runs_of(there, "tuned", 6)} == {7.0} and 7.0 not in {r["updates"] for r in runs_of(there, "same", 6)}
+    back = [*there, {**rate, "learning_rate": 0.1}]  # nothing is measured again, and the first rate's runs count
+    assert runs_of(back, "tuned", 6) == runs_of(records, "tuned", 6)
 
 
 def test_where_loading_decides():

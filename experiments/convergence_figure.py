@@ -1,0 +1,68 @@
+"""The figure of the convergence study, from its records alone."""
+
+import math
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from experiments.convergence_report import NAMES, fit_critical, runs_of, seconds, sizes_of, stretches, to_target
+from experiments.iteration_speed_report import times
+from jaxbatch import plots
+from jaxbatch.records import Record
+
+
+def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> pathlib.Path:
+    """Updates and seconds to the target by batch size, and the noise scale by validation accuracy."""
+    figure, (left, middle, right) = plots.subplots(1, 3, figsize=(15, 4.8))
+    for (table, name), color, marker in zip(NAMES.items(), plots.COLORS, "os"):
+        reached = [size for size in sizes_of(records, table) if any(row["reached"] for row in runs_of(records, table, size))]
+        missed = [size for size in sizes_of(records, table) if size not in reached]
+        rows = {size: runs_of(records, table, size) for size in (*reached, *missed)}
+        style = {"color": color, "marker": marker}
+        plots.band(left, reached, [to_target(rows[s], "updates") for s in reached], label=name, **style)
+        plots.band(middle, reached, [seconds(records, rows[s], "resident") for s in reached], label=f"{name}: computation", **style)
+        loaded = [seconds(records, rows[s], "streamed") for s in reached]
+        plots.band(middle, reached, loaded, label=f"{name}: with loading", ls=":", mfc="white", **style)
+        spent = [max(row["updates"] for row in rows[size]) for size in missed]
+        label = f"{name}: not reached by here" if missed else None
+        left.plot(missed, spent, "^", color=color, mfc="white", ms=9, label=label)
+        spent = [n * times(records, size, "resident").value / 1e3 for n, size in zip(spent, missed, strict=True)]
+        middle.plot(missed, spent, "^", color=color, mfc="white", ms=9)
+    sizes = sorted({size for table in NAMES for size in sizes_of(records, table)})
+    found = fit_critical(records, "tuned")
+    if found is not None and found.min_updates.value > 0:
+        x = np.geomspace(min(sizes), max(sizes), 100)
+        curve = found.min_updates.value * (1 + found.critical_batch_size.value / x)
+        left.plot(x, curve, "--", color="grey", lw=1.2, label=f"fit: B_crit = {found.critical_batch_size:,.0f}")
+    target = f"{100 * config.target_accuracy:g}%"
+    left.set(ylabel="updates", title=f"Updates to {target} validation accuracy")
+    middle.set(ylabel="seconds", title=f"Time to {target} validation accuracy")
+    for axes in (left, middle):
+        axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        axes.set_ylim(low, high * (high / low) ** 0.45)  # room for the legend
+        plots.log_values(axes.yaxis)
+        plots.size_ticks(axes, sizes)
+        axes.legend(fontsize=9, loc="upper right")
+    places, labels = [], []
+    for (low, high), scale in stretches(records).items():
+        if np.isfinite(scale.value) and scale.value > 0:
+            place = len(places)
+            top = scale.high if np.isfinite(scale.high) else scale.value * 10
+            bottom = max(scale.low, scale.value / 100) if np.isfinite(scale.low) else scale.value
+            right.errorbar(place, scale.value, [[scale.value - bottom], [top - scale.value]] if scale.n > 1 else None, fmt="o",
+                           color=plots.COLORS[2], capsize=4, ms=7)
+            places.append(place)
+            labels.append(f"{100 * low:g}–{100 * high:g}%\nn = {scale.n}")
+    if found is not None and math.isfinite(found.critical_batch_size.value):
+        right.axhline(found.critical_batch_size.value, color="grey", ls="--", label="critical batch size of the fit")
+        if math.isfinite(found.critical_batch_size.high):
+            right.axhspan(found.critical_batch_size.low, found.critical_batch_size.high, color="grey", alpha=0.2, lw=0)
+        right.legend()
+    right.set_xticks(places, labels)
+    right.margins(x=0.2)
+    plots.log_values(right.yaxis)
+    right.set(xlabel="validation accuracy", ylabel="examples", title="Gradient noise scale on the way")
+    figure.suptitle(f"{config.dataset}, {config.model}, SGD with momentum {config.momentum:g}, {config.seeds} seeds, 95% intervals")
+    return plots.save(figure, folder)

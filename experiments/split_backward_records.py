@@ -1,0 +1,125 @@
+"""What the records of the split-backward study say: curves, ends, ways to the target, the rate chosen for each arm."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.split_backward_steps import OWN_RULES, RULES
+from jaxbatch.intervals import Interval, interval
+from jaxbatch.records import Record
+
+PROTOCOLS = {"original": "one rate", "tuned": "own rates"}
+
+
+def protocols_of(records: Sequence[Record]) -> list[str]:
+    """The protocols that have been run, as the records name them."""
+    return [name for name in PROTOCOLS if any(r["kind"] == "end" and r["protocol"] == name for r in records)]
+
+
+def recorded_as(protocol: str, arm: str) -> str:
+    """The arm whose records an arm has: at a rate of its own, (c) is (a).
+
+    Example:
+        >>> recorded_as("original", "scaled"), recorded_as("tuned", "scaled")
+        ('scaled', 'one')
+    """
+    return RULES[arm] if protocol == "tuned" else arm
+
+
+def curve(records: Sequence[Record], protocol: str, arm: str, seed: int) -> list[Record]:
+    """The evaluations of one arm and seed on the validation part, in order."""
+    place = (protocol, recorded_as(protocol, arm), seed)
+    rows = [r for r in records if r["kind"] == "curve" and (r["protocol"], r["arm"], r["seed"]) == place]
+    return sorted(rows, key=lambda row: row["segment"])
+
+
+def ends(records: Sequence[Record], protocol: str, arm: str) -> list[Record]:
+    """The one look at the test set of each seed's run, by seed."""
+    rows = [r for r in records if r["kind"] == "end" and (r["protocol"], r["arm"]) == (protocol, recorded_as(protocol, arm))]
+    return sorted(rows, key=lambda row: row["seed"])
+
+
+def seeds_of(records: Sequence[Record], protocol: str) -> list[int]:
+    """The seeds that have finished."""
+    return sorted({r["seed"] for r in records if r["kind"] == "end" and r["protocol"] == protocol})
+
+
+def rate_of(records: Sequence[Record], protocol: str, arm: str) -> float:
+    """The rate of an arm's updates."""
+    return ends(records, protocol, arm)[0]["learning_rate"]
+
+
+def final(records: Sequence[Record], protocol: str, arm: str, key: str) -> list[float]:
+    """``test_accuracy`` or ``test_loss`` at each seed's end; NaN for a diverged run."""
+    return [float("nan") if row[key] is None else row[key] for row in ends(records, protocol, arm)]
+
+
+def is_lost(rows: Sequence[Record]) -> bool:
+    """Whether a run has diverged, or has collapsed: ends below half of the best validation accuracy it had."""
+    return rows[-1]["diverged"] or rows[-1]["validation_accuracy"] < 0.5 * max(row["validation_accuracy"] for row in rows)
+
+
+def num_lost(records: Sequence[Record], protocol: str, arm: str) -> int:
+    """How many of an arm's runs are lost."""
+    return sum(is_lost(curve(records, protocol, arm, seed)) for seed in seeds_of(records, protocol))
+
+
+def to_target(records: Sequence[Record], protocol: str, arm: str, key: str, target: float) -> list[float]:
+    """``examples``, ``updates`` or ``seconds`` at the first evaluation at the target; NaN where not reached."""
+    found = []
+    for seed in seeds_of(records, protocol):
+        hits = (row[key] for row in curve(records, protocol, arm, seed) if row["validation_accuracy"] >= target)
+        found.append(next(hits, float("nan")))
+    return found
+
+
+def cost_ratio(records: Sequence[Record], name: str) -> Interval:
+    """Time of a kind of step ÷ time of one ordinary step, median over rounds."""
+    rounds = [r for r in records if r["kind"] == "cost"]
+    return interval([r[f"{name}_ms"] / r["one_ms"] for r in rounds], np.median)
+
+
+class Tried(NamedTuple):
+    """What the choosing runs of an arm at a rate came to; the least is the best."""
+
+    lost: int  # runs
+    misses: bool  # whether not all of them reach the target
+    examples: float  # mean to the target; 0 where not all reach it
+    error: float  # 1 − mean validation accuracy at the end
+
+
+def tried(records: Sequence[Record], arm: str) -> dict[float, Tried]:
+    """Rate to what its choosing runs came to."""
+    found: dict[float, list[Record]] = {}
+    for record in records:
+        if record["kind"] == "tune" and record["arm"] == RULES[arm]:
+            found.setdefault(record["learning_rate"], []).append(record)
+    return {rate: _judge(found[rate]) for rate in sorted(found)}
+
+
+def _judge(rows: Sequence[Record]) -> Tried:
+    lost = sum(row["diverged"] or row["validation_accuracy"] < 0.5 * row["best_validation_accuracy"] for row in rows)
+    reached = [row["examples_to_target"] for row in rows if row["examples_to_target"] is not None]
+    misses = len(reached) < len(rows)
+    accuracy = np.mean([0.0 if row["diverged"] else row["validation_accuracy"] for row in rows])
+    return Tried(lost, misses, 0.0 if misses else float(np.mean(reached)), 1 - float(accuracy))
+
+
+def chosen_rate(records: Sequence[Record], arm: str) -> float:
+    """The rate whose choosing runs are not lost and reach the target with the fewest examples, else end highest.
+
+    All of it on the validation part. Rates of which no run is lost come first, then those all of whose runs reach the
+    target; equal ones are told apart by the accuracy at the end.
+    """
+    found = tried(records, arm)
+    return min(found, key=found.get)
+
+
+def rates_on_edge(config, records: Sequence[Record]) -> dict[str, str]:
+    """The arms whose chosen rate is the grid's ``lowest`` or ``highest``: a better one may lie beyond."""
+    if len(config.learning_rates) < 2:
+        return {}
+    ends = {min(config.learning_rates): "lowest", max(config.learning_rates): "highest"}
+    chosen = {arm: rate_of(records, "tuned", arm) for arm in OWN_RULES}
+    return {arm: ends[rate] for arm, rate in chosen.items() if rate in ends}

@@ -1,0 +1,85 @@
+"""The four ways to use a batch, and how far their parameters are apart."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from jaxbatch.groups import split_groups
+from jaxbatch.tasks import Task
+from jaxbatch.train import TrainState, make_task_step
+
+ARMS = ("one", "split", "scaled", "small")
+RULES = {"one": "one", "split": "split", "scaled": "one", "small": "small"}  # (c) is (a) at another rate
+OWN_RULES = tuple(arm for arm in ARMS if RULES[arm] == arm)
+
+
+def make_optimizer(config, rate) -> optax.GradientTransformation:
+    """The study's optimizer at a learning rate."""
+    return optax.sgd(rate, config.momentum) if config.optimizer == "sgd" else optax.adam(rate)
+
+
+def make_step(task: Task, config, arm: str, rate):
+    """``step(state, large_batch) -> (state, losses)`` of an arm; ``rate`` is that of its updates and may be traced."""
+    optimizer, size, groups = make_optimizer(config, rate), config.batch_size, config.num_groups
+    if arm == "split":
+        return make_task_step(task, optimizer, size, num_groups=groups)
+    if arm != "small":
+        return make_task_step(task, optimizer, size)
+    small = make_task_step(task, optimizer, size // groups)
+
+    @jax.jit
+    def several_small(state, batch):
+        state, losses = lax.scan(small, state, split_groups(batch, groups, size))
+        return state, losses.reshape(-1)
+
+    return several_small
+
+
+def make_masked_step(loss_fn, optimizer: optax.GradientTransformation, num_groups: int):
+    """The split step done the naive way, for comparison: one forward over the batch, K backward passes over *all* of it.
+
+    Each backward pass starts from a cotangent that is zero outside its group. This is what calling
+    ``loss[group].mean().backward(retain_graph=True)`` K times does in PyTorch: right, and K times the work.
+    """
+
+    @jax.jit
+    def step(params, opt_state, batch):
+        losses, backward = jax.vjp(lambda p: loss_fn(p, batch), params)
+        members = split_groups(jnp.arange(losses.shape[0]), num_groups, losses.shape[0])
+        for group in members:
+            (gradient,) = backward(jnp.zeros_like(losses).at[group].set(1 / group.size))
+            updates, opt_state = optimizer.update(gradient, opt_state, params)
+            params = optax.apply_updates(params, updates)
+        return params, opt_state, losses
+
+    return step
+
+
+@jax.jit
+def relative_distance(a, b, start):
+    """|a − b| / |a − start|, over all parameters; 0 where nothing has moved."""
+    apart = optax.tree.norm(optax.tree.sub(a, b))
+    moved = optax.tree.norm(optax.tree.sub(a, start))
+    return jnp.where(apart == 0, 0.0, apart / moved)
+
+
+def compare(steps, states: dict[str, TrainState], start, batch) -> dict[str, float]:
+    """How far (b) is from (c) and (d): over the run so far, and after one batch from (b)'s own state."""
+    ends = {arm: steps[arm](states["split"], batch)[0].params for arm in ("split", "scaled", "small")}
+    here = states["split"].params
+    distances = {}
+    for other in ("scaled", "small"):
+        distances[f"run_split_{other}"] = float(relative_distance(here, states[other].params, start))
+        distances[f"batch_split_{other}"] = float(relative_distance(ends["split"], ends[other], here))
+    return distances
+
+
+@jax.jit
+def _all_finite(tree):
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
+
+
+def is_finite(state: TrainState) -> bool:
+    """Whether every parameter is finite: an arm whose are not has diverged and stays so."""
+    return bool(_all_finite(state.params))

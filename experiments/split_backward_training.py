@@ -1,0 +1,176 @@
+"""The arms in training: in lockstep at given rates, and one by one to choose each arm's own rate."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.serialization
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxbatch as jb
+from experiments.split_backward_steps import RULES, compare, is_finite, make_optimizer, make_step
+from jaxbatch.batches import cut_batches, epoch_order, steps_per_epoch
+from jaxbatch.divergence import first_nonfinite
+from jaxbatch.loops import make_epoch, make_evaluate
+from jaxbatch.records import Record, RunFolder
+from jaxbatch.tasks import Task
+from jaxbatch.train import TrainState, evaluated, init_state
+
+OTHER_SEEDS = 1000  # added to the seeds of the runs that choose a rate: no arm is scored on them
+
+
+class Segment(NamedTuple):
+    """A stretch of training between two looks at the validation part."""
+
+    epoch: int
+    first: int  # batch within the epoch
+    last: int
+    examples: int  # seen by its end
+
+
+def plan(task: Task, config) -> list[Segment]:
+    """The segments of a run."""
+    per_epoch = steps_per_epoch(task.num_examples, config.batch_size)
+    parts = np.array_split(np.arange(per_epoch), min(config.evaluations_per_epoch, per_epoch))
+    ends = [(epoch, int(part[0]), int(part[-1]) + 1) for epoch in range(config.epochs) for part in parts]
+    return [Segment(epoch, first, last, (epoch * per_epoch + last) * config.batch_size) for epoch, first, last in ends]
+
+
+class Trainer:
+    """The study's programs, each compiled once: the rate is an argument, so all rates and seeds share them."""
+
+    def __init__(self, task: Task, config):
+        self.task, self.config, self.segments = task, config, plan(task, config)
+        self._programs: dict[tuple, Any] = {}
+        self._evaluate = make_evaluate(task.metrics_fn, len(task.test_data[1]))
+
+    def start(self, seed: int) -> TrainState:
+        """What a run starts from, the same for all arms."""
+        return init_state(self.task, make_optimizer(self.config, 0.0), seed)
+
+    def indices(self, seed: int, segment: Segment) -> np.ndarray:
+        """Which examples go into which batch, the same for all arms."""
+        order = epoch_order(seed, segment.epoch, self.task.num_examples)
+        return np.asarray(cut_batches(order, self.config.batch_size).indices[segment.first : segment.last])
+
+    def train(self, arm: str, rate: float, state: TrainState, indices: np.ndarray) -> tuple[TrainState, np.ndarray, float]:
+        """A segment of an arm: the next state, the batches' losses, the seconds it took, compilation left out."""
+        start = (jnp.float32(rate), state)
+        key = (RULES[arm], indices.shape)
+        if key not in self._programs:
+
+            def step(pair, batch):
+                rate, state = pair
+                state, losses = make_step(self.task, self.config, arm, rate)(state, batch)
+                return (rate, state), losses
+
+            self._programs[key] = make_epoch(step).lower(start, self.task.train_data, indices).compile()
+        began = time.perf_counter()
+        (_, state), losses = jax.block_until_ready(self._programs[key](start, self.task.train_data, indices))
+        return state, np.asarray(losses), time.perf_counter() - began
+
+    def validate(self, state: TrainState) -> Record:
+        """Loss and accuracy on the validation part."""
+        found = self._evaluate(evaluated(self.task, state), self.task.test_data)
+        return {f"validation_{name}": float(found[name]) for name in ("loss", "accuracy")}
+
+
+def measure_training(
+    trainer: Trainer, test_data, protocol: str, rates: Mapping[str, float], run: RunFolder, show
+) -> Iterator[Record]:
+    """Trains the arms in lockstep, seed after seed, and compares them at every evaluation; at the end the test set, once.
+
+    After each evaluation the states are kept in the run folder, so that an interrupted study goes on from there and ends
+    in the same numbers.
+
+    Args:
+        trainer: the programs; its task's test data are the validation part.
+        test_data: the test set.
+        protocol: ``"original"``, in which (b) is also held against (c) and (d) in parameter space, or ``"tuned"``.
+        rates: arm to the rate of its updates.
+        run: its records tell which seeds have finished.
+        show: called after each segment with ``(segments, examples a second)``.
+    """
+    task, config, arms = trainer.task, trainer.config, list(rates)
+    steps = {arm: make_step(task, config, arm, rate) for arm, rate in rates.items()} if protocol == "original" else None
+    test = make_evaluate(task.metrics_fn, len(test_data[1]))
+    path = run.path / f"in_flight_{protocol}.msgpack"
+    for seed in range(config.seeds):
+        if len(run.find(kind="end", protocol=protocol, seed=seed)) == len(arms):
+            show(len(trainer.segments))
+            continue
+        begin = {arm: trainer.start(seed) for arm in arms}
+        start = trainer.start(seed).params
+        done, states, seconds = _load(path, seed, begin, dict.fromkeys(arms, 0.0))
+        show(done)
+        for number, segment in enumerate(trainer.segments[done:], done):
+            began, indices = time.perf_counter(), trainer.indices(seed, segment)
+            place = {"protocol": protocol, "seed": seed, "segment": number, "examples": segment.examples}
+            for arm in arms:
+                if not is_finite(states[arm]):
+                    continue
+                states[arm], losses, spent = trainer.train(arm, rates[arm], states[arm], indices)
+                seconds[arm] += spent
+                yield place | {
+                    "kind": "curve",
+                    "arm": arm,
+                    "learning_rate": rates[arm],
+                    "updates": int(states[arm].step),
+                    "loss": float(losses.mean()),
+                    **trainer.validate(states[arm]),
+                    "seconds": seconds[arm],
+                    "diverged": first_nonfinite(losses) is not None or not is_finite(states[arm]),
+                }
+            if steps is not None and all(is_finite(states[arm]) for arm in ("split", "scaled", "small")):
+                batch = jax.tree.map(lambda leaf: leaf[indices[0]], task.train_data)
+                yield place | {"kind": "distance"} | compare(steps, states, start, batch)
+            run.write(path.name, flax.serialization.to_bytes((seed, number + 1, states, seconds)))
+            show(1, len(arms) * indices.size / (time.perf_counter() - began))
+        for arm in arms:
+            found = test(evaluated(task, states[arm]), test_data) if is_finite(states[arm]) else {}
+            place = {"kind": "end", "protocol": protocol, "arm": arm, "seed": seed, "learning_rate": rates[arm]}
+            yield place | {f"test_{name}": float(found[name]) if found else None for name in ("loss", "accuracy")}
+    path.unlink(missing_ok=True)
+
+
+def _load(path, seed: int, states, seconds) -> tuple[int, dict[str, TrainState], dict[str, float]]:
+    """The segments of this seed that are done, with what they left, or the very beginning."""
+    if path.exists():
+        kept_seed, done, kept, spent = flax.serialization.from_bytes((0, 0, states, seconds), path.read_bytes())
+        if int(kept_seed) == seed:
+            return int(done), jax.tree.map(jnp.asarray, kept), spent
+    return 0, states, seconds
+
+
+def measure_tuning(trainer: Trainer, arms: Sequence[str], known: set[tuple], show) -> Iterator[Record]:
+    """Every arm at every rate of the grid, with one budget and the same examples in the same order: a record a run.
+
+    Args:
+        trainer: the programs; its task's test data are the validation part. The test set has no part here.
+        arms: those with a rule of their own.
+        known: ``(arm, learning_rate, seed)`` of the runs that are recorded.
+        show: see :func:`measure_training`.
+    """
+    config, segments = trainer.config, trainer.segments
+    for seed in range(OTHER_SEEDS, OTHER_SEEDS + config.tune_seeds):
+        for rate in config.learning_rates:
+            for arm in arms:
+                if (arm, rate, seed) in known:
+                    show(len(segments))
+                    continue
+                state, to_target, best, failed = trainer.start(seed), None, 0.0, False
+                for segment in segments:
+                    state, losses, spent = trainer.train(arm, rate, state, trainer.indices(seed, segment))
+                    found = trainer.validate(state)
+                    best = max(best, found["validation_accuracy"])
+                    if to_target is None and found["validation_accuracy"] >= config.target_accuracy:
+                        to_target = segment.examples
+                    show(1, losses.size * config.batch_size / spent)
+                    failed = first_nonfinite(losses) is not None or not is_finite(state)
+                    if failed:
+                        show(len(segments) - segments.index(segment) - 1)
+                        break
+                place = {"kind": "tune", "arm": arm, "learning_rate": rate, "seed": seed}
+                yield place | {"examples_to_target": to_target} | found | {"best_validation_accuracy": best, "diverged": failed}

@@ -1,0 +1,184 @@
+"""The sentences that the records of the split-backward study allow, and no others."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from experiments.split_backward_records import (
+    cost_ratio,
+    final,
+    num_lost,
+    protocols_of,
+    rate_of,
+    rates_on_edge,
+    seeds_of,
+    to_target,
+)
+from experiments.split_backward_steps import OWN_RULES
+from jaxbatch.intervals import Interval, interval
+from jaxbatch.records import Record
+from jaxbatch.split import largest_stable_curvature
+
+SAME_UPDATE = 1e-3  # of a step: far above rounding, far below what any other difference makes
+HELPS = {
+    "better": "helps against one update per batch",
+    "worse": "harms against one update per batch",
+    "unstable": "is faster than one update per batch and then loses runs",
+    "same": "makes no difference that shows against one update per batch",
+}
+SMALL = {
+    "same": "do as well as far as the intervals tell",
+    "better": "do worse",
+    "worse": "do better",
+    "unstable": "are slower and steadier",
+}
+
+
+def arm_names(num_groups: int) -> dict[str, str]:
+    """The arms as a reader sees them."""
+    return {
+        "one": "(a) one update",
+        "split": f"(b) split in {num_groups}",
+        "scaled": f"(c) {num_groups} × the rate",
+        "small": f"(d) {num_groups} small",
+    }
+
+
+def other_seeds(config) -> str:
+    """The seeds that chose the rates."""
+    return f"{config.tune_seeds} other seed{'s' if config.tune_seeds > 1 else ''}"
+
+
+def tiny(value: float | None) -> str:
+    """A number of which the size is all that counts."""
+    return "not finite" if value is None else f"{value:.0e}"
+
+
+def verdict(config, records: Sequence[Record]) -> list[str]:
+    """Cost, then how (b) stands to the other arms at one rate and at each arm's best rate."""
+    k = config.num_groups
+    split_cost, small_cost, naive_cost = (cost_ratio(records, kind) for kind in ("split", "small", "naive"))
+    sentences = [
+        f"Cost: a split step takes {split_cost:.2f} times an ordinary step; {k} small steps {small_cost:.2f}; "
+        f"the naive way {naive_cost:.2f}."
+    ]
+    sentences += at_one_rate(config, records)
+    if "tuned" in protocols_of(records):
+        sentences += at_own_rates(config, records)
+    n = len(seeds_of(records, "original"))
+    if n < 10:
+        sentences.append(f"n = {n}: bootstrap intervals of so few seeds are too narrow; take --seeds 10 to rely on them.")
+    return sentences
+
+
+def at_one_rate(config, records: Sequence[Record]) -> list[str]:
+    """The protocol as it was: one rate for (a), (b) and (d), K times as much for (c)."""
+    k, target, n = config.num_groups, config.target_accuracy, len(seeds_of(records, "original"))
+    names, standing, texts = arm_names(k), {}, {}
+    for other in ("one", "scaled", "small"):
+        standing[other], texts[other] = against(records, "original", other, names[other], target)
+    distances = [r for r in records if r["kind"] == "distance"]
+    if distances and max(r["batch_split_scaled"] for r in distances) < SAME_UPDATE:
+        standing["scaled"] = "identical"
+        texts["scaled"] = (
+            f"(b) and {names['scaled']} are the same update to rounding (a batch takes them apart by at most "
+            f"{tiny(max(r['batch_split_scaled'] for r in distances))} of the step), so whatever their runs differ by is "
+            "chance: " + texts["scaled"].partition(": ")[2].rpartition(": ")[0] + "."
+        )
+    sentences = [f"At one rate, {config.learning_rate:g}:", *texts.values()]
+    if distances:
+        scaled = interval([r["batch_split_scaled"] for r in distances])
+        other = interval([r["batch_split_small"] for r in distances])
+        sentences.append(
+            f"From the same state, one batch takes (b) and (c) apart by {100 * scaled.value:.1f}% of the step, (b) and "
+            f"(d) by {100 * other.value:.1f}%."
+        )
+    if config.optimizer == "sgd" and config.momentum > 0:
+        split_limit = largest_stable_curvature(config.learning_rate, config.momentum, k)
+        scaled_limit = largest_stable_curvature(k * config.learning_rate, config.momentum)
+        sentences.append(
+            f"Theory: on a quadratic loss (b) is stable up to curvature {split_limit:.3g}, (c) up to {scaled_limit:.3g}."
+        )
+    only = {
+        "identical": f"it is a {k} times larger learning rate and nothing else",
+        "same": f"nothing tells it from a {k} times larger learning rate",
+        "better": f"it does better than a {k} times larger learning rate",
+        "worse": f"it does worse than a {k} times larger learning rate",
+        "unstable": f"it is faster than a {k} times larger learning rate and then loses runs",
+    }[standing["scaled"]]
+    sentences.append(
+        f"Verdict at one rate: splitting {HELPS[standing['one']]}; {only}; {_small_batches(config, records, standing['small'])} "
+        f"(n = {n} seeds)."
+    )
+    return sentences
+
+
+def at_own_rates(config, records: Sequence[Record]) -> list[str]:
+    """The fair comparison: every arm at the rate that the validation part chose for it."""
+    k, target, n = config.num_groups, config.target_accuracy, len(seeds_of(records, "tuned"))
+    names, standing, texts = arm_names(k) | {"one": "(a) one update (and so (c))"}, {}, {}
+    for other in ("one", "small"):
+        standing[other], texts[other] = against(records, "tuned", other, names[other], target)
+    letters = {"one": "(a)", "split": "(b)", "small": "(d)"}
+    rates = ", ".join(f"{letters[arm]} {rate_of(records, 'tuned', arm):g}" for arm in OWN_RULES)
+    sentences = [f"Each arm at its best rate, {rates}, of {len(config.learning_rates)} tried with {other_seeds(config)}:"]
+    for arm, edge in rates_on_edge(config, records).items():
+        rate = rate_of(records, "tuned", arm)
+        sentences.append(f"The best rate of {letters[arm]}, {rate:g}, is the {edge} of the grid: a better one may lie beyond.")
+    return [
+        *sentences,
+        *texts.values(),
+        f"Verdict with each arm at its best rate: splitting {HELPS[standing['one']]}; "
+        f"{_small_batches(config, records, standing['small'])} (n = {n} seeds).",
+    ]
+
+
+def _small_batches(config, records: Sequence[Record], standing: str) -> str:
+    dear = interval([r["small_ms"] / r["split_ms"] for r in records if r["kind"] == "cost"], np.median)
+    return f"{config.num_groups} ordinary small batches {SMALL[standing]}, at {dear:.2f} times its cost"
+
+
+def paired(records: Sequence[Record], protocol: str, other: str, key: str) -> Interval:
+    """Interval of the difference ``(b) − other`` at the end, seed by seed."""
+    return interval(np.subtract(final(records, protocol, "split", key), final(records, protocol, other, key)))
+
+
+def against(records: Sequence[Record], protocol: str, other: str, name: str, target: float) -> tuple[str, str]:
+    """How (b) stands to another arm, and the sentence that says why.
+
+    ``better``, ``worse`` or ``same`` by examples to the target on the validation part, else by the test accuracy at the
+    end, where an interval says so; ``unstable`` where (b) would be better but loses more runs.
+    """
+    mine, theirs = (np.asarray(to_target(records, protocol, arm, "examples", target)) for arm in ("split", other))
+    missed = [int(np.isnan(values).sum()) for values in (mine, theirs)]
+    lost = [num_lost(records, protocol, arm) for arm in ("split", other)]
+    accuracy = paired(records, protocol, other, "test_accuracy")
+    ratio = interval(mine / theirs)
+    points = Interval(*(100 * v for v in accuracy[:3]), accuracy.n)
+    text = f"Against {name}: final test accuracy differs by {points:+.2f} points"
+    if ratio.n:
+        text += f", examples to {100 * target:g}% validation accuracy by a factor of {ratio:.2f}"
+    n = len(mine)
+    if any(missed):
+        text += f"; target reached in {n - missed[0]} of {n} runs against {n - missed[1]}"
+    if any(lost):
+        text += f"; runs lost: {lost[0]} against {lost[1]}"
+    if missed[0] != missed[1]:
+        standing = "better" if missed[0] < missed[1] else "worse"
+    elif ratio.excludes(1):
+        standing = "better" if ratio.value < 1 else "worse"
+    elif accuracy.excludes(0):
+        standing = "better" if accuracy.value > 0 else "worse"
+    else:
+        standing = "same"
+    if lost[0] > lost[1]:
+        standing = "unstable" if standing == "better" else "worse"
+    elif lost[0] < lost[1] and standing == "same":
+        standing = "better"
+    told = {
+        "better": "(b) is ahead",
+        "worse": "(b) is behind",
+        "same": "the intervals hold no difference",
+        "unstable": "(b) is ahead and then loses runs",
+    }[standing]
+    return standing, f"{text}: {told}."

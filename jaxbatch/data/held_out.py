@@ -1,0 +1,51 @@
+"""A validation part of the training set: what rates and sizes are chosen on, so that the test set stays unseen."""
+
+import numpy as np
+
+from jaxbatch.data import Dataset
+
+
+def hold_out(dataset: Dataset, num_examples: int | None = None, *, seed: int = 0) -> Dataset:
+    """The data set to choose on: a part of the training set stands where the test set was, the rest is trained on.
+
+    What comes back does not hold the test set, so that no choice can look at it. A choice made, the model is trained,
+    or tested once, on ``dataset`` itself.
+
+    The part is drawn without replacement, and each class has its share in it to within one example. Both parts keep the
+    order of the training set.
+
+    Args:
+        dataset: from :func:`jaxbatch.load_dataset`, N training examples.
+        num_examples: V, of the validation part. ``None``: a sixth of N, which is 10,000 of MNIST's 60,000.
+        seed: of the draw; the parts are a pure function of ``dataset`` and ``seed``.
+
+    Returns:
+        A :class:`jaxbatch.Dataset` with N − V training examples and, as its test arrays, the V validation examples.
+
+    Raises:
+        ValueError: a part below 1 example or one that leaves none to train on; a negative seed.
+
+    Example:
+        >>> from jaxbatch import load_dataset
+        >>> choosing = hold_out(load_dataset("digits"))
+        >>> len(choosing.train_labels), len(choosing.test_labels)
+        (1202, 240)
+    """
+    total = len(dataset.train_labels)
+    count = total // 6 if num_examples is None else num_examples
+    if not 1 <= count < total:
+        raise ValueError(f"num_examples={count} of {total} training examples must be at least 1 and leave at least 1 to train on.")
+    if seed < 0:
+        raise ValueError(f"seed={seed} must be at least 0.")
+    random = np.random.default_rng(seed)
+    shuffled = random.permutation(total)
+    by_class = shuffled[np.argsort(dataset.train_labels[shuffled], kind="stable")]
+    places = (np.arange(count) * total + random.integers(total)) // count  # evenly spaced: every class has its share
+    held = np.zeros(total, bool)
+    held[by_class[places]] = True
+    return dataset._replace(
+        train_images=dataset.train_images[~held],
+        train_labels=dataset.train_labels[~held],
+        test_images=dataset.train_images[held],
+        test_labels=dataset.train_labels[held],
+    )
