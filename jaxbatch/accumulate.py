@@ -22,6 +22,7 @@ from jaxbatch.augment import example_keys
 from jaxbatch.batches import even_part
 from jaxbatch.layers import own_examples
 from jaxbatch.parallel import AXIS, Method, count_own, mean_over_devices, over_devices, share_batches
+from jaxbatch.states import through_host
 from jaxbatch.streaming import prefetch
 from jaxbatch.tasks import Task
 from jaxbatch.train import TrainState, apply_gradient
@@ -216,9 +217,7 @@ def compile_streamed_epoch(
                     jax.block_until_ready(behind.popleft())
             state, loss = finish(state, total)
             losses.append(loss)
-        if count > 1:  # what comes back belongs to no mesh, and one device can go on with it
-            state = jax.tree.map(jnp.asarray, jax.device_get(state))
-        return state, jnp.asarray(np.array(jax.device_get(losses)))
+        return through_host(state) if count > 1 else state, jnp.asarray(np.array(jax.device_get(losses)))
 
     return run
 

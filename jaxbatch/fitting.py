@@ -21,6 +21,7 @@ from jaxbatch.compiling import Programs
 from jaxbatch.layers import loops_are_slow
 from jaxbatch.loops import batch_shapes, compile_epoch, make_evaluate
 from jaxbatch.parallel import compile_parallel_epoch
+from jaxbatch.states import as_arrays
 from jaxbatch.streams import is_stream
 from jaxbatch.tasks import Task, count_examples
 from jaxbatch.train import TrainState, evaluated, init_state, make_task_step
@@ -133,7 +134,7 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
         raise ValueError(f"optimizer={config.optimizer!r} must be one of optax's, as optax.sgd(0.1).")
     num_examples = task.num_examples
     everything = plan_segments(config, num_examples)
-    state = init_state(task, config.optimizer, config.seed) if state is None else state
+    state = as_arrays(init_state(task, config.optimizer, config.seed) if state is None else state)
     done = int(state.step) // (config.num_groups or 1)
     segments = plan_segments(config, num_examples, done=done)
     total = sum(segment.num_batches for segment in everything)

@@ -30,6 +30,7 @@ from jaxtyping import Array, Bool, Int32, PyTree
 from jaxbatch.augment import example_keys
 from jaxbatch.layers import loops_are_slow, own_examples
 from jaxbatch.loops import batch_shapes
+from jaxbatch.states import through_host
 from jaxbatch.tasks import Task
 from jaxbatch.train import TrainState, apply_gradient, mean_gradient
 
@@ -193,8 +194,7 @@ def compile_parallel_epoch(
             part = slice(start, start + at_a_time)
             state, found = program(state, placed["data"], shares[:, part], mask[:, part], place)
             losses.append(found)  # a promise: nothing is waited for here
-        # Through the host, once a call: what comes back belongs to no mesh, and one device can go on with it.
-        return jax.tree.map(jnp.asarray, jax.device_get(state)), jnp.asarray(np.concatenate(jax.device_get(losses)))
+        return through_host(state), jnp.asarray(np.concatenate(jax.device_get(losses)))
 
     return run
 
