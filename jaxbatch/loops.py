@@ -150,7 +150,8 @@ def make_evaluate(
 ) -> Callable[[PyTree, PyTree], dict[str, Array]]:
     """Mean metrics over a data set: ``evaluate(params, data) -> {name: scalar}``, compiled.
 
-    The last batch is padded and masked, so every example counts once. ``data`` may be a :class:`jaxbatch.streams.Stream`.
+    The last batch is padded and masked, so every example counts once; a metric must not couple examples, as batch
+    normalisation with ``train=True`` does, or padding would count. ``data`` may be a :class:`jaxbatch.streams.Stream`.
 
     Example:
         >>> evaluate = make_evaluate(lambda w, x: {"loss": (x - w) ** 2}, num_examples=3, batch_size=2)

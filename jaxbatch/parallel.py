@@ -200,10 +200,7 @@ def compile_parallel_epoch(
 
 
 def make_shared_step(task: Task, optimizer: optax.GradientTransformation, batch_size: int):
-    """``step(state, share, mask) -> (state, mean loss of the batch)``, to be run under the axis :data:`AXIS`.
-
-    ``mask`` is False where a slot of the share holds no example of its own; None where all do.
-    """
+    """``step(state, share, mask or None) -> (state, mean loss of the batch)``, to be run under the axis :data:`AXIS`."""
     has_aux = task.update_model_state is not None
 
     def masked(params, pair):

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool
 
 _mask: contextvars.ContextVar[Bool[Array, "M"] | None] = contextvars.ContextVar("jaxbatch_example_mask", default=None)
 # A function that is jitted by itself keeps what it once traced, the mask of that time included. A number that it has not
-# seen makes it trace anew. JAX has this from 0.8.1 on or so; before, such a function must not read the mask.
+# seen makes it trace anew. A JAX that lacks this may hand such a function the mask of before, which ends in a leaked-tracer error.
 _numbers = itertools.count(1)
 _tracing = jax.make_user_context(0) if hasattr(jax, "make_user_context") else lambda number: contextlib.nullcontext()
 
