@@ -35,16 +35,16 @@ def measure_cost(
         some = jnp.asarray(dataset.train_images[jnp.arange(count * share) % size])
         batch = normalise(some, dataset.mean, dataset.std)
         cotangent = jax.random.normal(jax.random.key(1), (count * share, dataset.num_classes)) / size
-        forward, backward = _passes(models[count], variables, across=count > 1)
+        forward, backward = _passes(models[count], across=count > 1)
         for name, function, arguments in (("forward", forward, (batch,)), ("both", backward, (batch, cotangent))):
             if count > 1:
                 split = [leaf.reshape(count, share, *leaf.shape[1:]) for leaf in arguments]
                 function, place = over_devices(
                     function, jax.devices()[:count], method, (False, *(True for _ in split)), outputs_split=name == "forward"
                 )
-                arguments = place(variables["params"], *split)
+                arguments = place(variables, *split)
             else:
-                function, arguments = jax.jit(function), (variables["params"], *arguments)
+                function, arguments = jax.jit(function), (variables, *arguments)
             program = function.lower(*arguments).compile()
             contenders[name, count, size] = lambda program=program, arguments=arguments: program(*arguments)
     for number, times in enumerate(timed_rounds(contenders, rounds)):
@@ -54,16 +54,17 @@ def measure_cost(
             yield place | {"forward_ms": alone, "backward_ms": both - alone}
 
 
-def _passes(model, variables, across: bool):
-    """``forward(params, images)`` and the gradient of its product with a cotangent, summed over devices if ``across``."""
-    stateful = {"train": True, "mutable": ["batch_stats"]} if "batch_stats" in variables else {}
+def _passes(model, across: bool):
+    """``forward(variables, images)`` and the gradient of its product with a cotangent, summed over devices if ``across``."""
 
-    def forward(params, images):
-        found = model.apply({**variables, "params": params}, images, **stateful)
+    def forward(variables, images):
+        stateful = {"train": True, "mutable": ["batch_stats"]} if "batch_stats" in variables else {}
+        found = model.apply(variables, images, **stateful)
         return found[0] if stateful else found
 
-    def backward(params, images, cotangent):
-        gradient = jax.grad(lambda p: (forward(p, images) * cotangent).sum())(params)
+    def backward(variables, images, cotangent):
+        product = lambda params: (forward({**variables, "params": params}, images) * cotangent).sum()
+        gradient = jax.grad(product)(variables["params"])
         return jax.lax.psum(gradient, jb.parallel.AXIS) if across else gradient
 
     return forward, backward

@@ -20,8 +20,10 @@ from jaxtyping import Array, PyTree
 from jaxbatch.augment import example_keys
 from jaxbatch.batches import even_part
 from jaxbatch.groups import losses_and_aux
+from jaxbatch.layers import own_examples
 from jaxbatch.loops import as_place
-from jaxbatch.parallel import AXIS, Method, over_devices, share_batches
+from jaxbatch.parallel import AXIS, Method, count_own, mean_over_devices, over_devices, share_batches
+from jaxbatch.states import through_host
 from jaxbatch.streaming import prefetch
 from jaxbatch.sums import add as add_part
 from jaxbatch.sums import mean_of_sum, widen, zero_sum
@@ -62,12 +64,13 @@ def make_accumulation(
             examples = task.prepare(example_keys(place[0], place[1], index), examples)
 
         def loss_sum(p):
-            losses, aux = losses_and_aux(task.loss_fn, p, examples, has_aux)
+            with own_examples(mask):
+                losses, aux = losses_and_aux(task.loss_fn, p, examples, has_aux)
             return widen(losses if mask is None else jnp.where(mask, losses, 0)).sum(), aux
 
         (found, aux), gradient = jax.value_and_grad(loss_sum, has_aux=True)(params)
         if over_axis:
-            (found, gradient), aux = lax.psum((found, widen(gradient)), AXIS), lax.pmean(aux, AXIS)
+            (found, gradient), aux = lax.psum((found, widen(gradient)), AXIS), mean_over_devices(aux, count_own(mask))
         model_state = task.update_model_state(model_state, aux) if has_aux else model_state
         return (add_part(summed, gradient), model_state, loss + found), found
 
@@ -159,10 +162,14 @@ def compile_streamed_epoch(
     totals = jax.eval_shape(sums.begin, state)
 
     lengths = {size, batch_size % size} - {0}
-    filled_up = any(length % count for length in lengths)  # then some slots hold no example of their own
 
-    def add_share(total, params, examples, index, mask, place):
-        return sums.add(total, params, examples, index, mask if filled_up else None, place)
+    def adding(length):
+        filled_up = length % count > 0  # then some slots hold no example of their own
+
+        def add_share(total, params, examples, index, mask, place):
+            return sums.add(total, params, examples, index, mask if filled_up else None, place)
+
+        return add_share
 
     def on_devices(function, split, donate=()):
         if count == 1:
@@ -173,8 +180,7 @@ def compile_streamed_epoch(
     dealt = (True, True, True)
     begin, whole = on_devices(sums.begin, (False,))
     finish, _ = on_devices(sums.finish, (False, False), donate=(0,))
-    add, _ = on_devices(add_share, (False, False, *dealt, False), donate=(0,))
-    _, deal = on_devices(add_share, dealt)
+    _, deal = on_devices(sums.add, dealt)
     begin, finish = begin.lower(state).compile(), finish.lower(state, totals).compile()
     place = jax.ShapeDtypeStruct((2,), jnp.uint32)
     adds = {}
@@ -182,6 +188,7 @@ def compile_streamed_epoch(
         lead = (length,) if count == 1 else (count, -(-length // count))
         examples = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*lead, *leaf.shape), leaf.dtype), task.train_data.example)
         kinds = (jax.ShapeDtypeStruct(lead, dtype) for dtype in (jnp.int32, jnp.bool_))
+        add, _ = on_devices(adding(length), (False, False, *dealt, False), donate=(0,))
         adds[length] = add.lower(totals, state.params, examples, *kinds, place).compile()
 
     def cut(indices):
@@ -214,9 +221,7 @@ def compile_streamed_epoch(
                     jax.block_until_ready(behind.popleft())
             state, loss = finish(state, total)
             losses.append(loss)
-        if count > 1:  # what comes back belongs to no mesh, and one device can go on with it
-            state = jax.tree.map(jnp.asarray, jax.device_get(state))
-        return state, jnp.asarray(np.array(jax.device_get(losses)))
+        return through_host(state) if count > 1 else state, jnp.asarray(np.array(jax.device_get(losses)))
 
     return run
 

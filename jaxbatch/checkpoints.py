@@ -5,10 +5,12 @@ learning-rate schedule), model state, and the number of updates, which with the 
 batch-size schedule and in the order of examples.
 """
 
+import errno
 import json
 import os
 import pathlib
 import shutil
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +20,7 @@ from jaxtyping import PyTree
 
 from jaxbatch.fitting import FitConfig, fit, plan_segments, python_numbers
 from jaxbatch.paths import local_path
+from jaxbatch.states import as_arrays, kinds, pack, unpack
 from jaxbatch.tasks import Task
 from jaxbatch.train import init_state
 
@@ -41,11 +44,12 @@ def fit_with_checkpoints(
     Yields:
         The records of :func:`jaxbatch.fit` that come after the newest good checkpoint. A checkpoint is written when the
         next record is asked for, so that whoever writes down what is yielded misses none; after a kill some may come a
-        second time, with the same numbers. A state that is not finite is not kept.
+        second time, with the same numbers. A state that is not finite is not kept. A damaged checkpoint is passed over with
+        a warning that names it.
 
     Raises:
         ValueError: ``every`` or ``keep`` below 1, or a folder that holds a run with another seed, data set size or plan of
-            batch sizes.
+            batch sizes, or in which something cannot be read (permission, a failing disk): nothing is trained or removed.
 
     Example:
         >>> import tempfile, optax, jax.numpy as jnp
@@ -72,7 +76,7 @@ def fit_with_checkpoints(
     }
     checkpoints = Checkpoints(checkpoint_dir, about, keep=keep)
     ends = np.cumsum([segment.num_batches for segment in segments]).tolist()
-    shapes = jax.eval_shape(lambda: init_state(task, config.optimizer, config.seed))
+    shapes = jax.eval_shape(lambda: as_arrays(init_state(task, config.optimizer, config.seed)))
     state = checkpoints.latest(shapes)
     if state is not None and ends and int(state.step) // (config.num_groups or 1) >= ends[-1]:
         return  # the run is whole, and the same call again has nothing to add
@@ -95,17 +99,21 @@ class Checkpoints:
         keep: how many of the newest stay.
 
     Raises:
-        ValueError: ``keep`` below 1, or a folder of another run; from ``latest``, a state of other shapes.
+        ValueError: ``keep`` below 1, a folder of another run, or one that cannot be read; from ``latest``, a state of other
+            shapes, or a checkpoint that cannot be read.
     """
 
     def __init__(self, folder: str | os.PathLike, about: dict[str, Any], *, keep: int = 2):
         if keep < 1:
             raise ValueError(f"keep={keep} must be at least 1.")
         self.folder, self._keep = local_path(folder, "checkpoint_dir").absolute(), keep
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"checkpoint_dir={os.fspath(folder)!r} cannot be made: {error}. Take another folder.") from error
         file, text = self.folder / "about.json", json.dumps(about, sort_keys=True)
-        if file.exists():
-            found = json.loads(file.read_text(encoding="utf-8"))
+        found = _read_about(file)
+        if found is not None:
             here = json.loads(text)
             apart = sorted(key for key in {*found, *here} if found.get(key) != here.get(key))
             if apart:
@@ -117,47 +125,101 @@ class Checkpoints:
             part.replace(file)
 
     def save(self, step: int, state: PyTree) -> None:
-        """Writes a checkpoint and removes the oldest beyond ``keep``; returns when it is on disk."""
+        """Writes a checkpoint and removes the oldest beyond ``keep``; returns when it is on disk.
+
+        Those of later steps stay: they are damaged, and this run has not come to them again.
+        """
         ocp = _orbax()
         path = self.folder / f"{step}"
         if path.exists():
             shutil.rmtree(path)  # a damaged one: a good one would have been gone on from
-        ocp.save(path, jax.tree.map(np.asarray, _by_number(state)))
-        for old in self.steps()[: -self._keep]:
+        ocp.save(path, pack(state))
+        for old in [other for other in self.steps() if other <= step][: -self._keep]:
             shutil.rmtree(self.folder / f"{old}")
 
     def steps(self) -> list[int]:
         """The steps that have a complete checkpoint, oldest first."""
-        return sorted(int(path.name) for path in self.folder.iterdir() if path.is_dir() and path.name.isdigit())
+        try:
+            # Not "if it is a folder": a link that leads nowhere would be no checkpoint, and the run would begin anew.
+            return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit() and not path.is_file())
+        except OSError as error:
+            raise ValueError(_cannot_read(self.folder, error)) from error
 
     def latest(self, like: PyTree) -> PyTree | None:
-        """The newest checkpoint that can be read, as a pytree of the shapes of ``like``; None where there is none."""
-        ocp, wanted = _orbax(), _by_number(like)
+        """The newest checkpoint that is not damaged, as a pytree of the shapes of ``like``; None where there is none.
+
+        Damaged ones are passed over, each with a warning.
+        """
+        ocp = _orbax()
         for step in reversed(self.steps()):
+            path = self.folder / f"{step}"
             try:
-                found = ocp.load(self.folder / f"{step}")
-            except Exception:  # damaged, in one of the many ways a file can be: the one before it may be good
+                leaves = unpack(ocp.load(path))
+            except Exception as error:  # unreadable, or damaged in one of the many ways a file can be
+                unreadable = _why_unreadable(path, error)
+                if unreadable is not None:
+                    raise ValueError(_cannot_read(path, unreadable)) from error
+                reason = " ".join(str(error).split())[:200]
+                warnings.warn(f"{path} is a damaged checkpoint and is passed over ({type(error).__name__}: {reason}).", stacklevel=2)
                 continue
-            if _shapes(found) != _shapes(wanted):
+            if kinds(leaves) != kinds(jax.tree.leaves(like)):
                 raise ValueError(
                     f"checkpoint_dir={os.fspath(self.folder)!r} holds the state of another model or optimizer. Take another folder."
                 )
-            return jax.tree.unflatten(jax.tree.structure(like), [jax.numpy.asarray(found[name]) for name in wanted])
+            return jax.tree.unflatten(jax.tree.structure(like), leaves)
         return None
+
+
+def _read_about(file: pathlib.Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ValueError(_cannot_read(file, error)) from error
+    except ValueError:  # no JSON, or no text
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} is damaged: it says which run the checkpoints beside it are of. Remove it if they are of this one.")
+    return found
+
+
+def _cannot_read(path: pathlib.Path, error: BaseException) -> str:
+    return f"{path} cannot be read ({error}). Nothing was trained or removed: make it readable, or take another checkpoint_dir."
+
+
+_OF_DAMAGE = (None, errno.ENOENT, errno.ENOTDIR, errno.EINVAL)  # a file is gone, or not what it should be
+
+
+def _why_unreadable(path: pathlib.Path, error: BaseException) -> BaseException | None:
+    """What keeps a checkpoint from being read, which may be good; None where it was read and is damaged."""
+    waiting, known = [error], set()
+    while waiting:  # orbax wraps what went wrong, several times and in groups
+        one = waiting.pop()
+        if one is None or id(one) in known:
+            continue
+        known.add(id(one))
+        if isinstance(one, MemoryError) or (isinstance(one, OSError) and one.errno not in _OF_DAMAGE):
+            return one
+        waiting += [one.__cause__, one.__context__, *getattr(one, "exceptions", ())]
+    try:
+        for folder, _, files in os.walk(path, onerror=_raise):
+            for name in files:
+                with open(os.path.join(folder, name), "rb") as file:
+                    while file.read(2**24):
+                        pass
+    except OSError as found:
+        return found
+    return None
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _brief(value: Any) -> str:
     text = repr(value)
     return text if len(text) < 60 else f"{text[:56]} ..."
-
-
-def _shapes(arrays: dict[str, Any]) -> dict[str, tuple]:
-    return {name: (tuple(leaf.shape), leaf.dtype.name) for name, leaf in arrays.items()}
-
-
-def _by_number(tree: PyTree) -> dict[str, Any]:
-    """The leaves by number: optimizer states are tuples of named tuples, which no file format knows."""
-    return {f"{number:05d}": leaf for number, leaf in enumerate(jax.tree.leaves(tree))}
 
 
 def _orbax():

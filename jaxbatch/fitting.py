@@ -23,6 +23,7 @@ from jaxbatch.groups import check_params
 from jaxbatch.layers import loops_are_slow
 from jaxbatch.loops import batch_shapes, compile_epoch
 from jaxbatch.parallel import compile_parallel_epoch
+from jaxbatch.states import as_arrays
 from jaxbatch.streams import is_stream
 from jaxbatch.tasks import Task
 from jaxbatch.train import TrainState, init_state, make_task_step, make_test, start_shapes
@@ -157,7 +158,7 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
     check_optimizer(config.optimizer, params)
     test = make_test(task, min(500, config.microbatch_size or 500), config.eval_params)
     begun = state is not None
-    state = state if begun else init_state(task, config.optimizer, config.seed)
+    state = as_arrays(state if begun else init_state(task, config.optimizer, config.seed))
     done = int(state.step) // (config.num_groups or 1)
     segments = plan_segments(config, num_examples, done=done)
     total = sum(segment.num_batches for segment in everything)
@@ -196,7 +197,7 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
             bad = first_nonfinite(losses)
             if bad is None and not is_finite(state):
                 bad = count - 1
-            metrics = test(state)
+            metrics = test(task.test_data, state)
             yield {
                 "batches": done,
                 "total_batches": total,

@@ -164,14 +164,17 @@ def make_evaluate(
 ) -> Callable[[PyTree, PyTree], dict[str, Array]]:
     """Mean metrics over a data set: ``evaluate(params, data) -> {name: scalar}``, compiled.
 
-    The last batch is padded and masked, so every example counts once. ``data`` may be a :class:`jaxbatch.streams.Stream`.
+    The last batch is padded and masked, so every example counts once; a metric must not couple examples, as batch
+    normalisation with ``train=True`` does, or padding would count. ``data`` may be a :class:`jaxbatch.streams.Stream`.
 
     Example:
         >>> evaluate = make_evaluate(lambda w, x: {"loss": (x - w) ** 2}, num_examples=3, batch_size=2)
         >>> float(evaluate(jnp.array(0.0), jnp.array([1.0, 2.0, 2.0]))["loss"])
         3.0
     """
-    batches = cut_batches(jnp.arange(num_examples, dtype=jnp.int32), min(batch_size, num_examples), partial="pad")
+
+    def cut():
+        return cut_batches(jnp.arange(num_examples, dtype=jnp.int32), min(batch_size, num_examples), partial="pad")
 
     def sums_of(params, examples, mask):
         found = metrics_fn(params, examples)
@@ -191,12 +194,9 @@ def make_evaluate(
 
     @jax.jit
     def in_one_program(params, data):
-        return mean(lax.map(lambda batch: sums(params, data, batch), batches))
+        return mean(lax.map(lambda batch: sums(params, data, batch), cut()))  # cut here: closed over, it would be a constant
 
     one_batch, one_part = jax.jit(sums), jax.jit(sums_of)
-
-    def batch_at(number):
-        return jax.tree.map(lambda leaf: leaf[number], batches)
 
     slow = None  # found out at the first call, from the shapes
 
@@ -206,15 +206,24 @@ def make_evaluate(
         if found != num_examples:
             raise ValueError(f"this evaluation was made for num_examples={num_examples} and got data of {found} examples.")
         if is_stream(data):
-            examples = prefetch(data.parts(np.asarray(batches.indices)), depth=1)
+            batches = jax.tree.map(np.asarray, cut())
+            examples = prefetch(data.parts(batches.indices), depth=1)
             # Each is waited for, or the host would pile up parts that the device has not come to.
             parts = [jax.block_until_ready(one_part(params, *pair)) for pair in zip(examples, batches.mask, strict=True)]
-            return mean(jax.tree.map(lambda *totals: jnp.stack(totals), *parts))
+            return mean(_stack(parts))
         if slow is None:
-            slow = loops_are_slow(sums, params, data, batch_at(0))
+            slow = loops_are_slow(sums, params, data, jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[0], cut())))
         if not slow:
             return in_one_program(params, data)
-        parts = [one_batch(params, data, batch_at(number)) for number in range(len(batches.mask))]
-        return mean(jax.tree.map(lambda *totals: jnp.stack(totals), *parts))
+        batches = cut()
+        parts = [one_batch(params, data, jax.tree.map(lambda leaf: leaf[number], batches)) for number in range(len(batches.mask))]
+        return mean(_stack(parts))
 
     return evaluate
+
+
+def _stack(parts):
+    """On the host unless traced: a program that joins thousands of scalars would have a line for each."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(parts)):
+        return jax.tree.map(lambda *totals: jnp.stack(totals), *parts)
+    return jax.tree.map(lambda *totals: jnp.asarray(np.stack(totals)), *jax.device_get(parts))

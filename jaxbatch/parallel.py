@@ -3,7 +3,13 @@
 What a step computes is that of one device up to the order of summation: the same global batch in the same order of
 examples. A batch that the number of devices N does not divide is filled up with masked examples, which count for
 nothing in the loss and the gradient. Batch normalisation takes the moments of a device's share unless its layers are
-given the axis :data:`AXIS` (then they are those of the global batch); running moments are averaged over the devices.
+given the axis :data:`AXIS` (then they are those of the global batch); fillers enter none of them. Running moments, as any
+aux of a loss, are averaged over the devices, each weighing by its number of examples.
+
+What a loss sees: its device's share, fillers included. They are real examples a second time, and what the loss returns
+for them is dropped. A model of your own that couples examples, as by ``lax.pmean(..., AXIS)``, would count them: let it leave
+out those where :func:`jaxbatch.layers.example_mask` is False (a mean over all devices is ``psum(sum of own values) /
+psum(number of own values)``), or take a batch size that N divides. Layers of :mod:`jaxbatch.layers` do this themselves.
 
 Axes: S steps, B examples in a batch, N devices, M = ⌈B / N⌉ examples on each.
 """
@@ -19,12 +25,13 @@ import optax
 from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as Spec
-from jaxtyping import Array, Bool, Int32
+from jaxtyping import Array, Bool, Int32, PyTree
 
 from jaxbatch.augment import example_keys
 from jaxbatch.groups import losses_and_aux
-from jaxbatch.layers import loops_are_slow
+from jaxbatch.layers import loops_are_slow, own_examples
 from jaxbatch.loops import as_place, batch_shapes
+from jaxbatch.states import through_host
 from jaxbatch.sums import cast_like, widen
 from jaxbatch.tasks import Task
 from jaxbatch.train import TrainState, apply_gradient, mean_gradient
@@ -156,6 +163,7 @@ def compile_parallel_epoch(
     if count < 1:
         raise ValueError("devices is empty: at least 1 is needed.")
     step = make_shared_step(task, optimizer, batch_size)
+    filled_up = batch_size % count > 0  # then some slots hold no example of their own
 
     def epoch(state, data, indices, mask, place):
         """On one device: its share of every batch."""
@@ -165,7 +173,7 @@ def compile_parallel_epoch(
             batch = jax.tree.map(lambda leaf: leaf[index], data)
             if task.prepare is not None:
                 batch = task.prepare(example_keys(place[0], place[1], index), batch)
-            return step(state, batch, kept)
+            return step(state, batch, kept if filled_up else None)
 
         return lax.scan(one, state, (indices, mask))
 
@@ -189,21 +197,22 @@ def compile_parallel_epoch(
             part = slice(start, start + at_a_time)
             state, found = program(state, placed["data"], shares[:, part], mask[:, part], place)
             losses.append(found)  # a promise: nothing is waited for here
-        # Through the host, once a call: what comes back belongs to no mesh, and one device can go on with it.
-        return jax.tree.map(jnp.asarray, jax.device_get(state)), jnp.asarray(np.concatenate(jax.device_get(losses)))
+        return through_host(state), jnp.asarray(np.concatenate(jax.device_get(losses)))
 
     return run
 
 
 def make_shared_step(task: Task, optimizer: Optimizer, batch_size: int):
-    """``step(state, share, mask) -> (state, mean loss of the batch)``, to be run under the axis :data:`AXIS`."""
+    """``step(state, share, mask or None) -> (state, mean loss of the batch)``, to be run under the axis :data:`AXIS`."""
     has_aux = task.update_model_state is not None
 
     def masked(params, pair):
+        """The loss with zeros for fillers, which repeat real examples, so that no zero meets a value that is not finite."""
         batch, mask = pair
-        losses, aux = losses_and_aux(task.loss_fn, params, batch, has_aux)
-        losses = jnp.where(mask, losses, 0)
-        return (losses, aux) if has_aux else losses
+        with own_examples(mask):
+            losses, aux = losses_and_aux(task.loss_fn, params, batch, has_aux)
+        losses = losses if mask is None else jnp.where(mask, losses, 0)
+        return (losses, (aux, count_own(mask))) if has_aux else losses
 
     def step(state, batch, mask):
         losses, gradient, model_state = mean_gradient(
@@ -212,11 +221,31 @@ def make_shared_step(task: Task, optimizer: Optimizer, batch_size: int):
             (batch, mask),
             microbatch_size=task.microbatch_size,
             update_model_state=task.update_model_state,
-            across=lambda aux: lax.pmean(aux, AXIS),
+            across=lambda found: mean_over_devices(*found),
         )
         # The mean over a share, as a part of the mean over the batch.
-        part = optax.tree.scale(len(mask) / batch_size, widen(gradient))
+        part = optax.tree.scale(len(losses) / batch_size, widen(gradient))
         loss, gradient = lax.psum((widen(losses).sum() / batch_size, part), AXIS)
         return apply_gradient(state, optimizer, cast_like(gradient, state.params), model_state, loss), loss
 
     return step
+
+
+def count_own(mask: Bool[Array, "M"] | None) -> Int32[Array, ""] | None:
+    """How many slots hold an example of their own; None where all do."""
+    return None if mask is None else mask.sum(dtype=jnp.int32)
+
+
+def mean_over_devices(aux: PyTree, own: Int32[Array, "*parts"] | None) -> PyTree:
+    """The mean of the devices' aux, each weighing by its own examples (None: all have as many), under the axis :data:`AXIS`."""
+    if own is None:
+        return lax.pmean(aux, AXIS)
+    whole = jnp.maximum(lax.psum(own, AXIS), 1)
+
+    def mean(leaf):
+        wide = jnp.promote_types(leaf.dtype, jnp.float32)
+        weight, total = (count.astype(wide).reshape(*count.shape, *(1,) * (leaf.ndim - own.ndim)) for count in (own, whole))
+        # What a device without an example found is left out, whatever it is.
+        return (lax.psum(jnp.where(weight > 0, leaf.astype(wide) * weight, 0), AXIS) / total).astype(leaf.dtype)
+
+    return jax.tree.map(mean, aux)

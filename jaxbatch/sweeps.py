@@ -119,7 +119,7 @@ def sweep(
             bad[:, -1] |= ~np.asarray(is_finite(states))
             failed = np.where((failed < 0) & bad.any(1), batches + bad.argmax(1), failed)
             batches += segment.num_batches
-            metrics = jax.tree.map(np.asarray, test(states))
+            metrics = jax.tree.map(np.asarray, test(task.test_data, states))
             yield {
                 "batches": batches,
                 "total_batches": sum(segment.num_batches for segment in everything),
@@ -161,11 +161,14 @@ def choose_runs(platform: str | None = None) -> Runs:
 
 
 def _over_runs(function, runs: Runs):
-    """``function`` of each run, results stacked."""
+    """``function(data, *trees)`` of each run, results stacked: the data are the same for all, the trees have an axis R.
+
+    The data are an argument: what a program closes over becomes a constant of it, written out and compiled.
+    """
     if runs == "vmap":
-        return jax.jit(jax.vmap(function))
+        return jax.jit(lambda data, *trees: jax.vmap(lambda *args: function(data, *args))(*trees))
     if runs == "map":
-        return jax.jit(lambda *trees: lax.map(lambda args: function(*args), trees))
+        return jax.jit(lambda data, *trees: lax.map(lambda args: function(data, *args), trees))
     if runs != "threads":
         raise ValueError(f"runs={runs!r} must be 'vmap', 'threads', 'map' or None.")
     x64 = jax.config.jax_enable_x64  # a setting of the thread that asks; the others have their own
@@ -174,9 +177,10 @@ def _over_runs(function, runs: Runs):
         with jax.enable_x64(x64):
             return jax.block_until_ready(function(*args))
 
-    def in_threads(*trees):
+    def in_threads(data, *trees):
+        count = len(jax.tree.leaves(trees)[0])
         with concurrent.futures.ThreadPoolExecutor(_num_cores()) as pool:
-            results = list(pool.map(one, [_run(trees, index) for index in range(len(jax.tree.leaves(trees)[0]))]))
+            results = list(pool.map(one, [(data, *_run(trees, index)) for index in range(count)]))
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
 
     return in_threads
@@ -202,22 +206,22 @@ def _compiler(task: Task, make_optimizer, settings, states, batch_size: int, run
             start = _run((settings, states), 0)
             one = compile_epoch(with_setting, start, task.train_data, num_batches, batch_size, prepare=task.prepare)
 
-            def train(setting, state, indices, place, alive):
+            def train(data, setting, state, indices, place, alive):
                 if not alive:
                     return state, jnp.full(num_batches, jnp.nan)
-                (_, state), losses = one((setting, state), task.train_data, indices, *needed(place))
+                (_, state), losses = one((setting, state), data, indices, *needed(place))
                 return state, losses
 
             over = _over_runs(train, runs)
-            return lambda states, indices, places, alive: over(settings, states, indices, places, alive)
+            return lambda states, indices, places, alive: over(task.train_data, settings, states, indices, places, alive)
 
-        def train(setting, state, indices, place):
-            return make_epoch(one_step(setting), task.prepare)(state, task.train_data, indices, *needed(place))
+        def train(data, setting, state, indices, place):
+            return make_epoch(one_step(setting), task.prepare)(state, data, indices, *needed(place))
 
         count = len(jax.tree.leaves(states)[0])
         shapes = [jax.ShapeDtypeStruct((count, num_batches, batch_size), jnp.int32), jax.ShapeDtypeStruct((count, 2), jnp.uint32)]
-        program = _over_runs(train, runs).lower(settings, states, *shapes).compile()
-        return lambda states, indices, places, alive: program(settings, states, indices, places)
+        program = _over_runs(train, runs).lower(task.train_data, settings, states, *shapes).compile()
+        return lambda states, indices, places, alive: program(task.train_data, settings, states, indices, places)
 
     return compile
 

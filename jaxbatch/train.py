@@ -60,8 +60,8 @@ def start_shapes(task: Task) -> PyTree:
 
 def make_test(
     task: Task, batch_size: int = 500, eval_params: Callable[[PyTree, PyTree], PyTree] | None = None
-) -> Callable[[TrainState], dict[str, Array]]:
-    """``test(state) -> {name: mean over the test set}``; of a task without ``test_data`` there is nothing to tell.
+) -> Callable[[PyTree, TrainState], dict[str, Array]]:
+    """``test(test_data, state) -> {name: mean over the test set}``; of a task without ``test_data`` there is nothing to tell.
 
     Args:
         task: of which metrics and test data are used.
@@ -72,15 +72,15 @@ def make_test(
         ValueError: test data whose leaves disagree, or that come without ``metrics_fn``.
     """
     if task.test_data is None:
-        return lambda state: {}
+        return lambda data, state: {}
     if task.metrics_fn is None:
         raise ValueError("metrics_fn=None with test_data: give metrics_fn, or test_data=None to train without a test.")
     evaluate = make_evaluate(task.metrics_fn, count_examples(task.test_data, "test_data"), batch_size)
 
-    def test(state):
+    def test(data, state):
         if eval_params is not None:
             state = state._replace(params=eval_params(state.opt_state, state.params))
-        return evaluate(evaluated(task, state), task.test_data)
+        return evaluate(evaluated(task, state), data)
 
     return test
 

@@ -1,11 +1,14 @@
 """Runs that are killed end in the same bits; damaged checkpoints are passed over; other runs are refused."""
 
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import numpy as np
@@ -13,6 +16,7 @@ import optax
 import pytest
 
 import jaxbatch as jb
+from jaxbatch import checkpoints
 from jaxbatch.checkpoints import Checkpoints
 from tests.conftest import ROOT
 from tests.test_train import batch_norm_task, task  # noqa: F401 (a fixture)
@@ -80,7 +84,7 @@ def test_cadence_and_what_stays(task, tmp_path):  # noqa: F811
     assert int(latest.step) == 21
 
 
-@pytest.mark.parametrize("damage", ["empty", "truncated", "gone"])
+@pytest.mark.parametrize("damage", ["empty", "truncated", "gone", "garbled"])
 def test_a_damaged_checkpoint_is_passed_over(task, tmp_path, damage):  # noqa: F811
     whole = run(task, tmp_path / "whole")
     run(task, tmp_path / "broken")
@@ -88,11 +92,90 @@ def test_a_damaged_checkpoint_is_passed_over(task, tmp_path, damage):  # noqa: F
     for path in [path for path in newest.rglob("*") if path.is_file()]:
         if damage == "gone":
             path.unlink()
+        elif damage == "garbled":
+            path.write_bytes(bytes(255 - byte for byte in path.read_bytes()))
         else:
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 if damage == "truncated" else 0])
-    again = run(task, tmp_path / "broken")
+    with pytest.warns(UserWarning, match="broken/12 is a damaged checkpoint and is passed over"):
+        again = run(task, tmp_path / "broken")
     assert [record["batches"] for record in again] == [9, 12]  # from the one before, 6
     jax.tree.map(np.testing.assert_array_equal, again[-1]["state"], whole[-1]["state"])
+
+
+def unreadable(path, how, monkeypatch):
+    """Something in the way of reading that holds for every user, root included."""
+    if how == "file":  # a link to itself: "too many levels", as a share that is not mounted would say something else
+        file = max((one for one in path.rglob("*") if one.is_file()), key=lambda one: one.stat().st_size)
+        file.unlink()
+        file.symlink_to(file)
+    elif how == "folder":
+        shutil.rmtree(path)
+        path.symlink_to(path)
+    else:
+        error = {"permission": PermissionError(errno.EACCES, "Permission denied"), "disk": OSError(errno.EIO, "Input/output error")}[how]
+
+        def load(_):
+            try:
+                raise error
+            except OSError as cause:
+                raise ExceptionGroup("several", [ValueError("wrapped")]) from cause
+
+        monkeypatch.setattr(checkpoints, "_orbax", lambda: types.SimpleNamespace(load=load, save=None))
+
+
+@pytest.mark.parametrize("how", ["file", "folder", "permission", "disk"])
+def test_a_checkpoint_that_cannot_be_read_is_an_error(task, tmp_path, how, monkeypatch):  # noqa: F811
+    run(task, tmp_path)
+    unreadable(tmp_path / "12", how, monkeypatch)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="/12 cannot be read .*make it readable"):
+        run(task, tmp_path)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads everything")
+@pytest.mark.parametrize("what", ["12", "about.json", ""])
+def test_without_permission(task, tmp_path, what):  # noqa: F811
+    run(task, tmp_path)
+    (tmp_path / what).chmod(0)
+    try:
+        with pytest.raises(ValueError, match="cannot be read"):
+            run(task, tmp_path)
+    finally:
+        (tmp_path / what).chmod(0o755)
+    assert run(task, tmp_path) == []
+
+
+def test_all_damaged_begins_anew_and_keeps_what_it_writes(task, tmp_path):  # noqa: F811
+    whole = run(task, tmp_path)
+    for step in ("6", "12"):
+        shutil.rmtree(tmp_path / step)
+        (tmp_path / step).mkdir()
+    config = jb.FitConfig(optax.sgd(0.01, 0.9), 8, jb.epochs(4), seed=1)
+    with pytest.warns(UserWarning, match="damaged") as warned:
+        records = jb.fit_with_checkpoints(task, config, tmp_path, every=1, keep=1)
+        assert next(records)["batches"] == 3 and next(records)["batches"] == 6  # and the first is on disk
+    assert len(warned) == 2
+    records.close()
+    with pytest.warns(UserWarning, match="damaged"):
+        *_, last = jb.fit_with_checkpoints(task, config, tmp_path, every=1, keep=1)
+    jax.tree.map(np.testing.assert_array_equal, last["state"], whole[-1]["state"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["12", "about.json"]
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"\xff\xfe"])
+def test_what_the_folder_is_about_is_damaged_or_unreadable(task, tmp_path, text):  # noqa: F811
+    run(task, tmp_path)
+    (tmp_path / "about.json").write_bytes(text)
+    with pytest.raises(ValueError, match="about.json is damaged.*Remove it"):
+        run(task, tmp_path)
+    (tmp_path / "about.json").unlink()
+    (tmp_path / "about.json").symlink_to(tmp_path / "about.json")
+    with pytest.raises(ValueError, match="about.json cannot be read"):
+        run(task, tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="file' cannot be made"):
+        run(task, tmp_path / "file")
 
 
 def test_what_is_half_written_is_not_a_checkpoint(task, tmp_path):  # noqa: F811

@@ -10,7 +10,8 @@ from jaxtyping import Array
 
 from jaxbatch.layers.choose import Layout
 from jaxbatch.layers.convolution import conv
-from jaxbatch.layers.normalisation import affine, batch_norm, channel_moments, shared_moments, synchronised_batch_norm
+from jaxbatch.layers.masking import example_mask
+from jaxbatch.layers.normalisation import affine, batch_norm, channel_moments, count_values, shared_moments, synchronised_batch_norm
 from jaxbatch.layers.pooling import conv_max_pool
 
 Initializer = Callable[..., Array]
@@ -68,6 +69,9 @@ class BatchNorm(nn.Module):
     batch over the devices along that mapped axis (:data:`jaxbatch.parallel.AXIS`; where there is none, as on one device,
     the batch's); with ``ghost_size``, those of every
     contiguous group of so many examples by itself, and the mean of the groups' moments is kept.
+
+    Slots that hold no example of their own (:func:`jaxbatch.layers.example_mask`), with which several devices fill up a
+    batch that they do not divide, enter no moments and come out as 0.
     """
 
     epsilon: float = 1e-5
@@ -97,25 +101,43 @@ class BatchNorm(nn.Module):
 
     def _normalise(self, x, scale, bias):
         """The result, and the moments to keep: mean and unbiased variance."""
-        count = x.size // x.shape[3]
+        mask = example_mask()
+        if mask is not None and len(mask) != len(x):
+            raise ValueError(
+                f"BatchNorm got {len(x)} examples where the batch has {len(mask)}, some of them fillers, and cannot tell which. "
+                "Take a batch size that the number of devices divides."
+            )
+        count = count_values(x, mask)
         if self.axis_name is not None and self.ghost_size is not None:
             raise ValueError("axis_name and ghost_size: moments are those of the whole batch or of a group, not both.")
         if self.axis_name is not None and _is_mapped(self.axis_name):
-            count = count * jax.lax.axis_size(self.axis_name)
-            mean, variance = jax.lax.stop_gradient(shared_moments(x, self.axis_name))
-            out = synchronised_batch_norm(x, scale, bias, self.axis_name, self.epsilon)
+            count = count * jax.lax.axis_size(self.axis_name) if mask is None else jax.lax.psum(count, self.axis_name)
+            mean, variance = jax.lax.stop_gradient(shared_moments(x, self.axis_name, mask))
+            out = synchronised_batch_norm(x, scale, bias, self.axis_name, self.epsilon, mask)
         elif self.ghost_size is not None and self.ghost_size < x.shape[0]:
             if x.shape[0] % self.ghost_size:
                 raise ValueError(f"ghost_size={self.ghost_size} does not divide the batch of {x.shape[0]} examples.")
-            groups = x.reshape(-1, self.ghost_size, *x.shape[1:])
-            count = count // len(groups)
-            moments = jax.lax.stop_gradient(jax.vmap(channel_moments)(groups))
-            mean, variance = (leaf.mean(0) for leaf in moments)
-            out = jax.vmap(lambda group: batch_norm(group, scale, bias, self.epsilon))(groups).reshape(x.shape)
+            return self._normalise_groups(x, scale, bias, mask)
         else:
-            mean, variance = jax.lax.stop_gradient(channel_moments(x))
-            out = batch_norm(x, scale, bias, self.epsilon)
-        return out, mean, variance * (count / max(count - 1, 1))
+            mean, variance = jax.lax.stop_gradient(channel_moments(x, mask))
+            out = batch_norm(x, scale, bias, self.epsilon, mask)
+        return out, mean, variance * _unbias(count)
+
+    def _normalise_groups(self, x, scale, bias, mask):
+        groups, masks = jax.tree.map(lambda leaf: leaf.reshape(-1, self.ghost_size, *leaf.shape[1:]), (x, mask))
+        moments = jax.lax.stop_gradient(jax.vmap(channel_moments)(groups, masks))
+        out = jax.vmap(lambda group, own: batch_norm(group, scale, bias, self.epsilon, own))(groups, masks).reshape(x.shape)
+        if mask is None:
+            mean, variance = (leaf.mean(0) for leaf in moments)
+            return out, mean, variance * _unbias(count_values(groups[0]))
+        counts = jax.vmap(count_values)(groups, masks)  # a group counts by its examples
+        shares = (counts / jnp.maximum(counts.sum(), 1))[:, None]
+        return out, (moments[0] * shares).sum(0), (moments[1] * _unbias(counts)[:, None] * shares).sum(0)
+
+
+def _unbias(count):
+    """n / (n - 1), and 1 for a single value."""
+    return count / (max(count - 1, 1) if isinstance(count, int) else jnp.maximum(count - 1, 1))
 
 
 def _is_mapped(axis_name: str) -> bool:

@@ -1,27 +1,59 @@
 r"""Batch normalisation over the examples and pixels of an array ``(B, H, W, C)``.
 
+Where a ``mask`` ``(B,)`` is given, slots in which it is False hold no example of their own: they enter no moment, come out
+as 0 and have no gradient. Without one, nothing is masked and nothing is computed for it.
+
 Axes: B examples, H × W pixels, C channels.
 """
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxbatch.layers.derivatives import with_backward
 
 
-def channel_moments(x: Float[Array, "B H W C"]) -> tuple[Float[Array, "C"], Float[Array, "C"]]:
+def channel_moments(x: Float[Array, "B H W C"], mask: Bool[Array, "B"] | None = None) -> tuple[Float[Array, "C"], Float[Array, "C"]]:
     r"""Mean and variance of each channel, :math:`E[x]` and :math:`\max(E[x^2] - E[x]^2, 0)`, in float32 at least.
+
+    Both are 0 where ``mask`` leaves no example.
 
     Example:
         >>> mean, variance = channel_moments(jnp.array([1.0, 3.0]).reshape(2, 1, 1, 1))
         >>> mean.item(), variance.item()
         (2.0, 1.0)
+        >>> channel_moments(jnp.array([1.0, 3.0, 9.0]).reshape(3, 1, 1, 1), jnp.array([True, True, False]))[0].item()
+        2.0
     """
+    return _moments(clear(x, mask), at_least_one(count_values(x, mask)))
+
+
+def _moments(x, count):
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    count = x.size // x.shape[3]
     mean, square = channel_sum(wide) / count, channel_sum(wide * wide) / count
     return mean, jnp.maximum(square - mean * mean, 0)
+
+
+def count_values(x: Float[Array, "B H W C"], mask: Bool[Array, "B"] | None = None) -> int | Float[Array, ""]:
+    """The values that each channel has, over own examples and pixels: a plain number where nothing is masked.
+
+    Example:
+        >>> count_values(jnp.ones((3, 2, 2, 1))), count_values(jnp.ones((3, 2, 2, 1)), jnp.array([True, False, False])).item()
+        (12, 4.0)
+    """
+    if mask is None:
+        return x.size // x.shape[3]
+    return mask.sum(dtype=jnp.promote_types(x.dtype, jnp.float32)) * (x.shape[1] * x.shape[2])
+
+
+def at_least_one(count: int | Float[Array, ""]) -> int | Float[Array, ""]:
+    """A divisor for sums that are 0 where there is nothing to count."""
+    return count if isinstance(count, int) else jnp.maximum(count, 1)
+
+
+def clear(x: Float[Array, "B H W C"], mask: Bool[Array, "B"] | None) -> Float[Array, "B H W C"]:
+    """x with zeros in the slots that hold no example of their own, whatever was there."""
+    return x if mask is None else jnp.where(mask.reshape(-1, 1, 1, 1), x, jnp.zeros((), x.dtype))
 
 
 def channel_sum(x: Float[Array, "B H W C"]) -> Float[Array, "C"]:
@@ -37,28 +69,43 @@ def channel_sum(x: Float[Array, "B H W C"]) -> Float[Array, "C"]:
     return x.reshape(batch * rows, columns * channels).sum(0).reshape(columns, channels).sum(0)
 
 
-def shared_moments(x: Float[Array, "B H W C"], axis_name: str) -> tuple[Float[Array, "C"], Float[Array, "C"]]:
+def shared_moments(
+    x: Float[Array, "B H W C"], axis_name: str, mask: Bool[Array, "B"] | None = None
+) -> tuple[Float[Array, "C"], Float[Array, "C"]]:
     """As :func:`channel_moments`, over the shares of all devices along a mapped axis; shares are of one size."""
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    count = x.size // x.shape[3]
-    mean, square = jax.lax.pmean((channel_sum(wide) / count, channel_sum(wide * wide) / count), axis_name)
+    wide = clear(x.astype(jnp.promote_types(x.dtype, jnp.float32)), mask)
+    if mask is None:
+        count = count_values(x)
+        mean, square = jax.lax.pmean((channel_sum(wide) / count, channel_sum(wide * wide) / count), axis_name)
+    else:
+        total, squares, count = jax.lax.psum((channel_sum(wide), channel_sum(wide * wide), count_values(x, mask)), axis_name)
+        mean, square = total / at_least_one(count), squares / at_least_one(count)
     return mean, jnp.maximum(square - mean * mean, 0)
 
 
 def synchronised_batch_norm(
-    x: Float[Array, "B H W C"], scale: Float[Array, "C"], bias: Float[Array, "C"], axis_name: str, epsilon: float = 1e-5
+    x: Float[Array, "B H W C"],
+    scale: Float[Array, "C"],
+    bias: Float[Array, "C"],
+    axis_name: str,
+    epsilon: float = 1e-5,
+    mask: Bool[Array, "B"] | None = None,
 ) -> Float[Array, "B H W C"]:
     """:func:`batch_norm` of the batch that lies in shares on the devices along a mapped axis.
 
     To be called under ``pmap`` or ``shard_map``; automatic gradients, which pass between the devices too.
     """
-    mean, variance = shared_moments(x, axis_name)
+    mean, variance = shared_moments(x, axis_name, mask)
     inverse = jax.lax.rsqrt(variance + epsilon)
-    return affine(x, scale * inverse, bias - mean * scale * inverse)
+    return clear(affine(clear(x, mask), scale * inverse, bias - mean * scale * inverse), mask)
 
 
 def batch_norm(
-    x: Float[Array, "B H W C"], scale: Float[Array, "C"], bias: Float[Array, "C"], epsilon: float = 1e-5
+    x: Float[Array, "B H W C"],
+    scale: Float[Array, "C"],
+    bias: Float[Array, "C"],
+    epsilon: float = 1e-5,
+    mask: Bool[Array, "B"] | None = None,
 ) -> Float[Array, "B H W C"]:
     r""":math:`\gamma\,(x - \mu)/\sqrt{\sigma^2 + \epsilon} + \beta`, with the batch's own moments.
 
@@ -70,6 +117,7 @@ def batch_norm(
         scale: :math:`\gamma`.
         bias: :math:`\beta`.
         epsilon: added to the variance.
+        mask: False where a slot holds no example of its own.
 
     Example:
         >>> x = jnp.array([1.0, 3.0]).reshape(2, 1, 1, 1)
@@ -79,15 +127,16 @@ def batch_norm(
     References:
         Ioffe and Szegedy, `Batch Normalization <https://arxiv.org/abs/1502.03167>`_, 2015: algorithm 1, section 3.
     """
-    count = x.size // x.shape[3]
 
-    def forward(x, scale, bias):
-        mean, variance = channel_moments(x)
+    def forward(x, scale, bias, *counted):
+        # With zeros in masked slots the sums are those of the others, and only their number has to be told.
+        mean, variance = _moments(x, counted[0] if counted else count_values(x))
         inverse = jax.lax.rsqrt(variance + epsilon)
-        return affine(x, scale * inverse, bias - mean * scale * inverse), (x, scale, mean, inverse)
+        return affine(x, scale * inverse, bias - mean * scale * inverse), (x, scale, mean, inverse, *counted)
 
     def backward(residuals, cotangent):
-        x, scale, mean, inverse = residuals
+        x, scale, mean, inverse, *counted = residuals
+        count = counted[0] if counted else count_values(x)
         wide = cotangent.astype(mean.dtype)
         bias_gradient = channel_sum(wide)
         scale_gradient = (channel_sum(wide * x) - mean * bias_gradient) * inverse
@@ -96,9 +145,13 @@ def batch_norm(
         curve = -slope * inverse * scale_gradient / count
         constant = -slope * bias_gradient / count - curve * mean
         dx = wide * spread(slope) + (x * spread(curve) + spread(constant))
-        return dx.astype(x.dtype), scale_gradient.astype(scale.dtype), bias_gradient.astype(scale.dtype)
+        gradients = dx.astype(x.dtype), scale_gradient.astype(scale.dtype), bias_gradient.astype(scale.dtype)
+        return (*gradients, *(jnp.zeros_like(one) for one in counted))
 
-    return with_backward(forward, backward)(x, scale, bias)
+    if mask is None:
+        return with_backward(forward, backward)(x, scale, bias)
+    count = at_least_one(count_values(x, mask))  # an argument: the functions above must not close over a traced value
+    return clear(with_backward(forward, backward)(clear(x, mask), scale, bias, count), mask)
 
 
 def affine(x: Float[Array, "B H W C"], slope: Float[Array, "C"], shift: Float[Array, "C"]) -> Float[Array, "B H W C"]:

@@ -1,0 +1,99 @@
+"""What a state may hold, moved through the host and to disk: arrays of any type and shape, keys, plain numbers.
+
+A key array is no array of numbers: NumPy and file formats do not know it. It goes as its data and the name of its
+implementation, and comes back as a key.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+
+def as_arrays(state: PyTree) -> PyTree:
+    """The state with every leaf an array on a device; a plain number becomes one of its default type.
+
+    Example:
+        >>> as_arrays({"rate": 0.5, "count": np.int8(3), "nothing": None})
+        {'count': Array(3, dtype=int8), 'nothing': None, 'rate': Array(0.5, dtype=float32)}
+    """
+    return jax.tree.map(lambda leaf: leaf if is_key(leaf) else jnp.asarray(leaf, jnp.result_type(leaf)), state)
+
+
+def is_key(leaf: Any) -> bool:
+    """Whether a leaf is an array of keys with a type of their own (not the older ones, which are plain uint32).
+
+    Example:
+        >>> is_key(jax.random.key(0)), is_key(jax.random.PRNGKey(0)), is_key(3)
+        (True, False, False)
+    """
+    return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def through_host(state: PyTree) -> PyTree:
+    """The state by way of the host: what comes back belongs to no mesh of devices, and one device can go on with it.
+
+    Example:
+        >>> bool(through_host(jax.random.key(7)) == jax.random.key(7))
+        True
+    """
+    leaves, structure = jax.tree.flatten(state)
+    found = jax.device_get([jax.random.key_data(leaf) if is_key(leaf) else leaf for leaf in leaves])  # all at once
+    back = (_wrap(data, leaf) if is_key(leaf) else jnp.asarray(data) for data, leaf in zip(found, leaves, strict=True))
+    return jax.tree.unflatten(structure, back)
+
+
+def _wrap(data, key):
+    return jax.random.wrap_key_data(jnp.asarray(data), impl=jax.random.key_impl(key))
+
+
+def pack(state: PyTree) -> dict[str, np.ndarray]:
+    """The leaves by number, as arrays that a file can hold.
+
+    Optimizer states are tuples of named tuples, which no file format knows. The name says what an array stands for: that of
+    keys ends in ``_key_<implementation>``; that of an array without elements, which orbax refuses, in
+    ``_empty_<type>``, and the array is its shape.
+
+    Example:
+        >>> {name: array.tolist() for name, array in pack((jnp.ones(2), jax.random.key(7), jnp.zeros((0, 3)))).items()}
+        {'00000': [1.0, 1.0], '00001_key_threefry2x32': [0, 7], '00002_empty_float32': [0, 3]}
+    """
+    packed = {}
+    for number, leaf in enumerate(jax.tree.leaves(state)):
+        name = f"{number:05d}"
+        if is_key(leaf):
+            name, leaf = f"{name}_key_{jax.random.key_impl(leaf)}", jax.random.key_data(leaf)
+        array = np.asarray(leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf))
+        packed[name if array.size else f"{name}_empty_{array.dtype.name}"] = array if array.size else np.array(array.shape)
+    return packed
+
+
+def unpack(packed: dict[str, np.ndarray]) -> list[jax.Array]:
+    """The leaves of what was packed, in their order.
+
+    Raises:
+        ValueError: keys of an implementation that JAX does not have here.
+
+    Example:
+        >>> unpack(pack((jnp.zeros((0, 3)), 2)))
+        [Array([], shape=(0, 3), dtype=float32), Array(2, dtype=int32)]
+    """
+    leaves = []
+    for name in sorted(packed):
+        (kept, _, empty), array = name.partition("_empty_"), packed[name]
+        array = jnp.zeros(tuple(int(length) for length in array), empty) if empty else jnp.asarray(array)
+        implementation = kept.partition("_key_")[2]
+        leaves.append(jax.random.wrap_key_data(array, impl=implementation) if implementation else array)
+    return leaves
+
+
+def kinds(leaves: list[Any]) -> list[tuple]:
+    """Shape and type of each leaf, to be compared.
+
+    Example:
+        >>> kinds([jnp.ones(2), jax.random.key(0)])
+        [((2,), 'float32'), ((), 'key<fry>')]
+    """
+    return [(tuple(leaf.shape), str(leaf.dtype)) for leaf in leaves]
