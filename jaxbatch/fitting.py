@@ -4,7 +4,6 @@ Axes: S steps.
 """
 
 import itertools
-import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ import optax
 from jaxtyping import Array, Float
 
 from jaxbatch.accumulate import compile_accumulating_epoch, compile_streamed_epoch
-from jaxbatch.batches import Duration, check_duration, epoch_order, epochs, steps_per_epoch
+from jaxbatch.batches import Duration, batches_left, check_duration, epoch_order, epochs, steps_per_epoch
 from jaxbatch.compiling import Programs
 from jaxbatch.layers import loops_are_slow
 from jaxbatch.loops import batch_shapes, compile_epoch, make_evaluate
@@ -78,15 +77,16 @@ def plan_segments(config: FitConfig, num_examples: int, *, done: int = 0) -> lis
     amount, unit = config.duration
     segments, batches, examples = [], 0, 0
     for epoch in itertools.count():
-        left = amount - {"steps": batches, "examples": examples, "epochs": epoch}[unit]
-        if left <= 0:
+        before = {"steps": batches, "examples": examples, "epochs": epoch}[unit]
+        if before >= amount:
             return segments
         size = config.batch_size(epoch) if callable(config.batch_size) else config.batch_size
         if not isinstance(size, int | np.integer):
             raise ValueError(f"batch_size={size!r} must be a whole number, or a schedule that gives one for an epoch.")
+        size = int(size)  # NumPy's would overflow in the sums below
         per_epoch = steps_per_epoch(num_examples, size)
-        in_batches = {"steps": left, "examples": left / size, "epochs": left * per_epoch}[unit]
-        count = min(per_epoch, math.ceil(round(in_batches, 6)))  # 0.1 * 30 is 3.0000000000000004
+        left = batches_left(config.duration, before, batch_size=size, per_epoch=per_epoch)
+        count = min(per_epoch, left if epoch else max(left, 1))
         parts = min(config.evaluations_per_epoch, per_epoch)
         stops = sorted({min(count, per_epoch * part // parts) for part in range(1, parts + 1)})
         for start, stop in zip([0, *stops], stops):
