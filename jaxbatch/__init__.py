@@ -37,18 +37,14 @@ from jaxbatch.noise import (
     gradient_statistics,
     relative_squared_error,
 )
+from jaxbatch.rates import cosine, coupled_learning_rate, cyclic, scale_learning_rate, step_decay
 from jaxbatch.report import track
 from jaxbatch.schedules import (
     BatchSizeSchedule,
     adabatch_schedule,
     constant_schedule,
-    cosine,
-    coupled_learning_rate,
-    cyclic,
     increase_instead_of_decay,
     milestone_schedule,
-    scale_learning_rate,
-    step_decay,
 )
 from jaxbatch.split import largest_stable_curvature, split_backward
 from jaxbatch.streaming import prefetch

@@ -23,6 +23,7 @@ from jaxbatch.batches import Duration, epoch_order
 from jaxbatch.compiling import Programs
 from jaxbatch.fitting import FitConfig, plan_segments
 from jaxbatch.loops import compile_epoch, make_epoch, make_evaluate
+from jaxbatch.streams import is_stream
 from jaxbatch.tasks import Task
 from jaxbatch.train import TrainState, evaluated, init_state, make_task_step
 
@@ -66,7 +67,8 @@ def sweep(
         leaves ``(R, ...)``.
 
     Raises:
-        ValueError: as many settings as seeds are wanted; a batch larger than the data set; another ``runs``.
+        ValueError: as many settings as seeds are wanted; a batch larger than the data set; another ``runs``; data that are
+            a stream.
 
     Example:
         >>> loss_fn = lambda w, x: 0.5 * (x - w) ** 2
@@ -77,6 +79,9 @@ def sweep(
         >>> record["test_loss"].tolist()
         [0.5, 0.125]
     """
+    for name, data in (("train_data", task.train_data), ("test_data", task.test_data)):
+        if is_stream(data):
+            raise ValueError(f"{name} is a stream, and the runs of a sweep read arrays on the device. Train them one after another with fit.")
     count = len(seeds)
     sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(settings)}
     if count == 0 or sizes != {(count,)}:
