@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 
 from experiments.adabatch_report import PARTS, STYLES, draw_throughput, speed_up
-from experiments.study import one_line_errors, parse
+from experiments.command_line import one_line_errors, parse
 from jaxbatch import plots
 from jaxbatch.intervals import interval
 from jaxbatch.paths import local_path

@@ -26,7 +26,7 @@ from experiments.checks.case import ROUNDING
 from experiments.checks.cases import all_cases
 from experiments.checks.files import check_save, compare, load, load_others, save
 from experiments.checks.run import Output, run_cases
-from experiments.study import one_line_errors, parse
+from experiments.command_line import one_line_errors, parse
 from jaxbatch.paths import local_path
 from jaxbatch.records import describe_provenance, make_run_folder, open_run
 from jaxbatch.report import progress_bar

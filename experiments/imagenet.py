@@ -12,6 +12,7 @@ few microbatches, whatever the batch.
 """
 
 import dataclasses
+import math
 import shutil
 from collections.abc import Sequence
 from typing import Literal
@@ -84,7 +85,8 @@ def resolve(config: Config, num_examples: int) -> Config:
             raise ValueError(f"--{name.replace('_', '-')} {value} must be at least 0.")
     every = config.every or max(1, config.epochs // 3)
     changes = (config.epochs - 1) // every
-    size = config.batch_size or max(1, min(8192, int(num_examples / max(config.growths) ** changes)))
+    allowed = math.exp(math.log(num_examples) - changes * math.log(max(config.growths)))  # by logarithms: no power overflows
+    size = config.batch_size or max(1, min(8192, math.floor(allowed + 1e-9 * allowed)))
     config = dataclasses.replace(
         config,
         every=every,

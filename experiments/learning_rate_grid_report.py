@@ -13,7 +13,7 @@ from rich.console import Console
 
 from experiments.study import describe_setting, size_label
 from jaxbatch import plots
-from jaxbatch.intervals import Interval, interval
+from jaxbatch.intervals import Interval, around, interval
 from jaxbatch.records import Record
 from jaxbatch.report import print_table
 
@@ -110,7 +110,7 @@ def rate_exponent(config, found: dict[int, SizeResult], *, resamples: int = 2000
             rates.append(random.uniform((logs[rate - 1] + logs[rate]) / 2, (logs[rate] + logs[rate + 1]) / 2))
         draws.append(slope(rates))
     value = slope([logs[rate] for rate in inside.values()])
-    return Interval(float(value), *(float(end) for end in np.percentile(draws, [2.5, 97.5])), len(inside))
+    return around(value, *np.percentile(draws, [2.5, 97.5]), len(inside))
 
 
 def print_tables(console: Console, config, records: Sequence[Record], provenance: Record) -> None:

@@ -1,25 +1,20 @@
-"""What every study's command line shares: flags, errors in one line, progress, the run folder."""
+"""What every study shares: flags, checks of them, the run folder, the order of its output."""
 
-import contextlib
 import dataclasses
 import functools
-import io
 import math
-import os
-import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Literal, TypeVar
 
 import jax.numpy as jnp
-import tyro
 from jaxtyping import PyTree
 from rich.console import Console
 
 import jaxbatch
-from experiments.terminal import show_plainly
+from experiments.command_line import one_line_errors, parse
 from jaxbatch.batches import steps_per_epoch
-from jaxbatch.data import DATASETS, Dataset, load_dataset
+from jaxbatch.data import Dataset, load_dataset
 from jaxbatch.data.held_out import hold_out
 from jaxbatch.records import Record, RunFolder, describe_commit, open_run
 from jaxbatch.tasks import Task
@@ -255,70 +250,10 @@ def show_results(
     console.print(f"{'Figures' if len(paths) > 1 else 'Figure'}: {', '.join(map(str, paths))}", soft_wrap=True)
 
 
-def parse(config_type: type[Config], description: str, args: Sequence[str] | None = None) -> Config:
-    """The configuration from the command line; a wrong flag ends the program with one line and exit code 2."""
-    stderr = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(stderr):
-            config = tyro.cli(config_type, description=description, args=_split_lists(config_type, sys.argv[1:] if args is None else args))
-    except SystemExit as error:
-        if error.code == 2:
-            print(f"error: {_first_paragraph(stderr.getvalue())}", file=sys.stderr)
-        raise
-    if getattr(config_type, "dataset", None) in DATASETS and config.dataset not in DATASETS:  # streamed data have other names
-        with one_line_errors():
-            load_dataset(config.dataset)  # raises, naming the nearest
-    return config
-
-
-def _split_lists(config_type: type, args: Sequence[str]) -> list[str]:
-    """``--devices 1,2,4`` as ``--devices 1 2 4``: several numbers may be given either way."""
-    lists = {field.name for field in dataclasses.fields(config_type) if "tuple" in str(field.type)}
-    parts, flag = [], ""
-    for arg in args:
-        name, equals, value = arg.partition("=")
-        if arg.startswith("--"):
-            flag = name[2:].replace("-", "_")
-        if flag not in lists:
-            parts.append(arg)
-        elif not arg.startswith("--"):
-            parts += arg.split(",")
-        else:
-            parts += [name, *value.split(",")] if equals else [arg]
-    return parts
-
-
-def _first_paragraph(box: str) -> str:
-    """The message inside tyro's box, without its frame and its repetition of the help text."""
-    lines = []
-    for line in box.splitlines()[1:]:
-        text = line.strip("│ ")
-        if not text or set(text) <= {"─"} or text.startswith("╰"):
-            break
-        lines.append(text)
-    return " ".join(lines) or "unreadable command line; see --help"
-
-
-@contextlib.contextmanager
-def one_line_errors():
-    """Bad input, missing files, a full disk: one line on stderr and exit code 2. Ctrl-C: exit code 130."""
-    try:
-        yield
-    except (ValueError, OSError, ImportError) as error:
-        if os.environ.get("JAXBATCH_TRACEBACK"):
-            raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("interrupted: finished measurements are kept; the same command goes on from them.", file=sys.stderr)
-        raise SystemExit(130) from None
-
-
 def run_study(
     config_type: type[Config], description: str, study: Callable[[Config, Console], None], args: Sequence[str] | None
 ) -> None:
     """Parses, runs, and turns errors into one line."""
-    show_plainly()
     config = parse(config_type, description, args)
     with one_line_errors():
         console = Console(highlight=False)

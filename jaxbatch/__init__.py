@@ -19,7 +19,7 @@ from jaxbatch.compiling import keep_compiled_programs
 from jaxbatch.data import DATASETS, Dataset, load_dataset
 from jaxbatch.data.held_out import hold_out
 from jaxbatch.data.images import ImageDataset, open_images
-from jaxbatch.fitting import FitConfig, fit
+from jaxbatch.fitting import fit
 from jaxbatch.gradients import (
     group_gradients,
     losses_and_group_gradients,
@@ -39,18 +39,15 @@ from jaxbatch.noise import (
     gradient_statistics,
     relative_squared_error,
 )
+from jaxbatch.rates import cosine, coupled_learning_rate, cyclic, scale_learning_rate, step_decay
+from jaxbatch.plans import FitConfig
 from jaxbatch.report import track
 from jaxbatch.schedules import (
     BatchSizeSchedule,
     adabatch_schedule,
     constant_schedule,
-    cosine,
-    coupled_learning_rate,
-    cyclic,
     increase_instead_of_decay,
     milestone_schedule,
-    scale_learning_rate,
-    step_decay,
 )
 from jaxbatch.split import largest_stable_curvature, split_backward
 from jaxbatch.streaming import prefetch

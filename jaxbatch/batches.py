@@ -5,6 +5,7 @@ be cut from any place in an epoch. Axes: N examples in the data set, S batches, 
 """
 
 import math
+from fractions import Fraction
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -77,6 +78,8 @@ def num_steps(
 ) -> int:
     """A duration in optimizer updates, rounded up so that at least the asked-for work is done.
 
+    Steps and examples are counted exactly. A duration above 0 is at least one update.
+
     Example:
         >>> num_steps(epochs(1.5), num_examples=10, batch_size=4)
         3
@@ -85,17 +88,41 @@ def num_steps(
     """
     check_duration(duration)
     per_epoch = steps_per_epoch(num_examples, batch_size, partial=partial)
+    if duration.unit == "examples" and partial == "pad":  # the last batch of an epoch holds fewer
+        whole, rest = divmod(int(duration.amount), int(num_examples))
+        return whole * per_epoch + -(-rest // int(batch_size))
+    count = batches_left(duration, 0, batch_size=batch_size, per_epoch=per_epoch)
+    return max(count, 1) if duration.amount > 0 else 0
+
+
+def batches_left(duration: Duration, done: int, *, batch_size: int, per_epoch: int) -> int:
+    """Batches of one size that a duration asks for after ``done`` of its units, rounded up, in exact arithmetic.
+
+    Epochs may be a fraction that no binary number equals, as 0.1: what is within a millionth of a batch, or within the
+    rounding of the number itself, is not worth another batch.
+
+    Example:
+        >>> batches_left(examples(10**12), 10**12 - 1, batch_size=60, per_epoch=1000)
+        1
+        >>> batches_left(epochs(3.1), 3, batch_size=60, per_epoch=1000)
+        100
+    """
     if duration.unit == "steps":
-        return int(duration.amount)
+        return max(int(duration.amount) - done, 0)
     if duration.unit == "examples":
-        return -(-int(duration.amount) // batch_size)
-    return math.ceil(round(duration.amount * per_epoch, 6))  # 0.1 * 30 is 3.0000000000000004
+        return max(-(-(int(duration.amount) - done) // int(batch_size)), 0)
+    asked, before = Fraction(float(duration.amount)) * int(per_epoch), done * int(per_epoch)
+    rounding = min(max(Fraction(1, 10**6), asked / 2**50), Fraction(1, 2))
+    return max(math.ceil(asked - rounding) - before, 0)
 
 
 def check_duration(duration: Any) -> None:
-    """Raises a ValueError for a bare number."""
+    """Raises a ValueError for a bare number, and for a :class:`Duration` whose amount or unit makes no sense."""
     if not isinstance(duration, Duration):
         raise ValueError(f"duration={duration!r} has no unit. Use steps(n), examples(n) or epochs(n).")
+    if duration.unit not in ("steps", "examples", "epochs"):
+        raise ValueError(f"duration's unit={duration.unit!r} must be 'steps', 'examples' or 'epochs'.")
+    _duration(*duration)
 
 
 def check_seed(seed: Any) -> None:

@@ -18,7 +18,8 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxbatch.fitting import FitConfig, fit, plan_segments, python_numbers
+from jaxbatch.fitting import fit
+from jaxbatch.plans import FitConfig, plan_segments, python_numbers
 from jaxbatch.paths import local_path
 from jaxbatch.states import as_arrays, kinds, pack, unpack
 from jaxbatch.tasks import Task

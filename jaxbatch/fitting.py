@@ -3,115 +3,28 @@
 Axes: S steps.
 """
 
-import itertools
-import math
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jaxtyping import PyTree
 
 from jaxbatch.accumulate import compile_accumulating_epoch, compile_streamed_epoch
-from jaxbatch.batches import Duration, check_duration, check_seed, epoch_order, epochs, steps_per_epoch
+from jaxbatch.batches import check_seed, epoch_order
 from jaxbatch.compiling import Programs
 from jaxbatch.divergence import first_nonfinite, make_is_finite
 from jaxbatch.groups import check_params
 from jaxbatch.layers import loops_are_slow
 from jaxbatch.loops import batch_shapes, compile_epoch
 from jaxbatch.parallel import compile_parallel_epoch
+from jaxbatch.plans import FitConfig, num_planned_examples, plan_segments, python_numbers
 from jaxbatch.states import as_arrays
 from jaxbatch.streams import is_stream
 from jaxbatch.tasks import Task
 from jaxbatch.train import TrainState, init_state, make_task_step, make_test, start_shapes
-from jaxbatch.updates import Optimizer, check_optimizer
-
-
-class FitConfig(NamedTuple):
-    """How to train. ``duration`` carries its unit: ``epochs(5)``, ``steps(1000)``, ``examples(60_000)``.
-
-    ``batch_size`` is a number or a schedule ``epoch -> number``, epochs counted from 0. The learning rate that goes
-    with a schedule is an optax schedule inside ``optimizer``, which counts updates: ``num_groups`` of them a batch.
-    ``evaluations_per_epoch`` says how often a record is made; it changes no number of the training itself. ``microbatch_size`` bounds the examples that the device works
-    on at a time: a larger batch is accumulated and the schedule stays as it is. ``num_devices`` share every batch, by
-    ``parallel``: ``"jit"`` or ``"pmap"`` (:mod:`jaxbatch.parallel`). ``compile_first`` has every batch size of the run
-    compiled before its first step: for stages that are shorter than compilation, and where times are compared.
-    ``eval_params``: ``(opt_state, params) -> params`` at which the test metrics are taken, for optimizers that train at other
-    parameters than they end with, as ``optax.contrib.schedule_free_eval_params``, or average them. ``None``: those trained.
-    """
-
-    optimizer: Optimizer
-    batch_size: int | Callable[[int], int]
-    duration: Duration = epochs(1)
-    num_groups: int | None = None
-    seed: int = 0
-    evaluations_per_epoch: int = 1
-    microbatch_size: int | None = None
-    num_devices: int = 1
-    parallel: str = "jit"
-    compile_first: bool = False
-    eval_params: Callable[[PyTree, PyTree], PyTree] | None = None
-
-
-def python_numbers(config: FitConfig) -> FitConfig:
-    """The same with Python's numbers in place of NumPy's, which JSON does not know.
-
-    Example:
-        >>> python_numbers(FitConfig(None, np.int64(4))).batch_size
-        4
-    """
-    return config._replace(**{name: value.item() for name, value in config._asdict().items() if isinstance(value, np.generic)})
-
-
-class Segment(NamedTuple):
-    """Batches of one size within one epoch, evaluated at the end."""
-
-    epoch: int
-    first: int  # the epoch's batch that comes first
-    batch_size: int
-    num_batches: int
-    end: float  # where this ends, in epochs
-
-
-def plan_segments(config: FitConfig, num_examples: int, *, done: int = 0) -> list[Segment]:
-    """What is left to train after ``done`` batches: the segments of each epoch.
-
-    An epoch has ``evaluations_per_epoch`` of them, as even as whole batches allow, and no more than it has batches.
-
-    Raises:
-        ValueError: a batch larger than the data set, a duration without a unit, fewer than 1 evaluation an epoch.
-
-    Example:
-        >>> doubling = FitConfig(None, lambda epoch: 2 * 2**epoch, epochs(3))
-        >>> [(s.epoch, s.batch_size, s.num_batches) for s in plan_segments(doubling, 8, done=5)]
-        [(1, 4, 1), (2, 8, 1)]
-    """
-    check_duration(config.duration)
-    if config.evaluations_per_epoch < 1:
-        raise ValueError(f"evaluations_per_epoch={config.evaluations_per_epoch} must be at least 1.")
-    amount, unit = config.duration
-    segments, batches, examples = [], 0, 0
-    for epoch in itertools.count():
-        left = amount - {"steps": batches, "examples": examples, "epochs": epoch}[unit]
-        if left <= 0:
-            return segments
-        size = config.batch_size(epoch) if callable(config.batch_size) else config.batch_size
-        if not isinstance(size, int | np.integer):
-            raise ValueError(f"batch_size={size!r} must be a whole number, or a schedule that gives one for an epoch.")
-        size = int(size)
-        per_epoch = steps_per_epoch(num_examples, size)
-        in_batches = {"steps": left, "examples": left / size, "epochs": left * per_epoch}[unit]
-        count = min(per_epoch, math.ceil(round(in_batches, 6)))  # 0.1 * 30 is 3.0000000000000004
-        parts = min(config.evaluations_per_epoch, per_epoch)
-        stops = sorted({min(count, per_epoch * part // parts) for part in range(1, parts + 1)})
-        for start, stop in zip([0, *stops], stops):
-            start = max(start, done - batches)
-            if start < stop:
-                segments.append(Segment(epoch, start, size, stop - start, epoch + stop / per_epoch))
-        batches, examples = batches + count, examples + count * size
+from jaxbatch.updates import check_optimizer
 
 
 def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> Iterator[dict[str, Any]]:
@@ -142,6 +55,8 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
             a ``state`` that is at or past the end of ``duration``, an optimizer that is none or is a line search.
 
     Example:
+        >>> import optax
+        >>> from jaxbatch import epochs
         >>> loss_fn = lambda w, x: 0.5 * (x - w) ** 2
         >>> metrics_fn = lambda w, x: {"loss": loss_fn(w, x)}
         >>> data = jnp.array([1.0, 2.0, 3.0, 4.0])
@@ -168,7 +83,7 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
             f"counts from the start of the run ({total} batches). Take a longer duration; or, to train these parameters as the "
             "start of another run, state._replace(step=jnp.zeros((), int))."
         )
-    seen = _num_examples(everything) - _num_examples(segments)
+    seen = num_planned_examples(everything) - num_planned_examples(segments)
     is_finite = make_is_finite(state._replace(opt_state=config.optimizer.init(state.params)) if begun else state)
     with Programs(_epoch_compiler(task, config, state)) as programs:
         used, started = set(), time.perf_counter()
@@ -257,8 +172,3 @@ def _epoch_compiler(task: Task, config: FitConfig, state: TrainState):
 def _one_part(task: Task, state: TrainState, size: int):
     """The loss function and what it is given for one microbatch, in shapes."""
     return task.loss_fn, state.params, batch_shapes(task.train_data, size, task.prepare)
-
-
-def _num_examples(segments: list[Segment]) -> int:
-    return sum(segment.num_batches * segment.batch_size for segment in segments)
-

@@ -28,8 +28,21 @@ class Interval(NamedTuple):
         return float(self.value)
 
     def excludes(self, reference: float) -> bool:
-        """Whether the interval says that the value differs from ``reference``; never with fewer than 2 values."""
-        return self.n > 1 and not self.low <= reference <= self.high
+        """Whether the interval says that the value differs from ``reference``; never with fewer than 2 values or no ends."""
+        return self.n > 1 and bool(self.low > reference or reference > self.high)
+
+
+def around(value: float, low: float, high: float, n: int) -> Interval:
+    """An interval that holds its value: ends that lie beyond it, by rounding or by the bias of a statistic, become it.
+
+    Example:
+        >>> around(3.0, 3.5, 4.0, 10), around(math.nan, 3.5, 4.0, 10).excludes(9.0)
+        (Interval(value=3.0, low=3.0, high=4.0, n=10), False)
+    """
+    if math.isnan(value):
+        return Interval(math.nan, math.nan, math.nan, n)
+    low, high = (end if math.isnan(end) else pick(end, value) for end, pick in ((low, min), (high, max)))
+    return Interval(float(value), float(low), float(high), n)
 
 
 def interval(values: Sequence[float | None] | np.ndarray, statistic=np.mean, *, seed: int = 0) -> Interval:
@@ -61,30 +74,37 @@ def interval(values: Sequence[float | None] | np.ndarray, statistic=np.mean, *, 
     ends = stats.bootstrap(
         (values,), statistic, method="percentile", n_resamples=5000, rng=np.random.default_rng(seed)
     ).confidence_interval
-    return Interval(float(statistic(values)), float(ends.low), float(ends.high), len(values))
+    return around(statistic(values), ends.low, ends.high, len(values))
 
 
-def ratio_of_means(numerators: Sequence[float] | np.ndarray, denominators: Sequence[float] | np.ndarray) -> Interval:
+def ratio_of_means(
+    numerators: Sequence[float] | np.ndarray, denominators: Sequence[float] | np.ndarray, *, nonnegative: bool = False
+) -> Interval:
     r"""The ratio of two means, measured in pairs, with its 95% interval after Fieller.
 
     Means are taken *before* dividing: a mean of ratios is biased, and without bounds where a denominator is near
-    zero. The interval holds every :math:`\rho` for which :math:`\overline{x} - \rho\,\overline{y}` cannot be told from
-    zero. Where the mean of the denominators itself cannot be told from zero, no ratio is too large: ``high`` is
-    infinite, and ``low`` what is excluded from below (``-inf`` where nothing is).
+    zero. Every :math:`\rho` belongs to the set for which :math:`\overline{x} - \rho\,\overline{y}` cannot be told from
+    zero; the ratio itself does. Where the mean of the denominators can be told from zero, the set is an interval. Where
+    it cannot, the set is everything, or everything but an interval: the ratio is unbounded on both sides, ``-inf`` to
+    ``inf``.
 
     Args:
         numerators: ``(T,)``.
         denominators: ``(T,)``, of the same measurements; pairs that are not finite are left out.
+        nonnegative: both true means are known to be at least 0, so the true ratio is. Where the ratio found is at least 0
+            too, the interval is the part of the set from 0 on: one without an upper end may have a lower one then.
 
     Returns:
-        The ratio; its ends are NaN for one pair.
+        The ratio, always within its ends; they are NaN for one pair.
 
     Example:
         >>> ratio = ratio_of_means([12.0, 20.0, 16.0], [1.0, 1.5, 0.5])
         >>> round(ratio.value, 1), ratio.low < 16 < ratio.high
         (16.0, True)
-        >>> ratio_of_means([5.0, 6.0, 7.0], [-1.0, 2.0, -0.5]).high
-        inf
+        >>> print(f"{ratio_of_means([5.0, 6.0, 7.0], [1.0, 2.0, -0.5]):.1f}")
+        7.2 [-inf, inf]
+        >>> print(f"{ratio_of_means([5.0, 6.0, 7.0], [1.0, 2.0, -0.5], nonnegative=True):.1f}")
+        7.2 [1.0, inf]
 
     References:
         Fieller, *Some problems in interval estimation*, 1954.
@@ -94,23 +114,30 @@ def ratio_of_means(numerators: Sequence[float] | np.ndarray, denominators: Seque
     n = pairs.shape[1]
     if n == 0:
         return Interval(math.nan, math.nan, math.nan, 0)
-    x, y = pairs.mean(1)
-    value = x / y if y else math.copysign(math.inf, x)
+    units = np.exp2(np.frexp(np.abs(pairs).max(1))[1] - 1.0)  # powers of two, so that no square below overflows
+    x, y = map(float, (pairs / units[:, None]).mean(1))
+    scale = float(units[0]) / float(units[1])
+    value = scale * (x / y) if y else math.copysign(math.inf, x)
     if n == 1:
-        return Interval(float(value), math.nan, math.nan, 1)
+        return Interval(value, math.nan, math.nan, 1)
     from scipy import stats
 
-    quantile = stats.t.ppf(0.975, n - 1) ** 2
-    (var_x, covariance), (_, var_y) = np.cov(pairs) / n
-    # The ends solve a rho^2 - 2 b rho + c = 0.
+    quantile = float(stats.t.ppf(0.975, n - 1)) ** 2
+    var_x, covariance, var_y = map(float, (np.cov(pairs / units[:, None]) / n).ravel()[[0, 1, 3]])
+    # The set is where a rho^2 - 2 b rho + c <= 0.
     a, b, c = y**2 - quantile * var_y, x * y - quantile * covariance, x**2 - quantile * var_x
+    low, high = -math.inf, math.inf
     discriminant = b**2 - a * c
-    if a > 0:
-        root = math.sqrt(max(discriminant, 0.0))
-        return Interval(float(value), float((b - root) / a), float((b + root) / a), n)
-    if a == 0 or discriminant <= 0:
-        return Interval(float(value), -math.inf, math.inf, n)
-    return Interval(float(value), float((b - math.sqrt(discriminant)) / a), math.inf, n)
+    if a > 0 or (a < 0 < discriminant):
+        far = b + math.copysign(math.sqrt(max(discriminant, 0.0)), b)  # a sum, not a difference: it loses no digits
+        ends = sorted((scale * far / a, scale * c / far if far else 0.0))
+        if a > 0:
+            low, high = ends
+        elif nonnegative and ends[0] < 0:  # from the excluded part on; where it begins above 0, both sides of it remain
+            low = ends[1]
+    if nonnegative and value >= 0:
+        return around(value, max(low, 0.0), high, n)
+    return around(value, low, high, n) if a > 0 else around(value, -math.inf, math.inf, n)
 
 
 def resampled(
@@ -125,8 +152,8 @@ def resampled(
         seed: of the drawing.
 
     Returns:
-        The fit of all measurements; ``n`` is the size of the smallest group. Draws without a fit are left out, and
-        the interval's ends are NaN where they are more than half.
+        The fit of all measurements, within its ends; ``n`` is the size of the smallest group. Draws without a fit are left
+        out, and the interval's ends are NaN where they are more than half, or where all measurements have none.
 
     Example:
         >>> slope = resampled([[1.0, 1.1, 0.9], [2.0, 2.1, 1.9]], lambda groups: groups[1].mean() - groups[0].mean())
@@ -143,4 +170,4 @@ def resampled(
     low = high = math.nan
     if n > 1 and len(draws) > resamples / 2:  # an order statistic, not between two of them: one may be infinite
         low, high = np.quantile(draws, [0.025, 0.975], method="inverted_cdf")
-    return Interval(float(fit(groups)), float(low), float(high), n)
+    return around(fit(groups), low, high, n)

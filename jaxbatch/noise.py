@@ -137,9 +137,9 @@ def gradient_noise_scale(statistics: GradientStatistics) -> Interval:
             left out.
 
     Returns:
-        ``value``, ``low``, ``high`` and ``n``; ``float()`` of it is the value. Where the signal cannot be told from
-        zero, ``high`` is infinite (and ``value`` may be negative): record more steps. The interval (Fieller's) takes
-        the steps as independent; one step has none (NaN).
+        ``value``, ``low``, ``high`` and ``n``; ``float()`` of it is the value, which lies within. Where the signal cannot be
+        told from zero, ``high`` is infinite: record more steps. ``value`` may be negative then, and ``low`` is ``-inf``. The
+        interval (Fieller's) takes the steps as independent; one step has none (NaN).
 
     Raises:
         ValueError: no step at all.
@@ -155,7 +155,7 @@ def gradient_noise_scale(statistics: GradientStatistics) -> Interval:
     """
     if jnp.size(statistics.signal) == 0:
         raise ValueError("statistics holds no step: record at least one.")
-    return ratio_of_means(np.asarray(statistics.trace), np.asarray(statistics.signal))
+    return ratio_of_means(np.asarray(statistics.trace), np.asarray(statistics.signal), nonnegative=True)
 
 
 def cosine_similarity(a: PyTree, b: PyTree) -> Float[Array, ""]:

@@ -5,7 +5,7 @@ flat record a line) and figures. The same command finds the same folder and goes
 """
 
 import hashlib
-import importlib.metadata
+import importlib
 import json
 import math
 import os
@@ -133,7 +133,8 @@ def read_records(path: pathlib.Path) -> list[Record]:
 
 def describe_provenance() -> Record:
     """Commit, versions and device: what a number needs to be believed later."""
-    versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
+    # Those of the modules that are loaded here: another of the same name may be installed.
+    versions = {name: importlib.import_module(name).__version__ for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
     device = jax.devices()[0]
     return {
         **describe_commit(),
@@ -147,13 +148,22 @@ def describe_provenance() -> Record:
 
 
 def describe_commit() -> Record:
-    """``commit`` and ``dirty`` of the checkout this file lies in; None where it lies in none."""
-    here = pathlib.Path(__file__).resolve().parent
+    """``commit`` and ``dirty`` of the checkout that this package is a tracked part of; None where it is of none.
+
+    An environment inside somebody's own repository holds a copy of the package: that repository's commit says nothing of it.
+    """
+    package = pathlib.Path(__file__).resolve().parent
+    # A hook that Git runs names another repository in these.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
 
     def git(*arguments):
-        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+        command = ["git", *arguments]
+        return subprocess.run(command, cwd=package, env=environment, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", pathlib.Path(__file__).name)
+        if pathlib.Path(git("rev-parse", "--show-toplevel")).resolve() != package.parent:
+            return {"commit": None, "dirty": None}
         return {"commit": git("rev-parse", "--short=12", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
     except (OSError, subprocess.CalledProcessError):
         return {"commit": None, "dirty": None}

@@ -21,9 +21,10 @@ from jax import lax
 from jaxbatch.batches import Duration, check_seed, epoch_order
 from jaxbatch.compiling import Programs
 from jaxbatch.divergence import make_is_finite
-from jaxbatch.fitting import FitConfig, plan_segments
+from jaxbatch.plans import FitConfig, plan_segments
 from jaxbatch.groups import check_params
 from jaxbatch.loops import compile_epoch, make_epoch
+from jaxbatch.streams import is_stream
 from jaxbatch.tasks import Task
 from jaxbatch.train import TrainState, init_state, make_task_step, make_test, start_shapes
 from jaxbatch.updates import Optimizer, check_optimizer
@@ -71,8 +72,8 @@ def sweep(
         leaves ``(R, ...)``.
 
     Raises:
-        ValueError: as many settings as seeds are wanted; another ``runs``; and what :func:`jaxbatch.fit` raises for its data,
-            sizes, seeds and optimizer.
+        ValueError: as many settings as seeds are wanted; another ``runs``; data that are a stream; and what
+            :func:`jaxbatch.fit` raises for its data, sizes, seeds and optimizer.
 
     Example:
         >>> import optax
@@ -84,6 +85,9 @@ def sweep(
         >>> record["test_loss"].tolist()
         [0.5, 0.125]
     """
+    for name, data in (("train_data", task.train_data), ("test_data", task.test_data)):
+        if is_stream(data):
+            raise ValueError(f"{name} is a stream, and the runs of a sweep read arrays on the device. Train them one after another with fit.")
     count = len(seeds)
     sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(settings)}
     if count == 0 or sizes != {(count,)}:

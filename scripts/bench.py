@@ -40,7 +40,7 @@ import tyro
 from rich.console import Console
 from side_by_side import report
 
-from experiments.study import one_line_errors
+from experiments.command_line import one_line_errors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

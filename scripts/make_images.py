@@ -9,9 +9,9 @@ import dataclasses
 import pathlib
 
 import numpy as np
-import tyro
 
 import jaxbatch as jb
+from experiments.command_line import one_line_errors, parse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ def make_images(config: Config) -> int:
     from PIL import Image
 
     if config.output.exists():
-        raise SystemExit(f"error: {config.output} is there already. Name a new folder.")
+        raise ValueError(f"--output {config.output} is there already. Name a new folder.")
     dataset, random = jb.load_dataset(config.dataset, data_dir=config.data_dir), np.random.default_rng(0)
     count = config.num_examples or len(dataset.train_labels)
     splits = {
@@ -55,5 +55,6 @@ def make_images(config: Config) -> int:
 
 
 if __name__ == "__main__":
-    config = tyro.cli(Config, description=__doc__)
-    print(f"{make_images(config):,} images in {config.output}")
+    config = parse(Config, __doc__)
+    with one_line_errors():
+        print(f"{make_images(config):,} images in {config.output}")

@@ -1,6 +1,7 @@
 """Index batches: permutations, masks, durations."""
 
 import inspect
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxbatch as jb
-from jaxbatch.batches import Duration
+from jaxbatch.batches import Duration, check_duration
+from jaxbatch.plans import FitConfig, plan_segments
 
 sizes = st.integers(1, 40)
 
@@ -65,6 +67,13 @@ def test_batches_of_any_size_visit_the_same_order(n, batch_size):
         (jb.epochs(2), "pad", 32),
         (jb.epochs(0.1), "drop", 2),
         (jb.epochs(0), "drop", 0),
+        (jb.epochs(1e-9), "drop", 1),
+        (jb.epochs(3 * 0.1), "drop", 5),  # 0.30000000000000004
+        (jb.steps(0), "drop", 0),
+        (jb.examples(1), "drop", 1),
+        (jb.examples(2000), "pad", 32),  # the last batch of each epoch holds 40
+        (jb.examples(10**12), "drop", 15_625_000_000),
+        (jb.examples(10**12 + 1), "drop", 15_625_000_001),
     ],
 )
 def test_durations(duration, partial, expected):
@@ -78,6 +87,71 @@ def test_durations_need_a_unit_and_a_sensible_amount():
         with pytest.raises(ValueError, match=make.__name__):
             make(amount)
     assert jb.epochs(1.5) == Duration(1.5, "epochs")
+    for made, message in ((Duration(float("nan"), "epochs"), "epochs=nan"), (Duration(5, "minutes"), "unit='minutes'")):
+        with pytest.raises(ValueError, match=message):
+            inspect.unwrap(check_duration)(made)
+
+
+def planned_slowly(amount, unit, sizes, num_examples):
+    """Batch after batch, in whole numbers: ``(epoch, size)`` of each until what is asked for is done."""
+    done, batches, epoch = 0, [], 0
+    while True:
+        size = sizes(epoch)
+        for batch in range(num_examples // size):
+            if done >= (amount if unit != "epochs" else Fraction(amount)) and (batches or not amount):
+                return batches
+            batches.append((epoch, size))
+            done = {"steps": done + 1, "examples": done + size, "epochs": epoch + Fraction(batch + 1, num_examples // size)}[unit]
+        epoch += 1
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    unit=st.sampled_from(["steps", "examples", "epochs"]),
+    amount=st.integers(0, 60),
+    part=st.sampled_from([0, Fraction(1, 2), Fraction(3, 8), Fraction(1, 2**14)]),
+    first=st.integers(1, 9),
+    growth=st.integers(0, 3),
+    num_examples=st.integers(40, 60),
+)
+def test_plans_are_those_of_a_slow_twin(unit, amount, part, first, growth, num_examples):
+    amount = amount if unit != "epochs" else float(amount // 10 + part)
+    sizes = lambda epoch: min(first + growth * epoch, 40)
+    plan = plan_segments(FitConfig(None, sizes, Duration(amount, unit)), num_examples)
+    told = [(segment.epoch, segment.batch_size) for segment in plan for _ in range(segment.num_batches)]
+    assert told == planned_slowly(amount, unit, sizes, num_examples)
+    if growth == 0:
+        assert len(told) == jb.num_steps(Duration(amount, unit), num_examples=num_examples, batch_size=first)
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    unit=st.sampled_from(["steps", "examples", "epochs"]),
+    num_examples=st.integers(1, 10**12),
+    cut=st.floats(0, 1),
+    times=st.floats(0, 3),
+    evaluations=st.integers(1, 3),
+)
+def test_a_plan_of_any_size_ends_and_does_what_is_asked_and_less_than_a_batch_more(unit, num_examples, cut, times, evaluations):
+    size = max(1, round(num_examples**cut))
+    per_epoch = num_examples // size
+    amount = {"steps": int(times * per_epoch), "examples": int(times * num_examples), "epochs": times}[unit]
+    config = FitConfig(None, size, Duration(amount, unit), evaluations_per_epoch=evaluations)
+    plan = plan_segments(config, num_examples)
+    count = sum(segment.num_batches for segment in plan)
+    asked = {"steps": amount, "examples": Fraction(amount) / size, "epochs": Fraction(amount) * per_epoch}[unit]
+    within = max(Fraction(1, 10**6), asked / 2**50) if unit == "epochs" else 0  # what 0.1 epochs are
+    assert count >= asked - within and count < asked + 1 and (count > 0) == (amount > 0)
+    assert count == jb.num_steps(config.duration, num_examples=num_examples, batch_size=size)
+
+
+def test_one_example_of_millions_is_one_batch():
+    (segment,) = plan_segments(FitConfig(None, 3_000_000, jb.examples(1)), 3_000_000)
+    assert segment[:4] == (0, 0, 3_000_000, 1)
+    (segment,) = plan_segments(FitConfig(None, 3_000_000, jb.epochs(1e-9)), 3_000_000)
+    assert segment.num_batches == 1
+    sizes = lambda epoch: np.int32(2**30)  # three of them are more than an int32 holds
+    assert sum(segment.num_batches for segment in plan_segments(FitConfig(None, sizes, jb.examples(2**33)), 2**31)) == 8
 
 
 @pytest.mark.parametrize(

@@ -60,3 +60,10 @@ def rate_at(config, step):
     moved = [leaf._replace(count=jnp.array(step)) if isinstance(leaf, optax.ScaleByScheduleState) else leaf for leaf in state[1]]
     updates, _ = config.optimizer.update(jnp.zeros(()), (state[0], tuple(moved)), jnp.ones(()))
     return -updates / 1e-4
+
+
+def test_a_growth_that_overflows_is_told_in_words():
+    with pytest.raises(ValueError, match="growth=1e[+]300 makes of batch_size=1 more than"):
+        imagenet.resolve(imagenet.Config(growths=(1.0, 1e300)), 1_281_167)
+    assert imagenet.resolve(imagenet.Config(), 1_281_167).batch_size == 8192
+    assert imagenet.resolve(imagenet.Config(epochs=3, growths=(1.0, 3.0)), 81).batch_size == 9  # 81 in the end, exactly

@@ -1,14 +1,19 @@
 """Run folders, intervals, timings."""
 
+import importlib.util
 import json
 import math
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
 
+from jaxbatch import records
 from jaxbatch.intervals import Interval, interval
 from jaxbatch.records import describe_provenance, open_run, read_records
 from jaxbatch.timing import timed_rounds
+from tests.conftest import ROOT
 
 
 def test_records_are_found_again(tmp_path):
@@ -65,6 +70,65 @@ def test_write_is_whole_or_nothing(tmp_path, monkeypatch):
 def test_provenance_names_versions_and_device():
     provenance = describe_provenance()
     assert provenance["platform"] == "cpu" and provenance["num_cores"] >= 1 and provenance["device"]
+
+
+def commit_told_by(file):
+    """What a copy of records.py says of where it lies."""
+    spec = importlib.util.spec_from_file_location("records_elsewhere", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.describe_commit()
+
+
+def git(folder, *arguments):
+    settings = ["-c", "user.name=someone", "-c", "user.email=someone@example.org", "-c", "init.defaultBranch=main"]
+    return subprocess.run(["git", *settings, *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def make_repository(folder, file):
+    """Somebody's repository of one tracked file; and a copy of records.py at ``file`` within it."""
+    folder.mkdir(exist_ok=True)
+    git(folder, "init")
+    (folder / "their_own.py").write_text("1")
+    git(folder, "add", "their_own.py")
+    git(folder, "commit", "-m", "theirs")
+    file.parent.mkdir(parents=True)
+    shutil.copy(records.__file__, file)
+
+
+def test_somebody_elses_commit_is_not_ours(tmp_path):
+    nothing = {"commit": None, "dirty": None}
+    installed = tmp_path / "theirs" / ".venv" / "lib" / "python3.11" / "site-packages" / "jaxbatch" / "records.py"
+    make_repository(tmp_path / "theirs", installed)
+    assert commit_told_by(installed) == nothing
+    git(tmp_path / "theirs", "add", "-f", str(installed))  # an environment that they have committed
+    assert commit_told_by(installed) == nothing
+    beside = tmp_path / "flat" / "jaxbatch" / "records.py"
+    make_repository(tmp_path / "flat", beside)  # `pip install --target .`
+    assert commit_told_by(beside) == nothing
+    alone = tmp_path / "alone" / "jaxbatch" / "records.py"
+    alone.parent.mkdir(parents=True)
+    shutil.copy(records.__file__, alone)
+    assert commit_told_by(alone) == nothing
+
+
+def test_our_own_commit_is(tmp_path, monkeypatch):
+    ours = git(ROOT, "rev-parse", "--short=12", "HEAD")
+    assert records.describe_commit()["commit"] == ours and isinstance(records.describe_commit()["dirty"], bool)
+    checkout = tmp_path / "checkout" / "jaxbatch" / "records.py"
+    make_repository(tmp_path / "checkout", checkout)
+    git(tmp_path / "checkout", "add", "jaxbatch")
+    git(tmp_path / "checkout", "commit", "-m", "jaxbatch")
+    assert commit_told_by(checkout) == {"commit": git(tmp_path / "checkout", "rev-parse", "--short=12", "HEAD"), "dirty": False}
+    checkout.write_text(checkout.read_text() + "\n")
+    assert commit_told_by(checkout)["dirty"]
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "checkout" / ".git"))  # as in a hook of another repository
+    assert records.describe_commit()["commit"] == ours
+
+
+def test_versions_are_those_of_what_is_loaded(monkeypatch):
+    monkeypatch.setattr(np, "__version__", "0.0.loaded")
+    assert describe_provenance()["numpy"] == "0.0.loaded"
 
 
 def test_interval_covers_the_mean_of_a_normal_sample():

@@ -1,5 +1,8 @@
 """Schedules against updates counted by hand, and the effective rate of coupled pairs."""
 
+import inspect
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,6 +63,45 @@ def test_growth_is_rounded_from_the_exact_product():
     schedule = jb.adabatch_schedule(batch_size=100, growth=1.3, every=3)
     assert [schedule(e) for e in range(0, 15, 3)] == [100, 130, 169, 220, 286]  # 219.7, 285.61
     assert [schedule(e) for e in (2, 3, 5, 6)] == [100, 130, 130, 169]
+
+
+def test_a_product_that_no_float_holds_is_the_cap():
+    capped = jb.adabatch_schedule(batch_size=16, growth=2, every=1, max_batch_size=256)
+    assert [capped(epoch) for epoch in (0, 4, 1019, 1020, 1024, 10**9)] == [16, 256, 256, 256, 256, 256]
+    free = jb.adabatch_schedule(batch_size=16, growth=2, every=1)
+    assert free(49) == 2**53
+    for epoch in (50, 1024, 10**9):
+        with pytest.raises(ValueError, match=f"growth=2 makes of batch_size=16 more than .* by epoch {epoch}. Give a max_batch_size"):
+            free(epoch)
+    assert jb.increase_instead_of_decay(batch_size=8, decay=1e-300, every=1, max_batch_size=64)(2) == 64
+
+
+@pytest.mark.parametrize(("growth", "decay"), [(2, 0.75), (2, 1.0), (4, 1.5), (1e300, 1.0), (1, 0.375), (1e6, 1e5), (2, 2.0)])
+def test_coupled_rates_stay_numbers_over_2000_epochs(growth, decay):
+    # decay and growth alone overflow or vanish on the way; the rate is cap / start × (decay / growth)^epoch
+    schedule = jb.adabatch_schedule(batch_size=16, growth=growth, every=1, max_batch_size=256)
+    rate = jb.coupled_learning_rate(schedule, init=0.1, decay=decay, num_examples=256, num_epochs=2000)
+    starts = np.cumsum([0, *count_steps(schedule, 256, 2000)])[:-1]
+    found = np.asarray(jax.vmap(rate)(jnp.asarray(starts)))
+    epochs = np.arange(2000)
+    logs = math.log(0.1) + epochs * (math.log(decay) - math.log(growth)) + np.log([schedule(e) / 16 for e in range(2000)])
+    assert np.isfinite(found).all() and (found >= 0).all()
+    np.testing.assert_allclose(found, np.exp(logs), rtol=1e-5, atol=1e-37)
+
+
+def test_a_rate_that_grows_beyond_float32_is_named():
+    with pytest.raises(ValueError, match="decay=10.0 with this schedule makes of init=0.1 a rate that is no float32 by epoch 40"):
+        jb.coupled_learning_rate(jb.constant_schedule(2, every=1), init=0.1, decay=10.0, num_examples=8, num_epochs=50)
+
+
+def test_warmup_and_runs_longer_than_int32_holds():
+    # 3 × 10^9 examples: the warmup is over, whatever a sum of them would wrap around to
+    rate = jb.coupled_learning_rate(10**6, init=0.5, num_examples=10**9, num_epochs=3, warmup=jb.examples(10**8))
+    np.testing.assert_allclose([float(rate(step)) for step in (0, 50, 100, 2_500, 2_999)], [0, 0.25, 0.5, 0.5, 0.5], rtol=1e-6)
+    rate = jb.coupled_learning_rate(10**6, init=0.5, num_examples=10**9, num_epochs=3, warmup=jb.examples(10**10))
+    np.testing.assert_allclose(float(rate(2_500)), 0.125, rtol=1e-6)
+    rate = jb.coupled_learning_rate(1, init=0.5, decay=0.5, num_examples=3 * 10**9, num_epochs=3)
+    assert float(rate(2**31 - 2)) == 0.5
 
 
 def test_increase_instead_of_decay_keeps_the_rate_until_the_cap():
@@ -136,6 +178,25 @@ def test_any_function_and_number_is_a_schedule():
         (lambda: jb.scale_learning_rate("cubic", 0.1, 1, 2), "rule='cubic' must be one of 'linear', 'sqrt', 'none'"),
         (lambda: jb.scale_learning_rate("linear", 0.1, 0, 2), "base_batch_size=0 must be above 0"),
         (lambda: jb.cosine(0), "num_epochs=0 epochs must be above 0"),
+        (lambda: jb.cosine(1e-320), "num_epochs=1e-320 epochs must be above 0 and finite, in float32 too"),
+        (lambda: jb.cosine(10, end=math.nan), "end=nan must be at least 0"),
+        (lambda: jb.cyclic(10**400), "period=1000000000... .401 characters. epochs must be above 0 and finite"),
+        (lambda: jb.cyclic(4, low=-1.0), "low=-1.0 must be at least 0"),
+        (lambda: jb.step_decay(math.inf, 3), "decay=inf must be at least 0 and finite"),
+        (lambda: jb.step_decay(0.1, math.nan), "every=nan epochs"),
+        (lambda: inspect.unwrap(jb.adabatch_schedule)(batch_size=math.nan), "batch_size=nan must be a whole number"),
+        (lambda: inspect.unwrap(jb.adabatch_schedule)(batch_size=math.inf), "batch_size=inf must be a whole number"),
+        (lambda: jb.adabatch_schedule(batch_size=10**400), "batch_size=an integer of 401 digits must be a whole number"),
+        (lambda: jb.adabatch_schedule(batch_size=8, growth=10**400), "must be at least 1 and finite"),
+        (lambda: inspect.unwrap(jb.adabatch_schedule)(batch_size=8, every=math.nan), "every=nan epochs must be at least 1"),
+        (lambda: inspect.unwrap(jb.adabatch_schedule)(batch_size=8, max_batch_size=math.nan), "max_batch_size=nan must be a whole number"),
+        (lambda: jb.increase_instead_of_decay(batch_size=8, decay=1e-320, every=1), "decay=1e-320 is too small"),
+        (lambda: jb.milestone_schedule({0: 8, 3: 2.5}), r"sizes\[3\]=2.5 must be a whole number"),
+        (lambda: jb.milestone_schedule({0: 10**400}), r"sizes\[0\]=an integer of 401 digits"),
+        (lambda: inspect.unwrap(as_schedule)(math.nan), "batch_size=nan must be a whole number"),
+        (lambda: jb.coupled_learning_rate(8, init=10**400, num_examples=8, num_epochs=1), "must be above 0 and finite"),
+        (lambda: jb.scale_learning_rate("linear", 1e308, 1, 1000), "base_lr=1e.308 at base_batch_size=1 is too large a rate at batch_size=1000"),
+        (lambda: jb.scale_learning_rate("linear", 0.1, 1, 10**400), "batch_size=1000000000... .401 characters. must be above 0 and finite"),
     ],
 )
 def test_refusals(make, message):

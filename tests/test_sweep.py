@@ -9,6 +9,7 @@ import pytest
 import jaxbatch as jb
 from tests.test_gradients import assert_close
 from tests.test_loops import convolution_task
+from tests.test_streams import Arrays
 from tests.test_train import batch_norm_task, task  # noqa: F401 (a fixture)
 
 RATES, SEEDS = [0.001, 0.01, 0.02], [3, 3, 8]
@@ -100,3 +101,10 @@ def test_refusals(task):  # noqa: F811
         run_sweep(task, "all", jb.epochs(1))
     with pytest.raises(ValueError, match="batch_size=25"):
         list(jb.sweep(task, make_optimizer, jnp.ones(1), [0], batch_size=25, duration=jb.epochs(1)))
+
+
+@pytest.mark.parametrize("name", ["train_data", "test_data"])
+def test_streams_are_refused_by_name(task, name):  # noqa: F811
+    there = task._replace(**{name: Arrays(jax.tree.leaves(getattr(task, name)))})
+    with pytest.raises(ValueError, match=f"{name} is a stream, .* with fit"):
+        run_sweep(there, None, jb.epochs(1))

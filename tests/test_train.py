@@ -11,7 +11,7 @@ from rich.console import Console
 
 import jaxbatch as jb
 from jaxbatch.divergence import first_nonfinite
-from jaxbatch.fitting import plan_segments
+from jaxbatch.plans import plan_segments
 from tests.conftest import make_problem
 from tests.test_gradients import assert_close
 

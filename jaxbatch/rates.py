@@ -1,0 +1,208 @@
+r"""Learning rates: coupled to a schedule of batch sizes, shaped along a run, carried from one batch size to another.
+
+What SGD feels of the pair is the *effective* rate, learning rate ÷ batch size. A fixed batch whose rate falls by
+:math:`\beta` and a batch that grows by :math:`\gamma` while its rate falls by :math:`\gamma\beta` have the same. So a batch-size
+schedule knows, beside the size, which *stage* it is in (how many changes came before) and its *nominal* size, what
+growth alone would have made of it; the coupled rate is
+
+.. math:: \eta(e) = \eta_0\, \delta^{\text{stage}(e)}\, \frac{\text{size}(e)}{\text{nominal}(e)},
+
+with the rate's own decay :math:`\delta` at each change. Where rounding or a cap keeps the batch smaller than it should have
+become, the rate takes over what is missing, and the effective rate is exact.
+
+Epochs are counted from 0. The number of updates in an epoch falls as the batch grows, so every rate here is a function of
+the place in the run in epochs, looked up by update step.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxbatch.batches import Duration, check_duration
+from jaxbatch.schedules import BatchSizeSchedule, as_schedule, count_steps, is_finite
+
+RateByEpoch = Callable[[Float[Array, ""]], Float[Array, ""]]  # place in epochs, a fraction -> rate
+
+
+def coupled_learning_rate(
+    schedule: int | Callable[[int], int],
+    *,
+    init: float,
+    decay: float = 1.0,
+    num_examples: int,
+    num_epochs: int,
+    shape: RateByEpoch | None = None,
+    warmup: Duration | None = None,
+    warmup_init: float = 0.0,
+    num_groups: int | None = None,
+) -> Callable[[Int[Array, ""] | int], Float[Array, ""]]:
+    r"""The learning rate that goes with a batch-size schedule, as an optax schedule over update steps.
+
+    Args:
+        schedule: of batch sizes; a number is one that never changes.
+        init: rate at the start.
+        decay: factor of the rate at each change, beside what a cap or rounding of the batch asks for. AdaBatch's
+            adaptive arm: 0.75, with growth 2; its fixed arm: 0.375, with growth 1.
+        num_examples: in the training set; with the batch size it gives the updates in an epoch, partial batches
+            dropped.
+        num_epochs: of the run. Later steps have the last epoch's rate.
+        shape: a further factor by the place in the run in epochs, such as :func:`cosine` or :func:`cyclic`.
+        warmup: a linear rise over this long, in ``steps``, ``examples`` or ``epochs``, up to what the rate would be
+            anyway.
+        warmup_init: where the rise starts, as a rate.
+        num_groups: that of :class:`jaxbatch.FitConfig`. A batch is K updates then, all of them at its batch's rate.
+
+    Returns:
+        ``count -> rate``, usable inside jit; ``count`` is the optimizer's number of updates so far.
+
+    Raises:
+        ValueError: a rate or decay not above 0, a warmup without a unit, a batch larger than the data set or a rate that is
+            no float32 (naming the epoch).
+
+    Example:
+        >>> from jaxbatch import adabatch_schedule
+        >>> schedule = adabatch_schedule(batch_size=2, growth=2, every=1)
+        >>> rate = coupled_learning_rate(schedule, init=1.0, decay=0.75, num_examples=8, num_epochs=3)
+        >>> [float(rate(step)) for step in range(7)]  # 4 updates of 2, 2 of 4, 1 of 8
+        [1.0, 1.0, 1.0, 1.0, 0.75, 0.75, 0.5625]
+
+    References:
+        Devarakonda et al., `AdaBatch <https://arxiv.org/abs/1712.02029>`_, 2017: eq. 6 and section 4.1. Warmup: Goyal et
+        al., `Accurate, Large Minibatch SGD <https://arxiv.org/abs/1706.02677>`_, 2017.
+    """
+    if not (init > 0 and is_finite(init)):
+        raise ValueError(f"init={init} must be above 0 and finite.")
+    if not (decay > 0 and is_finite(decay)):
+        raise ValueError(f"decay={decay} must be above 0 and finite; 1 leaves the rate alone.")
+    if num_epochs < 1:
+        raise ValueError(f"num_epochs={num_epochs} must be at least 1.")
+    if num_groups is not None and num_groups < 1:
+        raise ValueError(f"num_groups={num_groups} must be at least 1.")
+    schedule = as_schedule(schedule)
+    ladder = count_steps(schedule, num_examples, num_epochs)
+    rates = init * _scales(schedule, decay, init, num_epochs)
+    most = np.iinfo(np.int32).max  # what an optimizer counts to
+    starts, lengths = (np.minimum(counts, most).astype(np.int32) for counts in (np.cumsum([0, *ladder])[:-1], ladder))
+    sizes = np.array([schedule(e) for e in range(num_epochs)], np.float32)
+    seen = np.cumsum([0, *(count * schedule(e) for e, count in enumerate(ladder))])[:-1].astype(np.float32)
+    if warmup is not None:
+        check_duration(warmup)
+
+    def rate(count):
+        count = jnp.asarray(count) // (num_groups or 1)  # batches from here on
+        epoch = jnp.clip(jnp.searchsorted(jnp.asarray(starts), count, side="right") - 1, 0, num_epochs - 1)
+        within = jnp.minimum(count - jnp.asarray(starts)[epoch], jnp.asarray(lengths)[epoch])
+        place = epoch + within / jnp.asarray(lengths)[epoch]
+        value = jnp.asarray(rates, jnp.float32)[epoch]
+        if shape is not None:
+            value = value * shape(place)
+        if warmup is not None and warmup.amount > 0:
+            examples = jnp.asarray(seen)[epoch] + within * jnp.asarray(sizes)[epoch]
+            done = {"steps": count, "examples": examples, "epochs": place}[warmup.unit]
+            part = jnp.clip(done / float(warmup.amount), 0.0, 1.0)
+            value = jnp.where(part < 1, warmup_init + part * (value - warmup_init), value)
+        return value
+
+    return rate
+
+
+def _scales(schedule: BatchSizeSchedule, decay: float, init: float, num_epochs: int) -> Float[np.ndarray, "epochs"]:
+    """What ``init`` is multiplied by in each epoch: by logarithms, because decay and growth alone may overflow."""
+    log_nominal = schedule.log_nominal or (lambda epoch: math.log(schedule.nominal(epoch)))
+    logs = [schedule.stage(e) * math.log(decay) + math.log(schedule(e)) - log_nominal(e) for e in range(num_epochs)]
+    for epoch, log in enumerate(logs):
+        if log + math.log(init) > math.log(np.finfo(np.float32).max):
+            raise ValueError(f"decay={decay} with this schedule makes of init={init} a rate that is no float32 by epoch {epoch}.")
+    return np.exp(logs)
+
+
+def cosine(num_epochs: float, end: float = 0.0) -> RateByEpoch:
+    """A factor that falls from 1 to ``end`` along half a cosine; ``end`` after that.
+
+    Example:
+        >>> [round(float(cosine(10)(place)), 3) for place in (0.0, 5.0, 10.0)]
+        [1.0, 0.5, 0.0]
+
+    References:
+        Loshchilov and Hutter, `SGDR <https://arxiv.org/abs/1608.03983>`_, 2017: eq. 5.
+    """
+    _check_length("num_epochs", num_epochs)
+    _check_factor("end", end)
+    return lambda place: end + (1 - end) * 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(place / num_epochs, 0.0, 1.0)))
+
+
+def cyclic(period: float, low: float = 0.1) -> RateByEpoch:
+    """A factor that rises from ``low`` to 1 and falls back within each ``period`` epochs, in straight lines.
+
+    Example:
+        >>> [round(float(cyclic(4, low=0.5)(place)), 3) for place in (0.0, 1.0, 2.0, 3.0, 4.0)]
+        [0.5, 0.75, 1.0, 0.75, 0.5]
+
+    References:
+        Smith, `Cyclical Learning Rates <https://arxiv.org/abs/1506.01186>`_, 2017: the triangular policy.
+    """
+    _check_length("period", period)
+    _check_factor("low", low)
+    return lambda place: low + (1 - low) * (1 - jnp.abs(2 * jnp.mod(place / period, 1.0) - 1))
+
+
+def step_decay(decay: float, every: float) -> RateByEpoch:
+    """A factor of ``decay`` every so many epochs, whatever the batch does.
+
+    Example:
+        >>> [round(float(step_decay(0.1, 30)(place)), 3) for place in (0.0, 29.9, 30.0, 60.0)]
+        [1.0, 1.0, 0.1, 0.01]
+    """
+    _check_length("every", every)
+    _check_factor("decay", decay)
+    return lambda place: decay ** jnp.floor(place / every)
+
+
+def scale_learning_rate(rule: str, base_lr: float, base_batch_size: int, batch_size: int) -> float:
+    """A learning rate carried from one batch size to another.
+
+    Args:
+        rule: ``"linear"`` (rate ∝ B), ``"sqrt"`` (rate ∝ √B) or ``"none"``.
+        base_lr: rate found good at ``base_batch_size``.
+        base_batch_size: examples.
+        batch_size: examples.
+
+    Raises:
+        ValueError: another rule; a rate or size not above 0; a rate that becomes too large to be a number.
+
+    Example:
+        >>> [scale_learning_rate(rule, 0.1, 256, 1024) for rule in ("linear", "sqrt", "none")]
+        [0.4, 0.2, 0.1]
+
+    References:
+        Linear: Goyal et al., `Accurate, Large Minibatch SGD <https://arxiv.org/abs/1706.02677>`_, 2017. Square root:
+        Krizhevsky, `One weird trick <https://arxiv.org/abs/1404.5997>`_, 2014. Measured: ``experiments.learning_rate_grid``.
+    """
+    powers = {"linear": 1.0, "sqrt": 0.5, "none": 0.0}
+    if rule not in powers:
+        raise ValueError(f"rule={rule!r} must be one of {', '.join(map(repr, powers))}.")
+    for name, value in (("base_lr", base_lr), ("base_batch_size", base_batch_size), ("batch_size", batch_size)):
+        if not (value > 0 and is_finite(value)):
+            raise ValueError(f"{name}={_shown(value)} must be above 0 and finite.")
+    rate = float(base_lr) * (float(batch_size) / float(base_batch_size)) ** powers[rule]
+    if not math.isfinite(rate):
+        raise ValueError(f"base_lr={base_lr} at base_batch_size={base_batch_size} is too large a rate at batch_size={batch_size}.")
+    return rate
+
+
+def _shown(value: float) -> str:
+    text = str(value)
+    return text if len(text) < 30 else f"{text[:10]}... ({len(text)} characters)"
+
+
+def _check_length(name: str, value: float) -> None:
+    if not (value > 0 and is_finite(value)) or not np.finfo(np.float32).tiny <= value <= np.finfo(np.float32).max:
+        raise ValueError(f"{name}={_shown(value)} epochs must be above 0 and finite, in float32 too.")
+
+
+def _check_factor(name: str, value: float) -> None:
+    if not (value >= 0 and is_finite(value)):
+        raise ValueError(f"{name}={_shown(value)} must be at least 0 and finite.")
