@@ -86,6 +86,21 @@ def load_dataset(name: str, *, data_dir: str | os.PathLike | None = None) -> Dat
     return Dataset(name, *arrays, num_classes, mean, std)
 
 
+def pad_images(dataset: Dataset, side: int) -> Dataset:
+    """A data set whose images are at least ``side`` pixels each way: smaller ones get a border of zeros, evenly around.
+
+    Example:
+        >>> pad_images(load_dataset("digits"), 32).test_images.shape
+        (355, 32, 32, 1)
+    """
+
+    def pad(images):
+        missing = [max(0, side - pixels) for pixels in images.shape[1:3]]
+        return np.pad(images, [(0, 0), *((one // 2, one - one // 2) for one in missing), (0, 0)])
+
+    return dataset._replace(train_images=pad(dataset.train_images), test_images=pad(dataset.test_images))
+
+
 def _plain(name: str) -> str:
     return "".join(letter for letter in str(name).lower() if letter.isalnum())
 
