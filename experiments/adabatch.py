@@ -22,15 +22,13 @@ import shutil
 from collections.abc import Sequence
 from typing import Literal
 
-import jax.numpy as jnp
-import optax
 from rich.console import Console
 
 import jaxbatch as jb
 from experiments import adabatch_report
+from experiments.adabatch_arms import make_fit_config, make_model, make_schedule
 from experiments.adabatch_cost import measure_cost
 from experiments.study import (
-    NETWORKS,
     StudyConfig,
     check_momentum,
     check_positive,
@@ -41,12 +39,11 @@ from experiments.study import (
 from experiments.training import train_into
 from jaxbatch.augment import crop_and_flip
 from jaxbatch.data import pad_images
-from jaxbatch.parallel import AXIS, provide_devices
+from jaxbatch.parallel import provide_devices
 from jaxbatch.records import RunFolder
 from jaxbatch.report import progress_bar
 from jaxbatch.schedules import count_steps
 
-MODELS = NETWORKS | {"alexnet": jb.AlexNet, "resnet20": jb.ResNet20, "vgg19_bn": jb.VGG19BN}
 SMALLEST = {"alexnet": 32, "vgg19_bn": 32}  # pixels each way: the last pool of these networks leaves none of 28
 OTHER_SEED = 1000  # of the runs that choose the rate of (d)
 
@@ -157,45 +154,6 @@ def resolve(config: Config, num_examples: int) -> Config:
         count_steps(make_schedule(config, arm), num_examples, config.epochs)  # a batch larger than the data ends here
     count_steps(make_schedule(config, "small"), num_examples - num_examples // 6, config.epochs)  # where (d) is chosen
     return config
-
-
-def make_model(config: Config, num_classes: int, num_devices: int = 1):
-    """The network, its batch normalisation over all devices where that is asked for."""
-    model = MODELS[config.model](num_classes=num_classes, dtype=jnp.dtype(config.dtype))
-    over_devices = config.batch_norm == "synchronised" and num_devices > 1 and hasattr(model, "axis_name")
-    return model.clone(axis_name=AXIS) if over_devices else model
-
-
-def make_schedule(config: Config, arm: str) -> jb.BatchSizeSchedule:
-    """The batch sizes of an arm."""
-    if arm.startswith("adaptive"):
-        return jb.adabatch_schedule(
-            batch_size=config.batch_size, growth=config.growth, every=config.every, max_batch_size=config.max_batch_size
-        )
-    size = config.max_batch_size if arm == "large" else config.batch_size
-    return jb.constant_schedule(size, every=config.every)
-
-
-def make_fit_config(config: Config, arm: str, rate: float, seed: int, num_examples: int) -> jb.FitConfig:
-    """Batch sizes of an arm, and the optimizer with the rate coupled to them."""
-    schedule = make_schedule(config, arm)
-    settings = {"decay": config.decay if arm.startswith("adaptive") else config.decay / config.growth}
-    if arm == "large" and config.warmup_epochs:
-        settings |= {"warmup": jb.epochs(config.warmup_epochs), "warmup_init": rate}
-        rate *= config.max_batch_size / config.batch_size
-    learning_rate = jb.coupled_learning_rate(
-        schedule, init=rate, num_examples=num_examples, num_epochs=config.epochs, **settings
-    )
-    optimizer = optax.chain(optax.add_decayed_weights(config.weight_decay), optax.sgd(learning_rate, config.momentum))
-    return jb.FitConfig(
-        optimizer,
-        schedule,
-        jb.epochs(config.epochs),
-        seed=seed,
-        num_devices=adabatch_report.devices_of(arm),
-        parallel=config.parallel,
-        compile_first=True,
-    )
 
 
 def measure_costs(dataset: jb.Dataset, config: Config, run: RunFolder) -> None:

@@ -26,13 +26,13 @@ from experiments.learning_rate_grid_report import best_rates
 from experiments.study import (
     TargetConfig,
     check_positive,
-    load_choosing_task,
     num_updates,
     open_study,
     resolve_target,
     run_study,
     show_results,
 )
+from experiments.study_task import load_choosing_task
 from jaxbatch.records import Record, RunFolder
 from jaxbatch.report import progress_bar
 from jaxbatch.tasks import Task

@@ -25,12 +25,12 @@ from experiments import gradient_smoothness_report
 from experiments.study import (
     SizesConfig,
     check_positive,
-    load_task,
     open_study,
     resolve_sizes,
     run_study,
     show_results,
 )
+from experiments.study_task import load_task
 from jaxbatch.batches import steps_per_epoch
 from jaxbatch.divergence import first_nonfinite
 from jaxbatch.records import Record, RunFolder

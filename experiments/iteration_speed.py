@@ -26,12 +26,12 @@ from experiments import iteration_speed_report
 from experiments.study import (
     SizesConfig,
     check_positive,
-    load_task,
     open_study,
     resolve_sizes,
     run_study,
     show_results,
 )
+from experiments.study_task import load_task
 from jaxbatch.batches import even_part
 from jaxbatch.groups import map_in_parts
 from jaxbatch.loops import compile_epoch

@@ -26,13 +26,13 @@ from experiments import learning_rate_grid_report
 from experiments.study import (
     TargetConfig,
     check_positive,
-    load_choosing_task,
     num_updates,
     open_study,
     resolve_target,
     run_study,
     show_results,
 )
+from experiments.study_task import load_choosing_task
 from jaxbatch.records import RunFolder
 from jaxbatch.report import progress_bar
 from jaxbatch.sweeps import start_states

@@ -31,15 +31,14 @@ from experiments.split_backward_steps import ARMS, OWN_RULES
 from experiments.split_backward_training import Trainer, measure_training, measure_tuning
 from experiments.study import (
     PROTOCOLS,
-    Network,
     StudyConfig,
     check_momentum,
     check_positive,
-    load_choosing_task,
     open_study,
     run_study,
     show_results,
 )
+from experiments.study_task import Network, load_choosing_task
 from jaxbatch.batches import steps_per_epoch
 from jaxbatch.groups import check_num_groups
 from jaxbatch.records import RunFolder

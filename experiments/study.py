@@ -1,23 +1,18 @@
 """What every study shares: flags, checks of them, the run folder, the order of its output."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Literal, TypeVar
+from typing import TypeVar
 
-import jax.numpy as jnp
-from jaxtyping import PyTree
 from rich.console import Console
 
 import jaxbatch
 from experiments.command_line import one_line_errors, parse
+from experiments.study_task import Network
 from jaxbatch.batches import steps_per_epoch
-from jaxbatch.data import Dataset, load_dataset
-from jaxbatch.data.held_out import hold_out
 from jaxbatch.records import Record, RunFolder, describe_commit, open_run
-from jaxbatch.tasks import Task
 
 Config = TypeVar("Config", bound="StudyConfig")
 # data set: (epochs, target accuracy), so that a well-chosen batch size passes the target well before the end
@@ -30,8 +25,6 @@ PROTOCOLS = {
     "cifar100": (15, 0.15),
 }
 BATCH_SIZES = (1, 6, 60, 600, 6000)
-NETWORKS = {"simple_cnn": jaxbatch.SimpleCNN, "mlp": functools.partial(jaxbatch.MLP, (128,))}
-Network = Literal["simple_cnn", "mlp"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,25 +110,6 @@ def check_machine(config: StudyConfig) -> dict[str, dict[str, float | bool | Non
         )
     finite = lambda number: number if math.isfinite(number) else None  # JSON has no NaN
     return {check.name: {"error": finite(check.error), "bound": check.bound, "passed": check.passed} for check in checks}
-
-
-def load_task(config: StudyConfig, **settings) -> Task:
-    """The study's network on its data set."""
-    return _task_on(load_dataset(config.dataset, data_dir=config.data_dir), config, **settings)
-
-
-def load_choosing_task(config: StudyConfig) -> tuple[Task, PyTree]:
-    """The study's network on the training set less its validation part, and the test set, for one look at a run's end.
-
-    What the task calls ``test_data`` is the validation part; the test set is not in it.
-    """
-    dataset = load_dataset(config.dataset, data_dir=config.data_dir)
-    task = _task_on(hold_out(dataset, seed=config.validation_seed), config)
-    return task, (jnp.asarray(dataset.test_images), jnp.asarray(dataset.test_labels))
-
-
-def _task_on(dataset: Dataset, config: StudyConfig, **settings) -> Task:
-    return jaxbatch.classification_task(NETWORKS[config.model](num_classes=dataset.num_classes), dataset, **settings)
 
 
 def resolve_sizes(config: Config, num_examples: int) -> Config:

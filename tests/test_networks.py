@@ -9,7 +9,7 @@ import pytest
 
 import jaxbatch as jb
 from experiments import adabatch, batch_shape, convergence, gradient_smoothness, iteration_speed, learning_rate_grid, split_backward
-from experiments.study import NETWORKS
+from experiments.study_task import NETWORKS
 from jaxbatch.data import pad_images
 
 CHEAP = {

@@ -1,0 +1,34 @@
+"""The task that the studies of batch size share: one of two networks on a data set, with a part held out to choose on."""
+
+import functools
+from typing import Literal
+
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+import jaxbatch
+from jaxbatch.data import Dataset, load_dataset
+from jaxbatch.data.held_out import hold_out
+from jaxbatch.tasks import Task
+
+NETWORKS = {"simple_cnn": jaxbatch.SimpleCNN, "mlp": functools.partial(jaxbatch.MLP, (128,))}
+Network = Literal["simple_cnn", "mlp"]
+
+
+def load_task(config, **settings) -> Task:
+    """The study's network on its data set."""
+    return _task_on(load_dataset(config.dataset, data_dir=config.data_dir), config, **settings)
+
+
+def load_choosing_task(config) -> tuple[Task, PyTree]:
+    """The study's network on the training set less its validation part, and the test set, for one look at a run's end.
+
+    What the task calls ``test_data`` is the validation part; the test set is not in it.
+    """
+    dataset = load_dataset(config.dataset, data_dir=config.data_dir)
+    task = _task_on(hold_out(dataset, seed=config.validation_seed), config)
+    return task, (jnp.asarray(dataset.test_images), jnp.asarray(dataset.test_labels))
+
+
+def _task_on(dataset: Dataset, config, **settings) -> Task:
+    return jaxbatch.classification_task(NETWORKS[config.model](num_classes=dataset.num_classes), dataset, **settings)
