@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import jaxbatch as jb
 from experiments.split_backward_steps import RULES, compare, is_finite, make_optimizer, make_step
 from jaxbatch.batches import cut_batches, epoch_order, steps_per_epoch
 from jaxbatch.divergence import first_nonfinite

@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import pathlib
+import re
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -19,10 +20,10 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxbatch.fitting import fit
-from jaxbatch.plans import FitConfig, plan_segments, python_numbers
 from jaxbatch.paths import local_path
+from jaxbatch.plans import FitConfig, plan_segments, python_numbers
 from jaxbatch.states import as_arrays, kinds, pack, unpack
-from jaxbatch.tasks import Task
+from jaxbatch.tasks import Task, fingerprint
 from jaxbatch.train import init_state
 
 
@@ -49,8 +50,8 @@ def fit_with_checkpoints(
         a warning that names it.
 
     Raises:
-        ValueError: ``every`` or ``keep`` below 1, or a folder that holds a run with another seed, data set size or plan of
-            batch sizes, or in which something cannot be read (permission, a failing disk): nothing is trained or removed.
+        ValueError: ``every`` or ``keep`` below 1, or a folder that holds a run with other training data, another seed or plan
+            of batch sizes, or in which something cannot be read (permission, a failing disk): nothing is trained or removed.
 
     Example:
         >>> import tempfile, optax, jax.numpy as jnp
@@ -70,6 +71,7 @@ def fit_with_checkpoints(
     config = python_numbers(config)
     segments = plan_segments(config, task.num_examples)
     about = {
+        "data": fingerprint(task.train_data),
         "seed": config.seed,
         "num_examples": task.num_examples,
         "num_groups": config.num_groups,
@@ -93,6 +95,7 @@ class Checkpoints:
     """A folder of checkpoints of one run.
 
     Writing goes through orbax: into a folder beside, which is renamed when complete, so that a kill leaves the one before.
+    A checkpoint is a folder ``step_<number>``; nothing by another name is read, written or removed.
 
     Args:
         folder: made if it is not there.
@@ -100,7 +103,8 @@ class Checkpoints:
         keep: how many of the newest stay.
 
     Raises:
-        ValueError: ``keep`` below 1, a folder of another run, or one that cannot be read; from ``latest``, a state of other
+        ValueError: ``keep`` below 1, a folder of another run, one with checkpoints of nobody knows which run, or one that
+            cannot be read; from ``latest``, a state of other
             shapes, or a checkpoint that cannot be read.
     """
 
@@ -112,7 +116,7 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"checkpoint_dir={os.fspath(folder)!r} cannot be made: {error}. Take another folder.") from error
-        file, text = self.folder / "about.json", json.dumps(about, sort_keys=True)
+        file, text = self.folder / "about.json", json.dumps(about | {"format": _FORMAT}, sort_keys=True)
         found = _read_about(file)
         if found is not None:
             here = json.loads(text)
@@ -120,6 +124,10 @@ class Checkpoints:
             if apart:
                 told = ", ".join(f"{key}: {_brief(found.get(key))} there, {_brief(here.get(key))} here" for key in apart)
                 raise ValueError(f"checkpoint_dir={os.fspath(folder)!r} holds another run ({told}). Take another folder.")
+        elif steps := self.steps():
+            raise ValueError(
+                f"checkpoint_dir={os.fspath(folder)!r} holds {_name(steps[-1])} and no about.json, which says whose it is. Take another folder."
+            )
         else:
             part = file.with_suffix(".part")
             part.write_text(text, encoding="utf-8")
@@ -131,18 +139,19 @@ class Checkpoints:
         Those of later steps stay: they are damaged, and this run has not come to them again.
         """
         ocp = _orbax()
-        path = self.folder / f"{step}"
+        path = self.folder / _name(step)
         if path.exists():
             shutil.rmtree(path)  # a damaged one: a good one would have been gone on from
         ocp.save(path, pack(state))
         for old in [other for other in self.steps() if other <= step][: -self._keep]:
-            shutil.rmtree(self.folder / f"{old}")
+            shutil.rmtree(self.folder / _name(old))
 
     def steps(self) -> list[int]:
         """The steps that have a complete checkpoint, oldest first."""
         try:
             # Not "if it is a folder": a link that leads nowhere would be no checkpoint, and the run would begin anew.
-            return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit() and not path.is_file())
+            named = [(_NAME.fullmatch(path.name), path) for path in self.folder.iterdir()]
+            return sorted(int(match[1]) for match, path in named if match and not path.is_file())
         except OSError as error:
             raise ValueError(_cannot_read(self.folder, error)) from error
 
@@ -153,7 +162,7 @@ class Checkpoints:
         """
         ocp = _orbax()
         for step in reversed(self.steps()):
-            path = self.folder / f"{step}"
+            path = self.folder / _name(step)
             try:
                 leaves = unpack(ocp.load(path))
             except Exception as error:  # unreadable, or damaged in one of the many ways a file can be
@@ -171,6 +180,14 @@ class Checkpoints:
         return None
 
 
+_FORMAT = 2  # raised when folders are named or filled in another way, so that an older one is told and not passed over
+_NAME = re.compile(r"step_(\d+)")
+
+
+def _name(step: int) -> str:
+    return f"step_{step}"
+
+
 def _read_about(file: pathlib.Path) -> dict[str, Any] | None:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
@@ -181,7 +198,7 @@ def _read_about(file: pathlib.Path) -> dict[str, Any] | None:
     except ValueError:  # no JSON, or no text
         found = None
     if not isinstance(found, dict):
-        raise ValueError(f"{file} is damaged: it says which run the checkpoints beside it are of. Remove it if they are of this one.")
+        raise ValueError(f"{file} is damaged: it says which run the checkpoints beside it are of. Take another folder.")
     return found
 
 

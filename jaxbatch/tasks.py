@@ -3,12 +3,14 @@
 Axes: N examples in the data set, M in the test set, B in a batch.
 """
 
+import hashlib
 import inspect
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import errors
 from flax import linen as nn
 from jaxtyping import Array, Key, PyTree, Shaped
@@ -19,6 +21,7 @@ from jaxbatch.groups import LossFn, leading_axis
 from jaxbatch.layers import loops_are_slow
 from jaxbatch.loops import Prepare
 from jaxbatch.losses import classification_loss, classification_metrics
+from jaxbatch.states import pack
 from jaxbatch.streams import Stream, image_streams, is_stream
 
 MetricsFn = Callable[[PyTree, PyTree], dict[str, Array]]
@@ -64,6 +67,23 @@ def count_examples(data: PyTree | Stream, name: str = "train_data") -> int:
     if data.num_examples < 1:
         raise ValueError(f"{name} is a stream of num_examples={data.num_examples}, and must hold at least 1.")
     return data.num_examples
+
+
+def fingerprint(data: Any) -> str | None:
+    """What tells training data from others of the same size: a digest of every leaf. None of a stream that has no
+    ``fingerprint`` of its own.
+
+    Example:
+        >>> fingerprint(np.arange(3)) == fingerprint(np.arange(3)), fingerprint(np.arange(3)) == fingerprint(np.arange(3)[::-1])
+        (True, False)
+    """
+    if is_stream(data):
+        return getattr(data, "fingerprint", None)
+    digest = hashlib.blake2b(digest_size=16)
+    for array in pack(data).values():
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def classification_task(

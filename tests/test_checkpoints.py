@@ -88,7 +88,7 @@ def test_cadence_and_what_stays(task, tmp_path):  # noqa: F811
 def test_a_damaged_checkpoint_is_passed_over(task, tmp_path, damage):  # noqa: F811
     whole = run(task, tmp_path / "whole")
     run(task, tmp_path / "broken")
-    newest = tmp_path / "broken" / "12"
+    newest = tmp_path / "broken" / "step_12"
     for path in [path for path in newest.rglob("*") if path.is_file()]:
         if damage == "gone":
             path.unlink()
@@ -96,7 +96,7 @@ def test_a_damaged_checkpoint_is_passed_over(task, tmp_path, damage):  # noqa: F
             path.write_bytes(bytes(255 - byte for byte in path.read_bytes()))
         else:
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 if damage == "truncated" else 0])
-    with pytest.warns(UserWarning, match="broken/12 is a damaged checkpoint and is passed over"):
+    with pytest.warns(UserWarning, match="broken/step_12 is a damaged checkpoint and is passed over"):
         again = run(task, tmp_path / "broken")
     assert [record["batches"] for record in again] == [9, 12]  # from the one before, 6
     jax.tree.map(np.testing.assert_array_equal, again[-1]["state"], whole[-1]["state"])
@@ -126,7 +126,7 @@ def unreadable(path, how, monkeypatch):
 @pytest.mark.parametrize("how", ["file", "folder", "permission", "disk"])
 def test_a_checkpoint_that_cannot_be_read_is_an_error(task, tmp_path, how, monkeypatch):  # noqa: F811
     run(task, tmp_path)
-    unreadable(tmp_path / "12", how, monkeypatch)
+    unreadable(tmp_path / "step_12", how, monkeypatch)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(ValueError, match="/12 cannot be read .*make it readable"):
         run(task, tmp_path)
@@ -134,7 +134,7 @@ def test_a_checkpoint_that_cannot_be_read_is_an_error(task, tmp_path, how, monke
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads everything")
-@pytest.mark.parametrize("what", ["12", "about.json", ""])
+@pytest.mark.parametrize("what", ["step_12", "about.json", ""])
 def test_without_permission(task, tmp_path, what):  # noqa: F811
     run(task, tmp_path)
     (tmp_path / what).chmod(0)
@@ -148,7 +148,7 @@ def test_without_permission(task, tmp_path, what):  # noqa: F811
 
 def test_all_damaged_begins_anew_and_keeps_what_it_writes(task, tmp_path):  # noqa: F811
     whole = run(task, tmp_path)
-    for step in ("6", "12"):
+    for step in ("step_6", "step_12"):
         shutil.rmtree(tmp_path / step)
         (tmp_path / step).mkdir()
     config = jb.FitConfig(optax.sgd(0.01, 0.9), 8, jb.epochs(4), seed=1)
@@ -160,14 +160,14 @@ def test_all_damaged_begins_anew_and_keeps_what_it_writes(task, tmp_path):  # no
     with pytest.warns(UserWarning, match="damaged"):
         *_, last = jb.fit_with_checkpoints(task, config, tmp_path, every=1, keep=1)
     jax.tree.map(np.testing.assert_array_equal, last["state"], whole[-1]["state"])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["12", "about.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["about.json", "step_12"]
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"\xff\xfe"])
 def test_what_the_folder_is_about_is_damaged_or_unreadable(task, tmp_path, text):  # noqa: F811
     run(task, tmp_path)
     (tmp_path / "about.json").write_bytes(text)
-    with pytest.raises(ValueError, match="about.json is damaged.*Remove it"):
+    with pytest.raises(ValueError, match="about.json is damaged.*Take another folder"):
         run(task, tmp_path)
     (tmp_path / "about.json").unlink()
     (tmp_path / "about.json").symlink_to(tmp_path / "about.json")
@@ -180,7 +180,7 @@ def test_what_the_folder_is_about_is_damaged_or_unreadable(task, tmp_path, text)
 
 def test_what_is_half_written_is_not_a_checkpoint(task, tmp_path):  # noqa: F811
     run(task, tmp_path)
-    (tmp_path / "99.orbax-checkpoint-tmp").mkdir()
+    (tmp_path / "step_99.orbax-checkpoint-tmp").mkdir()
     assert run(task, tmp_path) == []
 
 
@@ -208,6 +208,40 @@ def test_another_run_is_refused(task, tmp_path):  # noqa: F811
         run(task, tmp_path, optimizer=optax.adam(0.1))
     with pytest.raises(ValueError, match="keep=0"):
         Checkpoints(tmp_path, {}, keep=0)
+
+
+@pytest.mark.parametrize("names", [["3"], ["100", "200"], ["step_x"], ["12", "step_a1"]])
+def test_a_user_s_own_folders_stay(task, tmp_path, names):  # noqa: F811
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis.txt").write_text("irreplaceable")
+    run(task, tmp_path)
+    assert run(task, tmp_path) == []
+    assert all((tmp_path / name / "thesis.txt").read_text() == "irreplaceable" for name in names)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names, "about.json", "step_12", "step_6"])
+
+
+def test_checkpoints_of_nobody_knows_whom_are_refused(task, tmp_path):  # noqa: F811
+    (tmp_path / "step_3").mkdir()
+    (tmp_path / "step_3" / "thesis.txt").write_text("irreplaceable")
+    with pytest.raises(ValueError, match="holds step_3 and no about.json.*Take another folder"):
+        run(task, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_3"] and (tmp_path / "step_3" / "thesis.txt").exists()
+
+
+def test_a_folder_of_an_earlier_format_is_refused(task, tmp_path):  # noqa: F811
+    run(task, tmp_path)
+    about = json.loads((tmp_path / "about.json").read_text())
+    (tmp_path / "about.json").write_text(json.dumps({name: value for name, value in about.items() if name != "format"}))
+    with pytest.raises(ValueError, match="holds another run .format: None there, 2 here"):
+        run(task, tmp_path)
+
+
+def test_other_data_of_the_same_size_are_refused(task, tmp_path):  # noqa: F811
+    run(task, tmp_path)
+    other = jax.tree.map(lambda leaf: leaf.at[0].add(1e-3), task.train_data)
+    with pytest.raises(ValueError, match="holds another run .data: "):
+        run(task._replace(train_data=other), tmp_path)
 
 
 def test_a_diverged_state_is_not_kept(task, tmp_path):  # noqa: F811

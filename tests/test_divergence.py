@@ -44,7 +44,7 @@ def test_the_last_good_checkpoint_stays(tmp_path, keep):
     records = list(jb.fit_with_checkpoints(task, config, tmp_path, keep=keep))
     assert [record["diverged"] for record in records] == [False, False, False, True]
     assert [record["loss"] for record in records] == [1.0, 1.0, 1.0, 0.0]
-    kept = sorted(int(path.name) for path in tmp_path.iterdir() if path.is_dir())
+    kept = sorted(int(path.name.removeprefix("step_")) for path in tmp_path.iterdir() if path.is_dir())
     assert kept == [1, 2, 3][-keep:]
     (again,) = jb.fit_with_checkpoints(task, config, tmp_path, keep=keep)  # from the good one, and to the same end
     assert again["batches"] == 4 and again["diverged"]

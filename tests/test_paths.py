@@ -53,7 +53,7 @@ def test_a_tilde_is_the_home(home):
     assert local_path("~/x", "y") == home / "x"
     open_run("~/runs", "study", {"a": 1})
     list(jb.fit_with_checkpoints(TASK, jb.FitConfig(optax.sgd(0.1), 4), "~/state"))
-    assert (home / "runs" / "study").is_dir() and (home / "state" / "1").is_dir()
+    assert (home / "runs" / "study").is_dir() and (home / "state" / "step_1").is_dir()
     assert not pathlib.Path("~").exists()
 
 
