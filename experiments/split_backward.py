@@ -142,14 +142,19 @@ def make_masked_step(loss_fn, optimizer: optax.GradientTransformation, num_group
     return step
 
 
-def measure_exactness(task: Task, config: Config) -> Iterator[dict]:
-    """Plain SGD: how far a split step is from one step at K times the rate, for divisors K of B.
+def exactness_groups(config: Config) -> list[int]:
+    """The divisors K of B at which exactness is measured: the study's own, and unless --quick some over all of them."""
+    divisors = [k for k in range(1, config.batch_size + 1) if config.batch_size % k == 0]
+    spread = [] if config.quick else np.linspace(0, len(divisors) - 1, 6).round().astype(int)
+    return sorted({divisors[i] for i in spread} | {config.num_groups})
+
+
+def measure_exactness(task: Task, config: Config, num_groups: Sequence[int]) -> Iterator[dict]:
+    """Plain SGD: how far a split step is from one step at K times the rate, for each K of ``num_groups``.
 
     ``rounding`` is what float32 parameters allow at best: the spacing of the parameters ÷ the distance moved.
     """
     batch = jax.tree.map(lambda leaf: leaf[: config.batch_size], task.train_data)
-    divisors = [k for k in range(1, config.batch_size + 1) if config.batch_size % k == 0]
-    spread = [] if config.quick else np.linspace(0, len(divisors) - 1, 6).round().astype(int)
     params = init_state(task, optax.sgd(0.0), 0).params
 
     @jax.jit
@@ -158,7 +163,7 @@ def measure_exactness(task: Task, config: Config) -> Iterator[dict]:
         return optax.apply_updates(params, optax.tree.scale(-rate, gradient))
 
     optimizer = optax.sgd(config.learning_rate)
-    for groups in sorted({divisors[i] for i in spread} | {config.num_groups}):
+    for groups in num_groups:
         split = jb.split_backward(task.loss_fn, optimizer, groups, microbatch_size=task.microbatch_size)
         mine, theirs = split(params, optimizer.init(params), batch)[0], one_step(groups * config.learning_rate)
         moved = optax.tree.norm(optax.tree.sub(mine, params))
@@ -312,8 +317,8 @@ def measure(config: Config, run: RunFolder, console: Console) -> None:
                 known.add(identity(record))
                 run.append(record)
 
-    if not any(record["kind"] == "exactness" for record in run.records):
-        keep(measure_exactness(task, config))
+    missing = [groups for groups in exactness_groups(config) if not run.find(kind="exactness", num_groups=groups)]
+    keep(measure_exactness(task, config, missing))
     steps = make_steps(task, config)
     keep(measure_cost(task, config, steps, sum(record["kind"] == "cost" for record in run.records)))
     with progress_bar(console) as progress:
