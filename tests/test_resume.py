@@ -1,0 +1,136 @@
+"""Every study, killed between any two of its records and called again, ends in the records of a run that was not."""
+
+import collections
+import contextlib
+import functools
+import io
+import json
+import pathlib
+import tempfile
+
+import pytest
+
+from experiments import adabatch, batch_shape, convergence, gradient_smoothness, imagenet, iteration_speed, learning_rate_grid
+from experiments import nose_game, split_backward
+from jaxbatch.records import RunFolder
+from tests.test_streams import Network
+
+COMMANDS = {
+    adabatch: "--model mlp --epochs 2 --every 1 --num-examples 60 --batch-size 10 --max-batch-size 20 --seeds 1 --rounds 2 --tuned-rates 0.01,0.1",
+    batch_shape: "--models mlp --centres 32 --dtypes float32 --rounds 2",
+    convergence: "--quick --model mlp --batch-sizes 300,600 --seeds 2 --speed-rounds 2 --tuned-rates 0.01,0.1 --epochs 1",
+    gradient_smoothness: "--model mlp --batch-sizes 300,600 --seeds 2 --iterations 3 --batches-compared 2",
+    imagenet: "--quick --epochs 2 --every 1 --growths 1,2 --batch-size 8 --microbatch-size 8 --image-size 16 --num-workers 0 --seeds 2",
+    iteration_speed: "--model mlp --batch-sizes 300,600 --rounds 3 --examples-per-round 600",
+    learning_rate_grid: "--model mlp --batch-sizes 300,600 --learning-rates 0.01,0.1 --seeds 2 --epochs 1 --evaluations-per-epoch 2",
+    nose_game: "--batch-sizes 1,12 --num-steps 3 --seeds 3",
+    split_backward: "--model mlp --batch-size 169 --num-groups 13 --seeds 2 --epochs 2 --cost-rounds 2 --learning-rates 0.01,0.1 --tune-seeds 1",
+}
+SHORT = {study.__name__.split(".")[-1]: study for study in COMMANDS}
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch, image_folder):
+    """No figures; the ImageNet study with a small network on a small folder."""
+    for study in COMMANDS:
+        for drawing in ("show_results", "draw_figure", "print_tables"):
+            monkeypatch.setattr(study, drawing, lambda *_: None, raising=False)
+    monkeypatch.setattr(imagenet.jb, "ResNet50", lambda *_, **__: Network())
+    monkeypatch.setitem(COMMANDS, imagenet, f"{COMMANDS[imagenet]} --dataset colours --data-dir {image_folder}")
+
+
+def call(study, folder):
+    with contextlib.redirect_stdout(io.StringIO()):
+        study.main([*COMMANDS[study].split(), "--output-dir", str(folder)])
+
+
+def call_until(study, folder, records: int, late: bool) -> bool:
+    """Stops as Ctrl-C would, once so many records are on disk. Returns whether it came to that.
+
+    Right after the last of them is written; or ``late``: right before the next would be, with all that is kept in between.
+    """
+    written, count = RunFolder.append, 0
+
+    def append(run, record):
+        nonlocal count
+        if late and count == records:
+            raise KeyboardInterrupt
+        written(run, record)
+        count += 1
+        if not late and count == records:
+            raise KeyboardInterrupt
+
+    RunFolder.append = append
+    try:
+        call(study, folder)
+    except SystemExit as stopped:
+        assert stopped.code == 130
+        return True
+    finally:
+        RunFolder.append = written
+    return False
+
+
+def is_time(name):
+    return name.endswith(("seconds", "ms"))
+
+
+def records_in(folder):
+    """All records of all run folders, without the times, each with the number of times it is there."""
+    found = collections.Counter()
+    for file in folder.rglob("records.jsonl"):
+        for line in file.read_text().splitlines():
+            record = {name: value for name, value in json.loads(line).items() if not is_time(name)}
+            found[json.dumps([file.parts[-3], record], sort_keys=True)] += 1
+    return found
+
+
+@functools.cache
+def whole(study):
+    """The records of a run that nothing stopped."""
+    with tempfile.TemporaryDirectory() as folder:
+        call(study, folder)
+        found = records_in(pathlib.Path(folder))
+    assert sum(found.values()) >= 6 and max(found.values()) == 1  # told apart without their times
+    return found
+
+
+def check(study, folder, cuts):
+    """Stops after each of ``cuts`` records (and late, or not), the count beginning anew with each call, and ends it at last."""
+    stopped = [call_until(study, folder, *cut) for cut in cuts]
+    call(study, folder)
+    found = records_in(folder)
+    assert stopped[0]
+    assert not found - whole(study), "records that a whole run does not have, or not twice"
+    assert not whole(study) - found, "records that are lost"
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_a_study_that_was_stopped_thrice_ends_in_the_same_records(name, tmp_path):
+    study = SHORT[name]
+    half = sum(whole(study).values()) // 2
+    # After the first, somewhere in the middle, shortly before the end.
+    check(study, tmp_path, [(1, False), (half, True), (half - 2, False)])
+    found = records_in(tmp_path)
+    call(study, tmp_path)
+    assert records_in(tmp_path) == found  # nothing is measured again
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHORT)
+def test_a_study_that_was_stopped_anywhere_ends_in_the_same_records(name, tmp_path):
+    study = SHORT[name]
+    count, failed = sum(whole(study).values()), []
+    for cut in [(records, late) for late in (False, True) for records in range(1 - late, count + 1 - late)]:
+        try:
+            check(study, tmp_path / f"{cut[0]}_{cut[1]}", [cut])
+        except AssertionError as error:
+            failed.append((cut, str(error).splitlines()[0]))
+    assert not failed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHORT)
+def test_a_study_that_is_stopped_again_and_again_comes_to_its_end(name, tmp_path):
+    study = SHORT[name]
+    check(study, tmp_path, [(2, bool(number % 2)) for number in range(sum(whole(study).values()) // 2)])
