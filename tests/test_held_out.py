@@ -1,8 +1,11 @@
 """The validation part: what it holds, and that no study chooses by anything else."""
 
 import contextlib
+import functools
 import io
 import json
+import pathlib
+import tempfile
 
 import numpy as np
 import pytest
@@ -75,10 +78,18 @@ def name_of(module):
 
 
 def run(module, folder):
-    """Runs a study in small and returns its records."""
-    with contextlib.redirect_stdout(io.StringIO()):
+    """Runs a study in small, draws nothing, and returns its records."""
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
+        patch.setattr(module, "show_results", lambda *args: None)
         module.main([*STUDIES[module], "--output-dir", str(folder)])
     return records_in(module, folder)
+
+
+@functools.cache
+def whole(module):
+    """The records of a study in small that nothing has disturbed."""
+    with tempfile.TemporaryDirectory() as folder:
+        return run(module, pathlib.Path(folder))
 
 
 def records_in(module, folder):
@@ -94,9 +105,7 @@ def without(records, *fragments):
 
 @pytest.mark.parametrize("module", STUDIES, ids=name_of)
 def test_other_test_labels_change_no_choice_and_no_record_but_the_test_figures(module, tmp_path, monkeypatch):
-    truth = run(module, tmp_path / "truth")
-
-    load = jb.load_dataset
+    truth, load = whole(module), jb.load_dataset
 
     def permuted(*args, **kwargs):
         dataset = load(*args, **kwargs)
@@ -104,7 +113,7 @@ def test_other_test_labels_change_no_choice_and_no_record_but_the_test_figures(m
 
     monkeypatch.setattr(study, "load_dataset", permuted)
     monkeypatch.setattr(jb, "load_dataset", permuted)
-    other = run(module, tmp_path / "other")
+    other = run(module, tmp_path)
     times = ("seconds", "_ms")
     assert without(truth, "test_", *times) == without(other, "test_", *times)
     if module is not learning_rate_grid:  # which never looks: its records have no such figure
@@ -114,10 +123,9 @@ def test_other_test_labels_change_no_choice_and_no_record_but_the_test_figures(m
 
 
 @pytest.mark.parametrize("module", [convergence, split_backward], ids=name_of)
-def test_a_study_that_is_stopped_between_any_two_records_ends_in_the_same_ones(module, tmp_path, monkeypatch):
-    whole = run(module, tmp_path / "whole")
-    kinds = [record["kind"] for record in whole]
-    places = {kinds.index(kind) + more for kind in set(kinds) for more in (0, 1)} - {0, len(kinds)}  # first and second of each kind
+def test_a_study_that_is_stopped_within_each_kind_of_records_ends_in_the_same_ones(module, tmp_path, monkeypatch):
+    kinds = [record["kind"] for record in whole(module)]
+    places = {kinds.index(kind) + 1 for kind in set(kinds)}  # within the records of each kind
     written = RunFolder.append
 
     def stopped_at(stops):
@@ -132,8 +140,26 @@ def test_a_study_that_is_stopped_between_any_two_records_ends_in_the_same_ones(m
     monkeypatch.setattr(RunFolder, "append", stopped_at(set(places)))  # one run, stopped again and again
     for _ in places:
         with pytest.raises(SystemExit) as stopped:
-            run(module, tmp_path / "broken")
+            run(module, tmp_path)
         assert stopped.value.code == 130
     monkeypatch.setattr(RunFolder, "append", written)
     times = ("seconds", "_ms")
-    assert without(run(module, tmp_path / "broken"), *times) == without(whole, *times)
+    assert without(run(module, tmp_path), *times) == without(whole(module), *times)
+
+
+def test_a_split_study_that_is_stopped_within_its_checks_of_exactness_goes_on_with_them(tmp_path, monkeypatch):
+    command = ["--model", "mlp", "--epochs", "1", "--seeds", "1", "--batch-size", "16", "--cost-rounds", "1", "--no-tune"]
+    monkeypatch.setitem(STUDIES, split_backward, command)
+    written = RunFolder.append
+
+    def stop(folder, record):
+        if len(folder.records) == 2:
+            raise KeyboardInterrupt
+        written(folder, record)
+
+    monkeypatch.setattr(RunFolder, "append", stop)
+    with pytest.raises(SystemExit):
+        run(split_backward, tmp_path)
+    monkeypatch.setattr(RunFolder, "append", written)
+    groups = [record["num_groups"] for record in run(split_backward, tmp_path) if record["kind"] == "exactness"]
+    assert groups == [1, 2, 4, 8, 16]

@@ -3,6 +3,7 @@
 import re
 import subprocess
 
+from experiments.__main__ import studies
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -25,3 +26,19 @@ def test_tree_has_a_line_for_every_file():
 def test_figures_exist():
     for path in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README):
         assert (ROOT / path).is_file(), path
+
+
+def test_how_long_a_study_takes_is_told_in_one_place():
+    # In the study's docstring, which `python -m experiments` prints; two places come apart.
+    told = re.compile(r"[\w.]+(?: an?)? (?:minutes?|hours?|min)\b")
+    allowed = {
+        "five minutes",  # of the tests
+        "half a minute", "to a minute",  # --quick of any study
+    }  # fmt: skip
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*_study.md")), ROOT / "docs" / "adabatch.md"):
+        found = {text for text in told.findall(path.read_text(encoding="utf-8"))}
+        assert found <= allowed, (path.name, found - allowed)
+    for name, (_, commands) in studies().items():
+        lengths = {re.sub(r" {2,}.*", "", command) for command in commands}
+        assert len(lengths) == len(commands), name  # no command twice, with two times
+    assert any("minute" in command for _, commands in studies().values() for command in commands)
