@@ -128,7 +128,7 @@ def test_a_checkpoint_that_cannot_be_read_is_an_error(task, tmp_path, how, monke
     run(task, tmp_path)
     unreadable(tmp_path / "step_12", how, monkeypatch)
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(ValueError, match="/12 cannot be read .*make it readable"):
+    with pytest.raises(ValueError, match="/step_12 cannot be read .*make it readable"):
         run(task, tmp_path)
     assert sorted(tmp_path.iterdir()) == before
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxbatch as jb
-from experiments import adabatch, convergence, learning_rate_grid, split_backward, study
+from experiments import adabatch, convergence, learning_rate_grid, split_backward, study_task
 from jaxbatch.records import RunFolder
 
 
@@ -111,7 +111,7 @@ def test_other_test_labels_change_no_choice_and_no_record_but_the_test_figures(m
         dataset = load(*args, **kwargs)
         return dataset._replace(test_labels=np.random.default_rng(0).permutation(dataset.test_labels))
 
-    monkeypatch.setattr(study, "load_dataset", permuted)
+    monkeypatch.setattr(study_task, "load_dataset", permuted)
     monkeypatch.setattr(jb, "load_dataset", permuted)
     other = run(module, tmp_path)
     times = ("seconds", "_ms")
