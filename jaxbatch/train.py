@@ -190,6 +190,8 @@ def update_in_turn(update_model_state: UpdateModelState, model_state: PyTree, fo
         >>> update_in_turn(lambda old, new: 10 * old + new, jnp.array(1), jnp.array([2, 3])).item()
         123
     """
+    if not jax.tree.leaves(found):
+        raise ValueError("update_model_state wants the aux that loss_fn returns, and it holds no array: return what the state is made of.")
     return lax.scan(lambda old, one: (update_model_state(old, one), None), model_state, found)[0]
 
 

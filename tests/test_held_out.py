@@ -122,6 +122,7 @@ def test_other_test_labels_change_no_choice_and_no_record_but_the_test_figures(m
         assert not any("test_" in key for record in truth for key in record)
 
 
+@pytest.mark.slow  # tests/test_resume.py stops every study at a few places
 @pytest.mark.parametrize("module", [convergence, split_backward], ids=name_of)
 def test_a_study_that_is_stopped_within_each_kind_of_records_ends_in_the_same_ones(module, tmp_path, monkeypatch):
     kinds = [record["kind"] for record in whole(module)]

@@ -137,6 +137,12 @@ def test_a_number_as_aux(groups, microbatch_size):
     assert float(state.model_state) == 1.5 * (groups or (2 if microbatch_size else 1))
 
 
+def test_an_aux_that_holds_nothing():
+    task = TASK._replace(init=lambda key: (jnp.array(0.0), ()), loss_fn=lambda w, x: (LOSS(w, x), ()), update_model_state=lambda old, new: old, metrics_fn=None, test_data=None)
+    with pytest.raises(ValueError, match="the aux that loss_fn returns, and it holds no array"):
+        first(task)
+
+
 @pytest.mark.parametrize("method", ["map", "vmap", "unroll"])
 def test_a_number_as_aux_of_groups(method):
     _, aux = jb.group_gradients(lambda w, x: (LOSS(w, x), 7), jnp.array(0.0), X, 2, has_aux=True, method=method)
