@@ -21,7 +21,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as Spec
@@ -224,7 +223,7 @@ def make_shared_step(task: Task, optimizer: Optimizer, batch_size: int):
             across=lambda found: mean_over_devices(*found),
         )
         # The mean over a share, as a part of the mean over the batch.
-        part = optax.tree.scale(len(losses) / batch_size, widen(gradient))
+        part = jax.tree.map(lambda leaf: len(losses) / batch_size * leaf, widen(gradient))
         loss, gradient = lax.psum((widen(losses).sum() / batch_size, part), AXIS)
         return apply_gradient(state, optimizer, cast_like(gradient, state.params), model_state, loss), loss
 
