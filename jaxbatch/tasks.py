@@ -16,6 +16,7 @@ from flax import linen as nn
 from jaxtyping import Array, Key, PyTree, Shaped
 
 from jaxbatch.data import Dataset
+from jaxbatch.data.checked import check_dataset
 from jaxbatch.data.images import ImageDataset
 from jaxbatch.groups import LossFn, leading_axis
 from jaxbatch.layers import loops_are_slow
@@ -104,17 +105,17 @@ def classification_task(
 
     Raises:
         ValueError: a model that is no Flax Linen module, wants random numbers in training, has ``flax.linen.BatchNorm``, or
-            keeps variables beside its parameters that are not in ``batch_stats``; images and labels of different number.
+            keeps variables beside its parameters that are not in ``batch_stats``; and what
+            :func:`jaxbatch.data.checked.check_dataset` finds.
 
     Example:
         >>> from jaxbatch import SimpleCNN, load_dataset
         >>> classification_task(SimpleCNN(), load_dataset("digits")).num_examples
         1442
     """
+    check_dataset(dataset)
     train_data = (jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels))
     test_data = (jnp.asarray(dataset.test_images), jnp.asarray(dataset.test_labels))
-    leading_axis({"images": train_data[0], "labels": train_data[1]}, "dataset.train")
-    leading_axis({"images": test_data[0], "labels": test_data[1]}, "dataset.test")
     task = _task_of(model, dataset.train_images.shape[1:], dataset, train_data, test_data, microbatch_size)
     if augment is None:
         return task
