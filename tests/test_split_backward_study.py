@@ -111,13 +111,14 @@ def test_ctrl_c_is_one_line(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "experiments.split_backward", *FAST[3:], "--epochs", "500", "--cost-rounds", "1"]
     process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background of a shell inherit that it is ignored
     )
     deadline = time.time() + 120
     while time.time() < deadline and not list(tmp_path.glob("results/split_backward/*/in_flight_original.msgpack")):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate()
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert stderr.strip().splitlines()[-1].startswith("interrupted: finished measurements are kept")
     assert "Traceback" not in stderr
