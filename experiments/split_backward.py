@@ -12,8 +12,8 @@ They are compared twice: at one rate for (a), (b) and (d), as the question was o
 for it, chosen from one grid with one budget on a sixth of the training set that is held out. (At a rate of its own (c) is
 (a).) The target is looked for on that sixth, too; the test set is looked at once, at each run's end.
 
-    python -m experiments.split_backward                                                      about 2 minutes
-    python -m experiments.split_backward --dataset mnist --batch-size 600 --num-groups 10     about 12 minutes
+    python -m experiments.split_backward                                                      about 5 minutes
+    python -m experiments.split_backward --dataset mnist --batch-size 600 --num-groups 10     about 45 minutes
 
 The measured answer stands in the README.
 """
