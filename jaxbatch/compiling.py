@@ -76,6 +76,26 @@ def compile_once(lowered: Any) -> Any:
     return _compiled[key]
 
 
+def call_compiled(function: Callable[..., Any], *arguments: Any) -> Any:
+    """``jax.jit(function)(*arguments)``, with the arrays that ``function`` closes over as arguments of the program.
+
+    Closed over, they would be constants of it, written out and compiled, as the parameters of a pretrained model that a
+    task starts from.
+
+    Example:
+        >>> pretrained = jax.numpy.ones(3)
+        >>> call_compiled(lambda scale: scale * pretrained, 2.0)
+        Array([2., 2., 2.], dtype=float32)
+    """
+    closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
+
+    @jax.jit
+    def run(constants, leaves):
+        return jax.core.eval_jaxpr(closed.jaxpr, constants, *leaves)
+
+    return jax.tree.unflatten(jax.tree.structure(shapes), run(closed.consts, jax.tree.leaves(arguments)))
+
+
 class Program(NamedTuple):
     """Something compiled, and the seconds that took."""
 

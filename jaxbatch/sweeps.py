@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 
 from jaxbatch.batches import Duration, check_seed, epoch_order
-from jaxbatch.compiling import Programs
+from jaxbatch.compiling import Programs, call_compiled
 from jaxbatch.divergence import make_is_finite
 from jaxbatch.plans import FitConfig, plan_segments
 from jaxbatch.groups import check_params
@@ -151,7 +151,7 @@ def start_states(
         (3, 2)
     """
     start = lambda setting, seed: init_state(task, make_optimizer(setting), seed)
-    return jax.jit(jax.vmap(start))(settings, jnp.asarray(np.asarray(seeds, np.uint32)))
+    return call_compiled(jax.vmap(start), settings, jnp.asarray(np.asarray(seeds, np.uint32)))
 
 
 def choose_runs(platform: str | None = None) -> Runs:

@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int32, PyTree, UInt32
 
 from jaxbatch.batches import check_seed
+from jaxbatch.compiling import call_compiled
 from jaxbatch.gradients import group_gradient_fn
 from jaxbatch.microbatches import microbatch_gradient
 from jaxbatch.groups import LossFn, check_loss, leading_axis
@@ -42,7 +43,7 @@ def init_state(task: Task, optimizer: Optimizer, seed: int | np.integer | UInt32
     """
     if not isinstance(seed, jax.Array):  # those of a sweep are traced, and checked before
         check_seed(seed)
-    start = jax.jit(task.init)(jax.random.fold_in(jax.random.key(seed), _INIT))
+    start = call_compiled(task.init, jax.random.fold_in(jax.random.key(seed), _INIT))
     params, model_state = (start, ()) if task.update_model_state is None else start
     return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), model_state)
 

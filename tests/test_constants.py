@@ -56,6 +56,12 @@ def convolution_task(num_examples, channels, **changes):
     return task._replace(**changes)
 
 
+def pretrained(task):
+    """Starts from parameters that are there already."""
+    params = jnp.asarray(np.random.default_rng(1).normal(size=task.train_data[0].shape[1]), jnp.float32)
+    return task._replace(init=lambda key: params)
+
+
 def noisy(keys, batch):
     return batch[0] + jax.vmap(jax.random.normal)(keys)[:, None], batch[1]
 
@@ -158,6 +164,9 @@ PATHS = {
     "sweep, threads": lambda task: sweep(task, "threads"),
     "sweep, Python loop, vmap": lambda task: sweep(task, "vmap"),
     "sweep, Python loop, threads": lambda task: sweep(task, "threads"),
+    "fit, pretrained": lambda task: fit(pretrained(task)),
+    "sweep, vmap, pretrained": lambda task: sweep(pretrained(task), "vmap"),
+    "sweep, threads, pretrained": lambda task: sweep(pretrained(task), "threads"),
     "gradients": gradients,
     "study of split batches": split_study,
     "study of smoothness": smoothness_study,
