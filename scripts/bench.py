@@ -113,7 +113,7 @@ class Adabatch(Bench):
     num_steps: int | None = None
     """Steps a round, by default as many as take about a second on two cores; 390 make an epoch of CIFAR-10 at B = 128."""
     bfloat16: bool = False
-    """Compute in bfloat16, without a peer."""
+    """Compute in bfloat16, PyTorch under autocast."""
     compiled_loop: bool = False
     """Also the steps of a round in one lax.scan, which on CPU takes seconds a step."""
 

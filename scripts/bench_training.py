@@ -19,10 +19,8 @@ NETWORKS = {"alexnet": jb.AlexNet, "resnet20": jb.ResNet20, "vgg19_bn": jb.VGG19
 STEPS_A_ROUND = {"alexnet": 20, "resnet20": 6, "vgg19_bn": 3}  # the first step after a rest is slow: not most of a round
 
 
-def step_contenders(
-    task, peer_name: str | None, optimizer, batch_size: int, num_steps: int, compiled_loop: bool = False, **settings
-):
-    """Our and PyTorch's epoch of a few steps, and the peer; ours alone where no peer is named."""
+def step_contenders(task, peer_name: str, optimizer, batch_size: int, num_steps: int, compiled_loop: bool = False, **settings):
+    """Our and PyTorch's epoch of a few steps, and the peer; ours alone where PyTorch is missing."""
     indices = np.asarray(cut_batches(jnp.arange(task.num_examples), batch_size).indices)
     step = make_task_step(task, optimizer, batch_size)
     state = init_state(task, optimizer, 0)
@@ -38,7 +36,7 @@ def step_contenders(
     if compiled_loop:
         scan = compile_epoch(step, state, task.train_data, num_steps, batch_size, loop="scan")
         contenders["ours in one lax.scan"] = lambda: scan(jax.tree.map(jnp.copy, state), task.train_data, indices)
-    peer = start_peer(task, state.params, peer_name, batch_size, **settings) if peer_name else None
+    peer = start_peer(task, state.params, peer_name, batch_size, **settings)
     if peer:
         contenders["torch eager"] = lambda: peer.run("train")
     return contenders, peer
@@ -61,17 +59,14 @@ def adabatch(
 ) -> list[dict]:
     """The AdaBatch networks' training steps, with the arithmetic they achieve."""
     optimizer = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.01, 0.9))
-    settings = {"rate": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
+    settings = {"rate": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "bfloat16": bfloat16}
     rows = []
     dtype = jnp.bfloat16 if bfloat16 else jnp.float32
     peak = matmul_rate(dtype)
     for name in models:
         model, count = NETWORKS[name](dtype=dtype), num_steps or STEPS_A_ROUND[name]
         task = random_task(model, count * batch_size, (32, 32, 3))
-        # The peer computes in float32: no comparison with bfloat16.
-        contenders, peer = step_contenders(
-            task, None if bfloat16 else type(model).__name__, optimizer, batch_size, count, compiled_loop, **settings
-        )
+        contenders, peer = step_contenders(task, type(model).__name__, optimizer, batch_size, count, compiled_loop, **settings)
         times = time_contenders(contenders, rounds, peer)
         label = name + (" bfloat16" if bfloat16 else "")
         flops = 3 * forward_flops(model, batch_size)  # backward: the gradients of inputs and of kernels

@@ -39,14 +39,15 @@ def start_peer(task: Task, params, model: str, batch_size: int, num_groups: int 
     if not is_installed():
         return None
     images, labels = (np.asarray(leaf) for leaf in task.train_data)
-    settings = {"rate": RATE, "momentum": MOMENTUM, "weight_decay": 0.0} | settings
+    settings = {"rate": RATE, "momentum": MOMENTUM, "weight_decay": 0.0, "bfloat16": False} | settings
     weights = jax.tree.map(np.asarray, params["params"])
     peer = Peer()
     theirs = peer.set_up(model, weights, images, labels, batch_size=batch_size, num_groups=num_groups, **settings)
     result = jax.jit(task.loss_fn)(params, jax.tree.map(lambda leaf: leaf[:batch_size], task.train_data))
     losses = result if task.update_model_state is None else result[0]
-    # A faster wrong answer is no answer.
-    np.testing.assert_allclose(losses[:8], theirs, rtol=1e-2 if task.update_model_state else 1e-4)
+    # A faster wrong answer is no answer. Off the CPU both round the factors of a product.
+    exact = task.update_model_state is None and jax.default_backend() == "cpu"
+    np.testing.assert_allclose(losses[:8], theirs, rtol=0.1 if settings["bfloat16"] else 1e-4 if exact else 1e-2)
     return peer
 
 

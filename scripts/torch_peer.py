@@ -69,11 +69,13 @@ def serve() -> None:
     from torch_networks import as_torch_weights, build
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.backends.cuda.matmul.allow_tf32 = True  # as JAX multiplies float32 on such a device; for convolutions it is set
 
     def train():
         for first in range(0, len(labels), size):
             optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(model(images[first : first + size]), labels[first : first + size])
+            with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+                loss = nn.functional.cross_entropy(model(images[first : first + size]), labels[first : first + size])
             loss.backward()
             optimizer.step()
 
@@ -137,7 +139,7 @@ def serve() -> None:
             weights = as_torch_weights(params, model)
             model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()}, strict=False)
             model.to(device).train()
-            size, num_groups = request["batch_size"], request["num_groups"]
+            size, num_groups, bfloat16 = request["batch_size"], request["num_groups"], request["bfloat16"]
             optimizer = torch.optim.SGD(
                 model.parameters(), lr=request["rate"], momentum=request["momentum"], weight_decay=request["weight_decay"]
             )
