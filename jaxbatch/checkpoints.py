@@ -88,7 +88,7 @@ def fit_with_checkpoints(
         wanted = not record["diverged"] and (number % every == 0 or number == len(ends))
         yield record
         if wanted:
-            checkpoints.save(batches, state)
+            checkpoints.save(batches, state._replace(progress=()))  # a function of the number of updates and the plan
 
 
 class Checkpoints:

@@ -19,7 +19,16 @@ from jaxbatch.groups import check_params
 from jaxbatch.layers import loops_are_slow
 from jaxbatch.loops import batch_shapes, compile_epoch
 from jaxbatch.parallel import compile_parallel_epoch
-from jaxbatch.plans import FitConfig, num_planned_examples, plan_segments, python_numbers
+from jaxbatch.plans import (
+    FitConfig,
+    Progress,
+    advance,
+    plan_segments,
+    progress_after,
+    python_numbers,
+    read_progress,
+    write_progress,
+)
 from jaxbatch.states import as_arrays
 from jaxbatch.streams import is_stream
 from jaxbatch.tasks import Task
@@ -37,8 +46,10 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
     Args:
         task: see :func:`classification_task`, or any :class:`Task` made of plain functions.
         config: see :class:`FitConfig`.
-        state: where to go on: the ``state`` of an earlier record, with its ``step`` and so its place in the
-            order of examples. ``duration`` counts from the start of that run, not from here. ``None``: start from the seed.
+        state: where to go on: the ``state`` of an earlier record, which knows how many examples of which epoch it has seen.
+            With another batch size what is left of that epoch is cut anew: no example comes twice. ``duration`` counts from
+            the start of that run, not from here. A state that was stepped elsewhere, or whose ``step`` was set by hand, is
+            taken to have followed ``config`` for ``step`` updates. ``None``: start from the seed.
 
     Yields:
         ``batches`` and ``examples`` seen, ``total_batches`` to come to, ``batch_size``, ``updates`` (calls of the optimizer:
@@ -67,23 +78,19 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
     """
     config, num_examples = python_numbers(config), task.num_examples
     check_seed(config.seed)
-    everything = plan_segments(config, num_examples)
+    plan_segments(config, num_examples)  # complains of what is wrong with it
     params = state.params if state is not None else start_shapes(task)
     check_params(params)
     check_optimizer(config.optimizer, params)
     test = make_test(task, min(500, config.microbatch_size or 500), config.eval_params)
     begun = state is not None
     state = as_arrays(state if begun else init_state(task, config.optimizer, config.seed))
-    done = int(state.step) // (config.num_groups or 1)
-    segments = plan_segments(config, num_examples, done=done)
-    total = sum(segment.num_batches for segment in everything)
-    if everything and not segments:
-        raise ValueError(
-            f"state.step={int(state.step)} is at or past the end of duration={config.duration.unit}({config.duration.amount}), which "
-            f"counts from the start of the run ({total} batches). Take a longer duration; or, to train these parameters as the "
-            "start of another run, state._replace(step=jnp.zeros((), int))."
-        )
-    seen = num_planned_examples(everything) - num_planned_examples(segments)
+    progress = _progress(config, state, num_examples)
+    state = state._replace(progress=())  # of the host's concern; programs do without
+    segments = plan_segments(config, num_examples, start=progress)
+    total = progress.batches + sum(segment.num_batches for segment in segments)
+    if not segments and config.duration.amount > 0:
+        raise ValueError(_past_the_end(config, state, progress, num_examples))
     is_finite = make_is_finite(state._replace(opt_state=config.optimizer.init(state.params)) if begun else state)
     with Programs(_epoch_compiler(task, config, state)) as programs:
         used, started = set(), time.perf_counter()
@@ -100,24 +107,23 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
             stall_seconds, waited = waited + time.perf_counter() - started, 0.0
             programs.ahead(later[2:4] for later in segments[number + 1 :])
             started = time.perf_counter()
-            first = segment.first * segment.batch_size
             order = np.asarray(epoch_order(config.seed, segment.epoch, num_examples))
-            indices = order[first : first + count * segment.batch_size].reshape(count, segment.batch_size)
+            indices = order[segment.first : segment.first + segment.num_examples].reshape(count, segment.batch_size)
             unplaced = task.prepare is None and not is_stream(task.train_data)
             place = () if unplaced else ((config.seed, segment.epoch),)
             state, losses = jax.block_until_ready(program.run(state, task.train_data, indices, *place))
             seconds = time.perf_counter() - started
             losses = np.asarray(losses)  # its length changes with the batch size: each would be another program
-            done, seen = done + count, seen + count * segment.batch_size
+            progress = advance(progress, segment)
             bad = first_nonfinite(losses)
             if bad is None and not is_finite(state):
                 bad = count - 1
             metrics = test(task.test_data, state)
             yield {
-                "batches": done,
+                "batches": progress.batches,
                 "total_batches": total,
                 "batch_size": segment.batch_size,
-                "examples": seen,
+                "examples": progress.examples,
                 "updates": int(state.step),
                 "epoch": segment.end,
                 "loss": float(losses.mean(dtype=np.float64)),
@@ -126,12 +132,32 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
                 "compile_seconds": 0.0 if key in used else program.compile_seconds,
                 "stall_seconds": stall_seconds,
                 "diverged": bad is not None,
-                "diverged_at_batch": None if bad is None else done - count + bad,
-                "state": state,
+                "diverged_at_batch": None if bad is None else progress.batches - count + bad,
+                "state": state._replace(progress=jnp.asarray(write_progress(progress, int(state.step)))),
             }
             used.add(key)
             if bad is not None:
                 return
+
+
+def _progress(config: FitConfig, state: TrainState, num_examples: int) -> Progress:
+    updates = int(state.step)
+    written = read_progress(state.progress, updates)
+    return progress_after(config, num_examples, updates // (config.num_groups or 1)) if written is None else written
+
+
+def _past_the_end(config: FitConfig, state: TrainState, progress: Progress, num_examples: int) -> str:
+    amount, unit = config.duration
+    asked, done = f"duration={unit}({amount}), which counts from the start of the run", {"steps": progress.batches, "examples": progress.examples, "epochs": progress.epoch}
+    if done[unit] < amount:
+        return (
+            f"state.step={int(state.step)} leaves {num_examples - progress.offset} examples of epoch {progress.epoch}, fewer than a batch, and "
+            f"that epoch is the last of {asked}. Take a longer duration or a smaller batch."
+        )
+    return (
+        f"state.step={int(state.step)} is at or past the end of {asked} ({progress.batches} batches, {progress.examples} examples so far). "
+        "Take a longer duration; or, to train these parameters as the start of another run, state._replace(step=jnp.zeros((), int))."
+    )
 
 
 def _epoch_compiler(task: Task, config: FitConfig, state: TrainState):

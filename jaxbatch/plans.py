@@ -5,10 +5,10 @@ Everything here is counted on the host, in Python's integers.
 
 import itertools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Int32, PyTree
 
 from jaxbatch.batches import Duration, batches_left, check_duration, epochs, steps_per_epoch
 from jaxbatch.updates import Optimizer
@@ -50,59 +50,132 @@ def python_numbers(config: FitConfig) -> FitConfig:
     return config._replace(**{name: value.item() for name, value in config._asdict().items() if isinstance(value, np.generic)})
 
 
+class Progress(NamedTuple):
+    """How far a run has come, in Python's integers: what it goes on from, with any batch size."""
+
+    epoch: int = 0
+    offset: int = 0  # examples of this epoch's order that are behind it
+    batches: int = 0
+    examples: int = 0
+
+
 class Segment(NamedTuple):
     """Batches of one size within one epoch, evaluated at the end."""
 
     epoch: int
-    first: int  # the epoch's batch that comes first
+    first: int  # the example of the epoch's order that comes first
     batch_size: int
     num_batches: int
     end: float  # where this ends, in epochs
+    last: bool  # whether the epoch has no further batch of this size
+
+    @property
+    def num_examples(self) -> int:
+        """Examples in all of its batches."""
+        return self.num_batches * self.batch_size
 
 
-def plan_segments(config: FitConfig, num_examples: int, *, done: int = 0) -> list[Segment]:
-    """What is left to train after ``done`` batches: the segments of each epoch.
+def plan_segments(config: FitConfig, num_examples: int, *, start: Progress = Progress()) -> list[Segment]:
+    """What is left to train from ``start``: the segments of each epoch.
 
-    An epoch has ``evaluations_per_epoch`` of them, as even as whole batches allow, and no more than it has batches.
+    An epoch has ``evaluations_per_epoch`` of them, as even as whole batches allow, and no more than it has batches. Of an
+    epoch that was begun, with batches of whatever size, the examples that are left are cut into batches.
 
     Raises:
         ValueError: a batch larger than the data set, a duration without a unit, fewer than 1 evaluation an epoch.
 
     Example:
         >>> doubling = FitConfig(None, lambda epoch: 2 * 2**epoch, epochs(3))
-        >>> [(s.epoch, s.batch_size, s.num_batches) for s in plan_segments(doubling, 8, done=5)]
+        >>> [(s.epoch, s.batch_size, s.num_batches) for s in plan_segments(doubling, 8, start=Progress(1, 4, 5, 12))]
         [(1, 4, 1), (2, 8, 1)]
     """
     check_duration(config.duration)
     if config.evaluations_per_epoch < 1:
         raise ValueError(f"evaluations_per_epoch={config.evaluations_per_epoch} must be at least 1.")
     amount, unit = config.duration
-    segments, batches, examples = [], 0, 0
-    for epoch in itertools.count():
+    segments, (_, offset, batches, examples) = [], start
+    for epoch in itertools.count(start.epoch):
         before = {"steps": batches, "examples": examples, "epochs": epoch}[unit]
         if before >= amount:
             return segments
-        size = config.batch_size(epoch) if callable(config.batch_size) else config.batch_size
-        if not isinstance(size, int | np.integer):
-            raise ValueError(f"batch_size={size!r} must be a whole number, or a schedule that gives one for an epoch.")
-        size = int(size)  # NumPy's would overflow in the sums below
-        per_epoch = steps_per_epoch(num_examples, size)
+        size = _batch_size(config, epoch)
+        per_epoch, whole = steps_per_epoch(num_examples, size), max(0, num_examples - offset) // size
         left = batches_left(config.duration, before, batch_size=size, per_epoch=per_epoch)
-        count = min(per_epoch, left if epoch else max(left, 1))
+        if unit == "epochs":  # they count from the epoch's beginning
+            left = _batches_to(left * size, offset, size)
+        count = min(whole, left if batches else max(left, 1))
         parts = min(config.evaluations_per_epoch, per_epoch)
-        stops = sorted({min(count, per_epoch * part // parts) for part in range(1, parts + 1)})
-        for start, stop in zip([0, *stops], stops):
-            start = max(start, done - batches)
-            if start < stop:
-                segments.append(Segment(epoch, start, size, stop - start, epoch + stop / per_epoch))
-        batches, examples = batches + count, examples + count * size
+        ends = [per_epoch * part // parts * size for part in range(1, parts + 1)]
+        stops = sorted({min(count, _batches_to(end, offset, size)) for end in ends})
+        for first, stop in zip([0, *stops], stops):
+            if first < stop:
+                end = epoch + (1 if stop == whole else (offset + stop * size) / (per_epoch * size))
+                segments.append(Segment(epoch, offset + first * size, size, stop - first, end, stop == whole))
+        batches, examples, offset = batches + count, examples + count * size, 0
 
 
-def num_planned_examples(segments: list[Segment]) -> int:
-    """Examples in all batches of a plan.
+def _batch_size(config: FitConfig, epoch: int) -> int:
+    size = config.batch_size(epoch) if callable(config.batch_size) else config.batch_size
+    if not isinstance(size, int | np.integer):
+        raise ValueError(f"batch_size={size!r} must be a whole number, or a schedule that gives one for an epoch.")
+    return int(size)  # NumPy's would overflow in sums
+
+
+def _batches_to(end: int, offset: int, size: int) -> int:
+    """Batches from one example of an epoch's order to another, rounded up."""
+    return max(0, -(-(end - offset) // size))
+
+
+def advance(progress: Progress, segment: Segment) -> Progress:
+    """Where a run is after a segment.
 
     Example:
-        >>> num_planned_examples(plan_segments(FitConfig(None, 4, epochs(2)), 10))
-        16
+        >>> advance(Progress(), Segment(0, 0, 4, 2, 0.5, False)), advance(Progress(), Segment(0, 0, 4, 4, 1.0, True))
+        (Progress(epoch=0, offset=8, batches=2, examples=8), Progress(epoch=1, offset=0, batches=4, examples=16))
     """
-    return sum(segment.num_batches * segment.batch_size for segment in segments)
+    place = (segment.epoch + 1, 0) if segment.last else (segment.epoch, segment.first + segment.num_examples)
+    return Progress(*place, progress.batches + segment.num_batches, progress.examples + segment.num_examples)
+
+
+def progress_after(config: FitConfig, num_examples: int, batches: int) -> Progress:
+    """Where a run by this plan is after so many batches.
+
+    Example:
+        >>> progress_after(FitConfig(None, lambda epoch: 2 * 2**epoch), 8, 5)
+        Progress(epoch=1, offset=4, batches=5, examples=12)
+    """
+    done = examples = 0
+    for epoch in itertools.count():
+        size = _batch_size(config, epoch)
+        per_epoch = steps_per_epoch(num_examples, size)
+        if batches < done + per_epoch:
+            offset = (batches - done) * size
+            return Progress(epoch, offset, batches, examples + offset)
+        done, examples = done + per_epoch, examples + per_epoch * size
+
+
+_WORD = 2**30  # a state has no integers of 64 bits
+
+
+def write_progress(progress: Progress, updates: int) -> Int32[np.ndarray, "6"]:
+    """Progress as an array, which a state can hold, with the number of updates that it belongs to.
+
+    Example:
+        >>> write_progress(Progress(3, 8, 700, 10**12), 700).tolist()
+        [700, 3, 8, 700, 931, 346361856]
+    """
+    epoch, offset, batches, examples = progress
+    return np.array([updates, epoch, offset, batches, *divmod(examples, _WORD)], np.int32)
+
+
+def read_progress(written: Any, updates: int) -> Progress | None:
+    """What :func:`write_progress` wrote; None where nothing was, or the state has been stepped or set back since.
+
+    Example:
+        >>> read_progress(write_progress(Progress(3, 8, 700, 10**12), 700), 700)
+        Progress(epoch=3, offset=8, batches=700, examples=1000000000000)
+    """
+    if np.shape(written) != (6,):
+        return None
+    of, epoch, offset, batches, high, low = np.asarray(written).tolist()
+    return Progress(epoch, offset, batches, high * _WORD + low) if of == updates else None

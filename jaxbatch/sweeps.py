@@ -21,7 +21,7 @@ from jax import lax
 from jaxbatch.batches import Duration, check_seed, epoch_order
 from jaxbatch.compiling import Programs, call_compiled
 from jaxbatch.divergence import make_is_finite
-from jaxbatch.plans import FitConfig, plan_segments
+from jaxbatch.plans import FitConfig, plan_segments, progress_after
 from jaxbatch.groups import check_params
 from jaxbatch.loops import compile_epoch, make_epoch
 from jaxbatch.streams import is_stream
@@ -103,13 +103,13 @@ def sweep(
     if after is not None:
         states = jax.tree.map(lambda old, new: jnp.asarray(new, old.dtype), states, after["state"])
         batches, failed = int(after["batches"]), np.array(after["diverged_at_batch"])
-    segments = plan_segments(config, task.num_examples, done=batches)
+    segments = plan_segments(config, task.num_examples, start=progress_after(config, task.num_examples, batches))
     runs, used = runs or choose_runs(), set()
     test = _over_runs(make_test(task, eval_params=eval_params), runs)
     is_finite = make_is_finite(begun, runs=True)
     with Programs(_compiler(task, make_optimizer, settings, states, batch_size, runs)) as programs:
         for segment in segments:
-            start, stop = segment.first * batch_size, (segment.first + segment.num_batches) * batch_size
+            start, stop = segment.first, segment.first + segment.num_examples
             orders = {seed: np.asarray(epoch_order(seed, segment.epoch, task.num_examples))[start:stop] for seed in set(seeds)}
             indices = np.stack([orders[seed] for seed in seeds]).reshape(count, segment.num_batches, batch_size)
             program = programs[segment.num_batches]

@@ -30,6 +30,7 @@ class TrainState(NamedTuple):
     opt_state: PyTree
     step: Int32[Array, ""]  # calls of the optimizer so far; optax.MultiSteps makes one update of several
     model_state: PyTree = ()  # what the model keeps beside its parameters
+    progress: PyTree = ()  # how far fit has come in epochs and examples (jaxbatch.plans.write_progress); no step changes it
 
 
 def init_state(task: Task, optimizer: Optimizer, seed: int | np.integer | UInt32[Array, ""]) -> TrainState:
@@ -143,7 +144,7 @@ def make_train_step(
         if num_groups is not None:
             params, opt_state, losses, *aux = split_step(state.params, state.opt_state, batch)
             model_state = update_in_turn(update_model_state, state.model_state, aux[0]) if has_aux else state.model_state
-            return TrainState(params, opt_state, state.step + num_groups, model_state), losses
+            return state._replace(params=params, opt_state=opt_state, step=state.step + num_groups, model_state=model_state), losses
         check_loss(loss_fn, state.params, batch, has_aux=has_aux)
         losses, gradient, model_state = mean_gradient(
             loss_fn, state, batch, microbatch_size=microbatch_size, update_model_state=update_model_state
@@ -201,7 +202,7 @@ def apply_gradient(
 ) -> TrainState:
     """The state after one update; ``loss`` is the batch's mean, for optimizers that want it."""
     params, opt_state = update(optimizer, gradient, state.opt_state, state.params, loss)
-    return TrainState(params, opt_state, state.step + 1, model_state)
+    return state._replace(params=params, opt_state=opt_state, step=state.step + 1, model_state=model_state)
 
 
 def make_task_step(
