@@ -143,11 +143,16 @@ def epoch_order(seed: int | np.integer, epoch: int | Int[Array, ""], num_example
     The batch size has no part in it, so arms with different batch sizes see the same examples in the same
     order, and a run can go on at any place with any batch size.
 
+    Raises:
+        ValueError: a seed outside [0, 2**32), more examples than an index of 32 bits can name.
+
     Example:
         >>> [int(i) for i in sorted(epoch_order(0, 3, 5))]
         [0, 1, 2, 3, 4]
     """
     check_seed(seed)
+    if num_examples >= 2**31:
+        raise ValueError(f"num_examples={num_examples} must be below 2**31: an order is made of indices of 32 bits. Take a part of the data at a time.")
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _ORDER), epoch)
     return jax.random.permutation(key, num_examples).astype(jnp.int32)
 

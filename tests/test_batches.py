@@ -154,6 +154,11 @@ def test_one_example_of_millions_is_one_batch():
     assert sum(segment.num_batches for segment in plan_segments(FitConfig(None, sizes, jb.examples(2**33)), 2**31)) == 8
 
 
+def test_more_examples_than_an_index_can_name_are_refused():
+    with pytest.raises(ValueError, match="num_examples=2147483648 must be below"):
+        jb.epoch_order(0, 0, 2**31)
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [((0, 4), "num_examples=0"), ((10, 0), "batch_size=0"), ((10, -2), "batch_size=-2")],

@@ -100,6 +100,10 @@ def test_warmup_and_runs_longer_than_int32_holds():
     np.testing.assert_allclose([float(rate(step)) for step in (0, 50, 100, 2_500, 2_999)], [0, 0.25, 0.5, 0.5, 0.5], rtol=1e-6)
     rate = jb.coupled_learning_rate(10**6, init=0.5, num_examples=10**9, num_epochs=3, warmup=jb.examples(10**10))
     np.testing.assert_allclose(float(rate(2_500)), 0.125, rtol=1e-6)
+    rate = jb.coupled_learning_rate(4_000_000, init=1.0, num_examples=10**9, num_epochs=4, warmup=jb.examples(40_000_000))
+    np.testing.assert_allclose([float(rate(step)) for step in (5, 10, 537, 999)], [0.5, 1, 1, 1], rtol=1e-6)
+    rate = jb.coupled_learning_rate(10**6, init=1.0, num_examples=10**12, num_epochs=4, warmup=jb.examples(2 * 10**12))
+    np.testing.assert_allclose([float(rate(step)) for step in (10**6, 2 * 10**6, 39 * 10**5)], [0.5, 1, 1], rtol=1e-6)
     rate = jb.coupled_learning_rate(1, init=0.5, decay=0.5, num_examples=3 * 10**9, num_epochs=3)
     assert float(rate(2**31 - 2)) == 0.5
 
