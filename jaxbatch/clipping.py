@@ -14,6 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from jaxbatch.groups import CPU_VMAP, LossFn, check_loss, losses_and_aux
+from jaxbatch.independence import check_independent_losses
 from jaxbatch.microbatches import check_microbatch_size
 from jaxbatch.sums import add, cast_like, squared_norm, widen, zero_sum
 
@@ -99,6 +100,7 @@ def sum_of_gradients(
 def _fold(loss_fn, params, batch, function, microbatch_size: int | None):
     """``function(gradient) -> (what is summed, what is kept for each example)``."""
     batch_size = check_loss(loss_fn, params, batch)
+    check_independent_losses(loss_fn, params, batch)
     size = min(batch_size, CPU_VMAP if microbatch_size is None else microbatch_size)
     check_microbatch_size(size)
 

@@ -87,13 +87,25 @@ def call_compiled(function: Callable[..., Any], *arguments: Any) -> Any:
         >>> call_compiled(lambda scale: scale * pretrained, 2.0)
         Array([2., 2., 2.], dtype=float32)
     """
+    return with_constants_as_arguments(function, *arguments)(*arguments)
+
+
+def with_constants_as_arguments(function: Callable[..., Any], *arguments: Any) -> Callable[..., Any]:
+    """What :func:`call_compiled` calls, to be called several times with arguments of the same shapes.
+
+    Example:
+        >>> pretrained = jax.numpy.ones(3)
+        >>> run = with_constants_as_arguments(lambda scale: scale * pretrained, 2.0)
+        >>> run(3.0), run(4.0)
+        (Array([3., 3., 3.], dtype=float32), Array([4., 4., 4.], dtype=float32))
+    """
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
 
     @jax.jit
     def run(constants, leaves):
         return jax.core.eval_jaxpr(closed.jaxpr, constants, *leaves)
 
-    return jax.tree.unflatten(jax.tree.structure(shapes), run(closed.consts, jax.tree.leaves(arguments)))
+    return lambda *arguments: jax.tree.unflatten(jax.tree.structure(shapes), run(closed.consts, jax.tree.leaves(arguments)))
 
 
 class Program(NamedTuple):

@@ -16,6 +16,7 @@ from jaxbatch.batches import check_seed, epoch_order
 from jaxbatch.compiling import Programs
 from jaxbatch.divergence import first_nonfinite, make_is_finite
 from jaxbatch.groups import check_params
+from jaxbatch.independence import check_independent_prepare
 from jaxbatch.layers import loops_are_slow
 from jaxbatch.loops import batch_shapes, compile_epoch
 from jaxbatch.parallel import compile_parallel_epoch
@@ -62,7 +63,7 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
 
     Raises:
         ValueError: a batch larger than the data set, a duration without a unit, metrics that are not one value per example,
-            more devices than there are, data whose leaves disagree on the number of examples, a seed outside [0, 2**32),
+            more devices than there are, a ``prepare`` that changes an example with the others in its batch where it sees parts of one, data whose leaves disagree on the number of examples, a seed outside [0, 2**32),
             a ``state`` that is at or past the end of ``duration``, an optimizer that is none or is a line search.
 
     Example:
@@ -183,11 +184,15 @@ def _epoch_compiler(task: Task, config: FitConfig, state: TrainState):
 
     def compile(key):
         size, count = key
+        cut = bound is not None and size > bound
+        if config.num_devices > 1 or (is_stream(task.train_data) and cut):
+            check_independent_prepare(task)
         if is_stream(task.train_data):
             return compile_streamed_epoch(task, config.optimizer, shapes, size, bound, devices, method=config.parallel)
         if config.num_devices > 1:
             return compile_parallel_epoch(task, config.optimizer, shapes, count, size, devices, method=config.parallel)
-        if bound is not None and size > bound and config.num_groups is None and loops_are_slow(*_one_part(task, shapes, bound)):
+        if cut and config.num_groups is None and loops_are_slow(*_one_part(task, shapes, bound)):
+            check_independent_prepare(task)  # elsewhere it sees the batch whole
             return compile_accumulating_epoch(task, config.optimizer, shapes, size, bound)
         step = make_task_step(task, config.optimizer, size, num_groups=config.num_groups)
         return compile_epoch(step, shapes, task.train_data, count, size, prepare=task.prepare)

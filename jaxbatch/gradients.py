@@ -6,7 +6,8 @@ per example. With ``has_aux=True`` it returns ``(losses, aux)``.
 
 The loss is called on parts of the batch (a group, a microbatch, one example), so the loss of an example
 must not depend on the others in the batch. Batch normalisation does depend on them: called on a group, it
-uses the group's statistics (*ghost* batch norm), which is exact for groups and undefined for a single example.
+uses the group's statistics (*ghost* batch norm), which is exact for groups and undefined for a single example, where it is
+refused (:mod:`jaxbatch.independence`).
 
 Axes: B examples, K groups, P parameters.
 """
@@ -26,6 +27,7 @@ from jaxbatch.groups import (
     over_groups,
     split_groups,
 )
+from jaxbatch.independence import check_independent_losses
 from jaxbatch.microbatches import check_microbatch_size, microbatch_gradient
 from jaxbatch.sums import mean_loss
 
@@ -47,8 +49,8 @@ def per_example_gradients(
         A pytree like ``params``, each leaf with a leading axis B.
 
     Raises:
-        ValueError: an empty batch, leaves that disagree on B, ``microbatch_size`` below 1, or a
-            ``loss_fn`` that does not return one loss per example.
+        ValueError: an empty batch, leaves that disagree on B, ``microbatch_size`` below 1, a
+            ``loss_fn`` that does not return one loss per example, or one whose loss of an example depends on the others.
 
     Example:
         >>> import jax.numpy as jnp
@@ -61,6 +63,7 @@ def per_example_gradients(
         gradients.
     """
     batch_size = check_loss(loss_fn, params, batch)
+    check_independent_losses(loss_fn, params, batch)
     if microbatch_size is None:
         microbatch_size = CPU_VMAP if jax.default_backend() == "cpu" else batch_size
     check_microbatch_size(microbatch_size)
@@ -142,7 +145,10 @@ def losses_and_group_gradients(
         >>> losses.tolist(), gradients.tolist()
         ([0.5, 4.5], [-1.0, -3.0])
     """
-    groups = split_groups(batch, num_groups, check_loss(loss_fn, params, batch, has_aux=has_aux))
+    batch_size = check_loss(loss_fn, params, batch, has_aux=has_aux)
+    groups = split_groups(batch, num_groups, batch_size)
+    if num_groups == batch_size > 1:
+        check_independent_losses(loss_fn, params, batch, has_aux=has_aux)
     one_group = group_gradient_fn(loss_fn, has_aux=has_aux, microbatch_size=microbatch_size)
     method = method or choose_method(loss_fn, params, groups)
     losses, gradients, aux = over_groups(lambda group: one_group(params, group), groups, method)

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxbatch.gradients import group_gradient_fn
 from jaxbatch.groups import CPU_VMAP, LossFn, Method, check_loss, choose_method, side_by_side, split_groups
+from jaxbatch.independence import check_independent_losses
 from jaxbatch.intervals import Interval, ratio_of_means
 from jaxbatch.sums import add, inner_product, squared_norm, widen, zero_sum
 
@@ -82,6 +83,8 @@ def gradient_statistics(
     if num_groups < 2:
         raise ValueError(f"num_groups={num_groups} must be at least 2: noise shows in how groups differ.")
     groups = split_groups(batch, num_groups, batch_size)
+    if num_groups == batch_size > 1:
+        check_independent_losses(loss_fn, params, batch)
     one_group = group_gradient_fn(loss_fn, microbatch_size=microbatch_size)
 
     def measure(group):

@@ -34,6 +34,7 @@ from jaxbatch.groups import (
     side_by_side,
     split_groups,
 )
+from jaxbatch.independence import check_independent_losses
 from jaxbatch.sums import mean_loss
 from jaxbatch.updates import Optimizer, update
 
@@ -70,7 +71,8 @@ def split_backward(
 
     Raises:
         ValueError: from the step, when it is first called with a batch that K does not divide, that is
-            empty, or for which ``loss_fn`` does not return one loss per example.
+            empty, or for which ``loss_fn`` does not return one loss per example; for groups of one example, where the loss of an
+            example depends on the others.
 
     Example:
         >>> import optax
@@ -95,7 +97,10 @@ def split_backward(
 
     @jax.jit
     def step(params, opt_state, batch):
-        groups = split_groups(batch, num_groups, check_loss(loss_fn, params, batch, has_aux=has_aux))
+        batch_size = check_loss(loss_fn, params, batch, has_aux=has_aux)
+        groups = split_groups(batch, num_groups, batch_size)
+        if num_groups == batch_size > 1:
+            check_independent_losses(loss_fn, params, batch, has_aux=has_aux)
         start = params  # every gradient below is taken here
 
         def gradient_and_update(carry, group):

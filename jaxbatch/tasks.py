@@ -39,7 +39,7 @@ class Task(NamedTuple):
 
     ``prepare`` and ``loss_fn`` are called on parts of a batch: a group, a microbatch, a device's share. What they make of an
     example must not depend on the others in the batch, as a weight divided by the batch's sum of weights would: each part
-    has another sum.
+    has another sum. ``fit`` refuses such a ``prepare`` where it would see parts.
     """
 
     init: Callable[[Array], PyTree]  # key -> params

@@ -108,6 +108,12 @@ for changes, text in (({"num_devices": 5}, "num_devices=5"), ({"num_devices": 2,
         last(plain, 8, **changes)
     except ValueError as error:
         found[f"refused {text}"] = 0.0 if text in str(error) else 1.0
+weighted = plain._replace(prepare=lambda keys, batch: batch | {"y": batch["y"] / jnp.abs(batch["y"]).sum()})
+for method in ("jit", "pmap"):
+    try:
+        last(weighted, 8, num_devices=2, parallel=method)
+    except ValueError as error:
+        found[f"refused weights {method}"] = 0.0 if "prepare changes an example with the others" in str(error) else 1.0
 print(json.dumps(found))
 """
 
@@ -140,7 +146,7 @@ def test_a_stream_is_shared_as_data_on_the_devices_are(found):
 
 def test_a_schedule_and_refusals(found):
     assert found["schedule"] < 1e-5
-    assert sum(key.startswith("refused") for key in found) == 3
+    assert sum(key.startswith("refused") for key in found) == 5
     assert all(value == 0 for key, value in found.items() if key.startswith("refused"))
 
 

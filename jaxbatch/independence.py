@@ -1,0 +1,143 @@
+"""Whether what a function makes of an example depends on the others in its batch, found out by giving it other company.
+
+Batch normalisation, weights divided by the batch's sum, a contrastive loss: an example of such a batch has no loss of its
+own, and so no gradient of its own. Calculating on would return a number that means nothing.
+
+Axes: B examples.
+"""
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from jaxbatch.compiling import with_constants_as_arguments
+from jaxbatch.groups import LossFn, losses_and_aux
+from jaxbatch.states import is_key
+from jaxbatch.streams import is_stream
+
+_known: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # loss_fn -> shapes at which it was found to be independent
+
+
+def check_independent_losses(loss_fn: LossFn, params: PyTree, batch: PyTree, *, has_aux: bool = False) -> None:
+    """Makes sure that an example has a loss of its own, once for a function and shapes of its arguments.
+
+    The first example's loss beside the second is compared with its loss beside itself. Within ``jit`` there are no
+    examples yet, and random ones of the same shapes take their place. Where a loss is not finite, or the function
+    closes over values that are not known yet, nothing is said.
+
+    Raises:
+        ValueError: the two losses differ by more than rounding.
+
+    Example:
+        >>> loss_fn = lambda w, x: w * (x - x.mean())
+        >>> check_independent_losses(loss_fn, jnp.array(1.0), jnp.arange(3.0))
+        Traceback (most recent call last):
+        ValueError: the loss of an example changes with the others in its batch, as through batch normalisation, so one example has no gradient of its own. Take groups of several examples, or a model without such layers.
+    """
+    shapes = str(jax.tree.map(lambda leaf: (jnp.shape(leaf)[1:], jnp.result_type(leaf)), batch)), str(jax.tree.map(jnp.shape, params))
+    if shapes in _known_of(loss_fn):
+        return
+    if company_matters(lambda params, batch: losses_and_aux(loss_fn, params, batch, has_aux)[0], params, batch):
+        raise ValueError(
+            "the loss of an example changes with the others in its batch, as through batch normalisation, so one example has no "
+            "gradient of its own. Take groups of several examples, or a model without such layers."
+        )
+    _known_of(loss_fn).add(shapes)
+
+
+def check_independent_prepare(task: Any) -> None:
+    """Makes sure that ``task.prepare`` makes of an example the same in any part of a batch.
+
+    Raises:
+        ValueError: it does not, so that the numbers would depend on how a batch is cut.
+    """
+    if task.prepare is None:
+        return
+    shapes = _first_two(task.train_data)
+    keys = jax.random.split(jax.random.key(0), 2)
+    if company_matters(lambda _, batch: task.prepare(*batch), (), (keys, shapes)):
+        raise ValueError(
+            "prepare changes an example with the others in its batch, as by a batch's sum of weights, and here it sees parts of a batch "
+            "(microbatches, devices, a stream): every cut would give other numbers. Make it a function of one example, or train on one device "
+            "without microbatch_size."
+        )
+
+
+def _first_two(data: Any) -> PyTree:
+    if is_stream(data):
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((2, *leaf.shape), leaf.dtype), data.example)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf[:2]), data)
+
+
+def company_matters(function: Callable[[PyTree, PyTree], PyTree], params: PyTree, batch: PyTree) -> bool:
+    """Whether ``function(params, batch)`` makes something else of an example when the other example is another one.
+
+    Example:
+        >>> x = jnp.array([1.0, 2.0])
+        >>> [company_matters(f, jnp.array(1.0), x) for f in (lambda w, x: w * x, lambda w, x: w * x / x.sum())]
+        [False, True]
+    """
+    random = np.random.default_rng(0)
+    with jax.ensure_compile_time_eval():
+        params = jax.tree.map(lambda leaf: _known_or_random(leaf, leaf.shape, 0, random), jax.tree.map(_as_shaped, params))
+        batch = jax.tree.map(_as_shaped, batch)
+        first, second = (jax.tree.map(lambda leaf: _example(leaf, n, random), batch) for n in (0, 1))
+        join = lambda *examples: jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *examples)
+        others, itself = join(first, second), join(first, first)
+        run = with_constants_as_arguments(function, params, others)
+        results = [jax.tree.map(lambda leaf: leaf[0], run(params, both)) for both in (others, itself)]
+        pairs = zip(*(jax.tree.leaves(result) for result in results), strict=True)
+        return any(_differ(*pair) for pair in pairs)
+
+
+def _known_of(loss_fn) -> set:
+    try:
+        return _known.setdefault(loss_fn, set())
+    except TypeError:  # no weak references, or no hash: asked anew each time
+        return set()
+
+
+def _as_shaped(leaf: Any) -> Any:
+    return leaf if hasattr(leaf, "shape") and hasattr(leaf, "dtype") else jnp.asarray(leaf)
+
+
+def _known_or_random(leaf, shape: tuple[int, ...], number: int, random: np.random.Generator):
+    if not isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct):
+        return leaf
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.split(jax.random.key(number), shape)
+    if jnp.issubdtype(leaf.dtype, jnp.integer) and not (leaf.dtype == jnp.uint8 and len(shape) > 1):
+        return ((jnp.arange(np.prod(shape, dtype=int)) + number) % 2).reshape(shape).astype(leaf.dtype)  # classes, tokens: two are always there
+    if jnp.issubdtype(leaf.dtype, jnp.integer):
+        return jnp.asarray(random.integers(0, 256, shape), leaf.dtype)  # an image
+    return jnp.asarray(random.normal(size=shape) > 0 if leaf.dtype == bool else random.normal(size=shape), leaf.dtype)
+
+
+def _example(leaf, number: int, random: np.random.Generator):
+    """One example of a leaf ``(B, ...)``, ``(1, ...)``; of a batch of one the second is zeros."""
+    if isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct):
+        return _known_or_random(leaf, (1, *leaf.shape[1:]), number, random)
+    if number < leaf.shape[0]:
+        return leaf[number : number + 1]
+    return leaf if is_key(leaf) else jnp.zeros_like(leaf)
+
+
+def _differ(one, other) -> bool:
+    if is_key(one):
+        one, other = jax.random.key_data(one), jax.random.key_data(other)
+    try:
+        one, other = np.asarray(one), np.asarray(other)
+    except jax.errors.TracerArrayConversionError:  # closed over: not known yet
+        return False
+    if not jnp.issubdtype(one.dtype, jnp.inexact):
+        return bool((one != other).any())
+    rounding = float(jnp.finfo(one.dtype).eps) ** 0.5
+    one, other = one.astype(np.float64), other.astype(np.float64)
+    if not (np.isfinite(one).all() and np.isfinite(other).all()):
+        return False
+    return bool(np.linalg.norm(one - other) > rounding * (np.linalg.norm(one) + np.linalg.norm(other)))
