@@ -11,6 +11,7 @@ import numpy as np
 
 from experiments.split_backward_steps import RULES, compare, is_finite, make_optimizer, make_step
 from jaxbatch.batches import cut_batches, epoch_order, steps_per_epoch
+from jaxbatch.compiling import compile_ahead
 from jaxbatch.divergence import first_nonfinite
 from jaxbatch.loops import make_epoch, make_evaluate
 from jaxbatch.records import Record, RunFolder
@@ -65,7 +66,7 @@ class Trainer:
                 state, losses = make_step(self.task, self.config, arm, rate)(state, batch)
                 return (rate, state), losses
 
-            self._programs[key] = make_epoch(step).lower(start, self.task.train_data, indices).compile()
+            self._programs[key] = compile_ahead(make_epoch(step), start, self.task.train_data, indices)
         began = time.perf_counter()
         (_, state), losses = jax.block_until_ready(self._programs[key](start, self.task.train_data, indices))
         return state, np.asarray(losses), time.perf_counter() - began

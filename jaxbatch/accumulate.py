@@ -19,6 +19,7 @@ from jaxtyping import Array, PyTree
 
 from jaxbatch.augment import example_keys
 from jaxbatch.batches import even_part
+from jaxbatch.compiling import compile_ahead
 from jaxbatch.groups import losses_and_aux
 from jaxbatch.layers import own_examples
 from jaxbatch.loops import as_place
@@ -108,13 +109,13 @@ def compile_accumulating_epoch(
         return add(total, params, jax.tree.map(lambda leaf: leaf[index], data), index, place=place)[0]
 
     shapes = jax.eval_shape(begin, state)
-    begin = jax.jit(begin).lower(state).compile()
-    finish = jax.jit(finish, donate_argnums=0).lower(state, shapes).compile()
+    begin = compile_ahead(jax.jit(begin), state)
+    finish = compile_ahead(jax.jit(finish, donate_argnums=0), state, shapes)
     place = () if task.prepare is None else (jax.ShapeDtypeStruct((2,), jnp.uint32),)
     adds = {}
     for count in {size, batch_size % size} - {0}:
         wanted = (shapes, state.params, _shapes(task.train_data), jax.ShapeDtypeStruct((count,), jnp.int32), *place)
-        adds[count] = jax.jit(take_and_add, donate_argnums=0).lower(*wanted).compile()
+        adds[count] = compile_ahead(jax.jit(take_and_add, donate_argnums=0), *wanted)
 
     def run(state, data, indices, *place):
         losses, place = [], as_place(*place)
@@ -181,7 +182,7 @@ def compile_streamed_epoch(
     begin, whole = on_devices(sums.begin, (False,))
     finish, _ = on_devices(sums.finish, (False, False), donate=(0,))
     _, deal = on_devices(sums.add, dealt)
-    begin, finish = begin.lower(state).compile(), finish.lower(state, totals).compile()
+    begin, finish = compile_ahead(begin, state), compile_ahead(finish, state, totals)
     place = jax.ShapeDtypeStruct((2,), jnp.uint32)
     adds = {}
     for length in lengths:
@@ -189,7 +190,7 @@ def compile_streamed_epoch(
         examples = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*lead, *leaf.shape), leaf.dtype), task.train_data.example)
         kinds = (jax.ShapeDtypeStruct(lead, dtype) for dtype in (jnp.int32, jnp.bool_))
         add, _ = on_devices(adding(length), (False, False, *dealt, False), donate=(0,))
-        adds[length] = add.lower(totals, state.params, examples, *kinds, place).compile()
+        adds[length] = compile_ahead(add, totals, state.params, examples, *kinds, place)
 
     def cut(indices):
         """Each part's length, with indices and mask as the devices are dealt them."""

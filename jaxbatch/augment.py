@@ -8,6 +8,7 @@ Axes: B examples, H × W pixels, C channels.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Integer, Key, Shaped
 
@@ -31,7 +32,7 @@ def normalise(
     return (images - mean) / std
 
 
-def example_keys(seed: int | Integer[Array, ""], epoch: int | Integer[Array, ""], indices: Int[Array, "B"]) -> Key[Array, "B"]:
+def example_keys(seed: int | np.integer | Integer[Array, ""], epoch: int | np.integer | Integer[Array, ""], indices: Int[Array, "B"]) -> Key[Array, "B"]:
     """One key for each example, a pure function of the seed, the epoch and the example's number in the data set.
 
     Example:

@@ -55,17 +55,30 @@ _compiled: collections.OrderedDict[str, Any] = collections.OrderedDict()
 _KEPT = 16  # programs in memory
 
 
-def compile_once(lowered: Any) -> Any:
-    """Compiles what ``jax.jit(f).lower(...)`` returns, or finds the program that the same text was compiled to before.
+def compile_ahead(function: Any, *arguments: Any, once: bool = False) -> Callable[..., Any]:
+    """``function.lower(*arguments).compile()`` of what ``jax.jit`` or ``jax.pmap`` returned.
 
-    For functions that are lowered anew at every call. Nothing is kept alive but the newest programs, and no function is
-    taken for another because it has the same name, hash or identity.
+    Where ``jax.disable_jit`` holds when it is called, it runs operation by operation, which a compiled program would refuse.
+
+    Args:
+        function: compiled, or about to be.
+        arguments: of which only shapes are used.
+        once: for functions that are made anew at every call: the program that the same text was compiled to before is found
+            again. Nothing is kept alive but the newest programs, and no function is taken for another because it has the same
+            name, hash or identity.
 
     Example:
-        >>> first, second = (compile_once(jax.jit(lambda x: 2 * x).lower(1.0)) for _ in range(2))
-        >>> first is second
-        True
+        >>> double = compile_ahead(jax.jit(lambda x: 2 * x), 1.0)
+        >>> with jax.disable_jit():
+        ...     double(3.0)
+        6.0
     """
+    lowered = function.lower(*arguments)
+    program = _compile_once(lowered) if once else lowered.compile()
+    return lambda *arguments: (function if jax.config.jax_disable_jit else program)(*arguments)
+
+
+def _compile_once(lowered: Any) -> Any:
     text = lowered.as_text()
     key = hashlib.sha256(text.encode()).hexdigest()
     if key not in _compiled:

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Key, PyTree, UInt32
 
 from jaxbatch.augment import example_keys
 from jaxbatch.batches import cut_batches
+from jaxbatch.compiling import compile_ahead
 from jaxbatch.groups import leading_axis
 from jaxbatch.layers import loops_are_slow
 from jaxbatch.streaming import prefetch
@@ -124,7 +125,7 @@ def compile_epoch(
     place = () if prepare is None else (jax.ShapeDtypeStruct((2,), jnp.uint32),)
     if loop == "scan":
         indices = jax.ShapeDtypeStruct((num_steps, batch_size), jnp.int32)
-        program = make_epoch(step, prepare).lower(state, data, indices, *place).compile()
+        program = compile_ahead(make_epoch(step, prepare), state, data, indices, *place)
         return lambda state, data, indices, *place: program(state, data, indices, *as_place(*place))
     if loop != "python":
         raise ValueError(f"loop={loop!r} must be 'scan', 'python' or None.")
@@ -133,7 +134,7 @@ def compile_epoch(
         return _one_step(step, prepare, state, data, index, place)
 
     index = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
-    compiled = jax.jit(one, donate_argnums=0).lower(state, data, index, *place).compile()
+    compiled = compile_ahead(jax.jit(one, donate_argnums=0), state, data, index, *place)
 
     def run(state, data, indices, *place):
         losses, place = [], as_place(*place)

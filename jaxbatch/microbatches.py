@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from jaxbatch.batches import even_part
-from jaxbatch.compiling import compile_once
+from jaxbatch.compiling import compile_ahead
 from jaxbatch.groups import LossFn, check_loss, leading_axis, losses_and_aux, side_by_side
 from jaxbatch.layers import loops_are_slow
 from jaxbatch.sums import add, mean_of_sum, widen, zero_sum
@@ -66,7 +66,7 @@ def _compile_accumulate(loss_fn, *arguments):
         gradient = jax.grad(lambda p: widen(losses_and_aux(loss_fn, p, microbatch)[0]).sum())(params)
         return add(total, gradient)
 
-    return compile_once(jax.jit(accumulate, donate_argnums=0).lower(*arguments))
+    return compile_ahead(jax.jit(accumulate, donate_argnums=0), *arguments, once=True)
 
 
 def microbatch_gradient(loss_fn: LossFn, params: PyTree, batch: PyTree, microbatch_size: int, *, has_aux: bool = False):

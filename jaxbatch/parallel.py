@@ -27,6 +27,7 @@ from jax.sharding import PartitionSpec as Spec
 from jaxtyping import Array, Bool, Int32, PyTree
 
 from jaxbatch.augment import example_keys
+from jaxbatch.compiling import compile_ahead
 from jaxbatch.groups import losses_and_aux
 from jaxbatch.layers import loops_are_slow, own_examples
 from jaxbatch.loops import as_place, batch_shapes
@@ -184,7 +185,7 @@ def compile_parallel_epoch(
     wanted = [jax.ShapeDtypeStruct((count, at_a_time, share), dtype) for dtype in (jnp.int32, jnp.bool_)]
     wanted = (shapes, task.train_data, *wanted, jax.ShapeDtypeStruct((2,), jnp.uint32))
     program, place_on_all = over_devices(epoch, devices, method, (False, False, True, True, False))
-    program = program.lower(*wanted).compile()
+    program = compile_ahead(program, *wanted)
     placed = {}  # the data, moved to all devices once
 
     def run(state, data, indices, place=(0, 0)):

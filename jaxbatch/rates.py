@@ -95,13 +95,14 @@ def coupled_learning_rate(
         count = jnp.asarray(count) // (num_groups or 1)  # batches from here on
         epoch = jnp.clip(jnp.searchsorted(jnp.asarray(starts), count, side="right") - 1, 0, num_epochs - 1)
         within = jnp.minimum(count - jnp.asarray(starts)[epoch], jnp.asarray(lengths)[epoch])
-        place = epoch + within / jnp.asarray(lengths)[epoch]
+        within, length = (jnp.asarray(n, jnp.float32) for n in (within, jnp.asarray(lengths)[epoch]))
+        place = jnp.asarray(epoch, jnp.float32) + within / length
         value = jnp.asarray(rates, jnp.float32)[epoch]
         if shape is not None:
             value = value * shape(place)
         if warmup is not None and warmup.amount > 0:
             examples = jnp.asarray(seen)[epoch] + within * jnp.asarray(sizes)[epoch]
-            done = {"steps": count, "examples": examples, "epochs": place}[warmup.unit]
+            done = {"steps": jnp.asarray(count, jnp.float32), "examples": examples, "epochs": place}[warmup.unit]
             part = jnp.clip(done / float(warmup.amount), 0.0, 1.0)
             value = jnp.where(part < 1, warmup_init + part * (value - warmup_init), value)
         return value

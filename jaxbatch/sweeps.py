@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 
 from jaxbatch.batches import Duration, check_seed, epoch_order
-from jaxbatch.compiling import Programs, call_compiled
+from jaxbatch.compiling import Programs, call_compiled, compile_ahead
 from jaxbatch.divergence import make_is_finite
 from jaxbatch.plans import FitConfig, plan_segments, progress_after
 from jaxbatch.groups import check_params
@@ -224,7 +224,7 @@ def _compiler(task: Task, make_optimizer, settings, states, batch_size: int, run
 
         count = len(jax.tree.leaves(states)[0])
         shapes = [jax.ShapeDtypeStruct((count, num_batches, batch_size), jnp.int32), jax.ShapeDtypeStruct((count, 2), jnp.uint32)]
-        program = _over_runs(train, runs).lower(task.train_data, settings, states, *shapes).compile()
+        program = compile_ahead(_over_runs(train, runs), task.train_data, settings, states, *shapes)
         return lambda states, indices, places, alive: program(task.train_data, settings, states, indices, places)
 
     return compile
