@@ -39,10 +39,10 @@ from experiments.study import (
 from experiments.training import train_into
 from jaxbatch.augment import crop_and_flip
 from jaxbatch.data import pad_images
-from jaxbatch.parallel import provide_devices
-from jaxbatch.records import RunFolder
-from jaxbatch.report import progress_bar
-from jaxbatch.schedules import count_steps
+from jaxbatch.training.devices import provide_devices
+from jaxbatch.results.records import RunFolder
+from jaxbatch.results.report import progress_bar
+from jaxbatch.schedules.batch_sizes import count_steps
 
 SMALLEST = {"alexnet": 32, "vgg19_bn": 32}  # pixels each way: the last pool of these networks leaves none of 28
 OTHER_SEED = 1000  # of the runs that choose the rate of (d)

@@ -6,7 +6,7 @@ import optax
 import jaxbatch as jb
 from experiments import adabatch_report
 from experiments.study_task import NETWORKS
-from jaxbatch.parallel import AXIS
+from jaxbatch.training.devices import AXIS
 
 MODELS = NETWORKS | {"alexnet": jb.AlexNet, "resnet20": jb.ResNet20, "vgg19_bn": jb.VGG19BN}
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 
 import jaxbatch as jb
 from jaxbatch.augment import normalise
-from jaxbatch.parallel import over_devices
-from jaxbatch.records import Record
-from jaxbatch.timing import timed_rounds
+from jaxbatch.training.devices import over_devices
+from jaxbatch.results.records import Record
+from jaxbatch.machine.timing import timed_rounds
 
 
 def measure_cost(
@@ -24,7 +24,7 @@ def measure_cost(
         models: number of devices to the network, whose parameters are alike.
         dataset: its first images are the batch.
         sizes: number of devices to the batch sizes.
-        method: how several devices share a step, see :func:`jaxbatch.parallel.over_devices`.
+        method: how several devices share a step, see :func:`jaxbatch.training.devices.over_devices`.
         rounds: records of each pair.
     """
     contenders, pairs = {}, [(count, size) for count in sizes for size in sizes[count]]

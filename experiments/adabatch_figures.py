@@ -14,10 +14,10 @@ from rich.console import Console
 
 from experiments.adabatch_report import PARTS, STYLES, draw_throughput, speed_up
 from experiments.command_line import one_line_errors, parse
-from jaxbatch import plots
+from jaxbatch.results import plots
 from jaxbatch.intervals import interval
 from jaxbatch.paths import local_path
-from jaxbatch.report import print_table
+from jaxbatch.results.report import print_table
 
 NETWORKS = ("vgg19_bn", "resnet20", "alexnet", "simple_cnn")  # in the order of the paper's tables
 

@@ -13,10 +13,10 @@ from jaxtyping import Float
 from rich.console import Console
 
 from experiments.study import describe_setting
-from jaxbatch import plots
+from jaxbatch.results import plots
 from jaxbatch.intervals import Interval, interval
-from jaxbatch.records import Record, RunFolder
-from jaxbatch.report import print_table
+from jaxbatch.results.records import Record, RunFolder
+from jaxbatch.results.report import print_table
 
 PARTS = ("forward", "backward")
 STYLES = ("-", "-", "-", "--", ":", "-.")  # of the arms, so that lines that meet are told apart

@@ -23,10 +23,10 @@ import jaxbatch as jb
 from experiments import batch_shape_report
 from experiments.batch_shape_report import window
 from experiments.study import StudyConfig, check_positive, open_study, run_study, show_results
-from jaxbatch.records import Record, RunFolder
-from jaxbatch.report import progress_bar
-from jaxbatch.timing import timed_rounds
-from jaxbatch.train import init_state, make_task_step
+from jaxbatch.results.records import Record, RunFolder
+from jaxbatch.results.report import progress_bar
+from jaxbatch.machine.timing import timed_rounds
+from jaxbatch.training.steps import init_state, make_task_step
 
 MODELS = {"simple_cnn": jb.SimpleCNN, "mlp": jb.MLP}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}

@@ -7,10 +7,10 @@ import numpy as np
 from rich.console import Console
 
 from experiments.study import describe_setting
-from jaxbatch import plots
+from jaxbatch.results import plots
 from jaxbatch.intervals import Interval, interval
-from jaxbatch.records import Record
-from jaxbatch.report import print_table
+from jaxbatch.results.records import Record
+from jaxbatch.results.report import print_table
 
 KINDS = {"power": "power of two", "eight": "multiple of 8", "round": "even"}
 

@@ -33,10 +33,10 @@ from experiments.study import (
     show_results,
 )
 from experiments.study_task import load_choosing_task
-from jaxbatch.records import Record, RunFolder
-from jaxbatch.report import progress_bar
-from jaxbatch.tasks import Task
-from jaxbatch.train import TrainState, evaluated
+from jaxbatch.results.records import Record, RunFolder
+from jaxbatch.results.report import progress_bar
+from jaxbatch.training.tasks import Task
+from jaxbatch.training.steps import TrainState, evaluated
 
 OTHER_SEEDS = 1000  # added to the seeds, so that rates are not judged on the runs that they were chosen by
 NOISE_EXAMPLES = 600  # drawn at each evaluation for the gradient noise scale

@@ -8,8 +8,8 @@ import numpy as np
 
 from experiments.convergence_report import NAMES, fit_critical, runs_of, seconds, sizes_of, stretches, to_target
 from experiments.iteration_speed_report import times
-from jaxbatch import plots
-from jaxbatch.records import Record
+from jaxbatch.results import plots
+from jaxbatch.results.records import Record
 
 
 def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> pathlib.Path:

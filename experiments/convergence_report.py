@@ -10,9 +10,9 @@ from rich.console import Console
 from experiments.iteration_speed_report import times
 from experiments.study import describe_setting
 from jaxbatch.intervals import Interval, interval, resampled
-from jaxbatch.noise import GradientStatistics, gradient_noise_scale
-from jaxbatch.records import Record
-from jaxbatch.report import print_table
+from jaxbatch.gradients.noise import GradientStatistics, gradient_noise_scale
+from jaxbatch.results.records import Record
+from jaxbatch.results.report import print_table
 
 NAMES = {"same": "the same rate for all", "tuned": "rate tuned for each size"}
 STRETCHES = (0.0, 0.9, 0.95, 0.97, 1.0)  # of validation accuracy, in which the noise scale is told apart

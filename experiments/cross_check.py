@@ -28,8 +28,8 @@ from experiments.checks.files import check_save, compare, load, load_others, sav
 from experiments.checks.run import Output, run_cases
 from experiments.command_line import one_line_errors, parse
 from jaxbatch.paths import local_path
-from jaxbatch.records import describe_provenance, make_run_folder, open_run
-from jaxbatch.report import progress_bar
+from jaxbatch.results.records import describe_provenance, make_run_folder, open_run
+from jaxbatch.results.report import progress_bar
 
 CPU_DEVICES = 4  # virtual ones, for the rows of several devices
 

@@ -8,9 +8,9 @@ from rich.console import Console
 
 from experiments.checks.case import ROUNDING
 from experiments.checks.files import Pair
-from jaxbatch import plots
-from jaxbatch.records import Record
-from jaxbatch.report import print_table
+from jaxbatch.results import plots
+from jaxbatch.results.records import Record
+from jaxbatch.results.report import print_table
 
 
 def word(records: Sequence[Record]) -> str:

@@ -12,10 +12,10 @@ from jaxtyping import Float
 from rich.console import Console
 
 from experiments.study import describe_setting, size_label
-from jaxbatch import plots
+from jaxbatch.results import plots
 from jaxbatch.intervals import Interval, interval, resampled
-from jaxbatch.records import Record
-from jaxbatch.report import print_table
+from jaxbatch.results.records import Record
+from jaxbatch.results.report import print_table
 
 PLATE = {"fc": "white", "ec": "none", "alpha": 0.8, "pad": 1.5}  # behind text that lies over curves
 PLACES = {"start": "at the start", "trained": "after training"}

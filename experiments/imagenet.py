@@ -25,11 +25,11 @@ import jaxbatch as jb
 from experiments import imagenet_report
 from experiments.study import StudyConfig, check_momentum, check_positive, open_study, run_study, show_results
 from experiments.training import train_into
-from jaxbatch.parallel import provide_devices
-from jaxbatch.records import RunFolder
-from jaxbatch.report import progress_bar
-from jaxbatch.schedules import count_steps
-from jaxbatch.tasks import Task
+from jaxbatch.training.devices import provide_devices
+from jaxbatch.results.records import RunFolder
+from jaxbatch.results.report import progress_bar
+from jaxbatch.schedules.batch_sizes import count_steps
+from jaxbatch.training.tasks import Task
 
 
 @dataclasses.dataclass(frozen=True)

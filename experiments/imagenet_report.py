@@ -8,10 +8,10 @@ from rich.console import Console
 
 from experiments.adabatch_report import errors, table_of
 from experiments.study import describe_setting
-from jaxbatch import plots
+from jaxbatch.results import plots
 from jaxbatch.intervals import interval
-from jaxbatch.records import Record
-from jaxbatch.report import print_table
+from jaxbatch.results.records import Record
+from jaxbatch.results.report import print_table
 
 
 def name_of(growth: float) -> str:

@@ -33,14 +33,14 @@ from experiments.study import (
 )
 from experiments.study_task import load_task
 from jaxbatch.batches import even_part
-from jaxbatch.groups import map_in_parts
-from jaxbatch.loops import compile_epoch
-from jaxbatch.records import Record, RunFolder
-from jaxbatch.report import progress_bar
-from jaxbatch.streaming import decode_png, encode_png, prefetch, shift
-from jaxbatch.tasks import Task
-from jaxbatch.timing import timed_rounds
-from jaxbatch.train import init_state, make_task_step
+from jaxbatch.gradients.parts import Part, fold
+from jaxbatch.training.loops import compile_epoch
+from jaxbatch.results.records import Record, RunFolder
+from jaxbatch.results.report import progress_bar
+from jaxbatch.data.streaming import decode_png, encode_png, prefetch, shift
+from jaxbatch.training.tasks import Task
+from jaxbatch.machine.timing import timed_rounds
+from jaxbatch.training.steps import init_state, make_task_step
 
 LONGEST_SHIFT = 2  # pixels
 
@@ -81,7 +81,7 @@ def forward_only(task: Task, batch_size: int):
 
     def step(params, batch):
         part = even_part(batch_size, task.microbatch_size or batch_size)
-        return params, map_in_parts(lambda some: task.loss_fn(params, some), batch, part)
+        return params, fold(lambda some: Part(examples=task.loss_fn(params, some)), batch, part, at_a_time=1).examples
 
     return step
 

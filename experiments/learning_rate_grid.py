@@ -33,10 +33,10 @@ from experiments.study import (
     show_results,
 )
 from experiments.study_task import load_choosing_task
-from jaxbatch.records import RunFolder
-from jaxbatch.report import progress_bar
-from jaxbatch.sweeps import start_states
-from jaxbatch.tasks import Task
+from jaxbatch.results.records import RunFolder
+from jaxbatch.results.report import progress_bar
+from jaxbatch.training.sweeps import start_states
+from jaxbatch.training.tasks import Task
 
 
 @dataclasses.dataclass(frozen=True)

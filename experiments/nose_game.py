@@ -20,10 +20,10 @@ from rich.console import Console
 
 import jaxbatch as jb
 from experiments.study import StudyConfig, check_positive, open_study, run_study
-from jaxbatch import plots
+from jaxbatch.results import plots
 from jaxbatch.intervals import interval
-from jaxbatch.records import Record, RunFolder
-from jaxbatch.report import print_table
+from jaxbatch.results.records import Record, RunFolder
+from jaxbatch.results.report import print_table
 
 
 @dataclasses.dataclass(frozen=True)

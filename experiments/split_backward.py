@@ -40,9 +40,9 @@ from experiments.study import (
 )
 from experiments.study_task import Network, load_choosing_task
 from jaxbatch.batches import steps_per_epoch
-from jaxbatch.groups import check_num_groups
-from jaxbatch.records import RunFolder
-from jaxbatch.report import progress_bar
+from jaxbatch.gradients.groups import check_num_groups
+from jaxbatch.results.records import RunFolder
+from jaxbatch.results.report import progress_bar
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments.split_backward_steps import OWN_RULES, RULES
 from jaxbatch.intervals import Interval, interval
-from jaxbatch.records import Record
+from jaxbatch.results.records import Record
 
 PROTOCOLS = {"original": "one rate", "tuned": "own rates"}
 

@@ -22,8 +22,8 @@ from experiments.split_backward_records import (
 from experiments.split_backward_steps import ARMS, OWN_RULES
 from experiments.split_backward_verdict import arm_names, other_seeds, tiny, verdict
 from jaxbatch.intervals import interval
-from jaxbatch.records import Record
-from jaxbatch.report import print_table
+from jaxbatch.results.records import Record
+from jaxbatch.results.report import print_table
 
 __all__ = ["print_tables", "verdict"]
 

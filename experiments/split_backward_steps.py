@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxbatch.groups import split_groups
-from jaxbatch.tasks import Task
-from jaxbatch.train import TrainState, make_task_step
+from jaxbatch.gradients.groups import split_groups
+from jaxbatch.training.tasks import Task
+from jaxbatch.training.steps import TrainState, make_task_step
 
 ARMS = ("one", "split", "scaled", "small")
 RULES = {"one": "one", "split": "split", "scaled": "one", "small": "small"}  # (c) is (a) at another rate

@@ -11,12 +11,13 @@ import numpy as np
 
 from experiments.split_backward_steps import RULES, compare, is_finite, make_optimizer, make_step
 from jaxbatch.batches import cut_batches, epoch_order, steps_per_epoch
-from jaxbatch.compiling import compile_ahead
-from jaxbatch.divergence import first_nonfinite
-from jaxbatch.loops import make_epoch, make_evaluate
-from jaxbatch.records import Record, RunFolder
-from jaxbatch.tasks import Task
-from jaxbatch.train import TrainState, evaluated, init_state
+from jaxbatch.machine.compiling import compile_ahead
+from jaxbatch.training.divergence import first_nonfinite
+from jaxbatch.training.evaluation import make_evaluate
+from jaxbatch.training.loops import make_epoch
+from jaxbatch.results.records import Record, RunFolder
+from jaxbatch.training.tasks import Task
+from jaxbatch.training.steps import TrainState, evaluated, init_state
 
 OTHER_SEEDS = 1000  # added to the seeds of the runs that choose a rate: no arm is scored on them
 

@@ -16,8 +16,8 @@ from experiments.split_backward_records import (
 )
 from experiments.split_backward_steps import OWN_RULES
 from jaxbatch.intervals import Interval, interval
-from jaxbatch.records import Record
-from jaxbatch.split import largest_stable_curvature
+from jaxbatch.results.records import Record
+from jaxbatch.gradients.split import largest_stable_curvature
 
 SAME_UPDATE = 1e-3  # of a step: far above rounding, far below what any other difference makes
 HELPS = {

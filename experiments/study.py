@@ -12,7 +12,7 @@ import jaxbatch
 from experiments.command_line import one_line_errors, parse
 from experiments.study_task import Network
 from jaxbatch.batches import steps_per_epoch
-from jaxbatch.records import Record, RunFolder, describe_commit, open_run
+from jaxbatch.results.records import Record, RunFolder, describe_commit, open_run
 
 Config = TypeVar("Config", bound="StudyConfig")
 # data set: (epochs, target accuracy), so that a well-chosen batch size passes the target well before the end

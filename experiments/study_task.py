@@ -9,7 +9,7 @@ from jaxtyping import PyTree
 import jaxbatch
 from jaxbatch.data import Dataset, load_dataset
 from jaxbatch.data.held_out import hold_out
-from jaxbatch.tasks import Task
+from jaxbatch.training.tasks import Task
 
 NETWORKS = {"simple_cnn": jaxbatch.SimpleCNN, "mlp": functools.partial(jaxbatch.MLP, (128,))}
 Network = Literal["simple_cnn", "mlp"]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jaxbatch as jb
-from jaxbatch.records import RunFolder
+from jaxbatch.results.records import RunFolder
 
 KEPT = ("batch_size", "updates", "loss", "test_loss", "test_accuracy", "diverged", "train_seconds", "compile_seconds", "stall_seconds")
 

@@ -13,47 +13,48 @@ from jaxbatch.batches import (
     steps,
     steps_per_epoch,
 )
-from jaxbatch.checkpoints import fit_with_checkpoints
-from jaxbatch.clipping import ClippedSum, clipped_gradient_sum, sum_of_gradients
-from jaxbatch.compiling import keep_compiled_programs
+from jaxbatch.training.checkpoints import fit_with_checkpoints
+from jaxbatch.gradients.clipping import ClippedSum, clipped_gradient_sum, sum_of_gradients
+from jaxbatch.machine.compiling import keep_compiled_programs
 from jaxbatch.data import DATASETS, Dataset, load_dataset
 from jaxbatch.data.held_out import hold_out
 from jaxbatch.data.images import ImageDataset, open_images
-from jaxbatch.fitting import fit
-from jaxbatch.gradients import (
+from jaxbatch.training.fitting import fit
+from jaxbatch.gradients.exact import (
     group_gradients,
     losses_and_group_gradients,
     losses_and_mean_gradient,
     per_example_gradients,
 )
 from jaxbatch.intervals import Interval, interval, ratio_of_means
-from jaxbatch.loops import compile_epoch, make_epoch, make_evaluate
+from jaxbatch.training.evaluation import make_evaluate
+from jaxbatch.training.loops import compile_epoch, make_epoch
 from jaxbatch.losses import classification_loss, classification_metrics, correct, cross_entropy
-from jaxbatch.memory import program_memory
-from jaxbatch.microbatches import accumulated_gradient
+from jaxbatch.machine.memory import program_memory
+from jaxbatch.gradients.accumulation import accumulated_gradient
 from jaxbatch.models import MLP, VGG19BN, AlexNet, ResNet20, ResNet50, SimpleCNN
-from jaxbatch.noise import (
+from jaxbatch.gradients.noise import (
     GradientStatistics,
     cosine_similarity,
     gradient_noise_scale,
     gradient_statistics,
     relative_squared_error,
 )
-from jaxbatch.rates import cosine, coupled_learning_rate, cyclic, scale_learning_rate, step_decay
-from jaxbatch.plans import FitConfig
-from jaxbatch.report import track
-from jaxbatch.schedules import (
+from jaxbatch.schedules.rates import cosine, coupled_learning_rate, cyclic, scale_learning_rate, step_decay
+from jaxbatch.training.plans import FitConfig
+from jaxbatch.results.report import track
+from jaxbatch.schedules.batch_sizes import (
     BatchSizeSchedule,
     adabatch_schedule,
     constant_schedule,
     increase_instead_of_decay,
     milestone_schedule,
 )
-from jaxbatch.split import largest_stable_curvature, split_backward
-from jaxbatch.streaming import prefetch
-from jaxbatch.sweeps import sweep
-from jaxbatch.tasks import Task, classification_task, streamed_task
-from jaxbatch.train import TrainState, init_state, make_train_step
+from jaxbatch.gradients.split import largest_stable_curvature, split_backward
+from jaxbatch.data.streaming import prefetch
+from jaxbatch.training.sweeps import sweep
+from jaxbatch.training.tasks import Task, classification_task, streamed_task
+from jaxbatch.training.steps import TrainState, init_state, make_train_step
 
 __version__ = "0.1.0"
 

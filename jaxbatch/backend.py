@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.random import threefry_2x32
 
-from jaxbatch.gradients import group_gradients
+from jaxbatch.gradients.exact import group_gradients
 from jaxbatch.layers import conv
 
 _ROUNDOFF = 2.0**-24  # of float32

@@ -73,8 +73,8 @@ def make_work(kind: str, model: str, batch_size: int, steps: int):
     from side_by_side import random_task
 
     import jaxbatch as jb
-    from jaxbatch.loops import compile_epoch
-    from jaxbatch.train import init_state, make_task_step
+    from jaxbatch.training.loops import compile_epoch
+    from jaxbatch.training.steps import init_state, make_task_step
 
     task = random_task(getattr(jb, model)(), steps * batch_size if kind == "train" else batch_size, (28, 28, 1) if model == "SimpleCNN" else (32, 32, 3))
     optimizer = optax.sgd(0.01, 0.9)

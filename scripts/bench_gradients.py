@@ -7,8 +7,8 @@ from torch_peer import is_installed
 
 import jaxbatch as jb
 from experiments.split_backward_steps import make_masked_step
-from jaxbatch.groups import check_num_groups
-from jaxbatch.train import init_state
+from jaxbatch.gradients.groups import check_num_groups
+from jaxbatch.training.steps import init_state
 
 
 def split(rounds: int, batch_size: int, num_groups: int) -> list[dict]:

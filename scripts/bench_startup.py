@@ -7,7 +7,7 @@ import tempfile
 
 from side_by_side import make_rows
 
-from jaxbatch.timing import timed_rounds
+from jaxbatch.machine.timing import timed_rounds
 
 
 def startup(rounds: int) -> list[dict]:

@@ -12,8 +12,8 @@ from side_by_side import MOMENTUM, RATE, make_rows, median, random_task, start_p
 
 import jaxbatch as jb
 from jaxbatch.batches import cut_batches
-from jaxbatch.loops import compile_epoch
-from jaxbatch.train import init_state, make_task_step
+from jaxbatch.training.loops import compile_epoch
+from jaxbatch.training.steps import init_state, make_task_step
 
 NETWORKS = {"alexnet": jb.AlexNet, "resnet20": jb.ResNet20, "vgg19_bn": jb.VGG19BN}
 STEPS_A_ROUND = {"alexnet": 20, "resnet20": 6, "vgg19_bn": 3}  # the first step after a rest is slow: not most of a round

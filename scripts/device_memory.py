@@ -38,8 +38,8 @@ def measure(model: str, batch_size: int, dtype: str) -> dict:
     from side_by_side import random_task
 
     import jaxbatch as jb
-    from jaxbatch.records import describe_provenance
-    from jaxbatch.train import init_state, make_task_step
+    from jaxbatch.results.records import describe_provenance
+    from jaxbatch.training.steps import init_state, make_task_step
 
     networks = {"mlp": jb.MLP, "simple_cnn": jb.SimpleCNN, "alexnet": jb.AlexNet}
     networks |= {"resnet20": jb.ResNet20, "vgg19_bn": jb.VGG19BN, "resnet50": jb.ResNet50}

@@ -12,11 +12,11 @@ from rich.console import Console
 from torch_peer import Peer, is_installed
 
 import jaxbatch as jb
-from jaxbatch.records import describe_provenance
+from jaxbatch.results.records import describe_provenance
 from jaxbatch.intervals import interval
-from jaxbatch.report import print_table
-from jaxbatch.timing import timed_rounds
-from jaxbatch.tasks import Task
+from jaxbatch.results.report import print_table
+from jaxbatch.machine.timing import timed_rounds
+from jaxbatch.training.tasks import Task
 
 RATE, MOMENTUM = 0.02, 0.5
 IN_A_ROW = 5  # calls of one contender before the next: a step in a loop, its data still in the cache

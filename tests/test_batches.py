@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import jaxbatch as jb
 from jaxbatch.batches import Duration, check_duration
-from jaxbatch.plans import FitConfig, plan_segments
+from jaxbatch.training.plans import FitConfig, plan_segments
 
 sizes = st.integers(1, 40)
 

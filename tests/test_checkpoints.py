@@ -16,8 +16,8 @@ import optax
 import pytest
 
 import jaxbatch as jb
-from jaxbatch import checkpoints
-from jaxbatch.checkpoints import Checkpoints
+from jaxbatch.training import checkpoints
+from jaxbatch.training.checkpoints import Checkpoints
 from tests.conftest import ROOT
 from tests.test_train import batch_norm_task, task  # noqa: F401 (a fixture)
 

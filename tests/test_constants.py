@@ -19,9 +19,8 @@ import jaxbatch as jb
 from experiments import adabatch_cost, convergence, gradient_smoothness, iteration_speed, split_backward, split_backward_cost
 from experiments.split_backward_steps import ARMS
 from experiments.split_backward_training import Trainer
-from jaxbatch.accumulate import compile_accumulating_epoch
+from jaxbatch.training.pieces import compile_epoch_in_pieces
 from jaxbatch.layers import BatchNorm
-from jaxbatch.parallel import compile_parallel_epoch
 from tests.conftest import ROOT
 
 SMALL, LARGE = (2_000, 4), (20_000, 400)  # examples and features: 2,000 times the data, 100 times the parameters
@@ -89,15 +88,9 @@ def sweep(task, runs):
     list(jb.sweep(task, make, jnp.array([0.1, 0.2]), [0, 1], batch_size=SIZE, duration=DURATION, runs=runs))
 
 
-def parallel(task, method):
-    state, indices = jb.init_state(task, OPTIMIZER, 0), np.arange(2 * SIZE).reshape(2, SIZE)
-    run = compile_parallel_epoch(task, OPTIMIZER, state, 2, SIZE, jax.devices()[:1], method=method)
-    run(state, task.train_data, indices)
-
-
 def accumulating(task):
     state, indices = jb.init_state(task, OPTIMIZER, 0), np.arange(2 * SIZE).reshape(2, SIZE)
-    compile_accumulating_epoch(task, OPTIMIZER, state, SIZE, 4)(state, task.train_data, indices)
+    compile_epoch_in_pieces(task, OPTIMIZER, state, SIZE, 4)(state, task.train_data, indices)
 
 
 def gradients(task):
@@ -156,9 +149,6 @@ PATHS = {
     "fit, Python loop, split groups": lambda task: fit(task, num_groups=2),
     "fit, Python loop, accumulating": lambda task: fit(task, microbatch_size=4),
     "accumulating": accumulating,
-    "parallel, jit": lambda task: parallel(task, "jit"),
-    "parallel, pmap": lambda task: parallel(task, "pmap"),
-    "parallel, Python loop": lambda task: parallel(task, "jit"),
     "sweep, vmap": lambda task: sweep(task, "vmap"),
     "sweep, map": lambda task: sweep(task, "map"),
     "sweep, threads": lambda task: sweep(task, "threads"),

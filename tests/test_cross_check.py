@@ -130,7 +130,7 @@ SEVERAL = """
 import jax
 from experiments.checks import library, run
 from experiments.checks.cases import all_cases
-from jaxbatch import parallel
+from jaxbatch.gradients import accumulation
 
 def bad():
     cases = [case for case in all_cases() if "several devices" in case.name]
@@ -139,8 +139,8 @@ def bad():
 
 before = bad()
 library._shared_train.cache_clear()
-real = parallel.make_shared_step
-parallel.make_shared_step = lambda task, optimizer, batch_size: real(task, optimizer, batch_size + 1)
+real = accumulation.mean_of_sum
+accumulation.mean_of_sum = lambda total, count, like: real(total, count + 1, like)
 print(len(before), sorted(bad()))
 """
 

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import jaxbatch as jb
-from jaxbatch.divergence import make_is_finite
+from jaxbatch.training.divergence import make_is_finite
 
 ROOT = lambda w, x: jnp.sqrt(jnp.abs(w)) * x  # 0 at w = 0, and its gradient there is infinite
 TASK = jb.Task(lambda key: jnp.array(0.0), ROOT, lambda w, x: {"loss": ROOT(w, x)}, jnp.ones(8), jnp.ones(8))

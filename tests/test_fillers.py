@@ -21,12 +21,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 import jaxbatch as jb
-from jaxbatch.accumulate import compile_streamed_epoch
 from jaxbatch.layers import BatchNorm, example_mask
-from jaxbatch.loops import make_epoch
-from jaxbatch.parallel import AXIS, compile_parallel_epoch, over_devices, share_batches
-from jaxbatch.tasks import running_average
-from jaxbatch.train import make_task_step
+from jaxbatch.training.loops import make_epoch
+from jaxbatch.training.devices import AXIS, over_devices, share_batches
+from jaxbatch.training.epochs import compile_task_epoch
+from jaxbatch.training.tasks import running_average
+from jaxbatch.training.steps import make_task_step
 from tests.reference import step_of_shares
 
 jax.config.update("jax_enable_x64", True)
@@ -100,7 +100,7 @@ def on_shares(task, size, count):
 
 def on_devices(task, size, count, method="jit", steps=2):
     devices = jax.devices()[:count]
-    run = compile_parallel_epoch(task, optax.sgd(RATE), start(task), steps, size, devices, method=method)
+    run = compile_task_epoch(task, optax.sgd(RATE), start(task), steps, size, devices=devices, method=method)
     return run(start(task), task.train_data, indices(size, steps))
 
 
@@ -115,7 +115,7 @@ class Streamed:
 
 def streamed(task, size, count, method="jit"):
     task = task._replace(train_data=Streamed(task.train_data))
-    run = compile_streamed_epoch(task, optax.sgd(RATE), start(task), size, None, jax.devices()[:count], method=method)
+    run = compile_task_epoch(task, optax.sgd(RATE), start(task), 2, size, devices=jax.devices()[:count], method=method)
     return run(start(task), task.train_data, indices(size), [0, 0])
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxbatch as jb
-from jaxbatch.plans import FitConfig, Progress, advance, plan_segments, progress_after, read_progress, write_progress
+from jaxbatch.training.plans import FitConfig, Progress, advance, plan_segments, progress_after, read_progress, write_progress
 
 
 def count_task(num_examples):

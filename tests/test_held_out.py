@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import jaxbatch as jb
 from experiments import adabatch, convergence, learning_rate_grid, split_backward, study_task
-from jaxbatch.records import RunFolder
+from jaxbatch.results.records import RunFolder
 
 
 def numbered(labels, name="made up"):

@@ -9,7 +9,7 @@ import pytest
 
 import jaxbatch as jb
 from jaxbatch.data.images import centre_crop, random_crop
-from jaxbatch.streams import image_streams
+from jaxbatch.data.streams import image_streams
 from tests.conftest import photograph
 
 

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import jaxbatch as jb
-from jaxbatch.independence import check_independent_losses
+from jaxbatch.gradients.independence import check_independent_losses
 from jaxbatch.layers import BatchNorm
 
 REFUSED = "the loss of an example changes with the others in its batch, as through batch normalisation"

@@ -12,9 +12,9 @@ import optax
 import pytest
 
 import jaxbatch as jb
-from jaxbatch import loops
-from jaxbatch.accumulate import compile_accumulating_epoch
-from jaxbatch.compiling import Programs
+from jaxbatch.training import loops
+from jaxbatch.training.pieces import compile_epoch_in_pieces
+from jaxbatch.machine.compiling import Programs
 from tests.conftest import ROOT, make_problem
 from tests.test_gradients import assert_close
 from tests.test_train import batch_norm_task
@@ -229,7 +229,7 @@ def test_accumulation_with_running_moments(way):
         )
         run = loops.compile_epoch(step, state, task.train_data, 2, 12)
     else:
-        run = compile_accumulating_epoch(task, optimizer, state, 12, 4)
+        run = compile_epoch_in_pieces(task, optimizer, state, 12, 4)
     found, losses = run(jax.tree.map(jnp.copy, state), task.train_data, indices)
     expected = state
     for index, loss in zip(indices, losses, strict=True):  # moments of each 4 examples, as a loop spells it out

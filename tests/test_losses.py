@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import jaxbatch as jb
-from jaxbatch.parallel import compile_parallel_epoch
+from jaxbatch.training.epochs import compile_task_epoch
 
 LOSS = lambda w, x: 0.5 * (x - w) ** 2
 X = jnp.arange(8.0)
@@ -49,7 +49,7 @@ def test_losses_of_another_shape_are_refused_on_every_path(path, wrong):
     with pytest.raises(ValueError, match="loss_fn must return one loss per example"):
         if path == "devices":
             shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), jb.init_state(task, CONFIG.optimizer, 0))
-            compile_parallel_epoch(task, CONFIG.optimizer, shapes, 2, 4, jax.devices()[:1])
+            compile_task_epoch(task, CONFIG.optimizer, shapes, 2, 4, devices=jax.devices() * 2)
         elif path == "statistics":
             jb.gradient_statistics(loss_fn, start, X)
         elif path == "sweep":

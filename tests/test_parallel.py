@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from jaxbatch.parallel import share_batches
+from jaxbatch.training.devices import share_batches
 from tests.conftest import ROOT
 
 RUN = """
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 import jaxbatch as jb
 from jaxbatch.layers import ConvBatchNorm
-from jaxbatch.parallel import AXIS
+from jaxbatch.training.devices import AXIS
 from tests.conftest import make_problem
 
 loss_fn, params, data = make_problem(24)
@@ -103,7 +103,17 @@ for size, bound in ((8, 2), (9, 1), (9, 2), (7, 1)):
     for method in ("jit", "pmap"):
         settings = {"num_devices": 4, "parallel": method, "microbatch_size": bound}
         found[f"streamed in parts {size} {bound} {method}"] = apart(last(streamed(tupled), size, **settings), one)
-for changes, text in (({"num_devices": 5}, "num_devices=5"), ({"num_devices": 2, "num_groups": 2}, "num_groups=2"), ({"num_devices": 2, "parallel": "mpi"}, "parallel='mpi'")):
+for size, count, groups in ((8, 2, 2), (8, 4, 2), (9, 2, 3), (6, 4, 3)):  # 9: groups of 3, filled up to 4 places
+    one = last(tupled, size, num_groups=groups)
+    for method in ("jit", "pmap"):
+        settings = {"num_devices": count, "parallel": method, "num_groups": groups}
+        found[f"split {size} {count} {groups} {method}"] = apart(last(tupled, size, **settings), one)
+        found[f"split, streamed {size} {count} {groups} {method}"] = apart(last(streamed(tupled), size, **settings, microbatch_size=1), one)
+    found[f"split, streamed {size} {groups}"] = apart(last(streamed(tupled), size, num_groups=groups, microbatch_size=2), one)
+    found[f"split, microbatches {size} {groups}"] = apart(last(tupled, size, num_groups=groups, microbatch_size=1), one)
+for method in ("jit", "pmap"):
+    found[f"split, moments {method}"] = apart(last(network(axis_name=AXIS), 8, num_devices=2, parallel=method, num_groups=2), last(network(), 8, num_groups=2))
+for changes, text in (({"num_devices": 5}, "num_devices=5"), ({"num_devices": 2, "parallel": "mpi"}, "parallel='mpi'")):
     try:
         last(plain, 8, **changes)
     except ValueError as error:
@@ -144,9 +154,14 @@ def test_a_stream_is_shared_as_data_on_the_devices_are(found):
     assert len(errors) == 12 and max(errors.values()) < 1e-5, errors
 
 
+def test_a_split_step_is_that_of_one_device_that_has_the_batch(found):
+    errors = {key: value for key, value in found.items() if key.startswith("split")}
+    assert len(errors) == 4 * 4 + 3 * 2 + 2 and max(errors.values()) < 1e-5, errors
+
+
 def test_a_schedule_and_refusals(found):
     assert found["schedule"] < 1e-5
-    assert sum(key.startswith("refused") for key in found) == 5
+    assert sum(key.startswith("refused") for key in found) == 4
     assert all(value == 0 for key, value in found.items() if key.startswith("refused"))
 
 

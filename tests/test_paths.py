@@ -11,7 +11,7 @@ import pytest
 import jaxbatch as jb
 from experiments import adabatch_figures, cross_check, nose_game, split_backward
 from jaxbatch.paths import cache_folder, local_path
-from jaxbatch.records import open_run
+from jaxbatch.results.records import open_run
 
 LOSS = lambda w, x: 0.5 * (x - w) ** 2
 TASK = jb.Task(lambda key: jnp.array(0.0), LOSS, None, jnp.arange(4.0), None)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxbatch as jb
-from jaxbatch.schedules import as_schedule, count_steps
+from jaxbatch.schedules.batch_sizes import as_schedule, count_steps
 from tests.test_train import task  # noqa: F401 (a fixture)
 
 ADAPTIVE = jb.adabatch_schedule(batch_size=128, growth=2, every=20, max_batch_size=2048)

@@ -13,7 +13,7 @@ import optax
 import pytest
 
 import jaxbatch as jb
-from jaxbatch.checkpoints import Checkpoints
+from jaxbatch.training.checkpoints import Checkpoints
 from jaxbatch.states import as_arrays, is_key, through_host
 from tests.conftest import ROOT
 

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import jaxbatch as jb
-from jaxbatch.streaming import decode_png, encode_png, shift
+from jaxbatch.data.streaming import decode_png, encode_png, shift
 
 
 def images_of(count, side=6, channels=1):

@@ -8,9 +8,10 @@ import pytest
 from flax import linen as nn
 
 import jaxbatch as jb
-from jaxbatch.accumulate import make_accumulation
-from jaxbatch.microbatches import microbatch_gradient
-from jaxbatch.parallel import AXIS, make_shared_step
+from jaxbatch.training.pieces import make_pieces
+from jaxbatch.gradients.accumulation import mean_gradient
+from jaxbatch.training.devices import AXIS
+from jaxbatch.training.steps import make_task_step
 
 HALF = (jnp.bfloat16, jnp.float16)
 ONE = lambda w, x: w * x  # the gradient of an example is x
@@ -28,7 +29,7 @@ def test_microbatches_of_ones_have_the_mean_one(dtype, size):
     found = jb.accumulated_gradient(ONE, w, x, size)
     assert found.dtype == dtype and float(found) == 1.0
     assert float(jax.jit(lambda w: jb.accumulated_gradient(ONE, w, x, size))(w)) == 1.0
-    assert float(microbatch_gradient(ONE, w, x, size)[1]) == 1.0
+    assert float(mean_gradient(ONE, w, x, microbatch_size=size)[1]) == 1.0
 
 
 @pytest.mark.parametrize("dtype", HALF)
@@ -44,7 +45,7 @@ def test_float64_stays_float64_and_float32_is_not_cast(dtype, x64):
     found = jb.accumulated_gradient(ONE, jnp.array(1.0, jnp.float64), x, 5)
     assert found.dtype == jnp.float64
     np.testing.assert_allclose(found, np.asarray(x).mean(), rtol=1e-13)
-    text = str(jax.make_jaxpr(lambda w, x: microbatch_gradient(ONE, w, x, 5)[1])(jnp.float32(1), x.astype(jnp.float32)))
+    text = str(jax.make_jaxpr(lambda w, x: mean_gradient(ONE, w, x, microbatch_size=5)[1])(jnp.float32(1), x.astype(jnp.float32)))
     assert "convert_element_type" not in text and str(dtype.dtype) not in text
 
 
@@ -59,17 +60,17 @@ def test_steps_in_microbatches(dtype, groups):
 
 @pytest.mark.parametrize("dtype", HALF)
 def test_accumulation_over_parts_keeps_gradient_and_loss(dtype):
-    begin, add, finish = make_accumulation(task_of(dtype, jnp.ones(4)), optax.sgd(0.5), 2000)
+    begin, add, finish = make_pieces(task_of(dtype, jnp.ones(4)), optax.sgd(0.5), 2000)
     start = jnp.array(1.0, dtype)
     state = jb.TrainState(start, optax.sgd(0.5).init(start), jnp.array(0))
-    part = lambda _, total: add(total, state.params, jnp.ones(1, dtype), None)[0]
+    part = lambda _, total: add(total, state.params, jnp.ones(4, dtype), jnp.zeros(1, int), None, None)[0]
     state, loss = finish(state, jax.lax.fori_loop(0, 2000, part, begin(state)))
     assert float(state.params) == 0.5 and float(loss) == 1.0 and state.params.dtype == dtype
 
 
 @pytest.mark.parametrize("dtype", HALF)
 def test_devices_add_up_in_float32(dtype):
-    step = make_shared_step(task_of(dtype, jnp.ones(8)), optax.sgd(0.5), 8)
+    step = make_task_step(task_of(dtype, jnp.ones(8)), optax.sgd(0.5), 8, axis=AXIS)
     start = jnp.array(1.0, dtype)
     state = jb.TrainState(start, optax.sgd(0.5).init(start), jnp.array(0))
     text = str(jax.make_jaxpr(step, axis_env=[(AXIS, 4)])(state, jnp.ones(2, dtype), jnp.ones(2, bool)))
@@ -80,7 +81,7 @@ def test_devices_add_up_in_float32(dtype):
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("loop", ["scan", "python"])
 def test_records_of_many_batches_tell_the_mean_loss(dtype, loop, monkeypatch):
-    monkeypatch.setattr("jaxbatch.loops.choose_loop", lambda *_: loop)
+    monkeypatch.setattr("jaxbatch.training.loops.choose_loop", lambda *_: loop)
     task = task_of(dtype, jnp.ones(300, dtype))
     (record,) = jb.fit(task, jb.FitConfig(optax.sgd(0.0), 1))
     assert record["loss"] == 1.0

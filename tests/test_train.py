@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 import jaxbatch as jb
-from jaxbatch.divergence import first_nonfinite
-from jaxbatch.plans import plan_segments
+from jaxbatch.training.divergence import first_nonfinite
+from jaxbatch.training.plans import plan_segments
 from tests.conftest import make_problem
 from tests.test_gradients import assert_close
 

@@ -7,8 +7,9 @@ import optax
 import pytest
 
 import jaxbatch as jb
-from jaxbatch.accumulate import compile_accumulating_epoch
-from jaxbatch.parallel import compile_parallel_epoch
+from jaxbatch.training.devices import AXIS
+from jaxbatch.training.pieces import compile_epoch_in_pieces
+from jaxbatch.training.steps import make_task_step
 
 LOSS = lambda w, x: 0.5 * (x - w) ** 2
 X = jnp.arange(16.0)
@@ -55,10 +56,15 @@ def test_accumulation_and_devices_pass_it_on():
     start = jb.init_state(TASK, OPTIMIZER, 0)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), start)
     indices = np.asarray(jb.epoch_order(0, 0, 16)).reshape(4, 4)
-    run = compile_accumulating_epoch(TASK, OPTIMIZER, shapes, 4, 3)
+    run = compile_epoch_in_pieces(TASK, OPTIMIZER, shapes, 4, 3)
     assert float(run(start, X, indices)[0].opt_state[1]) == pytest.approx(sum(SEEN), rel=1e-6)
-    run = compile_parallel_epoch(TASK, OPTIMIZER, shapes, 4, 4, jax.devices()[:1])
-    assert float(run(jb.init_state(TASK, OPTIMIZER, 0), X, indices)[0].opt_state[1]) == pytest.approx(sum(SEEN), rel=1e-6)
+    # Along an axis of one device; tests/test_parallel.py has several.
+    step = make_task_step(TASK, OPTIMIZER, 4, axis=AXIS)
+    state = jb.init_state(TASK, OPTIMIZER, 0)
+    for index in indices:
+        along = jax.vmap(lambda batch, state=state: step(state, batch), axis_name=AXIS, out_axes=None)
+        state, _ = along(X[index][None])
+    assert float(state.opt_state[1]) == pytest.approx(sum(SEEN), rel=1e-6)
 
 
 def test_reduce_on_plateau_reduces():

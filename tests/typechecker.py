@@ -1,5 +1,12 @@
-"""beartype as jaxtyping's checker, with Python's own rule that an int will do where a float is asked for."""
+"""beartype as jaxtyping's checker, with Python's own rule that an int will do where a float is asked for.
 
-from beartype import BeartypeConf, beartype
+Choices are text to it: what another text leads to is a ValueError of ours, which tests look at.
+"""
 
-check = beartype(conf=BeartypeConf(is_pep484_tower=True))
+from typing import Literal
+
+from beartype import BeartypeConf, FrozenDict, beartype
+
+CHOICES = Literal["map", "vmap", "unroll"], Literal["scan", "python"], Literal["jit", "pmap"], Literal["map", "vmap", "threads"]
+
+check = beartype(conf=BeartypeConf(is_pep484_tower=True, hint_overrides=FrozenDict({choice: str for choice in CHOICES})))

@@ -11,7 +11,7 @@ from jax.extend.random import threefry_2x32
 
 import jaxbatch as jb
 from experiments.checks.case import FORMS, Case, length_bound
-from jaxbatch import parallel
+from jaxbatch.training.epochs import compile_task_epoch
 
 
 def smooth_loss(params, batch):
@@ -145,9 +145,7 @@ def _shared_train(batch_size, count, method, platform):
     def run(params, batch):
         state = jb.TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
         devices = jax.devices(platform)[:count]
-        program = parallel.compile_parallel_epoch(
-            task._replace(train_data=batch), optimizer, state, 2, batch_size, devices, method=method
-        )
+        program = compile_task_epoch(task._replace(train_data=batch), optimizer, state, 2, batch_size, devices=devices, method=method)
         order = np.arange(2 * batch_size, dtype=np.int32).reshape(2, batch_size)
         return program(state, batch, order)[0].params
 

@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from experiments.checks.case import FORMS, ROUNDING, Case, apart, length_bound
-from jaxbatch.records import Record
+from jaxbatch.results.records import Record
 
 TF32 = 2.0**-11  # unit roundoff of factors, where a platform rounds float32 to TF32 before it multiplies
 LONGEST_KEPT = 65_536  # numbers of an output that a saved file holds; of longer ones an even sample

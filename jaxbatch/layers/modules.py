@@ -61,12 +61,12 @@ class BatchNorm(nn.Module):
 
     In training (``train=True``) the batch's own moments normalise it and are left in the collection
     ``batch_stats``, as they are: how they join the running ones is the training loop's affair
-    (:func:`jaxbatch.tasks.running_average`), so that a forward pass stays a function of parameters and batch. Without
+    (:func:`jaxbatch.training.tasks.running_average`), so that a forward pass stays a function of parameters and batch. Without
     training, the moments in ``batch_stats`` are used. The variance kept is the unbiased one, n/(n−1) of the batch's,
     as in PyTorch.
 
     Whose moments: the batch's as it comes (on several devices, each one's share); with ``axis_name``, those of the whole
-    batch over the devices along that mapped axis (:data:`jaxbatch.parallel.AXIS`; where there is none, as on one device,
+    batch over the devices along that mapped axis (:data:`jaxbatch.training.devices.AXIS`; where there is none, as on one device,
     the batch's); with ``ghost_size``, those of every
     contiguous group of so many examples by itself, and the mean of the groups' moments is kept.
 

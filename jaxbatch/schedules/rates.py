@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxbatch.batches import Duration, check_duration
-from jaxbatch.schedules import BatchSizeSchedule, as_schedule, count_steps, is_finite
+from jaxbatch.schedules.batch_sizes import BatchSizeSchedule, as_schedule, count_steps, is_finite
 
 RateByEpoch = Callable[[Float[Array, ""]], Float[Array, ""]]  # place in epochs, a fraction -> rate
 

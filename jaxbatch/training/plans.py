@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int32, PyTree
 
 from jaxbatch.batches import Duration, batches_left, check_duration, epochs, steps_per_epoch
-from jaxbatch.updates import Optimizer
+from jaxbatch.gradients.updates import Optimizer
 
 
 class FitConfig(NamedTuple):
@@ -21,7 +21,7 @@ class FitConfig(NamedTuple):
     with a schedule is an optax schedule inside ``optimizer``, which counts updates: ``num_groups`` of them a batch.
     ``evaluations_per_epoch`` says how often a record is made; it changes no number of the training itself. ``microbatch_size`` bounds the examples that the device works
     on at a time: a larger batch is accumulated and the schedule stays as it is. ``num_devices`` share every batch, by
-    ``parallel``: ``"jit"`` or ``"pmap"`` (:mod:`jaxbatch.parallel`). ``compile_first`` has every batch size of the run
+    ``parallel``: ``"jit"`` or ``"pmap"`` (:mod:`jaxbatch.training.devices`). ``compile_first`` has every batch size of the run
     compiled before its first step: for stages that are shorter than compilation, and where times are compared.
     ``eval_params``: ``(opt_state, params) -> params`` at which the test metrics are taken, for optimizers that train at other
     parameters than they end with, as ``optax.contrib.schedule_free_eval_params``, or average them. ``None``: those trained.
@@ -109,7 +109,7 @@ def plan_segments(config: FitConfig, num_examples: int, *, start: Progress = Pro
         stops = sorted({min(count, _batches_to(end, offset, size)) for end in ends})
         for first, stop in zip([0, *stops], stops):
             if first < stop:
-                end = epoch + (1 if stop == whole else (offset + stop * size) / (per_epoch * size))
+                end = epoch + (1.0 if stop == whole else (offset + stop * size) / (per_epoch * size))
                 segments.append(Segment(epoch, offset + first * size, size, stop - first, end, stop == whole))
         batches, examples, offset = batches + count, examples + count * size, 0
 

@@ -7,7 +7,7 @@ per example. With ``has_aux=True`` it returns ``(losses, aux)``.
 The loss is called on parts of the batch (a group, a microbatch, one example), so the loss of an example
 must not depend on the others in the batch. Batch normalisation does depend on them: called on a group, it
 uses the group's statistics (*ghost* batch norm), which is exact for groups and undefined for a single example, where it is
-refused (:mod:`jaxbatch.independence`).
+refused (:mod:`jaxbatch.gradients.independence`).
 
 Axes: B examples, K groups, P parameters.
 """
@@ -15,21 +15,10 @@ Axes: B examples, K groups, P parameters.
 import jax
 from jaxtyping import Array, Float, PyTree
 
-from jaxbatch.groups import (
-    CPU_VMAP,
-    LossFn,
-    Method,
-    check_loss,
-    choose_method,
-    leading_axis,
-    losses_and_aux,
-    map_in_parts,
-    over_groups,
-    split_groups,
-)
-from jaxbatch.independence import check_independent_losses
-from jaxbatch.microbatches import check_microbatch_size, microbatch_gradient
-from jaxbatch.sums import mean_loss
+from jaxbatch.gradients.accumulation import mean_gradient
+from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size, check_num_groups, check_one_aux, losses_and_aux
+from jaxbatch.gradients.independence import check_independent_losses
+from jaxbatch.gradients.parts import CPU_VMAP, Method, Part, choose_method, fold, vmap_at_a_time
 
 
 def per_example_gradients(
@@ -68,11 +57,10 @@ def per_example_gradients(
         microbatch_size = CPU_VMAP if jax.default_backend() == "cpu" else batch_size
     check_microbatch_size(microbatch_size)
 
-    def gradient(example):
-        one = jax.tree.map(lambda leaf: leaf[None], example)
-        return jax.grad(lambda p: loss_fn(p, one).sum())(params)
+    def gradient(one):
+        return jax.tree.map(lambda leaf: leaf[None], jax.grad(lambda p: losses_and_aux(loss_fn, p, one)[0].sum())(params))
 
-    return map_in_parts(jax.vmap(gradient), batch, microbatch_size)
+    return fold(lambda one: Part(examples=gradient(one)), batch, 1, method="vmap", at_a_time=microbatch_size).examples
 
 
 def group_gradients(
@@ -146,13 +134,20 @@ def losses_and_group_gradients(
         ([0.5, 4.5], [-1.0, -3.0])
     """
     batch_size = check_loss(loss_fn, params, batch, has_aux=has_aux)
-    groups = split_groups(batch, num_groups, batch_size)
+    check_num_groups(num_groups, batch_size)
+    check_microbatch_size(microbatch_size)
+    check_one_aux(has_aux, microbatch_size)
     if num_groups == batch_size > 1:
         check_independent_losses(loss_fn, params, batch, has_aux=has_aux)
-    one_group = group_gradient_fn(loss_fn, has_aux=has_aux, microbatch_size=microbatch_size)
-    method = method or choose_method(loss_fn, params, groups)
-    losses, gradients, aux = over_groups(lambda group: one_group(params, group), groups, method)
-    return losses.reshape(-1), gradients, aux
+    size = batch_size // num_groups
+
+    def measure(group):
+        losses, gradient, aux = mean_gradient(loss_fn, params, group, has_aux=has_aux, microbatch_size=microbatch_size)
+        return Part(examples=losses, each=(gradient, jax.tree.map(lambda leaf: leaf[0], aux)))
+
+    method = method or choose_method(loss_fn, params, batch, size)
+    found = fold(measure, batch, size, method=method, at_a_time=vmap_at_a_time(size))
+    return found.examples, *found.each
 
 
 def losses_and_mean_gradient(
@@ -168,28 +163,5 @@ def losses_and_mean_gradient(
         ([0.5, 4.5], -2.0)
     """
     check_loss(loss_fn, params, batch)
-    losses, gradient, _ = group_gradient_fn(loss_fn, microbatch_size=microbatch_size)(params, batch)
-    return losses, gradient
-
-
-def group_gradient_fn(loss_fn: LossFn, *, has_aux: bool = False, microbatch_size: int | None = None):
-    """``(params, group) -> (losses, gradient of their mean, aux)``."""
-    if microbatch_size is not None:
-        check_microbatch_size(microbatch_size)
-        if has_aux:
-            raise ValueError(
-                f"microbatch_size={microbatch_size} with has_aux=True: how the aux of microbatches combine is not "
-                "defined. Leave out microbatch_size, or use more groups."
-            )
-
-    def objective(params, group):
-        losses, aux = losses_and_aux(loss_fn, params, group, has_aux)
-        return mean_loss(losses), (losses, aux)
-
-    def one_group(params, group):
-        if microbatch_size is not None and microbatch_size < leading_axis(group):
-            return microbatch_gradient(loss_fn, params, group, microbatch_size)
-        (_, (losses, aux)), gradient = jax.value_and_grad(objective, has_aux=True)(params, group)
-        return losses, gradient, aux
-
-    return one_group
+    check_microbatch_size(microbatch_size)
+    return mean_gradient(loss_fn, params, batch, microbatch_size=microbatch_size)[:2]

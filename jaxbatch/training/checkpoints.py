@@ -19,12 +19,12 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxbatch.fitting import fit
+from jaxbatch.training.fitting import fit
 from jaxbatch.paths import local_path
-from jaxbatch.plans import FitConfig, plan_segments, python_numbers
+from jaxbatch.training.plans import FitConfig, plan_segments, python_numbers
 from jaxbatch.states import as_arrays, kinds, pack, unpack
-from jaxbatch.tasks import Task, fingerprint
-from jaxbatch.train import init_state
+from jaxbatch.training.tasks import Task, fingerprint
+from jaxbatch.training.steps import init_state
 
 
 def fit_with_checkpoints(

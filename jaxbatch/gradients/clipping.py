@@ -10,13 +10,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float, PyTree
 
-from jaxbatch.groups import CPU_VMAP, LossFn, check_loss, losses_and_aux
-from jaxbatch.independence import check_independent_losses
-from jaxbatch.microbatches import check_microbatch_size
-from jaxbatch.sums import add, cast_like, squared_norm, widen, zero_sum
+from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size, losses_and_aux
+from jaxbatch.gradients.independence import check_independent_losses
+from jaxbatch.gradients.parts import CPU_VMAP, Part, fold
+from jaxbatch.sums import cast_like, squared_norm, widen
 
 
 class ClippedSum(NamedTuple):
@@ -101,25 +100,10 @@ def _fold(loss_fn, params, batch, function, microbatch_size: int | None):
     """``function(gradient) -> (what is summed, what is kept for each example)``."""
     batch_size = check_loss(loss_fn, params, batch)
     check_independent_losses(loss_fn, params, batch)
-    size = min(batch_size, CPU_VMAP if microbatch_size is None else microbatch_size)
-    check_microbatch_size(size)
+    check_microbatch_size(microbatch_size)
 
-    def one(example):
-        alone = jax.tree.map(lambda leaf: leaf[None], example)
-        return function(jax.grad(lambda p: losses_and_aux(loss_fn, p, alone)[0].sum())(params))
+    def measure(one):
+        summed, kept = function(jax.grad(lambda p: losses_and_aux(loss_fn, p, one)[0].sum())(params))
+        return Part(summed, jax.tree.map(lambda leaf: leaf[None], kept))
 
-    def add_part(total, part):
-        found, kept = jax.vmap(one)(part)
-        return add(total, jax.tree.map(lambda leaf: leaf.sum(0), widen(found))), kept
-
-    cut = lambda start, stop: jax.tree.map(lambda leaf: leaf[start:stop], batch)
-    shapes = jax.eval_shape(lambda part: jax.vmap(one)(part)[0], cut(0, 1))
-    total = zero_sum(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:], jnp.int32 if leaf.dtype == bool else leaf.dtype), shapes))
-    full, kept = batch_size // size * size, []
-    parts = jax.tree.map(lambda leaf: leaf[:full].reshape(-1, size, *leaf.shape[1:]), batch)
-    total, found = lax.scan(add_part, total, parts)
-    kept.append(jax.tree.map(lambda leaf: leaf.reshape(full, *leaf.shape[2:]), found))
-    if full < batch_size:
-        total, found = add_part(total, cut(full, batch_size))
-        kept.append(found)
-    return total, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *kept)
+    return fold(measure, batch, 1, method="vmap", at_a_time=min(batch_size, microbatch_size or CPU_VMAP))[:2]

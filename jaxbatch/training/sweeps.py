@@ -11,7 +11,7 @@ import concurrent.futures
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,17 +19,17 @@ import numpy as np
 from jax import lax
 
 from jaxbatch.batches import Duration, check_seed, epoch_order
-from jaxbatch.compiling import Programs, call_compiled, compile_ahead
-from jaxbatch.divergence import make_is_finite
-from jaxbatch.plans import FitConfig, plan_segments, progress_after
-from jaxbatch.groups import check_params
-from jaxbatch.loops import compile_epoch, make_epoch
-from jaxbatch.streams import is_stream
-from jaxbatch.tasks import Task
-from jaxbatch.train import TrainState, init_state, make_task_step, make_test, start_shapes
-from jaxbatch.updates import Optimizer, check_optimizer
+from jaxbatch.machine.compiling import Programs, call_compiled, compile_ahead
+from jaxbatch.training.divergence import make_is_finite
+from jaxbatch.training.plans import FitConfig, plan_segments, progress_after
+from jaxbatch.gradients.groups import check_params
+from jaxbatch.training.loops import compile_epoch, make_epoch
+from jaxbatch.data.streams import is_stream
+from jaxbatch.training.tasks import Task
+from jaxbatch.training.steps import TrainState, init_state, make_task_step, make_test, start_shapes
+from jaxbatch.gradients.updates import Optimizer, check_optimizer
 
-Runs = str  # "vmap", "threads" or "map"
+Runs = Literal["map", "vmap", "threads"]
 
 
 def sweep(

@@ -20,23 +20,15 @@ import math
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 from jax import lax
-from jaxtyping import PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
-from jaxbatch.gradients import group_gradient_fn
-from jaxbatch.groups import (
-    LossFn,
-    Method,
-    check_loss,
-    choose_method,
-    over_groups,
-    side_by_side,
-    split_groups,
-)
-from jaxbatch.independence import check_independent_losses
-from jaxbatch.sums import mean_loss
-from jaxbatch.updates import Optimizer, update
+from jaxbatch.gradients.accumulation import mean_gradient
+from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size, check_num_groups, check_one_aux
+from jaxbatch.gradients.independence import check_independent_losses
+from jaxbatch.gradients.parts import Method, Part, choose_method, fold, vmap_at_a_time
+from jaxbatch.gradients.updates import Optimizer, update
+from jaxbatch.sums import mean_loss, widen
 
 
 def split_backward(
@@ -62,7 +54,7 @@ def split_backward(
         num_groups: K, a divisor of the batch size.
         has_aux: whether ``loss_fn`` returns ``(losses, aux)``.
         microbatch_size: within a group, examples worked on at a time, for large groups.
-        method: how the groups are gone through, see :func:`jaxbatch.gradients.group_gradients`.
+        method: how the groups are gone through, see :func:`jaxbatch.gradients.exact.group_gradients`.
 
     Returns:
         ``step(params, opt_state, batch) -> (params, opt_state, losses)``, jit-compiled, usable inside
@@ -88,42 +80,68 @@ def split_backward(
     """
     if num_groups < 1:
         raise ValueError(f"num_groups={num_groups} must be at least 1.")
-    one_group = group_gradient_fn(loss_fn, has_aux=has_aux, microbatch_size=microbatch_size)
-
-    def update_with(carry, gradient_and_loss):
-        gradient, loss = gradient_and_loss
-        params, opt_state = carry
-        return update(optimizer, gradient, opt_state, params, loss), None
+    check_microbatch_size(microbatch_size)
+    check_one_aux(has_aux, microbatch_size)
 
     @jax.jit
     def step(params, opt_state, batch):
-        batch_size = check_loss(loss_fn, params, batch, has_aux=has_aux)
-        groups = split_groups(batch, num_groups, batch_size)
-        if num_groups == batch_size > 1:
-            check_independent_losses(loss_fn, params, batch, has_aux=has_aux)
-        start = params  # every gradient below is taken here
-
-        def gradient_and_update(carry, group):
-            losses, gradient, aux = one_group(start, group)
-            return update_with(carry, (gradient, mean_loss(losses)))[0], (losses, aux)
-
-        way = method or choose_method(loss_fn, params, groups)
-        if way == "map":
-            carry = params, opt_state
-            (params, opt_state), (losses, aux) = lax.scan(gradient_and_update, carry, groups, unroll=side_by_side())
-        elif way == "unroll":
-            carry, results = (params, opt_state), []
-            for k in range(num_groups):
-                carry, result = gradient_and_update(carry, jax.tree.map(lambda leaf: leaf[k], groups))
-                results.append(result)
-            (params, opt_state), (losses, aux) = carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
-        else:
-            losses, gradients, aux = over_groups(lambda group: one_group(start, group), groups, way)
-            (params, opt_state), _ = lax.scan(update_with, (params, opt_state), (gradients, jax.vmap(mean_loss)(losses)))
-        losses = losses.reshape(-1)
-        return (params, opt_state, losses, aux) if has_aux else (params, opt_state, losses)
+        params, opt_state, losses, aux, _ = update_by_groups(
+            loss_fn, optimizer, params, opt_state, batch, num_groups, has_aux=has_aux, microbatch_size=microbatch_size, method=method
+        )
+        return (params, opt_state, losses, jax.tree.map(lambda leaf: leaf[:, 0], aux)) if has_aux else (params, opt_state, losses)
 
     return step
+
+
+def update_by_groups(
+    loss_fn: LossFn,
+    optimizer: Optimizer,
+    params: PyTree,
+    opt_state: PyTree,
+    batch: PyTree,
+    num_groups: int = 1,
+    *,
+    has_aux: bool = False,
+    microbatch_size: int | None = None,
+    method: Method | None = None,
+    mask: Bool[Array, "B"] | None = None,
+    batch_size: int | None = None,
+    axis: str | None = None,
+) -> tuple[PyTree, PyTree, Float[Array, "B"], PyTree, Float[Array, "K"]]:
+    """K updates from the gradients of K groups at ``params``: every step of training, an ordinary one with K = 1.
+
+    Args:
+        loss_fn, optimizer, num_groups, has_aux, microbatch_size, method: see :func:`split_backward`.
+        params, opt_state: at the start.
+        batch: leaves ``(B, ...)``, on several devices this one's share of each group in turn.
+        mask, batch_size, axis: see :func:`jaxbatch.gradients.accumulation.mean_gradient`.
+
+    Returns:
+        Parameters and optimizer state after the updates, the losses at the incoming parameters, aux with leading axes of
+        groups and microbatches, and each group's mean loss.
+    """
+    share = check_loss(loss_fn, params, batch, has_aux=has_aux)
+    check_num_groups(num_groups, share)
+    if num_groups == share > 1 and axis is None:
+        check_independent_losses(loss_fn, params, batch, has_aux=has_aux)
+    size, group_size = share // num_groups, (batch_size or share) // num_groups
+
+    def measure(part):
+        group, own = part
+        losses, gradient, aux = mean_gradient(
+            loss_fn, params, group, has_aux=has_aux, microbatch_size=microbatch_size, mask=own, batch_size=group_size, axis=axis
+        )
+        loss = mean_loss(losses) if axis is None else lax.psum(widen(losses).sum(), axis) / group_size
+        return Part((gradient, loss), losses, (aux, loss))
+
+    def combine(state, found):
+        gradient, loss = found
+        return update(optimizer, gradient, state[1], state[0], loss)
+
+    method = "unroll" if num_groups == 1 else method or choose_method(loss_fn, params, batch, size)
+    start = params, opt_state
+    found = fold(measure, (batch, mask), size, method=method, at_a_time=vmap_at_a_time(size) if method == "vmap" else None, start=start, combine=combine)
+    return *found.summed, found.examples, *found.each
 
 
 def largest_stable_curvature(learning_rate: float, momentum: float, num_groups: int = 1) -> float:

@@ -1,4 +1,4 @@
-"""A batch in parts: its groups and microbatches, checked, and gone through the fastest way on a platform.
+"""What a loss, its parameters and a batch must be, and the batch's groups.
 
 Axes: B examples, K groups.
 """
@@ -8,17 +8,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float, PyTree
 
-from jaxbatch.layers import loops_are_slow
 
 LossFn = Callable[[PyTree, PyTree], Any]  # (params, batch) -> (B,) losses, or (losses, aux)
-Method = str  # "map", "vmap" or "unroll"
-# Parts of a batch under way at the same time in a compiled loop on CPU: while one is in an operation that a
-# single core does, the other keeps the rest busy. Three or four are no faster and need more memory.
-CPU_SIDE_BY_SIDE = 2
-CPU_VMAP = 64  # examples side by side whose activations stay in a CPU's cache
 
 
 def check_loss(loss_fn: LossFn, params: PyTree, batch: PyTree, *, has_aux: bool = False) -> int:
@@ -122,6 +115,21 @@ def check_num_groups(num_groups: int, batch_size: int) -> None:
     )
 
 
+def check_microbatch_size(microbatch_size: int | None) -> None:
+    """Raises a ValueError for a size below 1."""
+    if microbatch_size is not None and microbatch_size < 1:
+        raise ValueError(f"microbatch_size={microbatch_size} must be at least 1.")
+
+
+def check_one_aux(has_aux: bool, microbatch_size: int | None) -> None:
+    """Raises a ValueError where a group would have several aux."""
+    if has_aux and microbatch_size is not None:
+        raise ValueError(
+            f"microbatch_size={microbatch_size} with has_aux=True: how the aux of microbatches combine is not "
+            "defined. Leave out microbatch_size, or use more groups."
+        )
+
+
 def split_groups(batch: PyTree, num_groups: int, batch_size: int) -> PyTree:
     """Leaves ``(B, ...)`` to ``(K, B/K, ...)``, contiguous groups.
 
@@ -130,54 +138,3 @@ def split_groups(batch: PyTree, num_groups: int, batch_size: int) -> PyTree:
     """
     check_num_groups(num_groups, batch_size)
     return jax.tree.map(lambda leaf: leaf.reshape(num_groups, batch_size // num_groups, *leaf.shape[1:]), batch)
-
-
-def choose_method(loss_fn: LossFn, params: PyTree, groups: PyTree) -> Method:
-    """How groups ``(K, B/K, ...)`` are gone through: a CPU is busy with one group, an accelerator is not.
-
-    Example:
-        >>> loss_fn = lambda w, x: 0.5 * (x - w) ** 2
-        >>> choose_method(loss_fn, jnp.array(0.0), jnp.ones((4, 1)))
-        'vmap'
-    """
-    if jax.default_backend() != "cpu" or jax.tree.leaves(groups)[0].shape[1] == 1:
-        return "vmap"
-    one = jax.tree.map(lambda leaf: leaf[0], groups)
-    return "unroll" if loops_are_slow(loss_fn, params, one) else "map"
-
-
-def over_groups(function: Callable[[PyTree], PyTree], groups: PyTree, method: Method) -> PyTree:
-    """``function`` of each group, results stacked: in a loop, side by side, or unrolled."""
-    num_groups, group_size = jax.tree.leaves(groups)[0].shape[:2]
-    if method == "map":
-        return _map(function, groups, side_by_side())
-    if method == "vmap":
-        at_a_time = CPU_VMAP if jax.default_backend() == "cpu" and group_size == 1 else num_groups
-        return map_in_parts(jax.vmap(function), groups, at_a_time)
-    if method == "unroll":
-        results = [function(jax.tree.map(lambda leaf: leaf[k], groups)) for k in range(num_groups)]
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
-    raise ValueError(f"method={method!r} must be 'map', 'vmap', 'unroll' or None.")
-
-
-def map_in_parts(function, batch, size: int):
-    """``function`` of a batch, applied to ``size`` examples at a time and joined; the last part may be smaller."""
-    batch_size = leading_axis(batch)
-    if size >= batch_size:
-        return function(batch)
-    full = batch_size // size * size
-    parts = jax.tree.map(lambda leaf: leaf[:full].reshape(-1, size, *leaf.shape[1:]), batch)
-    results = jax.tree.map(lambda leaf: leaf.reshape(full, *leaf.shape[2:]), _map(function, parts, 1))
-    if full == batch_size:
-        return results
-    rest = function(jax.tree.map(lambda leaf: leaf[full:], batch))
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), results, rest)
-
-
-def side_by_side() -> int:
-    """How many parts of a batch a compiled loop has under way at the same time on this platform."""
-    return CPU_SIDE_BY_SIDE if jax.default_backend() == "cpu" else 1
-
-
-def _map(function, parts, at_a_time: int):
-    return lax.scan(lambda _, part: (None, function(part)), None, parts, unroll=at_a_time)[1]

@@ -1,7 +1,7 @@
 """Batch sizes by epoch. Epochs are counted from 0.
 
 A schedule knows, beside the size, which *stage* it is in (how many changes came before) and its *nominal* size, what growth
-alone would have made of it: what a learning rate coupled to it (:mod:`jaxbatch.rates`) has to know.
+alone would have made of it: what a learning rate coupled to it (:mod:`jaxbatch.schedules.rates`) has to know.
 """
 
 import dataclasses

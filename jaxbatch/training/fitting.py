@@ -11,16 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbatch.accumulate import compile_accumulating_epoch, compile_streamed_epoch
 from jaxbatch.batches import check_seed, epoch_order
-from jaxbatch.compiling import Programs
-from jaxbatch.divergence import first_nonfinite, make_is_finite
-from jaxbatch.groups import check_params
-from jaxbatch.independence import check_independent_prepare
-from jaxbatch.layers import loops_are_slow
-from jaxbatch.loops import batch_shapes, compile_epoch
-from jaxbatch.parallel import compile_parallel_epoch
-from jaxbatch.plans import (
+from jaxbatch.gradients.groups import check_params
+from jaxbatch.gradients.updates import check_optimizer
+from jaxbatch.machine.compiling import Programs
+from jaxbatch.states import as_arrays
+from jaxbatch.training.divergence import first_nonfinite, make_is_finite
+from jaxbatch.training.epochs import compile_task_epoch
+from jaxbatch.training.plans import (
     FitConfig,
     Progress,
     advance,
@@ -30,18 +28,15 @@ from jaxbatch.plans import (
     read_progress,
     write_progress,
 )
-from jaxbatch.states import as_arrays
-from jaxbatch.streams import is_stream
-from jaxbatch.tasks import Task
-from jaxbatch.train import TrainState, init_state, make_task_step, make_test, start_shapes
-from jaxbatch.updates import check_optimizer
+from jaxbatch.training.steps import TrainState, init_state, make_task_step, make_test, start_shapes
+from jaxbatch.training.tasks import Task
 
 
 def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> Iterator[dict[str, Any]]:
     """Trains and yields ``evaluations_per_epoch`` records an epoch (and one at the end of a duration that ends within).
 
     An epoch is one compiled program, or a Python loop over a compiled step where that is faster
-    (:mod:`jaxbatch.loops`). With a schedule of batch sizes the next size is compiled in the background while the
+    (:mod:`jaxbatch.training.loops`). With a schedule of batch sizes the next size is compiled in the background while the
     run goes on.
 
     Args:
@@ -110,9 +105,8 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
             started = time.perf_counter()
             order = np.asarray(epoch_order(config.seed, segment.epoch, num_examples))
             indices = order[segment.first : segment.first + segment.num_examples].reshape(count, segment.batch_size)
-            unplaced = task.prepare is None and not is_stream(task.train_data)
-            place = () if unplaced else ((config.seed, segment.epoch),)
-            state, losses = jax.block_until_ready(program.run(state, task.train_data, indices, *place))
+            place = config.seed, segment.epoch
+            state, losses = jax.block_until_ready(program.run(state, task.train_data, indices, place))
             seconds = time.perf_counter() - started
             losses = np.asarray(losses)  # its length changes with the batch size: each would be another program
             progress = advance(progress, segment)
@@ -164,11 +158,6 @@ def _past_the_end(config: FitConfig, state: TrainState, progress: Progress, num_
 def _epoch_compiler(task: Task, config: FitConfig, state: TrainState):
     """``(batch_size, num_batches) -> program``; only shapes are kept of the state."""
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
-
-    bound = config.microbatch_size
-    if bound is not None:
-        task = task._replace(microbatch_size=min(bound, task.microbatch_size or bound))
-
     if config.num_devices < 1:
         raise ValueError(f"num_devices={config.num_devices} must be at least 1.")
     if config.parallel not in ("jit", "pmap"):
@@ -176,30 +165,5 @@ def _epoch_compiler(task: Task, config: FitConfig, state: TrainState):
     devices = jax.devices()[: config.num_devices]
     if len(devices) < config.num_devices:
         raise ValueError(f"num_devices={config.num_devices}, and JAX finds {len(devices)} here.")
-    if config.num_devices > 1 and config.num_groups is not None:
-        raise ValueError(f"num_groups={config.num_groups} with num_devices={config.num_devices}: a split step runs on one device.")
-
-    if is_stream(task.train_data) and config.num_groups is not None:
-        raise ValueError(f"num_groups={config.num_groups}: a split step needs its batch on the device, not a stream.")
-
-    def compile(key):
-        size, count = key
-        cut = bound is not None and size > bound
-        if config.num_devices > 1 or (is_stream(task.train_data) and cut):
-            check_independent_prepare(task)
-        if is_stream(task.train_data):
-            return compile_streamed_epoch(task, config.optimizer, shapes, size, bound, devices, method=config.parallel)
-        if config.num_devices > 1:
-            return compile_parallel_epoch(task, config.optimizer, shapes, count, size, devices, method=config.parallel)
-        if cut and config.num_groups is None and loops_are_slow(*_one_part(task, shapes, bound)):
-            check_independent_prepare(task)  # elsewhere it sees the batch whole
-            return compile_accumulating_epoch(task, config.optimizer, shapes, size, bound)
-        step = make_task_step(task, config.optimizer, size, num_groups=config.num_groups)
-        return compile_epoch(step, shapes, task.train_data, count, size, prepare=task.prepare)
-
-    return compile
-
-
-def _one_part(task: Task, state: TrainState, size: int):
-    """The loss function and what it is given for one microbatch, in shapes."""
-    return task.loss_fn, state.params, batch_shapes(task.train_data, size, task.prepare)
+    settings = {"num_groups": config.num_groups, "microbatch_size": config.microbatch_size, "devices": devices, "method": config.parallel}
+    return lambda key: compile_task_epoch(task, config.optimizer, shapes, key[1], key[0], **settings)

@@ -16,14 +16,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Float, PyTree
 
-from jaxbatch.gradients import group_gradient_fn
-from jaxbatch.groups import CPU_VMAP, LossFn, Method, check_loss, choose_method, side_by_side, split_groups
-from jaxbatch.independence import check_independent_losses
+from jaxbatch.gradients.accumulation import mean_gradient
+from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size, check_num_groups
+from jaxbatch.gradients.independence import check_independent_losses
+from jaxbatch.gradients.parts import CPU_VMAP, Method, Part, choose_method, fold
 from jaxbatch.intervals import Interval, ratio_of_means
-from jaxbatch.sums import add, inner_product, squared_norm, widen, zero_sum
+from jaxbatch.sums import inner_product, squared_norm, widen
 
 
 class GradientStatistics(NamedTuple):
@@ -82,51 +82,23 @@ def gradient_statistics(
     num_groups = batch_size if num_groups is None else num_groups
     if num_groups < 2:
         raise ValueError(f"num_groups={num_groups} must be at least 2: noise shows in how groups differ.")
-    groups = split_groups(batch, num_groups, batch_size)
+    check_num_groups(num_groups, batch_size)
+    check_microbatch_size(microbatch_size)
     if num_groups == batch_size > 1:
         check_independent_losses(loss_fn, params, batch)
-    one_group = group_gradient_fn(loss_fn, microbatch_size=microbatch_size)
+    size = batch_size // num_groups
 
     def measure(group):
-        gradient = one_group(params, group)[1]
-        return gradient, squared_norm(gradient)
+        gradient = mean_gradient(loss_fn, params, group, microbatch_size=microbatch_size)[1]
+        return Part((gradient, squared_norm(gradient)))
 
-    way = method or choose_method(loss_fn, params, groups)
-    total, squares = _sums(measure, groups, num_groups, way)
+    method = method or choose_method(loss_fn, params, batch, size)
+    total, squares = fold(measure, batch, size, method=method, at_a_time=CPU_VMAP if method == "vmap" else None).summed
     mean_square = squares / num_groups  # s
     square_of_mean = squared_norm(total) / num_groups**2  # b
     signal = (num_groups * square_of_mean - mean_square) / (num_groups - 1)
     trace = batch_size * (mean_square - square_of_mean) / (num_groups - 1)
     return GradientStatistics(signal, trace)
-
-
-def _sums(measure, groups, num_groups: int, way: Method):
-    """The sum of the groups' gradients and that of their squared norms, without keeping K gradients."""
-    shapes = jax.eval_shape(measure, _take(groups, 0))
-    total = zero_sum(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes))
-    if way == "map":
-        return lax.scan(lambda total, group: (add(total, measure(group)), None), total, groups, unroll=side_by_side())[0]
-    if way == "unroll":
-        for k in range(num_groups):
-            total = add(total, measure(_take(groups, k)))
-        return total
-    if way != "vmap":
-        raise ValueError(f"method={way!r} must be 'map', 'vmap', 'unroll' or None.")
-
-    def several(part):
-        return jax.tree.map(lambda leaf: leaf.sum(0), widen(jax.vmap(measure)(part)))
-
-    at_a_time = min(CPU_VMAP, num_groups)
-    full = num_groups // at_a_time * at_a_time
-    parts = jax.tree.map(lambda leaf: leaf[:full].reshape(-1, at_a_time, *leaf.shape[1:]), groups)
-    total, _ = lax.scan(lambda total, part: (add(total, several(part)), None), total, parts)
-    if full < num_groups:
-        total = add(total, several(jax.tree.map(lambda leaf: leaf[full:], groups)))
-    return total
-
-
-def _take(groups, k: int):
-    return jax.tree.map(lambda leaf: leaf[k], groups)
 
 
 def gradient_noise_scale(statistics: GradientStatistics) -> Interval:

@@ -18,12 +18,12 @@ from jaxtyping import Array, Key, PyTree, Shaped
 from jaxbatch.data import Dataset
 from jaxbatch.data.checked import check_dataset
 from jaxbatch.data.images import ImageDataset
-from jaxbatch.groups import LossFn, leading_axis
+from jaxbatch.gradients.groups import LossFn, leading_axis
 from jaxbatch.layers import loops_are_slow
-from jaxbatch.loops import Prepare
+from jaxbatch.training.loops import Prepare
 from jaxbatch.losses import classification_loss, classification_metrics
 from jaxbatch.states import pack
-from jaxbatch.streams import Stream, image_streams, is_stream
+from jaxbatch.data.streams import Stream, image_streams, is_stream
 
 MetricsFn = Callable[[PyTree, PyTree], dict[str, Array]]
 AugmentFn = Callable[[Key[Array, "B"], Shaped[Array, "B ..."]], Shaped[Array, "B ..."]]
@@ -134,7 +134,7 @@ def streamed_task(
         model: as :func:`classification_task` takes it.
         dataset: from :func:`jaxbatch.open_images`.
         image_size: pixels each way.
-        num_workers, ahead: see :class:`jaxbatch.streams.Decoders`; ``task.train_data.decoders.close()`` ends the processes.
+        num_workers, ahead: see :class:`jaxbatch.data.streams.Decoders`; ``task.train_data.decoders.close()`` ends the processes.
     """
     train, test = image_streams(dataset, image_size=image_size, num_workers=num_workers, ahead=ahead)
     return _task_of(model, (image_size, image_size, 3), dataset, train, test, None)

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxbatch.compiling import with_constants_as_arguments
-from jaxbatch.groups import LossFn, losses_and_aux
+from jaxbatch.machine.compiling import with_constants_as_arguments
+from jaxbatch.gradients.groups import LossFn, losses_and_aux
 from jaxbatch.states import is_key
-from jaxbatch.streams import is_stream
+from jaxbatch.data.streams import is_stream
 
 _known: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # loss_fn -> shapes at which it was found to be independent
 

@@ -10,15 +10,12 @@ from jax import lax
 from jaxtyping import Array, Float, Int32, PyTree, UInt32
 
 from jaxbatch.batches import check_seed
-from jaxbatch.compiling import call_compiled
-from jaxbatch.gradients import group_gradient_fn
-from jaxbatch.microbatches import microbatch_gradient
-from jaxbatch.groups import LossFn, check_loss, leading_axis
-from jaxbatch.loops import make_evaluate
-from jaxbatch.split import split_backward
-from jaxbatch.sums import mean_loss
-from jaxbatch.tasks import Task, UpdateModelState, count_examples
-from jaxbatch.updates import Optimizer, update
+from jaxbatch.gradients.groups import LossFn, check_microbatch_size
+from jaxbatch.gradients.split import update_by_groups
+from jaxbatch.gradients.updates import Optimizer, update
+from jaxbatch.machine.compiling import call_compiled
+from jaxbatch.training.evaluation import make_evaluate
+from jaxbatch.training.tasks import Task, UpdateModelState, count_examples
 
 _INIT = 0x696E6974  # "init": keeps the keys of initialisation apart from those of shuffling
 
@@ -30,7 +27,7 @@ class TrainState(NamedTuple):
     opt_state: PyTree
     step: Int32[Array, ""]  # calls of the optimizer so far; optax.MultiSteps makes one update of several
     model_state: PyTree = ()  # what the model keeps beside its parameters
-    progress: PyTree = ()  # how far fit has come in epochs and examples (jaxbatch.plans.write_progress); no step changes it
+    progress: PyTree = ()  # how far fit has come in epochs and examples (jaxbatch.training.plans.write_progress); no step changes it
 
 
 def init_state(task: Task, optimizer: Optimizer, seed: int | np.integer | UInt32[Array, ""]) -> TrainState:
@@ -100,7 +97,8 @@ def make_train_step(
     num_groups: int | None = None,
     microbatch_size: int | None = None,
     update_model_state: UpdateModelState | None = None,
-) -> Callable[[TrainState, PyTree], tuple[TrainState, Float[Array, "B"]]]:
+    axis: str | None = None,
+) -> Callable[..., tuple[TrainState, Float[Array, "..."]]]:
     """A training step for one batch size, jit-compiled and usable inside ``lax.scan``.
 
     Args:
@@ -113,9 +111,12 @@ def make_train_step(
         update_model_state: given, ``loss_fn`` returns ``(losses, aux)``, see :class:`jaxbatch.Task`; with groups or
             microbatches it is called for each one's aux in turn. (Batch normalisation then takes the moments of a group
             or microbatch: *ghost* batch norm.)
+        axis: name of an axis of devices along which the step runs, each with its share of every group.
 
     Returns:
-        ``step(state, batch) -> (state, losses)``; the losses are those at the incoming parameters.
+        ``step(state, batch) -> (state, losses)``; the losses are those at the incoming parameters. Along an axis
+        ``step(state, share, mask) -> (state, mean loss of the batch)``, ``mask`` False for examples that fill up the share;
+        None where none do.
 
     Raises:
         ValueError: from the step, for a batch of another size.
@@ -130,59 +131,25 @@ def make_train_step(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1.")
-    if microbatch_size is not None and microbatch_size < 1:
-        raise ValueError(f"microbatch_size={microbatch_size} must be at least 1.")
-    has_aux = update_model_state is not None
-    if num_groups is not None:
-        split_step = split_backward(loss_fn, optimizer, num_groups, has_aux=has_aux, microbatch_size=microbatch_size)
+    check_microbatch_size(microbatch_size)
+    groups, has_aux = num_groups or 1, update_model_state is not None
+    if groups < 1:
+        raise ValueError(f"num_groups={num_groups} must be at least 1.")
 
     @jax.jit
-    def step(state, batch):
+    def step(state, batch, mask=None):
         found = jax.tree.leaves(batch)[0].shape[0]
-        if found != batch_size:
+        if axis is None and found != batch_size:
             raise ValueError(f"this step was made for batch_size={batch_size} and got a batch of {found} examples.")
-        if num_groups is not None:
-            params, opt_state, losses, *aux = split_step(state.params, state.opt_state, batch)
-            model_state = update_in_turn(update_model_state, state.model_state, aux[0]) if has_aux else state.model_state
-            return state._replace(params=params, opt_state=opt_state, step=state.step + num_groups, model_state=model_state), losses
-        check_loss(loss_fn, state.params, batch, has_aux=has_aux)
-        losses, gradient, model_state = mean_gradient(
-            loss_fn, state, batch, microbatch_size=microbatch_size, update_model_state=update_model_state
-        )
-        return apply_gradient(state, optimizer, gradient, model_state, mean_loss(losses)), losses
+        settings = {"has_aux": has_aux, "microbatch_size": microbatch_size, "mask": mask, "batch_size": batch_size, "axis": axis}
+        params, opt_state, losses, aux, means = update_by_groups(loss_fn, optimizer, state.params, state.opt_state, batch, groups, **settings)
+        model_state = state.model_state
+        if has_aux:  # leading axes of groups and microbatches
+            model_state = update_in_turn(update_model_state, model_state, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), aux))
+        state = state._replace(params=params, opt_state=opt_state, step=state.step + groups, model_state=model_state)
+        return state, losses if axis is None else means.mean()
 
     return step
-
-
-def mean_gradient(
-    loss_fn: LossFn,
-    state: TrainState,
-    batch: PyTree,
-    *,
-    microbatch_size: int | None = None,
-    update_model_state: UpdateModelState | None = None,
-    across: Callable[[PyTree], PyTree] = lambda aux: aux,
-) -> tuple[Float[Array, "B"], PyTree, PyTree]:
-    """Losses, the gradient of their mean, and the model's next state: what a step computes before its update.
-
-    Args:
-        loss_fn, microbatch_size, update_model_state: see :func:`make_train_step`.
-        state: where the gradient is taken.
-        batch: leaves ``(B, ...)``.
-        across: what happens to the aux first, as its mean over devices.
-
-    Returns:
-        ``(losses, gradient, model_state)``.
-    """
-    has_aux = update_model_state is not None
-    batch_size = leading_axis(batch)
-    if microbatch_size is not None and microbatch_size < batch_size:
-        losses, gradient, aux = microbatch_gradient(loss_fn, state.params, batch, microbatch_size, has_aux=has_aux)
-    else:
-        losses, gradient, aux = group_gradient_fn(loss_fn, has_aux=has_aux)(state.params, batch)
-        aux = jax.tree.map(lambda leaf: leaf[None], aux)
-    model_state = update_in_turn(update_model_state, state.model_state, across(aux)) if has_aux else state.model_state
-    return losses, gradient, model_state
 
 
 def update_in_turn(update_model_state: UpdateModelState, model_state: PyTree, found: PyTree) -> PyTree:
@@ -206,8 +173,8 @@ def apply_gradient(
 
 
 def make_task_step(
-    task: Task, optimizer: Optimizer, batch_size: int, *, num_groups: int | None = None
-) -> Callable[[TrainState, PyTree], tuple[TrainState, Float[Array, "B"]]]:
+    task: Task, optimizer: Optimizer, batch_size: int, *, num_groups: int | None = None, axis: str | None = None
+) -> Callable[..., tuple[TrainState, Float[Array, "..."]]]:
     """:func:`make_train_step` with all that a task says of its loss."""
     return make_train_step(
         task.loss_fn,
@@ -216,4 +183,5 @@ def make_task_step(
         num_groups=num_groups,
         microbatch_size=task.microbatch_size,
         update_model_state=task.update_model_state,
+        axis=axis,
     )

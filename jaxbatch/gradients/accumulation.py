@@ -1,0 +1,140 @@
+"""The gradient of a batch's mean loss, in one piece or summed over microbatches and devices.
+
+Axes: B examples.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int32, PyTree
+
+from jaxbatch.batches import even_part
+from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size, leading_axis, losses_and_aux
+from jaxbatch.gradients.parts import Part, fold
+from jaxbatch.layers import loops_are_slow, own_examples
+from jaxbatch.machine.compiling import compile_ahead
+from jaxbatch.sums import add, mean_loss, mean_of_sum, widen, zero_sum
+
+
+def accumulated_gradient(
+    loss_fn: LossFn, params: PyTree, batch: PyTree, microbatch_size: int
+) -> PyTree[Float[Array, "..."]]:
+    r"""The gradient of the batch's mean loss, summed over microbatches: the memory of one of them.
+
+    The sum is kept in float32 at least and cast to the parameters' types at the end. Equal to ``jax.grad`` of the mean loss up to the order of summation. A last microbatch that is not
+    full counts by its number of examples. On CPU a model that is built on XLA's convolutions, which are slow in
+    compiled loops, goes through a Python loop over a compiled accumulation; inside ``jit`` it has to be the loop.
+
+    Args:
+        loss_fn: ``(params, batch) -> losses``.
+        params: pytree of floating-point arrays.
+        batch: pytree with leading axis B.
+        microbatch_size: examples worked on at a time, at most; need not divide B, though where a divisor is
+            near, it is taken.
+
+    Raises:
+        ValueError: as :func:`per_example_gradients`.
+
+    Example:
+        >>> loss_fn = lambda w, x: 0.5 * (x - w) ** 2
+        >>> accumulated_gradient(loss_fn, jnp.array(0.0), jnp.array([1.0, 3.0, 5.0]), 2).tolist()
+        -3.0
+    """
+    batch_size = check_loss(loss_fn, params, batch)
+    check_microbatch_size(microbatch_size)
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, batch)))
+    if traced or not loops_are_slow(loss_fn, params, batch):
+        return mean_gradient(loss_fn, params, batch, microbatch_size=microbatch_size)[1]
+    total, size = zero_sum(params), even_part(batch_size, microbatch_size)
+    add_part = lambda total, params, part: add(total, summed_gradient(loss_fn, params, part).summed)
+    programs = {}
+    for start in range(0, batch_size, size):
+        part = jax.tree.map(lambda leaf: leaf[start : start + size], batch)
+        length = leading_axis(part)
+        if length not in programs:
+            # Traced at every call, for an object with the same hash may be another function by now.
+            programs[length] = compile_ahead(jax.jit(add_part, donate_argnums=0), total, params, part, once=True)
+        total = programs[length](total, params, part)
+    return mean_of_sum(total, batch_size, params)
+
+
+def mean_gradient(
+    loss_fn: LossFn,
+    params: PyTree,
+    batch: PyTree,
+    *,
+    has_aux: bool = False,
+    microbatch_size: int | None = None,
+    mask: Bool[Array, "B"] | None = None,
+    batch_size: int | None = None,
+    axis: str | None = None,
+) -> tuple[Float[Array, "B"], PyTree, PyTree]:
+    """Losses, the gradient of their mean, and aux: what every step is made of.
+
+    Args:
+        loss_fn: ``(params, batch) -> losses``, or ``(losses, aux)`` with ``has_aux``.
+        params: pytree of floating-point arrays.
+        batch: pytree with leading axis B, on several devices this one's share.
+        has_aux: whether ``loss_fn`` returns ``(losses, aux)``.
+        microbatch_size: examples worked on at a time, at most; ``None``: all.
+        mask: False for examples that fill up a share and count for nothing.
+        batch_size: examples of all shares together; ``None``: B.
+        axis: name of the axis of devices, over which is summed.
+
+    Returns:
+        ``(losses, gradient, aux)``, losses those of the share and 0 where ``mask`` is False; aux with a leading axis of
+        microbatches, whose leaves must have the same shapes for a last microbatch that is not full, as moments have.
+
+    Example:
+        >>> loss_fn = lambda w, x: 0.5 * (x - w) ** 2
+        >>> losses, gradient, _ = mean_gradient(loss_fn, jnp.array(0.0), jnp.array([1.0, 3.0]))
+        >>> losses.tolist(), float(gradient)
+        ([0.5, 4.5], -2.0)
+    """
+    share = leading_axis(batch)
+    whole = microbatch_size is None or microbatch_size >= share
+    if whole and mask is None and axis is None:
+
+        def mean(p):
+            losses, aux = losses_and_aux(loss_fn, p, batch, has_aux)
+            return mean_loss(losses), (losses, aux)
+
+        (_, (losses, aux)), gradient = jax.value_and_grad(mean, has_aux=True)(params)
+        return losses, gradient, jax.tree.map(lambda leaf: leaf[None], aux)
+    size = share if whole else even_part(share, microbatch_size)
+    measure = lambda part: summed_gradient(loss_fn, params, part[0], mask=part[1], has_aux=has_aux)
+    gradient, losses, (aux, own) = fold(measure, (batch, mask), size, start=zero_sum(params))
+    if axis is not None:
+        gradient, aux = lax.psum(gradient, axis), mean_over(axis, aux, own)
+    return losses, mean_of_sum(gradient, batch_size or share, params), aux
+
+
+def summed_gradient(
+    loss_fn: LossFn, params: PyTree, part: PyTree, *, mask: Bool[Array, "m"] | None = None, has_aux: bool = False
+) -> Part:
+    """The gradient of a part's summed loss, its losses, and ``(aux, how many examples count)``."""
+
+    def loss_sum(p):
+        with own_examples(mask):
+            losses, aux = losses_and_aux(loss_fn, p, part, has_aux)
+        # Fillers repeat real examples, so that no zero meets a value that is not finite.
+        losses = losses if mask is None else jnp.where(mask, losses, 0)
+        return widen(losses).sum(), (losses, aux)
+
+    (_, (losses, aux)), gradient = jax.value_and_grad(loss_sum, has_aux=True)(params)
+    return Part(widen(gradient), losses, (aux, None if mask is None else mask.sum(dtype=jnp.int32)))
+
+
+def mean_over(axis: str, aux: PyTree, own: Int32[Array, "*parts"] | None) -> PyTree:
+    """The mean of the devices' aux along ``axis``, each weighing by its own examples (None: all have as many)."""
+    if own is None or not jax.tree.leaves(aux):
+        return lax.pmean(aux, axis)
+    whole = jnp.maximum(lax.psum(own, axis), 1)
+
+    def mean(leaf):
+        wide = jnp.promote_types(leaf.dtype, jnp.float32)
+        weight, total = (count.astype(wide).reshape(*count.shape, *(1,) * (leaf.ndim - own.ndim)) for count in (own, whole))
+        # What a device without an example found is left out, whatever it is.
+        return (lax.psum(jnp.where(weight > 0, leaf.astype(wide) * weight, 0), axis) / total).astype(leaf.dtype)
+
+    return jax.tree.map(mean, aux)

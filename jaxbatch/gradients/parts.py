@@ -1,0 +1,142 @@
+"""The one place that goes over the parts of a batch: groups, microbatches, single examples.
+
+A part is measured, what is measured is summed or kept, and how the parts are gone through depends on the platform: a CPU is
+busy with one of them, an accelerator is not, and inside a compiled loop XLA:CPU has no fast convolution.
+
+Axes: B examples, P parts of m examples.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import PyTree
+
+from jaxbatch.gradients.groups import LossFn, leading_axis
+from jaxbatch.layers import loops_are_slow
+from jaxbatch.sums import add, widen, zero_sum
+
+Method = Literal["map", "vmap", "unroll"]
+# Parts of a batch under way at the same time in a compiled loop on CPU: while one is in an operation that a
+# single core does, the other keeps the rest busy. Three or four are no faster and need more memory.
+CPU_SIDE_BY_SIDE = 2
+CPU_VMAP = 64  # examples side by side whose activations stay in a CPU's cache
+
+
+class Part(NamedTuple):
+    """What is measured of a part, and what comes of all parts."""
+
+    summed: PyTree = ()  # added up, in float32 at least
+    examples: PyTree = ()  # of each example, leaves (m, ...): joined to (B, ...)
+    each: PyTree = ()  # of the part: stacked to leaves (P, ...)
+
+
+def fold(
+    measure: Callable[[PyTree], Part],
+    batch: PyTree,
+    size: int,
+    *,
+    method: Method = "map",
+    at_a_time: int | None = None,
+    start: PyTree = None,
+    combine: Callable[[PyTree, PyTree], PyTree] = add,
+) -> Part:
+    """Cuts a batch into parts of ``size`` examples, measures each, and sums.
+
+    Args:
+        measure: ``part -> Part``.
+        batch: leaves ``(B, ...)``.
+        size: m; a last part may hold fewer, unless what is kept of ``each`` then has another shape.
+        method: ``"map"``: one after another in a compiled loop. ``"vmap"``: side by side. ``"unroll"``: one after another
+            without a loop, which compiles P times as long.
+        at_a_time: parts under way together: with ``"vmap"`` side by side, ``None`` for all; in the loop of ``"map"``,
+            ``None`` for what suits the platform.
+        start: what the sum starts from; ``None``: zeros.
+        combine: ``(total, a part's summed) -> total``, if it is no addition, as an optimizer's update.
+
+    Raises:
+        ValueError: another ``method``.
+
+    Example:
+        >>> found = fold(lambda part: Part(part.sum(), 2 * part, part.max()), jnp.arange(5.0), 2)
+        >>> float(found.summed), found.examples.tolist(), found.each.tolist()
+        (10.0, [0.0, 2.0, 4.0, 6.0, 8.0], [1.0, 3.0, 4.0])
+    """
+    if method not in ("map", "vmap", "unroll"):
+        raise ValueError(f"method={method!r} must be 'map', 'vmap', 'unroll' or None.")
+    batch_size = leading_axis(batch)
+    size = min(size, batch_size)
+    count, full = batch_size // size, batch_size // size * size
+    parts = jax.tree.map(lambda leaf: leaf[:full].reshape(count, size, *leaf.shape[1:]), batch)
+    if start is None:
+        shapes = jax.eval_shape(measure, _take(parts, 0)).summed
+        start = zero_sum(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.int32 if leaf.dtype == bool else leaf.dtype), shapes))
+
+    def one(total, part):
+        found = measure(part)
+        return combine(total, found.summed), (found.examples, found.each)
+
+    if method == "vmap":
+        total, kept = _side_by_side(measure, parts, start, combine, min(at_a_time or count, count))
+    elif method == "map" and count > 1:
+        total, kept = lax.scan(one, start, parts, unroll=at_a_time or side_by_side())
+    else:
+        total, kept = start, []
+        for number in range(count):
+            total, found = one(total, _take(parts, number))
+            kept.append(found)
+        kept = jax.tree.map(lambda *leaves: jnp.stack(leaves), *kept)
+    examples, each = jax.tree.map(lambda leaf: leaf.reshape(full, *leaf.shape[2:]), kept[0]), kept[1]
+    if full < batch_size:
+        total, (last, last_each) = one(total, jax.tree.map(lambda leaf: leaf[full:], batch))
+        examples = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), examples, last)
+        each = jax.tree.map(lambda leaf, last: jnp.concatenate([leaf, last[None]]), each, last_each)
+    return Part(total, examples, each)
+
+
+def _side_by_side(measure, parts, start, combine, at_a_time: int):
+    """The total and what is kept, with an axis of parts, of parts measured so many at a time."""
+    adding = combine is add
+
+    def several(some):
+        found = jax.vmap(measure)(some)
+        summed = jax.tree.map(lambda leaf: leaf.sum(0), widen(found.summed)) if adding else ()
+        return Part(summed, (found.examples, found.each, () if adding else found.summed))
+
+    if at_a_time == leading_axis(parts):
+        summed, kept, _ = several(parts)
+        total = add(start, summed) if adding else start
+    else:
+        total, kept, _ = fold(several, parts, at_a_time, at_a_time=1, start=start if adding else ())
+    if not adding:
+        total = lax.scan(lambda total, one: (combine(total, one), None), start, kept[2])[0]
+    return total, kept[:2]
+
+
+def _take(parts: PyTree, number: int) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf[number], parts)
+
+
+def choose_method(loss_fn: LossFn, params: PyTree, batch: PyTree, size: int) -> Method:
+    """How parts of ``size`` examples are gone through: a CPU is busy with one of them, an accelerator is not.
+
+    Example:
+        >>> loss_fn = lambda w, x: 0.5 * (x - w) ** 2
+        >>> choose_method(loss_fn, jnp.array(0.0), jnp.ones(4), 1), choose_method(loss_fn, jnp.array(0.0), jnp.ones(4), 2)
+        ('vmap', 'map')
+    """
+    if jax.default_backend() != "cpu" or size == 1:
+        return "vmap"
+    return "unroll" if loops_are_slow(loss_fn, params, jax.tree.map(lambda leaf: leaf[:size], batch)) else "map"
+
+
+def vmap_at_a_time(size: int) -> int | None:
+    """Parts side by side: on CPU as many single examples as stay in its cache, elsewhere all."""
+    return CPU_VMAP if jax.default_backend() == "cpu" and size == 1 else None
+
+
+def side_by_side() -> int:
+    """How many parts of a batch a compiled loop has under way at the same time on this platform."""
+    return CPU_SIDE_BY_SIDE if jax.default_backend() == "cpu" else 1

@@ -1,0 +1,1 @@
+"""Programs compiled and kept, their time and memory."""

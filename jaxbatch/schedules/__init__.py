@@ -1,0 +1,1 @@
+"""Batch sizes by epoch, and the learning rates that go with them."""

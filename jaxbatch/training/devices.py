@@ -1,0 +1,132 @@
+"""The same steps over several devices: each takes its share of every batch, gradients are summed, all make one update.
+
+What a step computes is that of one device up to the order of summation: the same global batch in the same order of
+examples. A batch that the number of devices N does not divide is filled up with masked examples, which count for
+nothing in the loss and the gradient. Batch normalisation takes the moments of a device's share unless its layers are
+given the axis :data:`AXIS` (then they are those of the global batch); fillers enter none of them. Running moments, as any
+aux of a loss, are averaged over the devices, each weighing by its number of examples.
+
+What a loss sees: its device's share, fillers included. They are real examples a second time, and what the loss returns
+for them is dropped. A model of your own that couples examples, as by ``lax.pmean(..., AXIS)``, would count them: let it leave
+out those where :func:`jaxbatch.layers.example_mask` is False (a mean over all devices is ``psum(sum of own values) /
+psum(number of own values)``), or take a batch size that N divides. Layers of :mod:`jaxbatch.layers` do this themselves.
+
+Axes: S steps, B examples in a batch, N devices, M = ⌈B / N⌉ examples on each.
+"""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as Spec
+from jaxtyping import Bool, Int32
+
+AXIS = "devices"  # the name that collective operations inside a step go by
+Parallel = Literal["jit", "pmap"]
+
+
+def share_batches(
+    indices: Int32[np.ndarray, "S B"], num_devices: int, num_groups: int = 1
+) -> tuple[Int32[np.ndarray, "N S M"], Bool[np.ndarray, "N S M"]]:
+    """Each device's share of every batch, with a mask that is False where a slot holds no example of its own.
+
+    A share is contiguous; of a batch in K groups it is the share of each group in turn.
+
+    Example:
+        >>> shares, mask = share_batches(np.array([[5, 6, 7]], np.int32), 2)
+        >>> shares.tolist(), mask.tolist()
+        ([[[5, 6]], [[7, 5]]], [[[True, True]], [[True, False]]])
+        >>> share_batches(np.array([[1, 2, 3, 4]], np.int32), 2, num_groups=2)[0].tolist()
+        [[[1, 3]], [[2, 4]]]
+    """
+    if num_groups > 1:
+        groups = indices.reshape(len(indices) * num_groups, -1)
+        return tuple(one.reshape(num_devices, len(indices), -1) for one in share_batches(groups, num_devices))
+    steps, size = indices.shape
+    share = -(-size // num_devices)
+    slots = np.arange(num_devices * share)
+    filled = indices[:, slots % size].reshape(steps, num_devices, share)  # real examples, so that nothing is undefined
+    mask = np.broadcast_to((slots < size).reshape(1, num_devices, share), filled.shape)
+    return filled.transpose(1, 0, 2), mask.transpose(1, 0, 2)
+
+
+def provide_devices(count: int) -> None:
+    """Makes sure of ``count`` devices: before JAX has started, a CPU is split into as many virtual ones.
+
+    Raises:
+        ValueError: there are fewer.
+
+    Example:
+        >>> provide_devices(1)
+    """
+    if count > 1:
+        with contextlib.suppress(RuntimeError):  # JAX has started: what there is will have to do
+            jax.config.update("jax_num_cpu_devices", count)  # has no part where there is an accelerator
+    if count > jax.device_count():
+        raise ValueError(f"{count} devices were asked for, and JAX finds {jax.device_count()} here.")
+
+
+def over_devices(
+    function: Callable[..., Any],
+    devices: Sequence[jax.Device],
+    method: Parallel,
+    split: Sequence[bool],
+    *,
+    outputs_split: bool = False,
+    donate: tuple[int, ...] = (),
+) -> tuple[Any, Callable[..., tuple]]:
+    """``function`` on every device, under the axis :data:`AXIS`; on a single one plainly compiled, without an axis.
+
+    Args:
+        function: of pytrees. Unless ``outputs_split`` it must return the same on every device.
+        devices: N of them.
+        method: ``"pmap"``, or ``"jit"``: sharded arrays and ``shard_map``.
+        split: for each argument, whether its leaves ``(N, ...)`` are dealt out, one part a device, or all have it whole. On a
+            single device there is nothing to deal, and leaves have no such axis.
+        outputs_split: whether outputs are gathered to leaves ``(N, ...)``.
+        donate: numbers of the arguments whose memory is reused.
+
+    Returns:
+        The compiled function, which can also be lowered; and ``place(*arguments)``, which moves arguments to where the
+        function wants them, in the order of ``split``.
+
+    Raises:
+        ValueError: another ``method``.
+
+    Example:
+        >>> double, place = over_devices(lambda x: 2 * x, jax.devices()[:1], "jit", [True])
+        >>> float(double(*place(3.0)))
+        6.0
+    """
+    if len(devices) == 1:
+        return jax.jit(function, donate_argnums=donate), lambda *arguments: jax.device_put(arguments)
+    if not any(split):  # pmap wants something that is dealt out; what is whole on all devices is an array like any other
+        method = "jit" if method == "pmap" else method
+    mesh = jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+    specs = tuple(Spec(AXIS) if dealt else Spec() for dealt in split)
+
+    def place(*arguments):
+        return tuple(jax.device_put(one, NamedSharding(mesh, spec)) for one, spec in zip(arguments, specs, strict=False))
+
+    if method == "pmap":
+        axes = tuple(0 if dealt else None for dealt in split)
+        out = 0 if outputs_split else None
+        return jax.pmap(function, AXIS, in_axes=axes, out_axes=out, devices=devices, donate_argnums=donate), place
+    if method != "jit":
+        raise ValueError(f"method={method!r} must be 'pmap' or 'jit'.")
+
+    def own_part(*arguments):
+        taken = (jax.tree.map(lambda leaf: leaf[0], one) if dealt else one for one, dealt in zip(arguments, split, strict=True))
+        found = function(*taken)
+        return jax.tree.map(lambda leaf: leaf[None], found) if outputs_split else found
+
+    out = Spec(AXIS) if outputs_split else Spec()
+    shared = jax.shard_map(own_part, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
+    shardings = tuple(NamedSharding(mesh, spec) for spec in specs)
+    shardings = {"in_shardings": shardings, "out_shardings": NamedSharding(mesh, out)}
+    return jax.jit(shared, donate_argnums=donate, **shardings), place

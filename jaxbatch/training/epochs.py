@@ -1,0 +1,83 @@
+"""An epoch of a task, composed of three independent choices.
+
+* **Where examples come from**: arrays on the device, or a stream (``task.train_data``).
+* **How a batch's parts are summed**: groups with an update each (``num_groups``), microbatches one after another
+  (``microbatch_size``), shares of several devices (``devices``). One place measures a part
+  (:func:`jaxbatch.gradients.accumulation.summed_gradient`).
+* **How steps are looped**: ``lax.scan``, a Python loop over whole steps (:func:`jaxbatch.compile_epoch`), or one over their pieces
+  (:func:`jaxbatch.training.pieces.compile_epoch_in_pieces`), where a loop within a program is slow or has no data yet.
+
+Every combination is defined and gives the numbers of one device that sees the batch whole, up to the order of summation; batch
+normalisation takes the moments of a part.
+
+Axes: S steps, B examples in a batch.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jaxtyping import Array
+
+from jaxbatch.data.streams import is_stream
+from jaxbatch.gradients.groups import check_microbatch_size, check_num_groups
+from jaxbatch.gradients.independence import check_independent_prepare
+from jaxbatch.gradients.updates import Optimizer
+from jaxbatch.layers import loops_are_slow
+from jaxbatch.training.devices import AXIS, Parallel
+from jaxbatch.training.loops import batch_shapes, compile_epoch
+from jaxbatch.training.pieces import compile_epoch_in_pieces
+from jaxbatch.training.steps import TrainState, make_task_step
+from jaxbatch.training.tasks import Task
+
+
+def compile_task_epoch(
+    task: Task,
+    optimizer: Optimizer,
+    state: Any,
+    num_steps: int,
+    batch_size: int,
+    *,
+    num_groups: int | None = None,
+    microbatch_size: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    method: Parallel = "jit",
+) -> Callable[..., tuple[TrainState, Array]]:
+    """``num_steps`` batches of a task, compiled here and now, looped the fastest way.
+
+    Args:
+        task: see :class:`jaxbatch.Task`.
+        optimizer: any optax optimizer.
+        state: of which only shapes are used.
+        num_steps: S.
+        batch_size: B, over all devices.
+        num_groups: K updates a batch; ``None``: one.
+        microbatch_size: examples that a device works on at a time, at most; ``None``: what the task says.
+        devices: those that share every batch; ``None``: the default one.
+        method: how, see :func:`jaxbatch.training.devices.over_devices`.
+
+    Returns:
+        ``run(state, data, indices, [seed, epoch]) -> (state, losses)``, ``indices`` ``(S, B)``; the last argument may be left
+        out where nothing is random. The incoming state's memory is reused.
+
+    Raises:
+        ValueError: K that does not divide B, no device, a ``prepare`` that changes an example with the others in its batch
+            where it sees parts of one.
+    """
+    devices = jax.devices()[:1] if devices is None else devices
+    groups, axis = 1 if num_groups is None else num_groups, AXIS if len(devices) > 1 else None
+    check_num_groups(groups, batch_size)
+    check_microbatch_size(microbatch_size)
+    if microbatch_size is not None:
+        task = task._replace(microbatch_size=min(microbatch_size, task.microbatch_size or microbatch_size))
+    state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
+    streamed, cut = is_stream(task.train_data), microbatch_size is not None and batch_size // groups > microbatch_size * len(devices)
+    in_pieces = streamed or (cut and loops_are_slow(task.loss_fn, state.params, batch_shapes(task.train_data, microbatch_size, task.prepare)))
+    if axis or (in_pieces and (cut or groups > 1)):
+        check_independent_prepare(task)  # elsewhere it sees the batch whole
+    over = {"devices": devices, "method": method, "num_groups": groups}
+    if in_pieces:
+        return compile_epoch_in_pieces(task, optimizer, state, batch_size, microbatch_size, **over)
+    step = make_task_step(task, optimizer, batch_size, num_groups=num_groups, axis=axis)
+    run = compile_epoch(step, state, task.train_data, num_steps, batch_size, prepare=task.prepare, **over)
+    return lambda state, data, indices, *place: run(state, data, indices, *(place if task.prepare is not None else ()))

@@ -1,0 +1,89 @@
+"""Mean metrics over a data set, in one program or part by part.
+
+Axes: N examples in the data set.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, PyTree
+
+from jaxbatch.batches import cut_batches
+from jaxbatch.data.streaming import prefetch
+from jaxbatch.data.streams import is_stream
+from jaxbatch.gradients.groups import leading_axis
+from jaxbatch.layers import loops_are_slow
+from jaxbatch.sums import widen
+
+
+def make_evaluate(
+    metrics_fn: Callable[[PyTree, PyTree], dict[str, Array]], num_examples: int, batch_size: int = 500
+) -> Callable[[PyTree, PyTree], dict[str, Array]]:
+    """Mean metrics over a data set: ``evaluate(params, data) -> {name: scalar}``, compiled.
+
+    The last batch is padded and masked, so every example counts once; a metric must not couple examples, as batch
+    normalisation with ``train=True`` does, or padding would count. ``data`` may be a :class:`jaxbatch.data.streams.Stream`.
+
+    Example:
+        >>> evaluate = make_evaluate(lambda w, x: {"loss": (x - w) ** 2}, num_examples=3, batch_size=2)
+        >>> float(evaluate(jnp.array(0.0), jnp.array([1.0, 2.0, 2.0]))["loss"])
+        3.0
+    """
+
+    def cut():
+        return cut_batches(jnp.arange(num_examples, dtype=jnp.int32), min(batch_size, num_examples), partial="pad")
+
+    def sums_of(params, examples, mask):
+        found = metrics_fn(params, examples)
+        for name, values in found.items():
+            if jnp.shape(values) != mask.shape:
+                raise ValueError(
+                    f"metrics_fn must return one value per example, shape {mask.shape}, and {name!r} has shape {jnp.shape(values)}."
+                    + (" Leave out the mean." if jnp.shape(values) == () else "")
+                )
+        return jax.tree.map(lambda values: jnp.where(mask, values, 0).sum(), widen(found))
+
+    def sums(params, data, batch):
+        return sums_of(params, jax.tree.map(lambda leaf: leaf[batch.indices], data), batch.mask)
+
+    def mean(totals):
+        return jax.tree.map(lambda total: total.sum() / num_examples, totals)
+
+    @jax.jit
+    def in_one_program(params, data):
+        return mean(lax.map(lambda batch: sums(params, data, batch), cut()))  # cut here: closed over, it would be a constant
+
+    one_batch, one_part = jax.jit(sums), jax.jit(sums_of)
+
+    slow = None  # found out at the first call, from the shapes
+
+    def evaluate(params, data):
+        nonlocal slow
+        found = data.num_examples if is_stream(data) else leading_axis(data, "data")
+        if found != num_examples:
+            raise ValueError(f"this evaluation was made for num_examples={num_examples} and got data of {found} examples.")
+        if is_stream(data):
+            batches = jax.tree.map(np.asarray, cut())
+            examples = prefetch(data.parts(batches.indices), depth=1)
+            # Each is waited for, or the host would pile up parts that the device has not come to.
+            parts = [jax.block_until_ready(one_part(params, *pair)) for pair in zip(examples, batches.mask, strict=True)]
+            return mean(_stack(parts))
+        if slow is None:
+            slow = loops_are_slow(sums, params, data, jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[0], cut())))
+        if not slow:
+            return in_one_program(params, data)
+        batches = cut()
+        parts = [one_batch(params, data, jax.tree.map(lambda leaf: leaf[number], batches)) for number in range(len(batches.mask))]
+        return mean(_stack(parts))
+
+    return evaluate
+
+
+def _stack(parts):
+    """On the host unless traced: a program that joins thousands of scalars would have a line for each."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(parts)):
+        return jax.tree.map(lambda *totals: jnp.stack(totals), *parts)
+    return jax.tree.map(lambda *totals: jnp.asarray(np.stack(totals)), *jax.device_get(parts))

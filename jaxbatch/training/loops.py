@@ -1,0 +1,196 @@
+"""Many steps, many batches: as one compiled loop where that is fastest, else as a Python loop over a compiled step.
+
+Inside a compiled loop XLA:CPU has no fast convolution (:func:`jaxbatch.layers.loops_are_slow`); a network built on them
+runs several times faster one compiled step at a time, and neither way waits for the host between steps.
+
+Axes: S steps, B examples in a batch.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Key, PyTree, UInt32
+
+from jaxbatch.augment import example_keys
+from jaxbatch.batches import cut_batches
+from jaxbatch.data.streaming import prefetch
+from jaxbatch.data.streams import is_stream
+from jaxbatch.gradients.groups import leading_axis
+from jaxbatch.layers import loops_are_slow
+from jaxbatch.machine.compiling import compile_ahead
+from jaxbatch.states import through_host
+from jaxbatch.sums import mean_loss, widen
+from jaxbatch.training.devices import AXIS, Parallel, over_devices, share_batches
+
+Step = Callable[..., tuple[Any, Float[Array, "..."]]]  # (state, batch) -> (state, losses)
+Prepare = Callable[[Key[Array, "B"], PyTree], PyTree]  # (a key for each example, batch) -> batch
+Loop = Literal["scan", "python"]
+
+
+def make_epoch(step: Step, prepare: Prepare | None = None) -> Callable[..., tuple[Any, Array]]:
+    """Any number of steps over data on the device, as one compiled program.
+
+    Args:
+        step: ``(state, batch) -> (state, losses)``.
+        prepare: what happens to a batch first, as augmentation: ``(keys, batch) -> batch`` with one key for each
+            example (:func:`jaxbatch.augment.example_keys`). Then ``run`` takes a fourth argument, the array
+            ``[seed, epoch]``.
+
+    Returns:
+        ``run(state, data, indices) -> (state, losses)``: ``indices`` ``(S, B)`` say which examples go into
+        which batch; ``losses`` ``(S,)`` are the batches' mean losses before each step. The incoming state's
+        memory is reused for the outgoing one: do not use it again.
+
+    Example:
+        >>> import optax
+        >>> from jaxbatch import TrainState, make_train_step
+        >>> step = make_train_step(lambda w, x: 0.5 * (x - w) ** 2, optax.sgd(0.5), batch_size=1)
+        >>> state = TrainState(jnp.array(0.0), optax.sgd(0.5).init(0.0), jnp.array(0))
+        >>> state, losses = make_epoch(step)(state, jnp.array([2.0, 6.0]), jnp.array([[1], [0]]))
+        >>> float(state.params), losses.tolist()
+        (2.5, [18.0, 0.5])
+    """
+
+    def run(state, data, indices, place=None):
+        leading_axis(data, "data")  # JAX would clamp an index beyond a shorter leaf, silently
+        return lax.scan(lambda state, index: _one_step(step, prepare, state, data, index, place), state, indices)
+
+    return jax.jit(run, donate_argnums=0)
+
+
+def _one_step(step, prepare, state, data, index, place, *mask):
+    batch = jax.tree.map(lambda leaf: leaf[index], data)
+    if prepare is not None:
+        batch = prepare(example_keys(place[0], place[1], index), batch)
+    state, losses = step(state, batch, *mask)
+    return state, mean_loss(losses)
+
+
+def batch_shapes(data: PyTree, batch_size: int, prepare: Prepare | None = None) -> PyTree:
+    """The shapes of a batch as the loss sees it: cut from the data, then prepared.
+
+    Example:
+        >>> batch_shapes(jnp.ones((5, 3)), 2, lambda keys, x: (x, keys))
+        (ShapeDtypeStruct(shape=(2, 3), dtype=float32), ShapeDtypeStruct(shape=(2,), dtype=key<fry>))
+    """
+    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), leaf.dtype), data)
+    if prepare is None:
+        return batch
+    keys = jax.eval_shape(lambda: example_keys(0, 0, jnp.zeros(batch_size, jnp.int32)))
+    return jax.eval_shape(prepare, keys, batch)
+
+
+def choose_loop(step: Step, state: Any, data: PyTree, batch_size: int, prepare: Prepare | None = None) -> Loop:
+    """``"python"`` where the step has a convolution that is slow inside compiled loops, else ``"scan"``.
+
+    Example:
+        >>> choose_loop(lambda state, batch: (state, batch), jnp.array(0.0), jnp.ones((8, 2)), 4)
+        'scan'
+    """
+    return "python" if loops_are_slow(step, _shapes(state), batch_shapes(data, batch_size, prepare)) else "scan"
+
+
+def compile_epoch(
+    step: Step,
+    state: Any,
+    data: PyTree,
+    num_steps: int,
+    batch_size: int,
+    *,
+    prepare: Prepare | None = None,
+    loop: Loop | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    method: Parallel = "jit",
+    num_groups: int = 1,
+) -> Callable[..., tuple[Any, Array]]:
+    """What :func:`make_epoch` does, compiled here and now for ``num_steps`` batches, looped the fastest way.
+
+    Args:
+        step: ``(state, batch) -> (state, losses)``; on several devices ``(state, share, mask) -> (state, loss)`` along
+            :data:`jaxbatch.training.devices.AXIS`, see :func:`jaxbatch.make_train_step`.
+        state: of which only shapes are used.
+        data: leaves ``(N, ...)``, of which only shapes are used; several devices each have them whole.
+        num_steps: S; a Python loop takes any S whatever it was compiled for.
+        batch_size: B, over all devices.
+        prepare: see :func:`make_epoch`.
+        loop: ``"scan"``, ``"python"``, or ``None`` for :func:`choose_loop`.
+        devices: those that share every batch; ``None``: the default one.
+        method: how, see :func:`jaxbatch.training.devices.over_devices`.
+        num_groups: K, where the step makes K updates from groups that the devices share.
+
+    Returns:
+        ``run(state, data, indices) -> (state, losses)``, as :func:`make_epoch`; with ``prepare`` it takes ``[seed,
+        epoch]`` beside.
+
+    Raises:
+        ValueError: another ``loop`` or ``method``, no device.
+    """
+    devices = jax.devices()[:1] if devices is None else devices
+    count = len(devices)
+    if count < 1:
+        raise ValueError("devices is empty: at least 1 is needed.")
+    share = num_groups * -(-batch_size // num_groups // count)
+    filled_up = share * count > batch_size  # then some slots hold no example of their own
+    state, data = _shapes(state), _shapes(data)
+    loop = loop or choose_loop(step if count == 1 else _under_axis(step), state, data, share, prepare)
+    if loop not in ("scan", "python"):
+        raise ValueError(f"loop={loop!r} must be 'scan', 'python' or None.")
+
+    def one(state, data, index, mask, place):
+        given = () if count == 1 else (mask if filled_up else None,)
+        return _one_step(step, prepare, state, data, index, place, *given)
+
+    def all_steps(state, data, index, mask, place):
+        return lax.scan(lambda state, batch: one(state, data, *batch, place), state, (index, mask))
+
+    lead = (() if count == 1 else (count,)) + ((num_steps,) if loop == "scan" else ())
+    index, mask = (jax.ShapeDtypeStruct((*lead, share), dtype) for dtype in (jnp.int32, jnp.bool_))
+    wanted = (state, data, index, None if count == 1 else mask, None if prepare is None else jax.ShapeDtypeStruct((2,), jnp.uint32))
+    function = all_steps if loop == "scan" else one
+    program, place_on_all = over_devices(function, devices, method, (False, False, True, True, False), donate=(0,) if count == 1 else ())
+    program = compile_ahead(program, *wanted)
+    placed = {}  # the data, moved to all devices once
+
+    def run(state, data, indices, *place):
+        place = as_place(*place)[0] if prepare is not None else None
+        index, mask = np.asarray(indices, np.int32), None
+        if count > 1:
+            if placed.get("from") is not data:
+                placed.update({"from": data, "data": place_on_all(data)[0]})
+            data, (state,) = placed["data"], place_on_all(state)
+            index, mask = share_batches(index, count, num_groups)
+        if loop == "scan":
+            state, losses = program(state, data, index, mask, place)
+        else:
+            losses = []
+            for number in range(len(indices)):
+                batch = (index[number], None) if count == 1 else (index[:, number], mask[:, number])
+                state, loss = program(state, data, *batch, place)
+                losses.append(loss)  # a promise: nothing is waited for here
+            losses = jnp.asarray(np.array(jax.device_get(losses)))
+        return (through_host(state), through_host(losses)) if count > 1 else (state, losses)
+
+    return run
+
+
+def _under_axis(step: Step) -> Step:
+    """The step along an axis of one device, to be looked into."""
+    return lambda state, share: jax.vmap(lambda share: step(state, share, None), axis_name=AXIS)(jax.tree.map(lambda leaf: leaf[None], share))
+
+
+def as_place(*place: Any) -> tuple[UInt32[np.ndarray, "2"], ...]:
+    """``[seed, epoch]`` as a program takes it, which holds every seed that :func:`jaxbatch.batches.check_seed` allows.
+
+    Example:
+        >>> as_place([2**32 - 1, 3]), as_place()
+        ((array([4294967295,          3], dtype=uint32),), ())
+    """
+    return tuple(np.asarray(one, np.uint32) for one in place)
+
+
+def _shapes(tree):
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), tree)

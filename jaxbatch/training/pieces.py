@@ -1,0 +1,178 @@
+"""A step in pieces: gradients summed over parts of a batch by a Python loop, then an update.
+
+For networks on XLA's convolutions, which are slow inside compiled loops on CPU, where a batch is larger than the device holds;
+and for examples that come in a stream. Everything else accumulates in a compiled loop within the step
+(:func:`jaxbatch.make_train_step` with ``microbatch_size``). The numbers are the same.
+
+Axes: S steps, B examples in a batch, K groups, N devices.
+"""
+
+import collections
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, PyTree
+
+from jaxbatch.augment import example_keys
+from jaxbatch.batches import even_part
+from jaxbatch.data.streaming import prefetch
+from jaxbatch.data.streams import is_stream
+from jaxbatch.gradients.accumulation import mean_over, summed_gradient
+from jaxbatch.gradients.groups import check_num_groups
+from jaxbatch.gradients.updates import Optimizer
+from jaxbatch.machine.compiling import compile_ahead
+from jaxbatch.states import through_host
+from jaxbatch.sums import add, mean_of_sum, widen, zero_sum
+from jaxbatch.training.devices import AXIS, Parallel, over_devices, share_batches
+from jaxbatch.training.loops import as_place
+from jaxbatch.training.steps import TrainState, apply_gradient
+from jaxbatch.training.tasks import Task
+
+_IN_FLIGHT = 2  # parts of a stream that the host may be ahead of the device
+
+
+class Pieces(NamedTuple):
+    """An update in pieces, as pure functions."""
+
+    begin: Callable[[TrainState], PyTree]  # -> total
+    add: Callable[..., tuple[PyTree, Array]]  # (total, params, data, index, mask, place) -> (total, the part's summed loss)
+    finish: Callable[[TrainState, PyTree], tuple[TrainState, Array]]  # -> (state, mean loss)
+
+
+def make_pieces(task: Task, optimizer: Optimizer, group_size: int, *, axis: str | None = None) -> Pieces:
+    """The pieces of an update from the gradient of ``group_size`` examples, over all parts and devices.
+
+    ``data`` are a part's examples where they come in a stream, else those of the whole training set, on the device.
+    """
+    has_aux, streamed = task.update_model_state is not None, is_stream(task.train_data)
+
+    def begin(state):
+        return zero_sum(state.params), state.model_state, jnp.zeros(())
+
+    def add_part(total, params, data, index, mask, place):
+        gradient, model_state, loss = total
+        examples = data if streamed else jax.tree.map(lambda leaf: leaf[index], data)
+        if task.prepare is not None:
+            examples = task.prepare(example_keys(place[0], place[1], index), examples)
+        part, losses, (aux, own) = summed_gradient(task.loss_fn, params, examples, mask=mask, has_aux=has_aux)
+        part_loss = widen(losses).sum()
+        if axis is not None:
+            (part_loss, part), aux = lax.psum((part_loss, part), axis), mean_over(axis, aux, own)
+        model_state = task.update_model_state(model_state, aux) if has_aux else model_state
+        return (add(gradient, part), model_state, loss + part_loss), part_loss
+
+    def finish(state, total):
+        gradient, model_state, loss = total
+        loss, gradient = loss / group_size, mean_of_sum(gradient, group_size, state.params)
+        return apply_gradient(state, optimizer, gradient, model_state, loss), loss
+
+    return Pieces(begin, add_part, finish)
+
+
+def compile_epoch_in_pieces(
+    task: Task,
+    optimizer: Optimizer,
+    state: Any,
+    batch_size: int,
+    microbatch_size: int | None,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+    method: Parallel = "jit",
+    num_groups: int = 1,
+) -> Callable[..., tuple[TrainState, Array]]:
+    """Steps on batches of ``batch_size`` in the memory of ``microbatch_size``, compiled here and now.
+
+    The last part counts by its number of examples, so a gradient is that of the mean loss of its batch or group. Batch
+    normalisation takes the moments of a part, and the running ones are updated by each in turn. The parts of a stream are
+    decoded and moved to the devices while they work on those before; what is ahead is bounded, so memory is that of a few
+    parts whatever the batch size.
+
+    Args:
+        task: as :func:`jaxbatch.fit` takes it.
+        optimizer: any optax optimizer; K updates a batch.
+        state: of which only shapes are used.
+        batch_size: B, over all devices.
+        microbatch_size: examples on each device at a time, at most; ``None``: its whole share.
+        devices: those that share every part; ``None``: the default one.
+        method: see :func:`jaxbatch.training.devices.over_devices`.
+        num_groups: K: that many updates a batch, each from the gradient of a group at the batch's first parameters.
+
+    Returns:
+        ``run(state, data, indices, [seed, epoch]) -> (state, losses)``; the last argument may be left out where nothing is
+        random. The incoming state's memory is reused, unless K updates need it.
+    """
+    check_num_groups(num_groups, batch_size)
+    devices = jax.devices()[:1] if devices is None else devices
+    count, group_size, streamed = len(devices), batch_size // num_groups, is_stream(task.train_data)
+    size = even_part(group_size, min(group_size, count * (microbatch_size or group_size)))
+    pieces = make_pieces(task, optimizer, group_size, axis=AXIS if count > 1 else None)
+    starts, totals = range(0, group_size, size), jax.eval_shape(pieces.begin, state)
+
+    begin, whole = over_devices(pieces.begin, devices, method, (False,))
+    finish, _ = over_devices(pieces.finish, devices, method, (False, False), donate=(0,) if num_groups == 1 else ())
+    begin, finish = compile_ahead(begin, state), compile_ahead(finish, state, totals)
+    split = (False, False, streamed, True, True, False)
+    place_shape, adds = jax.ShapeDtypeStruct((2,), jnp.uint32), {}
+    for length in {size, group_size % size} - {0}:
+        lead = (length,) if count == 1 else (count, -(-length // count))
+        data = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*lead, *leaf.shape), leaf.dtype), task.train_data.example) if streamed else _shapes(task.train_data)
+        index, mask = (jax.ShapeDtypeStruct(lead, dtype) for dtype in (jnp.int32, jnp.bool_))
+        # Where the devices divide it every slot holds an example of its own.
+        function = pieces.add if length % count else _without_mask(pieces.add)
+        add_part, deal = over_devices(function, devices, method, split, donate=(0,))
+        adds[length] = compile_ahead(add_part, totals, state.params, data, index, mask, place_shape)
+
+    def cut(indices) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Each part's length, with indices and mask as the devices are dealt them."""
+        for group in indices.reshape(-1, group_size):
+            for start in starts:
+                shares, mask = share_batches(group[None, start : start + size], count)
+                lead = shares.shape[2:] if count == 1 else (count, -1)
+                yield len(group[start : start + size]), shares.reshape(lead), mask.reshape(lead)
+
+    def parts_of(data, indices, place) -> Iterator[tuple[int, tuple]]:
+        if not streamed:
+            placed = data if count == 1 else deal(None, None, data)[2]
+            yield from ((length, (placed, *part)) for length, *part in cut(indices))
+            return
+
+        def put(item):
+            examples, (length, shares, mask) = item
+            examples = jax.tree.map(lambda leaf: leaf.reshape(*shares.shape, *leaf.shape[1:]), examples)
+            return length, deal(None, None, examples, shares, mask)[2:]
+
+        flat = (shares.reshape(-1) for _, shares, _ in cut(indices))
+        yield from prefetch(zip(data.parts(flat, tuple(place.tolist())), cut(indices), strict=True), put=put)
+
+    def run(state, data, indices, place=(0, 0)):
+        indices, (place,) = np.asarray(indices, np.int32), as_place(place)
+        ready, losses, behind = parts_of(data, indices, place), [], collections.deque()
+        (state,) = whole(state)
+        for _ in indices:
+            start, found = state.params, []
+            for _ in range(num_groups):
+                total = begin(state)
+                for _ in starts:
+                    length, part = next(ready)
+                    total, part_loss = adds[length](total, start, *part, place)
+                    behind.append(part_loss)
+                    if streamed and len(behind) > _IN_FLIGHT:  # or the host would pile up parts that the device has not come to
+                        jax.block_until_ready(behind.popleft())
+                state, loss = finish(state, total)
+                found.append(loss)  # a promise: nothing is waited for here
+            losses.append(found)
+        return through_host(state) if count > 1 else state, jnp.asarray(np.array(jax.device_get(losses)).mean(1))
+
+    return run
+
+
+def _without_mask(function: Callable) -> Callable:
+    return lambda total, params, data, index, mask, place: function(total, params, data, index, None, place)
+
+
+def _shapes(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
