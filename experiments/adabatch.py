@@ -39,10 +39,10 @@ from experiments.study import (
 from experiments.training import train_into
 from jaxbatch.augment import crop_and_flip
 from jaxbatch.data import pad_images
-from jaxbatch.training.devices import provide_devices
 from jaxbatch.results.records import RunFolder
 from jaxbatch.results.report import progress_bar
 from jaxbatch.schedules.batch_sizes import count_steps
+from jaxbatch.training.devices import provide_devices
 
 SMALLEST = {"alexnet": 32, "vgg19_bn": 32}  # pixels each way: the last pool of these networks leaves none of 28
 OTHER_SEED = 1000  # of the runs that choose the rate of (d)
@@ -177,9 +177,7 @@ def measure(config: Config, dataset: jb.Dataset, run: RunFolder, console: Consol
     if make_model(config, 1, 2) != make_model(config, 1):  # the same network, which names the axis of the devices
         model = make_model(config, dataset.num_classes, 2)
         shared = task._replace(loss_fn=jb.classification_task(model, dataset, augment=augment).loss_fn)
-    choosing = jb.classification_task(
-        make_model(config, dataset.num_classes), jb.hold_out(dataset, seed=config.validation_seed), augment=augment
-    )
+    choosing = jb.classification_task(make_model(config, dataset.num_classes), jb.hold_out(dataset, seed=config.validation_seed), augment=augment)
     arms = adabatch_report.arms(config)
     with progress_bar(console) as progress:
         total = (len(config.tuned_rates) + len(arms) * config.seeds) * config.epochs

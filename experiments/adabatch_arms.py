@@ -21,9 +21,7 @@ def make_model(config, num_classes: int, num_devices: int = 1):
 def make_schedule(config, arm: str) -> jb.BatchSizeSchedule:
     """The batch sizes of an arm."""
     if arm.startswith("adaptive"):
-        return jb.adabatch_schedule(
-            batch_size=config.batch_size, growth=config.growth, every=config.every, max_batch_size=config.max_batch_size
-        )
+        return jb.adabatch_schedule(batch_size=config.batch_size, growth=config.growth, every=config.every, max_batch_size=config.max_batch_size)
     size = config.max_batch_size if arm == "large" else config.batch_size
     return jb.constant_schedule(size, every=config.every)
 
@@ -35,9 +33,7 @@ def make_fit_config(config, arm: str, rate: float, seed: int, num_examples: int)
     if arm == "large" and config.warmup_epochs:
         settings |= {"warmup": jb.epochs(config.warmup_epochs), "warmup_init": rate}
         rate *= config.max_batch_size / config.batch_size
-    learning_rate = jb.coupled_learning_rate(
-        schedule, init=rate, num_examples=num_examples, num_epochs=config.epochs, **settings
-    )
+    learning_rate = jb.coupled_learning_rate(schedule, init=rate, num_examples=num_examples, num_epochs=config.epochs, **settings)
     optimizer = optax.chain(optax.add_decayed_weights(config.weight_decay), optax.sgd(learning_rate, config.momentum))
     return jb.FitConfig(
         optimizer,

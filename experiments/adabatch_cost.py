@@ -7,14 +7,12 @@ import jax.numpy as jnp
 
 import jaxbatch as jb
 from jaxbatch.augment import normalise
-from jaxbatch.training.devices import over_devices
-from jaxbatch.results.records import Record
 from jaxbatch.machine.timing import timed_rounds
+from jaxbatch.results.records import Record
+from jaxbatch.training.devices import over_devices
 
 
-def measure_cost(
-    models: Mapping[int, object], dataset: jb.Dataset, sizes: Mapping[int, Sequence[int]], method: str, rounds: int
-) -> Iterator[Record]:
+def measure_cost(models: Mapping[int, object], dataset: jb.Dataset, sizes: Mapping[int, Sequence[int]], method: str, rounds: int) -> Iterator[Record]:
     """Milliseconds of the forward pass, and of the backward pass beyond it, side by side in every round.
 
     On several devices each has its share of the batch, filled up where the devices do not divide it, and the backward

@@ -1,6 +1,6 @@
 """All networks of the AdaBatch study side by side: three figures and two tables of a data set, from `arrays.npz` alone.
 
-    python -m experiments.adabatch_figures --dataset cifar10      seconds, after experiments.adabatch for each network
+python -m experiments.adabatch_figures --dataset cifar10      seconds, after experiments.adabatch for each network
 """
 
 import dataclasses
@@ -14,9 +14,9 @@ from rich.console import Console
 
 from experiments.adabatch_report import PARTS, STYLES, draw_throughput, speed_up
 from experiments.command_line import one_line_errors, parse
-from jaxbatch.results import plots
 from jaxbatch.intervals import interval
 from jaxbatch.paths import local_path
+from jaxbatch.results import plots
 from jaxbatch.results.report import print_table
 
 NETWORKS = ("vgg19_bn", "resnet20", "alexnet", "simple_cnn")  # in the order of the paper's tables

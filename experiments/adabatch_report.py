@@ -13,8 +13,8 @@ from jaxtyping import Float
 from rich.console import Console
 
 from experiments.study import describe_setting
-from jaxbatch.results import plots
 from jaxbatch.intervals import Interval, interval
+from jaxbatch.results import plots
 from jaxbatch.results.records import Record, RunFolder
 from jaxbatch.results.report import print_table
 
@@ -159,7 +159,15 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
         if apart.n == 0:
             sentences.append(f"(b) adaptive against {name}: no seed of both ends finite.")
             continue
-        told = "too few seeds to tell" if apart.n < 3 else "no difference shows" if not apart.excludes(0) else "(b) is worse" if apart.value > 0 else "(b) is better"
+        told = (
+            "too few seeds to tell"
+            if apart.n < 3
+            else "no difference shows"
+            if not apart.excludes(0)
+            else "(b) is worse"
+            if apart.value > 0
+            else "(b) is better"
+        )
         sentences.append(f"(b) adaptive against {name}: last test error differs by {apart:+.2f} points; {told}.")
     rates, best = sorted(config.tuned_rates), rate_of(records, "tuned")
     if len(rates) > 1 and best in (rates[0], rates[-1]):

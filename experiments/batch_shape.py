@@ -23,9 +23,9 @@ import jaxbatch as jb
 from experiments import batch_shape_report
 from experiments.batch_shape_report import window
 from experiments.study import StudyConfig, check_positive, open_study, run_study, show_results
+from jaxbatch.machine.timing import timed_rounds
 from jaxbatch.results.records import Record, RunFolder
 from jaxbatch.results.report import progress_bar
-from jaxbatch.machine.timing import timed_rounds
 from jaxbatch.training.steps import init_state, make_task_step
 
 MODELS = {"simple_cnn": jb.SimpleCNN, "mlp": jb.MLP}

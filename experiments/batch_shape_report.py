@@ -7,8 +7,8 @@ import numpy as np
 from rich.console import Console
 
 from experiments.study import describe_setting
-from jaxbatch.results import plots
 from jaxbatch.intervals import Interval, interval
+from jaxbatch.results import plots
 from jaxbatch.results.records import Record
 from jaxbatch.results.report import print_table
 
@@ -75,7 +75,7 @@ def odd_scatter(config, records: Sequence[Record], model: str, dtype: str) -> fl
 
 
 def _label(model: str, dtype: str) -> str:
-    return f"{ {'simple_cnn': 'SimpleCNN', 'mlp': 'MLP'}[model]}, {dtype}"
+    return f"{ {'simple_cnn': 'SimpleCNN', 'mlp': 'MLP'}[model] }, {dtype}"
 
 
 def bytes_per_example(config, records: Sequence[Record], model: str, dtype: str) -> tuple[float, float]:
@@ -95,20 +95,16 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
     ]
     title = "Time of a step ÷ what the odd neighbours lead to expect (below 1: the shape makes it faster)"
     print_table(console, title, ["", *KINDS.values(), "scatter of odd sizes"], rows)
-    rows = [
-        [_label(*pair), *(f"{effect(config, records, *pair, 'power', centre):.3f}" for centre in config.centres)] for pair in pairs
-    ]
+    rows = [[_label(*pair), *(f"{effect(config, records, *pair, 'power', centre):.3f}" for centre in config.centres)] for pair in pairs]
     print_table(console, "The powers of two one by one", ["", *map(str, config.centres)], rows)
-    rows = [
-        [_label(*pair), *(f"{effect(config, records, *pair, 'round', centre):.3f}" for centre in config.centres)] for pair in pairs
-    ]
+    rows = [[_label(*pair), *(f"{effect(config, records, *pair, 'round', centre):.3f}" for centre in config.centres)] for pair in pairs]
     print_table(console, "Even neighbours one by one", ["", *(str(centre - 12) for centre in config.centres)], rows)
     sizes, tables = _sizes(config), _rounds(config, records)
     kinds = {size: kind for centre in config.centres for size, kind in window(centre).items()}
     rows = []
     for place, size in enumerate(sizes):
         rates = [interval(1e3 * size / tables[pair][:, place], np.median) for pair in pairs]
-        rows.append([f"{size} ({ {**KINDS, 'odd': 'odd'}[kinds[size]]})", *(f"{rate:,.0f}" for rate in rates)])
+        rows.append([f"{size} ({ {**KINDS, 'odd': 'odd'}[kinds[size]] })", *(f"{rate:,.0f}" for rate in rates)])
     print_table(console, "Throughput, examples a second", ["B", *(_label(*pair) for pair in pairs)], rows)
     rows = []
     for pair in pairs:
@@ -158,8 +154,16 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
                 color = {"power": plots.COLORS[1], "eight": plots.COLORS[0], "round": plots.COLORS[2], "odd": "#999999"}[kind]
                 spread = [[found.value - found.low], [found.high - found.value]] if found.n > 1 else None
                 label = {**KINDS, "odd": "odd"}[kind]
-                axes.errorbar(number * 10 + step, found.value, spread, fmt={"power": "o", "eight": "s", "round": "D", "odd": "."}[kind],
-                              color=color, ms=7, capsize=2, label=None if label in labelled else label)
+                axes.errorbar(
+                    number * 10 + step,
+                    found.value,
+                    spread,
+                    fmt={"power": "o", "eight": "s", "round": "D", "odd": "."}[kind],
+                    color=color,
+                    ms=7,
+                    capsize=2,
+                    label=None if label in labelled else label,
+                )
                 labelled.add(label)
                 ratios.append(found.value)
         axes.axhline(1, color="black", lw=1)

@@ -35,8 +35,8 @@ from experiments.study import (
 from experiments.study_task import load_choosing_task
 from jaxbatch.results.records import Record, RunFolder
 from jaxbatch.results.report import progress_bar
-from jaxbatch.training.tasks import Task
 from jaxbatch.training.steps import TrainState, evaluated
+from jaxbatch.training.tasks import Task
 
 OTHER_SEEDS = 1000  # added to the seeds, so that rates are not judged on the runs that they were chosen by
 NOISE_EXAMPLES = 600  # drawn at each evaluation for the gradient noise scale

@@ -51,8 +51,15 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
             place = len(places)
             top = scale.high if np.isfinite(scale.high) else scale.value * 10
             bottom = max(scale.low, scale.value / 100) if np.isfinite(scale.low) else scale.value
-            right.errorbar(place, scale.value, [[scale.value - bottom], [top - scale.value]] if scale.n > 1 else None, fmt="o",
-                           color=plots.COLORS[2], capsize=4, ms=7)
+            right.errorbar(
+                place,
+                scale.value,
+                [[scale.value - bottom], [top - scale.value]] if scale.n > 1 else None,
+                fmt="o",
+                color=plots.COLORS[2],
+                capsize=4,
+                ms=7,
+            )
             places.append(place)
             labels.append(f"{100 * low:g}–{100 * high:g}%\nn = {scale.n}")
     if found is not None and math.isfinite(found.critical_batch_size.value):

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from experiments.iteration_speed_report import times
 from experiments.study import describe_setting
-from jaxbatch.intervals import Interval, interval, resampled
 from jaxbatch.gradients.noise import GradientStatistics, gradient_noise_scale
+from jaxbatch.intervals import Interval, interval, resampled
 from jaxbatch.results.records import Record
 from jaxbatch.results.report import print_table
 
@@ -155,9 +155,7 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
         if reached:
             runs = {size: runs_of(records, table, size) for size in reached}
             fewest = min(reached, key=lambda size: to_target(runs[size], "examples").value)
-            soonest, loaded = (
-                min(reached, key=lambda size: seconds(records, runs[size], name).value) for name in ("resident", "streamed")
-            )
+            soonest, loaded = (min(reached, key=lambda size: seconds(records, runs[size], name).value) for name in ("resident", "streamed"))
             text += f"B = {fewest} needs the fewest examples to {target} validation accuracy, B = {soonest} the least computation, "
             text += f"B = {loaded} the least time with loading"
         else:

@@ -10,6 +10,7 @@ and the length of the sums, and stated. Every backend that JAX finds is checked,
     python -m experiments.cross_check --against here.npz
 """
 
+import contextlib
 import dataclasses
 import os
 import subprocess
@@ -162,10 +163,8 @@ def main(args: Sequence[str] | None = None) -> None:
     """The command line."""
     config = parse(Config, __doc__, args)
     with one_line_errors():
-        try:
+        with contextlib.suppress(RuntimeError):  # JAX has started: the devices are what they are
             jax.config.update("jax_num_cpu_devices", CPU_DEVICES)
-        except RuntimeError:
-            pass  # JAX has started: the devices are what they are
         agree = cross_check(config, Console(highlight=False))
     if not agree:
         raise SystemExit(1)

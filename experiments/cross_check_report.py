@@ -115,9 +115,7 @@ def draw_figure(records: Sequence[Record], folder: pathlib.Path) -> pathlib.Path
     columns = min(5, max(1, len(varied)))
     lines = -(-len(varied) // columns)
     heights = [2.6] * lines + [0.9 + 0.24 * len(single)]
-    figure, panels = plots.subplots(
-        lines + 1, columns, figsize=(max(8, 3.4 * columns), sum(heights)), squeeze=False, height_ratios=heights
-    )
+    figure, panels = plots.subplots(lines + 1, columns, figsize=(max(8, 3.4 * columns), sum(heights)), squeeze=False, height_ratios=heights)
     series = list(dict.fromkeys((record["backend"], record["precision"]) for record in records))
     colors = dict(zip(series, plots.COLORS * 3, strict=False))
     for axes, name in zip(panels.flat, varied, strict=False):

@@ -32,11 +32,11 @@ from experiments.study import (
 )
 from experiments.study_task import load_task
 from jaxbatch.batches import steps_per_epoch
-from jaxbatch.training.divergence import first_nonfinite
 from jaxbatch.results.records import Record, RunFolder
 from jaxbatch.results.report import progress_bar
-from jaxbatch.training.tasks import Task
+from jaxbatch.training.divergence import first_nonfinite
 from jaxbatch.training.steps import TrainState, init_state
+from jaxbatch.training.tasks import Task
 
 STRETCH = 50  # iterations in one compiled program: what a kill may lose, and what the progress bar moves by
 TRAINING_BATCH = 60  # the full gradient "after training" is taken where this batch size has come to, for all sizes

@@ -12,8 +12,8 @@ from jaxtyping import Float
 from rich.console import Console
 
 from experiments.study import describe_setting, size_label
-from jaxbatch.results import plots
 from jaxbatch.intervals import Interval, interval, resampled
+from jaxbatch.results import plots
 from jaxbatch.results.records import Record
 from jaxbatch.results.report import print_table
 
@@ -127,8 +127,13 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
         clear = all(a.low > b.high for a, b in pairs if a.n > 1 and b.n > 1) and jumps[0].n > 1
         sentences.append(
             f"From B = {kept[0]} to {kept[-1]} the loss jumps {jumps[0].value / jumps[-1].value:.3g} times less between iterations; "
-            + ("it falls at every step of size, intervals apart." if falls and clear else "it falls at every step of size." if falls
-               else "not at every step of size.")
+            + (
+                "it falls at every step of size, intervals apart."
+                if falls and clear
+                else "it falls at every step of size."
+                if falls
+                else "not at every step of size."
+            )
         )
     for size in kept[-1:]:
         turn = _each(records, size, "cosine", second_half)
@@ -193,12 +198,24 @@ def _draw_panels(config, records, folder) -> pathlib.Path:
         lower.text(0.97, 0.05, f"mean {mean:.2f}", transform=lower.transAxes, ha="right", va="bottom", fontsize=10, bbox=PLATE)
         what = fate(records, size)
         if what != "learned":
-            upper.text(0.5, 0.5, what.replace(", ", "\n").replace(" than", "\nthan"), transform=upper.transAxes, ha="center", va="center",
-                       color="black", fontsize=10, bbox=PLATE)
+            upper.text(
+                0.5,
+                0.5,
+                what.replace(", ", "\n").replace(" than", "\nthan"),
+                transform=upper.transAxes,
+                ha="center",
+                va="center",
+                color="black",
+                fontsize=10,
+                bbox=PLATE,
+            )
     panels[0][0].set(ylabel="loss of the batch", ylim=_limits(config, records))
     panels[1][0].set(ylabel="cosine with the\ngradient before", ylim=(-1.05, 1.05))
     figure.supxlabel("iteration", fontsize=11)
-    figure.suptitle(f"{config.dataset}, {config.model}, SGD at rate {config.learning_rate:g}, momentum {config.momentum:g}, one seed; numbers: second half, {config.seeds} seeds")
+    figure.suptitle(
+        f"{config.dataset}, {config.model}, SGD at rate {config.learning_rate:g}, momentum {config.momentum:g}, one seed; "
+        f"numbers: second half, {config.seeds} seeds"
+    )
     return plots.save(figure, folder, "figure")
 
 

@@ -25,10 +25,10 @@ import jaxbatch as jb
 from experiments import imagenet_report
 from experiments.study import StudyConfig, check_momentum, check_positive, open_study, run_study, show_results
 from experiments.training import train_into
-from jaxbatch.training.devices import provide_devices
 from jaxbatch.results.records import RunFolder
 from jaxbatch.results.report import progress_bar
 from jaxbatch.schedules.batch_sizes import count_steps
+from jaxbatch.training.devices import provide_devices
 from jaxbatch.training.tasks import Task
 
 

@@ -8,8 +8,8 @@ from rich.console import Console
 
 from experiments.adabatch_report import errors, table_of
 from experiments.study import describe_setting
-from jaxbatch.results import plots
 from jaxbatch.intervals import interval
+from jaxbatch.results import plots
 from jaxbatch.results.records import Record
 from jaxbatch.results.report import print_table
 
@@ -57,7 +57,15 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
         if apart.n == 0:
             sentences.append(f"Growth {growth:g} against {least:g}: no seed of both ends finite.")
             continue
-        told = "too few seeds to tell" if apart.n < 3 else "no difference shows" if not apart.excludes(0) else "it is worse" if apart.value > 0 else "it is better"
+        told = (
+            "too few seeds to tell"
+            if apart.n < 3
+            else "no difference shows"
+            if not apart.excludes(0)
+            else "it is worse"
+            if apart.value > 0
+            else "it is better"
+        )
         sentences.append(f"Growth {growth:g} against {least:g}: last test error differs by {apart:+.2f} points; {told}.")
     return sentences
 

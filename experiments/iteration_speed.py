@@ -33,14 +33,14 @@ from experiments.study import (
 )
 from experiments.study_task import load_task
 from jaxbatch.batches import even_part
+from jaxbatch.data.streaming import decode_png, encode_png, prefetch, shift
 from jaxbatch.gradients.parts import Part, fold
-from jaxbatch.training.loops import compile_epoch
+from jaxbatch.machine.timing import timed_rounds
 from jaxbatch.results.records import Record, RunFolder
 from jaxbatch.results.report import progress_bar
-from jaxbatch.data.streaming import decode_png, encode_png, prefetch, shift
-from jaxbatch.training.tasks import Task
-from jaxbatch.machine.timing import timed_rounds
+from jaxbatch.training.loops import compile_epoch
 from jaxbatch.training.steps import init_state, make_task_step
+from jaxbatch.training.tasks import Task
 
 LONGEST_SHIFT = 2  # pixels
 

@@ -7,8 +7,8 @@ import numpy as np
 from rich.console import Console
 
 from experiments.study import describe_setting
-from jaxbatch.results import plots
 from jaxbatch.intervals import Interval, interval
+from jaxbatch.results import plots
 from jaxbatch.results.records import Record
 from jaxbatch.results.report import print_table
 
@@ -154,7 +154,9 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
         right.bar(range(len(sizes)), part, bottom=bottom, color=color, label=label, width=0.7)
         for place, (height, base) in enumerate(zip(part, bottom, strict=True)):
             if height >= 8:
-                right.text(place, base + height / 2, f"{height:.0f}", ha="center", va="center", color="white" if color == plots.COLORS[0] else "black")
+                right.text(
+                    place, base + height / 2, f"{height:.0f}", ha="center", va="center", color="white" if color == plots.COLORS[0] else "black"
+                )
         bottom += part
     right.set_xticks(range(len(sizes)), [f"{size:,}" for size in sizes])
     right.set(xlabel="batch size", ylabel="% of a step", title="What a step is made of", ylim=(0, 118))

@@ -12,8 +12,8 @@ from jaxtyping import Float
 from rich.console import Console
 
 from experiments.study import describe_setting, size_label
-from jaxbatch.results import plots
 from jaxbatch.intervals import Interval, around, interval
+from jaxbatch.results import plots
 from jaxbatch.results.records import Record
 from jaxbatch.results.report import print_table
 
@@ -160,9 +160,7 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
         + f" (seeds and the spacing of the grid counted, n = {config.seeds} seeds)."
     )
     rates = {size: config.learning_rates[rate] for size, rate in chosen.items() if rate is not None}
-    steps = [
-        f"{a} to {b}: {np.log(rates[b] / rates[a]) / np.log(b / a):.2f}" for a, b in zip(rates, list(rates)[1:], strict=False)
-    ]
+    steps = [f"{a} to {b}: {np.log(rates[b] / rates[a]) / np.log(b / a):.2f}" for a, b in zip(rates, list(rates)[1:], strict=False)]
     sentences.append(f"Between neighbouring sizes the exponent is, on this grid, {', '.join(steps)}.")
     unreached = [size for size in rates if not np.isfinite(found[size].to_target).any()]
     if unreached:
@@ -173,8 +171,7 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
     tops = {size: interval(100 * found[size].accuracy[rate]) for size, rate in chosen.items() if rate is not None}
     best, worst = max(tops, key=lambda s: tops[s].value), min(tops, key=lambda s: tops[s].value)
     sentences.append(
-        f"At its own best rate B = {best} ends highest, at {tops[best]:.2f}% validation accuracy, and B = {worst} lowest, "
-        f"at {tops[worst]:.2f}%."
+        f"At its own best rate B = {best} ends highest, at {tops[best]:.2f}% validation accuracy, and B = {worst} lowest, at {tops[worst]:.2f}%."
     )
     return sentences
 
@@ -215,7 +212,9 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
     right.set_ylim(min(rates) / 3, max(rates) * 3)
     plots.size_ticks(right, sizes)
     right.legend(loc="upper left", fontsize=9)
-    figure.suptitle(f"{config.dataset}, {config.model}, SGD with momentum {config.momentum:g}, mean of {config.seeds} seeds; × diverged, framed: best")
+    figure.suptitle(
+        f"{config.dataset}, {config.model}, SGD with momentum {config.momentum:g}, mean of {config.seeds} seeds; × diverged, framed: best"
+    )
     return plots.save(figure, folder)
 
 

@@ -20,8 +20,8 @@ from rich.console import Console
 
 import jaxbatch as jb
 from experiments.study import StudyConfig, check_positive, open_study, run_study
-from jaxbatch.results import plots
 from jaxbatch.intervals import interval
+from jaxbatch.results import plots
 from jaxbatch.results.records import Record, RunFolder
 from jaxbatch.results.report import print_table
 
@@ -136,10 +136,14 @@ def measure(config: Config, run: RunFolder) -> Iterator[Record]:
                 path, helpers = play(config, seed, batch_size), make_helpers(config, seed)
                 found = describe_path(path, target(helpers))
                 asked = found["steps_to_near"]
-                yield {"batch_size": batch_size, "seed": seed} | found | {
-                    "questions": config.num_steps * batch_size,
-                    "questions_to_near": None if asked is None else asked * batch_size,
-                }
+                yield (
+                    {"batch_size": batch_size, "seed": seed}
+                    | found
+                    | {
+                        "questions": config.num_steps * batch_size,
+                        "questions_to_near": None if asked is None else asked * batch_size,
+                    }
+                )
 
 
 def name(config: Config, batch_size: int) -> str:
@@ -182,17 +186,13 @@ def verdict(config: Config, records: Sequence[Record]) -> list[str]:
             sentences.append(f"Asking {name(config, few)} or {name(config, many)} makes no difference in {key.replace('_', ' ')} that shows.")
     asked = [interval(column(records, size, "questions_to_near")) for size in (few, many)]
     if all(found.n for found in asked):
-        sentences.append(
-            f"Coming near takes {asked[0]:.0f} questions asking {name(config, few)}, {asked[1]:.0f} asking {name(config, many)}."
-        )
+        sentences.append(f"Coming near takes {asked[0]:.0f} questions asking {name(config, few)}, {asked[1]:.0f} asking {name(config, many)}.")
     return sentences
 
 
 def draw_figure(config: Config, folder: pathlib.Path) -> pathlib.Path:
     """The paths of the first game, one panel for each way of asking, on the picture."""
-    figure, panels = plots.subplots(
-        1, len(config.batch_sizes), figsize=(4.6 * len(config.batch_sizes), 4.6), squeeze=False, sharex=True, sharey=True
-    )
+    figure, panels = plots.subplots(1, len(config.batch_sizes), figsize=(4.6 * len(config.batch_sizes), 4.6), squeeze=False, sharex=True, sharey=True)
     helpers = make_helpers(config, 0)
     nose, seen = target(helpers), np.asarray(helpers[0])
     turn = np.linspace(0, 2 * np.pi, 200)

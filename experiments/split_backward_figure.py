@@ -8,8 +8,8 @@ import numpy as np
 from experiments.split_backward_records import cost_ratio, curve, protocols_of, rate_of, seeds_of
 from experiments.split_backward_steps import ARMS, OWN_RULES
 from experiments.split_backward_verdict import arm_names
-from jaxbatch.results import plots
 from jaxbatch.intervals import interval
+from jaxbatch.results import plots
 from jaxbatch.results.records import Record
 
 TITLES = {"original": "one rate (c: {k} times as much)", "tuned": "each arm at its best rate"}

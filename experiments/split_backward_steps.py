@@ -6,8 +6,8 @@ import optax
 from jax import lax
 
 from jaxbatch.gradients.groups import split_groups
-from jaxbatch.training.tasks import Task
 from jaxbatch.training.steps import TrainState, make_task_step
+from jaxbatch.training.tasks import Task
 
 ARMS = ("one", "split", "scaled", "small")
 RULES = {"one": "one", "split": "split", "scaled": "one", "small": "small"}  # (c) is (a) at another rate

@@ -12,12 +12,12 @@ import numpy as np
 from experiments.split_backward_steps import RULES, compare, is_finite, make_optimizer, make_step
 from jaxbatch.batches import cut_batches, epoch_order, steps_per_epoch
 from jaxbatch.machine.compiling import compile_ahead
+from jaxbatch.results.records import Record, RunFolder
 from jaxbatch.training.divergence import first_nonfinite
 from jaxbatch.training.evaluation import make_evaluate
 from jaxbatch.training.loops import make_epoch
-from jaxbatch.results.records import Record, RunFolder
-from jaxbatch.training.tasks import Task
 from jaxbatch.training.steps import TrainState, evaluated, init_state
+from jaxbatch.training.tasks import Task
 
 OTHER_SEEDS = 1000  # added to the seeds of the runs that choose a rate: no arm is scored on them
 
@@ -78,9 +78,7 @@ class Trainer:
         return {f"validation_{name}": float(found[name]) for name in ("loss", "accuracy")}
 
 
-def measure_training(
-    trainer: Trainer, test_data, protocol: str, rates: Mapping[str, float], run: RunFolder, show
-) -> Iterator[Record]:
+def measure_training(trainer: Trainer, test_data, protocol: str, rates: Mapping[str, float], run: RunFolder, show) -> Iterator[Record]:
     """Trains the arms in lockstep, seed after seed, and compares them at every evaluation; at the end the test set, once.
 
     After each evaluation the states are kept in the run folder, so that an interrupted study goes on from there and ends

@@ -15,9 +15,9 @@ from experiments.split_backward_records import (
     to_target,
 )
 from experiments.split_backward_steps import OWN_RULES
+from jaxbatch.gradients.split import largest_stable_curvature
 from jaxbatch.intervals import Interval, interval
 from jaxbatch.results.records import Record
-from jaxbatch.gradients.split import largest_stable_curvature
 
 SAME_UPDATE = 1e-3  # of a step: far above rounding, far below what any other difference makes
 HELPS = {
@@ -59,8 +59,7 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
     k = config.num_groups
     split_cost, small_cost, naive_cost = (cost_ratio(records, kind) for kind in ("split", "small", "naive"))
     sentences = [
-        f"Cost: a split step takes {split_cost:.2f} times an ordinary step; {k} small steps {small_cost:.2f}; "
-        f"the naive way {naive_cost:.2f}."
+        f"Cost: a split step takes {split_cost:.2f} times an ordinary step; {k} small steps {small_cost:.2f}; the naive way {naive_cost:.2f}."
     ]
     sentences += at_one_rate(config, records)
     if "tuned" in protocols_of(records):
@@ -96,9 +95,7 @@ def at_one_rate(config, records: Sequence[Record]) -> list[str]:
     if config.optimizer == "sgd" and config.momentum > 0:
         split_limit = largest_stable_curvature(config.learning_rate, config.momentum, k)
         scaled_limit = largest_stable_curvature(k * config.learning_rate, config.momentum)
-        sentences.append(
-            f"Theory: on a quadratic loss (b) is stable up to curvature {split_limit:.3g}, (c) up to {scaled_limit:.3g}."
-        )
+        sentences.append(f"Theory: on a quadratic loss (b) is stable up to curvature {split_limit:.3g}, (c) up to {scaled_limit:.3g}.")
     only = {
         "identical": f"it is a {k} times larger learning rate and nothing else",
         "same": f"nothing tells it from a {k} times larger learning rate",
@@ -107,8 +104,7 @@ def at_one_rate(config, records: Sequence[Record]) -> list[str]:
         "unstable": f"it is faster than a {k} times larger learning rate and then loses runs",
     }[standing["scaled"]]
     sentences.append(
-        f"Verdict at one rate: splitting {HELPS[standing['one']]}; {only}; {_small_batches(config, records, standing['small'])} "
-        f"(n = {n} seeds)."
+        f"Verdict at one rate: splitting {HELPS[standing['one']]}; {only}; {_small_batches(config, records, standing['small'])} (n = {n} seeds)."
     )
     return sentences
 

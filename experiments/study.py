@@ -105,9 +105,7 @@ def check_machine(config: StudyConfig) -> dict[str, dict[str, float | bool | Non
     failed = [check for check in checks if not check.passed]
     if failed and config.check_backend:
         told = "; ".join(f"{check.name}: relative error {check.error:.1g}, bound {check.bound:.1g}" for check in failed)
-        raise ValueError(
-            f"this machine computes wrong numbers ({told}). python -m experiments.cross_check says more; --no-check-backend goes on."
-        )
+        raise ValueError(f"this machine computes wrong numbers ({told}). python -m experiments.cross_check says more; --no-check-backend goes on.")
     finite = lambda number: number if math.isfinite(number) else None  # JSON has no NaN
     return {check.name: {"error": finite(check.error), "bound": check.bound, "passed": check.passed} for check in checks}
 
@@ -203,9 +201,7 @@ def describe_setting(console: Console, config: StudyConfig, provenance: Record, 
     console.print(f"\n{', '.join([config.dataset, *network, *rest, *seeds])}; {machine}", soft_wrap=True)
 
 
-def show_results(
-    console: Console, config: StudyConfig, run: RunFolder, report: ModuleType, figure: ModuleType | None = None
-) -> None:
+def show_results(console: Console, config: StudyConfig, run: RunFolder, report: ModuleType, figure: ModuleType | None = None) -> None:
     """Tables, figures and the closing sentences, from the records alone.
 
     Args:
@@ -224,9 +220,7 @@ def show_results(
     console.print(f"{'Figures' if len(paths) > 1 else 'Figure'}: {', '.join(map(str, paths))}", soft_wrap=True)
 
 
-def run_study(
-    config_type: type[Config], description: str, study: Callable[[Config, Console], None], args: Sequence[str] | None
-) -> None:
+def run_study(config_type: type[Config], description: str, study: Callable[[Config, Console], None], args: Sequence[str] | None) -> None:
     """Parses, runs, and turns errors into one line."""
     config = parse(config_type, description, args)
     with one_line_errors():

@@ -13,26 +13,18 @@ from jaxbatch.batches import (
     steps,
     steps_per_epoch,
 )
-from jaxbatch.training.checkpoints import fit_with_checkpoints
-from jaxbatch.gradients.clipping import ClippedSum, clipped_gradient_sum, sum_of_gradients
-from jaxbatch.machine.compiling import keep_compiled_programs
 from jaxbatch.data import DATASETS, Dataset, load_dataset
 from jaxbatch.data.held_out import hold_out
 from jaxbatch.data.images import ImageDataset, open_images
-from jaxbatch.training.fitting import fit
+from jaxbatch.data.streaming import prefetch
+from jaxbatch.gradients.accumulation import accumulated_gradient
+from jaxbatch.gradients.clipping import ClippedSum, clipped_gradient_sum, sum_of_gradients
 from jaxbatch.gradients.exact import (
     group_gradients,
     losses_and_group_gradients,
     losses_and_mean_gradient,
     per_example_gradients,
 )
-from jaxbatch.intervals import Interval, interval, ratio_of_means
-from jaxbatch.training.evaluation import make_evaluate
-from jaxbatch.training.loops import compile_epoch, make_epoch
-from jaxbatch.losses import classification_loss, classification_metrics, correct, cross_entropy
-from jaxbatch.machine.memory import program_memory
-from jaxbatch.gradients.accumulation import accumulated_gradient
-from jaxbatch.models import MLP, VGG19BN, AlexNet, ResNet20, ResNet50, SimpleCNN
 from jaxbatch.gradients.noise import (
     GradientStatistics,
     cosine_similarity,
@@ -40,8 +32,12 @@ from jaxbatch.gradients.noise import (
     gradient_statistics,
     relative_squared_error,
 )
-from jaxbatch.schedules.rates import cosine, coupled_learning_rate, cyclic, scale_learning_rate, step_decay
-from jaxbatch.training.plans import FitConfig
+from jaxbatch.gradients.split import largest_stable_curvature, split_backward
+from jaxbatch.intervals import Interval, interval, ratio_of_means
+from jaxbatch.losses import classification_loss, classification_metrics, correct, cross_entropy
+from jaxbatch.machine.compiling import keep_compiled_programs
+from jaxbatch.machine.memory import program_memory
+from jaxbatch.models import MLP, VGG19BN, AlexNet, ResNet20, ResNet50, SimpleCNN
 from jaxbatch.results.report import track
 from jaxbatch.schedules.batch_sizes import (
     BatchSizeSchedule,
@@ -50,16 +46,22 @@ from jaxbatch.schedules.batch_sizes import (
     increase_instead_of_decay,
     milestone_schedule,
 )
-from jaxbatch.gradients.split import largest_stable_curvature, split_backward
-from jaxbatch.data.streaming import prefetch
+from jaxbatch.schedules.rates import cosine, coupled_learning_rate, cyclic, scale_learning_rate, step_decay
+from jaxbatch.training.checkpoints import fit_with_checkpoints
+from jaxbatch.training.evaluation import make_evaluate
+from jaxbatch.training.fitting import fit
+from jaxbatch.training.loops import compile_epoch, make_epoch
+from jaxbatch.training.plans import FitConfig
+from jaxbatch.training.steps import TrainState, init_state, make_train_step
 from jaxbatch.training.sweeps import sweep
 from jaxbatch.training.tasks import Task, classification_task, streamed_task
-from jaxbatch.training.steps import TrainState, init_state, make_train_step
 
 __version__ = "0.1.0"
 
 __all__ = [
     "DATASETS",
+    "MLP",
+    "VGG19BN",
     "AlexNet",
     "BackendCheck",
     "BatchSizeSchedule",
@@ -71,13 +73,11 @@ __all__ = [
     "ImageDataset",
     "IndexBatches",
     "Interval",
-    "MLP",
     "ResNet20",
     "ResNet50",
     "SimpleCNN",
     "Task",
     "TrainState",
-    "VGG19BN",
     "accumulated_gradient",
     "adabatch_schedule",
     "check_backend",

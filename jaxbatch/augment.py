@@ -15,9 +15,7 @@ from jaxtyping import Array, Float, Int, Integer, Key, Shaped
 _AUGMENT = 0x61756720  # "aug ": keeps these keys apart from those of init and shuffling
 
 
-def normalise(
-    images: Shaped[Array, "B H W C"], mean: tuple[float, ...], std: tuple[float, ...]
-) -> Float[Array, "B H W C"]:
+def normalise(images: Shaped[Array, "B H W C"], mean: tuple[float, ...], std: tuple[float, ...]) -> Float[Array, "B H W C"]:
     r"""``uint8`` images to :math:`(x / 255 - \text{mean}) / \text{std}`, per channel.
 
     Images of a floating type are taken as already scaled to [0, 1].
@@ -32,7 +30,9 @@ def normalise(
     return (images - mean) / std
 
 
-def example_keys(seed: int | np.integer | Integer[Array, ""], epoch: int | np.integer | Integer[Array, ""], indices: Int[Array, "B"]) -> Key[Array, "B"]:
+def example_keys(
+    seed: int | np.integer | Integer[Array, ""], epoch: int | np.integer | Integer[Array, ""], indices: Int[Array, "B"]
+) -> Key[Array, "B"]:
     """One key for each example, a pure function of the seed, the epoch and the example's number in the data set.
 
     Example:
@@ -44,9 +44,7 @@ def example_keys(seed: int | np.integer | Integer[Array, ""], epoch: int | np.in
     return jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
 
 
-def crop_and_flip(
-    keys: Key[Array, "B"], images: Shaped[Array, "B H W C"], *, padding: int = 4, flip: bool = True
-) -> Shaped[Array, "B H W C"]:
+def crop_and_flip(keys: Key[Array, "B"], images: Shaped[Array, "B H W C"], *, padding: int = 4, flip: bool = True) -> Shaped[Array, "B H W C"]:
     """Each image moved at random by up to ``padding`` pixels, zeros where nothing was, and mirrored half of the time.
 
     The same as padding with zeros on all sides, cropping at random to the old size and flipping left to right.

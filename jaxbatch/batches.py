@@ -73,9 +73,7 @@ def steps_per_epoch(num_examples: int, batch_size: int, *, partial: str = "drop"
     return num_examples // batch_size if partial == "drop" else -(-num_examples // batch_size)
 
 
-def num_steps(
-    duration: Duration, *, num_examples: int, batch_size: int, partial: str = "drop"
-) -> int:
+def num_steps(duration: Duration, *, num_examples: int, batch_size: int, partial: str = "drop") -> int:
     """A duration in optimizer updates, rounded up so that at least the asked-for work is done.
 
     Steps and examples are counted exactly. A duration above 0 is at least one update.
@@ -152,14 +150,14 @@ def epoch_order(seed: int | np.integer, epoch: int | Int[Array, ""], num_example
     """
     check_seed(seed)
     if num_examples >= 2**31:
-        raise ValueError(f"num_examples={num_examples} must be below 2**31: an order is made of indices of 32 bits. Take a part of the data at a time.")
+        raise ValueError(
+            f"num_examples={num_examples} must be below 2**31: an order is made of indices of 32 bits. Take a part of the data at a time."
+        )
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _ORDER), epoch)
     return jax.random.permutation(key, num_examples).astype(jnp.int32)
 
 
-def cut_batches(
-    order: Int32[Array, "N"], batch_size: int, *, partial: str = "drop"
-) -> IndexBatches:
+def cut_batches(order: Int32[Array, "N"], batch_size: int, *, partial: str = "drop") -> IndexBatches:
     """Cuts an order of examples into batches of ``batch_size``, front to back.
 
     Args:
@@ -184,9 +182,7 @@ def cut_batches(
     return IndexBatches(indices.astype(jnp.int32), mask)
 
 
-def epoch_batches(
-    seed: int, epoch: int, num_examples: int, batch_size: int, *, partial: str = "drop"
-) -> IndexBatches:
+def epoch_batches(seed: int, epoch: int, num_examples: int, batch_size: int, *, partial: str = "drop") -> IndexBatches:
     """The batches of one epoch: :func:`cut_batches` of :func:`epoch_order`.
 
     Example:

@@ -71,15 +71,11 @@ def interval(values: Sequence[float | None] | np.ndarray, statistic=np.mean, *, 
         return Interval(float(values[0]), float("nan"), float("nan"), 1)
     from scipy import stats  # costs half a second; --help should not pay it
 
-    ends = stats.bootstrap(
-        (values,), statistic, method="percentile", n_resamples=5000, rng=np.random.default_rng(seed)
-    ).confidence_interval
+    ends = stats.bootstrap((values,), statistic, method="percentile", n_resamples=5000, rng=np.random.default_rng(seed)).confidence_interval
     return around(statistic(values), ends.low, ends.high, len(values))
 
 
-def ratio_of_means(
-    numerators: Sequence[float] | np.ndarray, denominators: Sequence[float] | np.ndarray, *, nonnegative: bool = False
-) -> Interval:
+def ratio_of_means(numerators: Sequence[float] | np.ndarray, denominators: Sequence[float] | np.ndarray, *, nonnegative: bool = False) -> Interval:
     r"""The ratio of two means, measured in pairs, with its 95% interval after Fieller.
 
     Means are taken *before* dividing: a mean of ratios is biased, and without bounds where a denominator is near

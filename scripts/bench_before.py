@@ -50,7 +50,11 @@ def before(rounds: int, checkout: str, batch_sizes: tuple[int, ...], models: tup
     if not (folder / "jaxbatch").is_dir():
         raise ValueError(f"--checkout {checkout}: no folder with jaxbatch/ in it. git worktree add makes one of an earlier commit.")
     works = [{"kind": "train", "model": "SimpleCNN", "batch_size": size, "steps": max(2, min(300, 6000 // size))} for size in batch_sizes]
-    works += [{"kind": "train", "model": name, "batch_size": 128, "steps": steps} for name, steps in (("AlexNet", 20), ("ResNet20", 6), ("VGG19BN", 3)) if name in models]
+    works += [
+        {"kind": "train", "model": name, "batch_size": 128, "steps": steps}
+        for name, steps in (("AlexNet", 20), ("ResNet20", 6), ("VGG19BN", 3))
+        if name in models
+    ]
     works += [{"kind": kind, "model": "SimpleCNN", "batch_size": 640, "steps": 5} for kind in ("split", "gradients")]
     rows = []
     for work in works:
@@ -76,7 +80,9 @@ def make_work(kind: str, model: str, batch_size: int, steps: int):
     from jaxbatch.training.loops import compile_epoch
     from jaxbatch.training.steps import init_state, make_task_step
 
-    task = random_task(getattr(jb, model)(), steps * batch_size if kind == "train" else batch_size, (28, 28, 1) if model == "SimpleCNN" else (32, 32, 3))
+    task = random_task(
+        getattr(jb, model)(), steps * batch_size if kind == "train" else batch_size, (28, 28, 1) if model == "SimpleCNN" else (32, 32, 3)
+    )
     optimizer = optax.sgd(0.01, 0.9)
     state = init_state(task, optimizer, 0)
     if kind == "train":

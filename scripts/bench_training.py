@@ -54,9 +54,7 @@ def train(rounds: int, batch_sizes: tuple[int, ...]) -> list[dict]:
     return rows
 
 
-def adabatch(
-    rounds: int, models: tuple[str, ...], batch_size: int, num_steps: int | None, bfloat16: bool, compiled_loop: bool
-) -> list[dict]:
+def adabatch(rounds: int, models: tuple[str, ...], batch_size: int, num_steps: int | None, bfloat16: bool, compiled_loop: bool) -> list[dict]:
     """The AdaBatch networks' training steps, with the arithmetic they achieve."""
     optimizer = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.01, 0.9))
     settings = {"rate": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "bfloat16": bfloat16}
@@ -131,8 +129,7 @@ def many_runs(rounds: int, rates: int, seeds: int, num_examples: int, batch_size
         return last["train_seconds"] * 1e3
 
     times = [{"ours": seconds(None), "one after another": seconds("map")} for _ in range(rounds)]
-    rows = make_rows("sweep", f"simple_cnn, {len(numbers)} runs", batch_size, 1, times)
-    return rows
+    return make_rows("sweep", f"simple_cnn, {len(numbers)} runs", batch_size, 1, times)
 
 
 def target(dataset: str, accuracy: float, batch_size: int, rate: float, max_epochs: int) -> list[dict]:

@@ -12,10 +12,10 @@ from rich.console import Console
 from torch_peer import Peer, is_installed
 
 import jaxbatch as jb
-from jaxbatch.results.records import describe_provenance
 from jaxbatch.intervals import interval
-from jaxbatch.results.report import print_table
 from jaxbatch.machine.timing import timed_rounds
+from jaxbatch.results.records import describe_provenance
+from jaxbatch.results.report import print_table
 from jaxbatch.training.tasks import Task
 
 RATE, MOMENTUM = 0.02, 0.5
@@ -75,9 +75,7 @@ def median(values):
     return interval(values, np.median)
 
 
-def make_rows(
-    bench: str, model: str, batch_size: int, num_groups: int, rounds: list[dict[str, float]], per: int = 1
-) -> list[dict]:
+def make_rows(bench: str, model: str, batch_size: int, num_groups: int, rounds: list[dict[str, float]], per: int = 1) -> list[dict]:
     """One record for each peer; ratios are taken within a round."""
 
     def ratio(above, below):
@@ -109,13 +107,10 @@ def make_rows(
 def report(rows: list[dict], console: Console) -> None:
     """Prints the rows as a table, with the machine and versions above it."""
     machine = describe_provenance()
-    peers = ", ".join(
-        f"{name} {importlib.metadata.version(name) if is_installed(name) else 'missing'}" for name in ("torch", "opacus")
-    )
+    peers = ", ".join(f"{name} {importlib.metadata.version(name) if is_installed(name) else 'missing'}" for name in ("torch", "opacus"))
     pages = "huge pages" if "hugetlb" in os.environ.get("GLIBC_TUNABLES", "") else "the system's pages"
     console.print(
-        f"{machine['device']}, {machine['num_cores']} cores for each contender, {pages}; jax {machine['jax']}, {peers}; "
-        f"{rows[0]['rounds']} rounds",
+        f"{machine['device']}, {machine['num_cores']} cores for each contender, {pages}; jax {machine['jax']}, {peers}; {rows[0]['rounds']} rounds",
         soft_wrap=True,
     )
 

@@ -19,9 +19,7 @@ class Peer:
     """A running PyTorch process. ``run(kind)`` returns when the work is done."""
 
     def __init__(self):
-        self.process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        self.process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def set_up(self, model: str, params: dict, images: np.ndarray, labels: np.ndarray, **settings) -> np.ndarray:
         """Gives it a model with our weights, and data; the losses of the first examples come back."""
@@ -140,9 +138,7 @@ def serve() -> None:
             model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()}, strict=False)
             model.to(device).train()
             size, num_groups, bfloat16 = request["batch_size"], request["num_groups"], request["bfloat16"]
-            optimizer = torch.optim.SGD(
-                model.parameters(), lr=request["rate"], momentum=request["momentum"], weight_decay=request["weight_decay"]
-            )
+            optimizer = torch.optim.SGD(model.parameters(), lr=request["rate"], momentum=request["momentum"], weight_decay=request["weight_decay"])
             with torch.no_grad():
                 answer = nn.functional.cross_entropy(model(images[:size]), labels[:size], reduction="none").tolist()[:8]
         print(json.dumps(answer), flush=True)

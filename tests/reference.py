@@ -81,10 +81,7 @@ def max_pool(x, window):
     """Maximum over windows, NHWC, loops over output pixels."""
     x = np.asarray(x)
     rows, columns = (n // window for n in x.shape[1:3])
-    blocks = [
-        [x[:, r * window : (r + 1) * window, c * window : (c + 1) * window].max((1, 2)) for c in range(columns)]
-        for r in range(rows)
-    ]
+    blocks = [[x[:, r * window : (r + 1) * window, c * window : (c + 1) * window].max((1, 2)) for c in range(columns)] for r in range(rows)]
     return np.stack([np.stack(row, 1) for row in blocks], 1)
 
 

@@ -119,7 +119,10 @@ def known_records(apart):
 
 @pytest.mark.parametrize(("apart", "told"), [(0.05, "(b) is better"), (-0.05, "(b) is worse"), (0.0, "no difference shows")])
 def test_the_report_on_known_records(apart, told):
-    config, records = types.SimpleNamespace(seeds=5, epochs=2, devices=(1,), tuned_rates=(0.01, 0.1), batch_size=10, max_batch_size=20), list(known_records(apart))
+    config, records = (
+        types.SimpleNamespace(seeds=5, epochs=2, devices=(1,), tuned_rates=(0.01, 0.1), batch_size=10, max_batch_size=20),
+        list(known_records(apart)),
+    )
     np.testing.assert_allclose(errors(config, records, "small")[:, -1], [20.0, 19.9, 19.8, 19.7, 19.6])
     told_all = verdict(config, records)
     assert sum(told in text for text in told_all) == 3

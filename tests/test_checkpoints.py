@@ -71,12 +71,12 @@ def test_kills_around_changes_of_batch_size_leave_no_trace(tmp_path):
     assert finish(tmp_path / "killed") == []  # nothing is left to do
 
 
-def run(task, folder, **changes):  # noqa: F811
+def run(task, folder, **changes):
     config = jb.FitConfig(optax.sgd(0.01, 0.9), 8, jb.epochs(4), seed=1)._replace(**changes)
     return list(jb.fit_with_checkpoints(task, config, folder, every=2, keep=2))
 
 
-def test_cadence_and_what_stays(task, tmp_path):  # noqa: F811
+def test_cadence_and_what_stays(task, tmp_path):
     run(task, tmp_path, duration=jb.epochs(7))
     state = jb.init_state(task, optax.sgd(0.01, 0.9), 1)
     assert Checkpoints(tmp_path, json.loads((tmp_path / "about.json").read_text())).steps() == [18, 21]  # of 6, 12, 18, 21
@@ -85,7 +85,7 @@ def test_cadence_and_what_stays(task, tmp_path):  # noqa: F811
 
 
 @pytest.mark.parametrize("damage", ["empty", "truncated", "gone", "garbled"])
-def test_a_damaged_checkpoint_is_passed_over(task, tmp_path, damage):  # noqa: F811
+def test_a_damaged_checkpoint_is_passed_over(task, tmp_path, damage):
     whole = run(task, tmp_path / "whole")
     run(task, tmp_path / "broken")
     newest = tmp_path / "broken" / "step_12"
@@ -124,7 +124,7 @@ def unreadable(path, how, monkeypatch):
 
 
 @pytest.mark.parametrize("how", ["file", "folder", "permission", "disk"])
-def test_a_checkpoint_that_cannot_be_read_is_an_error(task, tmp_path, how, monkeypatch):  # noqa: F811
+def test_a_checkpoint_that_cannot_be_read_is_an_error(task, tmp_path, how, monkeypatch):
     run(task, tmp_path)
     unreadable(tmp_path / "step_12", how, monkeypatch)
     before = sorted(tmp_path.iterdir())
@@ -135,7 +135,7 @@ def test_a_checkpoint_that_cannot_be_read_is_an_error(task, tmp_path, how, monke
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads everything")
 @pytest.mark.parametrize("what", ["step_12", "about.json", ""])
-def test_without_permission(task, tmp_path, what):  # noqa: F811
+def test_without_permission(task, tmp_path, what):
     run(task, tmp_path)
     (tmp_path / what).chmod(0)
     try:
@@ -146,7 +146,7 @@ def test_without_permission(task, tmp_path, what):  # noqa: F811
     assert run(task, tmp_path) == []
 
 
-def test_all_damaged_begins_anew_and_keeps_what_it_writes(task, tmp_path):  # noqa: F811
+def test_all_damaged_begins_anew_and_keeps_what_it_writes(task, tmp_path):
     whole = run(task, tmp_path)
     for step in ("step_6", "step_12"):
         shutil.rmtree(tmp_path / step)
@@ -164,7 +164,7 @@ def test_all_damaged_begins_anew_and_keeps_what_it_writes(task, tmp_path):  # no
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"\xff\xfe"])
-def test_what_the_folder_is_about_is_damaged_or_unreadable(task, tmp_path, text):  # noqa: F811
+def test_what_the_folder_is_about_is_damaged_or_unreadable(task, tmp_path, text):
     run(task, tmp_path)
     (tmp_path / "about.json").write_bytes(text)
     with pytest.raises(ValueError, match="about.json is damaged.*Take another folder"):
@@ -178,7 +178,7 @@ def test_what_the_folder_is_about_is_damaged_or_unreadable(task, tmp_path, text)
         run(task, tmp_path / "file")
 
 
-def test_what_is_half_written_is_not_a_checkpoint(task, tmp_path):  # noqa: F811
+def test_what_is_half_written_is_not_a_checkpoint(task, tmp_path):
     run(task, tmp_path)
     (tmp_path / "step_99.orbax-checkpoint-tmp").mkdir()
     assert run(task, tmp_path) == []
@@ -196,7 +196,7 @@ def test_running_moments_are_kept(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, last["state"], whole[-1]["state"])
 
 
-def test_another_run_is_refused(task, tmp_path):  # noqa: F811
+def test_another_run_is_refused(task, tmp_path):
     run(task, tmp_path)
     with pytest.raises(ValueError, match="holds another run .seed: 1 there, 2 here.*Take another folder"):
         run(task, tmp_path, seed=2)
@@ -211,7 +211,7 @@ def test_another_run_is_refused(task, tmp_path):  # noqa: F811
 
 
 @pytest.mark.parametrize("names", [["3"], ["100", "200"], ["step_x"], ["12", "step_a1"]])
-def test_a_user_s_own_folders_stay(task, tmp_path, names):  # noqa: F811
+def test_a_user_s_own_folders_stay(task, tmp_path, names):
     for name in names:
         (tmp_path / name).mkdir()
         (tmp_path / name / "thesis.txt").write_text("irreplaceable")
@@ -221,7 +221,7 @@ def test_a_user_s_own_folders_stay(task, tmp_path, names):  # noqa: F811
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names, "about.json", "step_12", "step_6"])
 
 
-def test_checkpoints_of_nobody_knows_whom_are_refused(task, tmp_path):  # noqa: F811
+def test_checkpoints_of_nobody_knows_whom_are_refused(task, tmp_path):
     (tmp_path / "step_3").mkdir()
     (tmp_path / "step_3" / "thesis.txt").write_text("irreplaceable")
     with pytest.raises(ValueError, match="holds step_3 and no about.json.*Take another folder"):
@@ -229,7 +229,7 @@ def test_checkpoints_of_nobody_knows_whom_are_refused(task, tmp_path):  # noqa: 
     assert [path.name for path in tmp_path.iterdir()] == ["step_3"] and (tmp_path / "step_3" / "thesis.txt").exists()
 
 
-def test_a_folder_of_an_earlier_format_is_refused(task, tmp_path):  # noqa: F811
+def test_a_folder_of_an_earlier_format_is_refused(task, tmp_path):
     run(task, tmp_path)
     about = json.loads((tmp_path / "about.json").read_text())
     (tmp_path / "about.json").write_text(json.dumps({name: value for name, value in about.items() if name != "format"}))
@@ -237,14 +237,14 @@ def test_a_folder_of_an_earlier_format_is_refused(task, tmp_path):  # noqa: F811
         run(task, tmp_path)
 
 
-def test_other_data_of_the_same_size_are_refused(task, tmp_path):  # noqa: F811
+def test_other_data_of_the_same_size_are_refused(task, tmp_path):
     run(task, tmp_path)
     other = jax.tree.map(lambda leaf: leaf.at[0].add(1e-3), task.train_data)
     with pytest.raises(ValueError, match="holds another run .data: "):
         run(task._replace(train_data=other), tmp_path)
 
 
-def test_a_diverged_state_is_not_kept(task, tmp_path):  # noqa: F811
+def test_a_diverged_state_is_not_kept(task, tmp_path):
     config = jb.FitConfig(optax.sgd(1e20), 8, jb.epochs(4), seed=1)
     *_, last = jb.fit_with_checkpoints(task, config, tmp_path)
     assert last["diverged"]

@@ -78,7 +78,7 @@ def small_cifar(tmp_path, monkeypatch):
     rows = {name: cifar_rows(2, seed) for seed, name in enumerate(CIFAR["cifar10"][0].files)}
     labels = {name: [index, 9 - index] for index, name in enumerate(rows)}
     blobs = [{}, {}]
-    for (binary, python) in zip(*(version.files for version in CIFAR["cifar10"])):
+    for binary, python in zip(*(version.files for version in CIFAR["cifar10"])):
         joined = np.concatenate([np.array(labels[binary], np.uint8)[:, None], rows[binary]], axis=1)
         blobs[0][binary] = joined.tobytes()
         blobs[1][python] = python2_pickle(rows[binary], labels[binary], "labels")

@@ -8,8 +8,19 @@ from typing import Literal
 
 import pytest
 
-from experiments import adabatch, adabatch_figures, batch_shape, convergence, cross_check, gradient_smoothness, imagenet
-from experiments import iteration_speed, learning_rate_grid, nose_game, split_backward
+from experiments import (
+    adabatch,
+    adabatch_figures,
+    batch_shape,
+    convergence,
+    cross_check,
+    gradient_smoothness,
+    imagenet,
+    iteration_speed,
+    learning_rate_grid,
+    nose_game,
+    split_backward,
+)
 from experiments.command_line import flags_of, parse
 from tests.conftest import ROOT
 

@@ -16,9 +16,9 @@ from experiments import cross_check, study
 from experiments.checks import layers as layer_cases
 from experiments.checks import library, networks, run
 from experiments.checks.cases import all_cases
-from experiments.cross_check_report import closing, word
 from experiments.checks.run import run_cases
 from experiments.checks.truth import Rounding, Tape
+from experiments.cross_check_report import closing, word
 from jaxbatch import layers
 from tests import reference
 from tests.conftest import ROOT
@@ -180,9 +180,7 @@ def test_the_twin_s_gradients_are_differences_of_its_losses():
     _, gradients = loss(*given)
     for place, gradient in enumerate(gradients):
         direction = random.normal(size=gradient.shape)
-        ahead, behind = (
-            loss(*(one + step * direction if n == place else one for n, one in enumerate(given)))[0] for step in (1e-6, -1e-6)
-        )
+        ahead, behind = (loss(*(one + step * direction if n == place else one for n, one in enumerate(given)))[0] for step in (1e-6, -1e-6))
         np.testing.assert_allclose((ahead - behind) / 2e-6, (gradient * direction).sum(), rtol=1e-6)
 
 

@@ -147,9 +147,7 @@ def test_another_data_set_s_files_are_recognised(cache, small_mnist, monkeypatch
         jb.load_dataset("fashion_mnist", data_dir=small_mnist[0])
 
 
-@pytest.mark.parametrize(
-    "blob", [b"", b"\0\0\x08", b"\0\0\x0d\x01\0\0\0\x01x", b"\0\0\x08\x01\0\0\0\x05abc", b"\0\0\x08\x03\0\0\0\x01"]
-)
+@pytest.mark.parametrize("blob", [b"", b"\0\0\x08", b"\0\0\x0d\x01\0\0\0\x01x", b"\0\0\x08\x01\0\0\0\x05abc", b"\0\0\x08\x03\0\0\0\x01"])
 def test_decode_idx_refuses_what_is_no_idx(blob):
     with pytest.raises(ValueError, match="IDX|header"):
         official.decode_idx(blob)

@@ -152,4 +152,6 @@ def test_the_same_under_every_setting(call, setting, plain):
         plain[call] = jax.device_get(CALLS[call]())
     with SETTINGS[setting]():
         found = jax.device_get(CALLS[call]())
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(np.asarray(a, np.float64), np.asarray(b, np.float64), rtol=2e-4, atol=1e-5), found, plain[call])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(np.asarray(a, np.float64), np.asarray(b, np.float64), rtol=2e-4, atol=1e-5), found, plain[call]
+    )

@@ -52,7 +52,18 @@ def test_a_system_without_huge_pages(started, monkeypatch):
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_a_terminal_without_our_letters_gets_its_tables(tmp_path, encoding):
     environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
-    command = [sys.executable, "-m", "experiments.learning_rate_grid", "--quick", "--model", "mlp", "--batch-sizes", "60", "--output-dir", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.learning_rate_grid",
+        "--quick",
+        "--model",
+        "mlp",
+        "--batch-sizes",
+        "60",
+        "--output-dir",
+        str(tmp_path),
+    ]
     done = subprocess.run(command, capture_output=True, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stderr.decode(encoding)
     text = done.stdout.decode(encoding)

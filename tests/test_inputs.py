@@ -129,7 +129,7 @@ def test_images_that_are_scaled_are_taken(dtype):
         (lambda: jb.accumulated_gradient(LOSS, [0], X, 2), r"params\[0\] is a int"),
         (lambda: jb.gradient_statistics(LOSS, jnp.array(0), X), "params is int32"),
         (lambda: jb.per_example_gradients(LOSS, jnp.array(0.0), [1.0, 2.0]), r"batch\[0\] is a float"),
-        (lambda: jb.per_example_gradients(lambda w, x: (x > w), jnp.array(0.0), X), "floating-point losses, and returned bool"),
+        (lambda: jb.per_example_gradients(lambda w, x: x > w, jnp.array(0.0), X), "floating-point losses, and returned bool"),
         (lambda: jb.per_example_gradients(lambda w, x: [w], jnp.array(0.0), X), "one loss per example"),
         (lambda: first(TASK, optimizer=None), "optimizer=None must be one of optax's"),
         (lambda: first(TASK, optimizer=optax.sgd), "optimizer=.* must be one of optax's"),
@@ -169,7 +169,13 @@ def test_a_number_as_aux(groups, microbatch_size):
 
 
 def test_an_aux_that_holds_nothing():
-    task = TASK._replace(init=lambda key: (jnp.array(0.0), ()), loss_fn=lambda w, x: (LOSS(w, x), ()), update_model_state=lambda old, new: old, metrics_fn=None, test_data=None)
+    task = TASK._replace(
+        init=lambda key: (jnp.array(0.0), ()),
+        loss_fn=lambda w, x: (LOSS(w, x), ()),
+        update_model_state=lambda old, new: old,
+        metrics_fn=None,
+        test_data=None,
+    )
     with pytest.raises(ValueError, match="the aux that loss_fn returns, and it holds no array"):
         first(task)
 
@@ -212,9 +218,7 @@ def test_large_seeds_work_everywhere_and_mean_the_same(seed):
     for task in (TASK._replace(init=noisy.init), noisy):
         one = first(task, seed=seed)
         for runs in ("vmap", "threads", "map"):
-            several = next(
-                jb.sweep(task, optax.sgd, jnp.array([0.1, 0.1]), [seed, 3], batch_size=4, duration=jb.epochs(1), runs=runs)
-            )
+            several = next(jb.sweep(task, optax.sgd, jnp.array([0.1, 0.1]), [seed, 3], batch_size=4, duration=jb.epochs(1), runs=runs))
             np.testing.assert_allclose(several["state"].params[0], one["state"].params, rtol=1e-5)
             assert several["loss"][0] == pytest.approx(one["loss"], rel=1e-5)
         assert one["loss"] != first(task, seed=seed - 2**31)["loss"]

@@ -28,9 +28,7 @@ def from_layout(x, layout):
 def test_conv_equals_its_definition(layout, strides, padding, rows, columns, size, channels):
     x, kernel = random((3, rows, columns, channels)), random((6, size, size, channels), 1)
     ours = jax.jit(lambda x, k: layers.conv(layers.to_layout(x, layout), k, layout=layout, strides=strides, padding=padding))
-    np.testing.assert_allclose(
-        from_layout(ours(x, kernel), layout), reference.conv(x, kernel, strides, padding), rtol=1e-5, atol=1e-5
-    )
+    np.testing.assert_allclose(from_layout(ours(x, kernel), layout), reference.conv(x, kernel, strides, padding), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -49,9 +47,7 @@ def test_max_pool_equals_its_definition(layout, shape, window):
 
 
 @pytest.mark.parametrize("batch_size", [1, 40])  # 1: im2col; 40: one product over the pooling phases
-@pytest.mark.parametrize(
-    ("side", "size", "window", "padding", "channels"), [(28, 5, 2, 0, 1), (12, 5, 2, 0, 3), (11, 3, 3, 1, 2), (10, 4, 2, 2, 1)]
-)
+@pytest.mark.parametrize(("side", "size", "window", "padding", "channels"), [(28, 5, 2, 0, 1), (12, 5, 2, 0, 3), (11, 3, 3, 1, 2), (10, 4, 2, 2, 1)])
 def test_conv_max_pool_equals_conv_then_pool(x64, batch_size, side, size, window, padding, channels):
     x, kernel = random((batch_size, side, side, channels), dtype=np.float64), random((2, size, size, channels), 1, np.float64)
 

@@ -12,9 +12,9 @@ import optax
 import pytest
 
 import jaxbatch as jb
+from jaxbatch.machine.compiling import Programs
 from jaxbatch.training import loops
 from jaxbatch.training.pieces import compile_epoch_in_pieces
-from jaxbatch.machine.compiling import Programs
 from tests.conftest import ROOT, make_problem
 from tests.test_gradients import assert_close
 from tests.test_train import batch_norm_task
@@ -224,9 +224,7 @@ def test_accumulation_with_running_moments(way):
     state = jb.init_state(task, optimizer, 0)
     indices = np.asarray(jb.epoch_batches(0, 0, 24, 12).indices)
     if way == "scan":
-        step = jb.make_train_step(
-            task.loss_fn, optimizer, 12, microbatch_size=4, update_model_state=task.update_model_state
-        )
+        step = jb.make_train_step(task.loss_fn, optimizer, 12, microbatch_size=4, update_model_state=task.update_model_state)
         run = loops.compile_epoch(step, state, task.train_data, 2, 12)
     else:
         run = compile_epoch_in_pieces(task, optimizer, state, 12, 4)

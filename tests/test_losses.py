@@ -45,7 +45,9 @@ def test_losses_of_another_shape_are_refused_on_every_path(path, wrong):
     if path == "convolution":
         loss_fn, start = lambda w, x: WRONG[wrong](CONV(w, x)), jnp.ones((1, 1, 1, 1))
     task = jb.Task(lambda key: start, loss_fn, None, ArrayStream(X) if path == "stream" else data, None)
-    config = CONFIG._replace(**{"groups": {"num_groups": 2}, "microbatches": {"microbatch_size": 2}, "convolution": {"microbatch_size": 2}}.get(path, {}))
+    config = CONFIG._replace(
+        **{"groups": {"num_groups": 2}, "microbatches": {"microbatch_size": 2}, "convolution": {"microbatch_size": 2}}.get(path, {})
+    )
     with pytest.raises(ValueError, match="loss_fn must return one loss per example"):
         if path == "devices":
             shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), jb.init_state(task, CONFIG.optimizer, 0))

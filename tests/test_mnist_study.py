@@ -207,8 +207,7 @@ def test_the_critical_batch_size_is_found():
     assert abs(found.critical_batch_size.value / 40 - 1) < 0.15 and abs(found.min_updates.value / 200 - 1) < 0.1
     place = {"kind": "noise", "table": "tuned", "batch_size": 6, "learning_rate": 0.1}
     noise = [
-        {**place, "validation_accuracy": 0.5, "signal": 1.0 + 0.1 * (-1) ** n, "trace": scale}
-        for n, scale in enumerate([38.0, 42.0, 41.0, 39.0])
+        {**place, "validation_accuracy": 0.5, "signal": 1.0 + 0.1 * (-1) ** n, "trace": scale} for n, scale in enumerate([38.0, 42.0, 41.0, 39.0])
     ]
     assert abs(noise_scale(records + noise).value - 40) < 1e-9
     of_another_rate = {**noise[0], "learning_rate": 0.2, "trace": 1e6}
@@ -262,9 +261,7 @@ def test_the_effect_of_a_shape_is_told_from_that_of_size():
     for size, kind in {**window(64), **window(512)}.items():
         for number in range(12):
             factor = {"power": 0.9, "eight": 0.95}.get(kind, 1.0) * math.exp(0.005 * random.normal())
-            records.append(
-                {"kind": "time", "model": "mlp", "dtype": "float32", "batch_size": size, "round": number, "ms": (3 + 0.1 * size) * factor}
-            )
+            records.append({"kind": "time", "model": "mlp", "dtype": "float32", "batch_size": size, "round": number, "ms": (3 + 0.1 * size) * factor})
     for kind, expected in (("power", 0.9), ("eight", 0.95), ("round", 1.0)):
         found = effect(config, records, "mlp", "float32", kind)
         assert abs(found.value - expected) < 0.01 and (expected == 1 or found.high < 0.98)

@@ -86,9 +86,7 @@ def test_evaluation_with_the_batch_s_moments_is_training_s_forward_pass(x64, net
     np.testing.assert_allclose(three, logits[:3], rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize(
-    "network", [models.AlexNet, pytest.param(models.ResNet20, marks=pytest.mark.slow), SLOW_VGG]
-)
+@pytest.mark.parametrize("network", [models.AlexNet, pytest.param(models.ResNet20, marks=pytest.mark.slow), SLOW_VGG])
 def test_a_step_takes_at_most_twice_the_memory_of_xla_s_own_convolutions(network, monkeypatch):
     model, images, labels = network(), jnp.zeros((128, 32, 32, 3)), jnp.zeros(128, jnp.int32)
     params = jax.eval_shape(model.init, jax.random.key(0), images[:1])["params"]

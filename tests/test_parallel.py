@@ -52,7 +52,8 @@ def last(task, size, **changes):
     config = jb.FitConfig(optax.sgd(0.02, 0.9), size, jb.epochs(2), seed=4)._replace(**changes)
     *_, record = jb.fit(task, config)
     state = record["state"]
-    return [np.asarray(leaf, float).ravel() for leaf in jax.tree.leaves((state.params, state.opt_state, state.model_state, record["loss"], record["test_loss"]))]
+    kept = state.params, state.opt_state, state.model_state, record["loss"], record["test_loss"]
+    return [np.asarray(leaf, float).ravel() for leaf in jax.tree.leaves(kept)]
 
 
 def apart(a, b):
@@ -112,7 +113,8 @@ for size, count, groups in ((8, 2, 2), (8, 4, 2), (9, 2, 3), (6, 4, 3)):  # 9: g
     found[f"split, streamed {size} {groups}"] = apart(last(streamed(tupled), size, num_groups=groups, microbatch_size=2), one)
     found[f"split, microbatches {size} {groups}"] = apart(last(tupled, size, num_groups=groups, microbatch_size=1), one)
 for method in ("jit", "pmap"):
-    found[f"split, moments {method}"] = apart(last(network(axis_name=AXIS), 8, num_devices=2, parallel=method, num_groups=2), last(network(), 8, num_groups=2))
+    shared = last(network(axis_name=AXIS), 8, num_devices=2, parallel=method, num_groups=2)
+    found[f"split, moments {method}"] = apart(shared, last(network(), 8, num_groups=2))
 for changes, text in (({"num_devices": 5}, "num_devices=5"), ({"num_devices": 2, "parallel": "mpi"}, "parallel='mpi'")):
     try:
         last(plain, 8, **changes)

@@ -9,10 +9,10 @@ import subprocess
 import numpy as np
 import pytest
 
-from jaxbatch.results import records
 from jaxbatch.intervals import Interval, interval
-from jaxbatch.results.records import describe_provenance, open_run, read_records
 from jaxbatch.machine.timing import timed_rounds
+from jaxbatch.results import records
+from jaxbatch.results.records import describe_provenance, open_run, read_records
 from tests.conftest import ROOT
 
 

@@ -10,8 +10,17 @@ import tempfile
 
 import pytest
 
-from experiments import adabatch, batch_shape, convergence, gradient_smoothness, imagenet, iteration_speed, learning_rate_grid
-from experiments import nose_game, split_backward
+from experiments import (
+    adabatch,
+    batch_shape,
+    convergence,
+    gradient_smoothness,
+    imagenet,
+    iteration_speed,
+    learning_rate_grid,
+    nose_game,
+    split_backward,
+)
 from jaxbatch.results.records import RunFolder
 from tests.test_streams import Network
 

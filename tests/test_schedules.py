@@ -144,7 +144,7 @@ def test_shapes_follow_epochs_not_updates():
     assert float(small(80 * 8)) == pytest.approx(0, abs=1e-6)
 
 
-def test_it_is_an_optax_schedule_and_fit_takes_both(task):  # noqa: F811
+def test_it_is_an_optax_schedule_and_fit_takes_both(task):
     schedule = jb.adabatch_schedule(batch_size=6, growth=2, every=1, max_batch_size=24)
     rate = jb.coupled_learning_rate(schedule, init=0.02, decay=0.75, num_examples=24, num_epochs=3)
     config = jb.FitConfig(optax.sgd(rate), schedule, jb.epochs(3))
@@ -208,7 +208,7 @@ def test_refusals(make, message):
         make()
 
 
-def test_a_schedule_that_outgrows_the_data_ends_before_it_trains(task):  # noqa: F811
+def test_a_schedule_that_outgrows_the_data_ends_before_it_trains(task):
     config = jb.FitConfig(optax.sgd(0.1), jb.adabatch_schedule(batch_size=8, growth=4, every=1), jb.epochs(3))
     with pytest.raises(ValueError, match="batch_size=32 is larger than the data set"):
         next(jb.fit(task, config))

@@ -117,9 +117,7 @@ def test_aux_and_dropout(problem):
     batch = batch | {"key": jax.random.split(jax.random.key(1), 24)}
     optimizer = optax.sgd(0.1, 0.9)
     ours = jb.split_backward(noisy, optimizer, 3, has_aux=True)(params, optimizer.init(params), batch)
-    expected = reference.split_backward(
-        lambda p, b: noisy(p, b)[0], optimizer, 3, params, optimizer.init(params), batch
-    )
+    expected = reference.split_backward(lambda p, b: noisy(p, b)[0], optimizer, 3, params, optimizer.init(params), batch)
     assert_close(ours[:3], expected, rtol=1e-5, atol=1e-6)
     states = [noisy(params, group)[1]["state"] for group in reference.groups_of(batch, 3)]
     np.testing.assert_allclose(ours[3]["state"], jnp.stack(states), rtol=1e-5, atol=1e-6)

@@ -86,9 +86,7 @@ def test_a_finished_run_is_not_measured_again(finished):
 def test_a_killed_run_goes_on_to_the_same_numbers(finished, tmp_path):
     folder, _ = finished
     command = [sys.executable, "-m", "experiments.split_backward", *ARGUMENTS]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=AS_USERS, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = subprocess.Popen(command, cwd=tmp_path, env=AS_USERS, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.time() + 120
     while time.time() < deadline:  # as soon as the first seed's first evaluation is on disk
         files = list(tmp_path.glob("results/split_backward/*/records.jsonl"))
@@ -112,7 +110,12 @@ def test_ctrl_c_is_one_line(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "experiments.split_backward", *FAST[3:], "--epochs", "500", "--cost-rounds", "1"]
     process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        command,
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     deadline = time.time() + 120
     while time.time() < deadline and not list(tmp_path.glob("results/split_backward/*/in_flight_original.msgpack")):
@@ -193,9 +196,7 @@ def made_up(accuracies, n=6, protocol="original", rates=None):
                 )  # fmt: skip
             records.append({"kind": "end", **place, "test_accuracy": accuracy, "test_loss": 1.0})
         for number in range(3):
-            records.append(
-                {"kind": "cost", "round": 3 * seed + number, "one_ms": 1.0, "split_ms": 1.1, "small_ms": 2.0, "naive_ms": 5.0}
-            )
+            records.append({"kind": "cost", "round": 3 * seed + number, "one_ms": 1.0, "split_ms": 1.1, "small_ms": 2.0, "naive_ms": 5.0})
     return records
 
 

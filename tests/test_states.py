@@ -13,8 +13,8 @@ import optax
 import pytest
 
 import jaxbatch as jb
-from jaxbatch.training.checkpoints import Checkpoints
 from jaxbatch.states import as_arrays, is_key, through_host
+from jaxbatch.training.checkpoints import Checkpoints
 from tests.conftest import ROOT
 
 TYPES = ["bfloat16", "float16", "float32", "float8_e4m3fn", "float8_e5m2", "int8", "int16", "int32", "uint8", "uint16", "uint32", "bool",

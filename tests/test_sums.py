@@ -8,9 +8,9 @@ import pytest
 from flax import linen as nn
 
 import jaxbatch as jb
-from jaxbatch.training.pieces import make_pieces
 from jaxbatch.gradients.accumulation import mean_gradient
 from jaxbatch.training.devices import AXIS
+from jaxbatch.training.pieces import make_pieces
 from jaxbatch.training.steps import make_task_step
 
 HALF = (jnp.bfloat16, jnp.float16)

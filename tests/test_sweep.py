@@ -25,7 +25,7 @@ def run_sweep(task, runs, duration, rates=RATES):
 
 @pytest.mark.parametrize("runs", ["vmap", "map", "threads", None])
 @pytest.mark.parametrize("make", ["plain", "convolution"])
-def test_each_run_is_what_fit_makes(task, runs, make):  # noqa: F811
+def test_each_run_is_what_fit_makes(task, runs, make):
     task = task if make == "plain" else convolution_task()
     records = run_sweep(task, runs, jb.steps(7))
     assert [record["batches"] for record in records] == [3, 6, 7]
@@ -40,7 +40,7 @@ def test_each_run_is_what_fit_makes(task, runs, make):  # noqa: F811
 
 
 @pytest.mark.parametrize("runs", ["vmap", "map", "threads"])
-def test_a_run_that_diverges_leaves_the_others_alone(task, runs):  # noqa: F811
+def test_a_run_that_diverges_leaves_the_others_alone(task, runs):
     *_, last = run_sweep(task, runs, jb.epochs(9), rates=[0.01, 1e20, 0.01])
     assert last["diverged_at_batch"][0] == last["diverged_at_batch"][2] == -1
     alone = list(jb.fit(task, jb.FitConfig(make_optimizer(1e20), 8, jb.epochs(9), seed=3)))
@@ -57,7 +57,7 @@ def test_running_moments_in_a_sweep():
 
 
 @pytest.mark.parametrize("runs", ["vmap", "threads"])
-def test_going_on_ends_in_the_same_numbers(task, runs):  # noqa: F811
+def test_going_on_ends_in_the_same_numbers(task, runs):
     rates, kept = [0.01, 1e20, 0.01], ("batches", "diverged_at_batch", "state")
 
     def run(after=None):
@@ -94,7 +94,7 @@ def test_float64_in_threads(x64):
     assert record["state"].params.dtype == record["test_loss"].dtype == np.float64
 
 
-def test_refusals(task):  # noqa: F811
+def test_refusals(task):
     with pytest.raises(ValueError, match="leading axis of seeds, 2"):
         list(jb.sweep(task, make_optimizer, jnp.ones(3), [0, 1], batch_size=8, duration=jb.epochs(1)))
     with pytest.raises(ValueError, match="runs='all'"):
@@ -104,7 +104,7 @@ def test_refusals(task):  # noqa: F811
 
 
 @pytest.mark.parametrize("name", ["train_data", "test_data"])
-def test_streams_are_refused_by_name(task, name):  # noqa: F811
+def test_streams_are_refused_by_name(task, name):
     there = task._replace(**{name: Arrays(jax.tree.leaves(getattr(task, name)))})
     with pytest.raises(ValueError, match=f"{name} is a stream, .* with fit"):
         run_sweep(there, None, jb.epochs(1))

@@ -243,10 +243,7 @@ def test_evaluation_uses_the_running_moments():
     task = batch_norm_task()
     *_, last = jb.fit(task, jb.FitConfig(optax.sgd(0.1, 0.9), 8, jb.epochs(60)))
     state = last["state"]
-    one_by_one = [
-        task.metrics_fn((state.params, state.model_state), jax.tree.map(lambda leaf: leaf[i : i + 1], task.test_data))
-        for i in range(9)
-    ]
+    one_by_one = [task.metrics_fn((state.params, state.model_state), jax.tree.map(lambda leaf: leaf[i : i + 1], task.test_data)) for i in range(9)]
     np.testing.assert_allclose(last["test_loss"], np.mean([float(m["loss"][0]) for m in one_by_one]), rtol=1e-5)
     assert last["test_loss"] < 0.7 * np.log(3)  # it has learned its own training images
 

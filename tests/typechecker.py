@@ -9,4 +9,4 @@ from beartype import BeartypeConf, FrozenDict, beartype
 
 CHOICES = Literal["map", "vmap", "unroll"], Literal["scan", "python"], Literal["jit", "pmap"], Literal["map", "vmap", "threads"]
 
-check = beartype(conf=BeartypeConf(is_pep484_tower=True, hint_overrides=FrozenDict({choice: str for choice in CHOICES})))
+check = beartype(conf=BeartypeConf(is_pep484_tower=True, hint_overrides=FrozenDict(dict.fromkeys(CHOICES, str))))

@@ -53,8 +53,7 @@ def moved_bound(run: Callable[..., Any], rounding: Rounding, truth: dict[str, An
     # In float64 no branch is near enough to a kink to be taken otherwise.
     sides = [truth, truth] if rounding.stored < 1e-12 else [run(rounding=rounding, side=side) for side in (1, -1)]
     return {
-        part: FACTOR * max(apart(one[part], truth[part]) for one in moved) / small
-        + apart(sides[0][part], sides[1][part], truth[part])
+        part: FACTOR * max(apart(one[part], truth[part]) for one in moved) / small + apart(sides[0][part], sides[1][part], truth[part])
         for part in truth
     }
 

@@ -60,9 +60,7 @@ def _network_truth(name, params, images, labels, **tape):
 def networks() -> Iterator[Case]:
     """Losses and gradient of every network."""
     for name, (_, side, _, count) in MODELS.items():
-        bound = lambda rounding, inputs, truth, name=name: moved_bound(
-            lambda **tape: _network_truth(name, *inputs, **tape), rounding, truth
-        )
+        bound = lambda rounding, inputs, truth, name=name: moved_bound(lambda **tape: _network_truth(name, *inputs, **tape), rounding, truth)
         make = lambda precision, name=name: _network(name, "float32" if precision == "default" else precision)
         precisions = ("float64", "float32", "bfloat16", "default") if name != "resnet50" else ("float64", "float32")
         yield Case(name, f"{count}×{side}²", 1000, make, functools.partial(_network_inputs, name),
@@ -92,9 +90,7 @@ def _train_truth(params, images, labels, order, **tape):
     names = jax.tree.structure(params)
     params, velocity, losses = jax.tree.leaves(params), [0.0] * names.num_leaves, []
     for batch in order:
-        found, gradient = losses_and_gradient(
-            "simple_cnn", jax.tree.unflatten(names, params), images[batch], labels[batch], Tape(**tape)
-        )
+        found, gradient = losses_and_gradient("simple_cnn", jax.tree.unflatten(names, params), images[batch], labels[batch], Tape(**tape))
         losses.append(found.mean())
         velocity = [0.5 * v + g for v, g in zip(velocity, jax.tree.leaves(gradient), strict=True)]
         params = [leaf - 0.02 * v for leaf, v in zip(params, velocity, strict=True)]

@@ -99,7 +99,9 @@ def _as_given(leaf: np.ndarray, kind: str):
 def _as_exact(leaf) -> np.ndarray:
     """The rounded input in float64."""
     array = np.asarray(leaf)
-    return array if np.issubdtype(array.dtype, np.integer) else np.asarray(leaf.astype(jnp.float32) if leaf.dtype == jnp.bfloat16 else leaf, np.float64)
+    return (
+        array if np.issubdtype(array.dtype, np.integer) else np.asarray(leaf.astype(jnp.float32) if leaf.dtype == jnp.bfloat16 else leaf, np.float64)
+    )
 
 
 _known_bounds: dict[tuple, Any] = {}  # of networks they take longer than the truth; "default" has those of float32

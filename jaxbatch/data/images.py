@@ -105,10 +105,7 @@ def _list_files(folder: pathlib.Path, split: str) -> tuple[ImageFiles, list[str]
         raise FileNotFoundError(f"{folder} has no folder {' or '.join(SPLITS[split])}.")
     classes = sorted(path.name for path in found[0].iterdir() if path.is_dir())
     pairs = [
-        (str(path), label)
-        for label, name in enumerate(classes)
-        for path in sorted((found[0] / name).iterdir())
-        if path.suffix.lower() in _SUFFIXES
+        (str(path), label) for label, name in enumerate(classes) for path in sorted((found[0] / name).iterdir()) if path.suffix.lower() in _SUFFIXES
     ]
     if not pairs:
         raise ValueError(f"{found[0]} holds no images: <class>/*.jpeg is looked for.")

@@ -112,9 +112,7 @@ def verify(blob: bytes, facts: FileFacts, label: str) -> None:
     """Holds a file's bytes against the published length and digest; ``label`` names it in the error."""
     if facts.length is not None and len(blob) != facts.length:
         state = "truncated" if len(blob) < facts.length else "too long"
-        raise ValueError(
-            f"{label}: {state}, {len(blob):,} bytes where the official file has {facts.length:,}. Download it again."
-        )
+        raise ValueError(f"{label}: {state}, {len(blob):,} bytes where the official file has {facts.length:,}. Download it again.")
     sha256 = hashlib.sha256(blob).hexdigest()
     # Fashion-MNIST and KMNIST reuse MNIST's file names, so the likeliest mix-up gets named.
     owner = _known_digests().get(sha256)

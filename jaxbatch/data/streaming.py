@@ -43,9 +43,7 @@ def decode_png(blobs: Sequence[bytes]) -> UInt8[np.ndarray, "B H W C"]:
     return images if images.ndim == 4 else images[..., None]
 
 
-def shift(
-    images: UInt8[np.ndarray, "B H W C"], offsets: Int[np.ndarray, "B 2"]
-) -> UInt8[np.ndarray, "B H W C"]:
+def shift(images: UInt8[np.ndarray, "B H W C"], offsets: Int[np.ndarray, "B 2"]) -> UInt8[np.ndarray, "B H W C"]:
     """Each image moved down and right by its own offset, zeros where nothing was.
 
     Example:

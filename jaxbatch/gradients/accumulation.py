@@ -16,14 +16,13 @@ from jaxbatch.machine.compiling import compile_ahead
 from jaxbatch.sums import add, mean_loss, mean_of_sum, widen, zero_sum
 
 
-def accumulated_gradient(
-    loss_fn: LossFn, params: PyTree, batch: PyTree, microbatch_size: int
-) -> PyTree[Float[Array, "..."]]:
+def accumulated_gradient(loss_fn: LossFn, params: PyTree, batch: PyTree, microbatch_size: int) -> PyTree[Float[Array, "..."]]:
     r"""The gradient of the batch's mean loss, summed over microbatches: the memory of one of them.
 
-    The sum is kept in float32 at least and cast to the parameters' types at the end. Equal to ``jax.grad`` of the mean loss up to the order of summation. A last microbatch that is not
-    full counts by its number of examples. On CPU a model that is built on XLA's convolutions, which are slow in
-    compiled loops, goes through a Python loop over a compiled accumulation; inside ``jit`` it has to be the loop.
+    The sum is kept in float32 at least and cast to the parameters' types at the end. Equal to ``jax.grad`` of the mean loss
+    up to the order of summation. A last microbatch that is not full counts by its number of examples. On CPU a model that is
+    built on XLA's convolutions, which are slow in compiled loops, goes through a Python loop over a compiled accumulation;
+    inside ``jit`` it has to be the loop.
 
     Args:
         loss_fn: ``(params, batch) -> losses``.
@@ -109,9 +108,7 @@ def mean_gradient(
     return losses, mean_of_sum(gradient, batch_size or share, params), aux
 
 
-def summed_gradient(
-    loss_fn: LossFn, params: PyTree, part: PyTree, *, mask: Bool[Array, "m"] | None = None, has_aux: bool = False
-) -> Part:
+def summed_gradient(loss_fn: LossFn, params: PyTree, part: PyTree, *, mask: Bool[Array, "m"] | None = None, has_aux: bool = False) -> Part:
     """The gradient of a part's summed loss, its losses, and ``(aux, how many examples count)``."""
 
     def loss_sum(p):

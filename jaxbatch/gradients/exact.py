@@ -21,9 +21,7 @@ from jaxbatch.gradients.independence import check_independent_losses
 from jaxbatch.gradients.parts import CPU_VMAP, Method, Part, choose_method, fold, vmap_at_a_time
 
 
-def per_example_gradients(
-    loss_fn: LossFn, params: PyTree, batch: PyTree, *, microbatch_size: int | None = None
-) -> PyTree[Float[Array, "B ..."]]:
+def per_example_gradients(loss_fn: LossFn, params: PyTree, batch: PyTree, *, microbatch_size: int | None = None) -> PyTree[Float[Array, "B ..."]]:
     r"""The gradient of every example's own loss, :math:`g_i = \nabla_\theta\, \ell_i(\theta)`.
 
     Args:

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-
 LossFn = Callable[[PyTree, PyTree], Any]  # (params, batch) -> (B,) losses, or (losses, aux)
 
 
@@ -109,10 +108,7 @@ def check_num_groups(num_groups: int, batch_size: int) -> None:
     divisors = [k for k in range(1, batch_size + 1) if batch_size % k == 0]
     below = [k for k in divisors if k < num_groups][-1:]
     above = [k for k in divisors if k > num_groups][:1]
-    raise ValueError(
-        f"num_groups={num_groups} does not divide batch_size={batch_size}. Nearest that do: "
-        f"{' and '.join(map(str, below + above))}."
-    )
+    raise ValueError(f"num_groups={num_groups} does not divide batch_size={batch_size}. Nearest that do: {' and '.join(map(str, below + above))}.")
 
 
 def check_microbatch_size(microbatch_size: int | None) -> None:

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxbatch.machine.compiling import with_constants_as_arguments
-from jaxbatch.gradients.groups import LossFn, losses_and_aux
-from jaxbatch.states import is_key
 from jaxbatch.data.streams import is_stream
+from jaxbatch.gradients.groups import LossFn, losses_and_aux
+from jaxbatch.machine.compiling import with_constants_as_arguments
+from jaxbatch.states import is_key
 
 _known: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # loss_fn -> shapes at which it was found to be independent
 
@@ -37,7 +37,8 @@ def check_independent_losses(loss_fn: LossFn, params: PyTree, batch: PyTree, *, 
         >>> loss_fn = lambda w, x: w * (x - x.mean())
         >>> check_independent_losses(loss_fn, jnp.array(1.0), jnp.arange(3.0))
         Traceback (most recent call last):
-        ValueError: the loss of an example changes with the others in its batch, as through batch normalisation, so one example has no gradient of its own. Take groups of several examples, or a model without such layers.
+        ValueError: the loss of an example changes with the others in its batch, as through batch normalisation, so one
+        example has no gradient of its own. Take groups of several examples, or a model without such layers.
     """
     shapes = str(jax.tree.map(lambda leaf: (jnp.shape(leaf)[1:], jnp.result_type(leaf)), batch)), str(jax.tree.map(jnp.shape, params))
     if shapes in _known_of(loss_fn):

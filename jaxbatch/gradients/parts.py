@@ -7,7 +7,7 @@ Axes: B examples, P parts of m examples.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp

@@ -140,7 +140,9 @@ def update_by_groups(
 
     method = "unroll" if num_groups == 1 else method or choose_method(loss_fn, params, batch, size)
     start = params, opt_state
-    found = fold(measure, (batch, mask), size, method=method, at_a_time=vmap_at_a_time(size) if method == "vmap" else None, start=start, combine=combine)
+    found = fold(
+        measure, (batch, mask), size, method=method, at_a_time=vmap_at_a_time(size) if method == "vmap" else None, start=start, combine=combine
+    )
     return *found.summed, found.examples, *found.each
 
 

@@ -10,9 +10,7 @@ from jaxtyping import Array, Float, PyTree
 Optimizer = optax.GradientTransformation | optax.MultiSteps  # the latter has init and update, and is no transformation
 
 
-def update(
-    optimizer: Optimizer, gradient: PyTree, opt_state: PyTree, params: PyTree, loss: Float[Array, ""]
-) -> tuple[PyTree, PyTree]:
+def update(optimizer: Optimizer, gradient: PyTree, opt_state: PyTree, params: PyTree, loss: Float[Array, ""]) -> tuple[PyTree, PyTree]:
     """One update: the parameters and the optimizer's state after it.
 
     Args:

@@ -51,9 +51,7 @@ def choose_layout(platform: str | None = None) -> Layout:
     return "batch_minor" if (platform or jax.default_backend()) == "cpu" else "native"
 
 
-def choose_conv(
-    image: tuple[int, int], kernel_size: int, *, batch_size: int, padding: int = 0, platform: str | None = None
-) -> Way:
+def choose_conv(image: tuple[int, int], kernel_size: int, *, batch_size: int, padding: int = 0, platform: str | None = None) -> Way:
     """How a convolution in the native layout runs, see the table above.
 
     Example:

@@ -104,11 +104,7 @@ def _batch_minor(x, kernel, strides, padding):
     rows, columns = ((n - size) // strides + 1 for n in x.shape[1:3])
     # For each of the k² kernel positions the pixels that it meets; stacked, (k²C) × (HWB).
     patches = jnp.concatenate(
-        [
-            x[:, i : i + (rows - 1) * strides + 1 : strides, j : j + (columns - 1) * strides + 1 : strides]
-            for i in range(size)
-            for j in range(size)
-        ]
+        [x[:, i : i + (rows - 1) * strides + 1 : strides, j : j + (columns - 1) * strides + 1 : strides] for i in range(size) for j in range(size)]
     )
     out = kernel.reshape(kernel.shape[0], -1) @ patches.reshape(size * size * channels, -1)
     return out.reshape(kernel.shape[0], rows, columns, -1)

@@ -8,9 +8,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, PyTree
 
 
-def with_backward(
-    forward: Callable[..., tuple[Array, PyTree]], backward: Callable[[PyTree, Array], tuple[Array, ...]]
-) -> Callable[..., Array]:
+def with_backward(forward: Callable[..., tuple[Array, PyTree]], backward: Callable[[PyTree, Array], tuple[Array, ...]]) -> Callable[..., Array]:
     r"""The function ``forward`` with ``backward`` as its gradient, in every mode of differentiation.
 
     ``jax.custom_vjp`` would forbid forward mode and so Hessian-vector products. Here the *tangent* is defined, as

@@ -69,9 +69,7 @@ def channel_sum(x: Float[Array, "B H W C"]) -> Float[Array, "C"]:
     return x.reshape(batch * rows, columns * channels).sum(0).reshape(columns, channels).sum(0)
 
 
-def shared_moments(
-    x: Float[Array, "B H W C"], axis_name: str, mask: Bool[Array, "B"] | None = None
-) -> tuple[Float[Array, "C"], Float[Array, "C"]]:
+def shared_moments(x: Float[Array, "B H W C"], axis_name: str, mask: Bool[Array, "B"] | None = None) -> tuple[Float[Array, "C"], Float[Array, "C"]]:
     """As :func:`channel_moments`, over the shares of all devices along a mapped axis; shares are of one size."""
     wide = clear(x.astype(jnp.promote_types(x.dtype, jnp.float32)), mask)
     if mask is None:

@@ -64,6 +64,7 @@ def conv_max_pool(
         >>> conv_max_pool(x, kernel, window=2, layout="batch_minor")[0, :, :, 0].tolist()
         [[126.0, 144.0], [234.0, 252.0]]
     """
+
     def apart():
         return max_pool(conv(x, kernel, layout=layout, strides=strides, padding=padding), window, layout=layout)
 
@@ -77,14 +78,8 @@ def conv_max_pool(
         return apart()
     x = jnp.pad(x, [(0, 0), (padding, padding), (padding, padding), (0, 0)])
     shifts = [(i, j) for i in range(wide) for j in range(wide)]
-    patches = jnp.concatenate(
-        [x[:, i : i + rows * window : window, j : j + columns * window : window] for i, j in shifts]
-    )
-    shifted = [
-        jnp.pad(kernel, [(0, 0), (i, window - 1 - i), (j, window - 1 - j), (0, 0)])
-        for i in range(window)
-        for j in range(window)
-    ]
+    patches = jnp.concatenate([x[:, i : i + rows * window : window, j : j + columns * window : window] for i, j in shifts])
+    shifted = [jnp.pad(kernel, [(0, 0), (i, window - 1 - i), (j, window - 1 - j), (0, 0)]) for i in range(window) for j in range(window)]
     matrix = jnp.stack(shifted).reshape(phases * kernel.shape[0], -1)
     out = matrix @ patches.reshape(matrix.shape[1], -1)
     return out.reshape(phases, kernel.shape[0], rows, columns, -1).max(0)

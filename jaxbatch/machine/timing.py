@@ -12,9 +12,7 @@ from typing import Any
 import jax
 
 
-def timed_rounds(
-    functions: Mapping[Any, Callable[[], Any]], rounds: int, *, rest: float = 0.0, seed: int = 0
-) -> Iterator[dict[Any, float]]:
+def timed_rounds(functions: Mapping[Any, Callable[[], Any]], rounds: int, *, rest: float = 0.0, seed: int = 0) -> Iterator[dict[Any, float]]:
     """Runs every function once a round and yields the times in milliseconds.
 
     A first round, which compiles and touches memory, is run and not yielded. The order within a round is

@@ -27,9 +27,7 @@ class BatchSizeSchedule:
         return self.size(epoch)
 
 
-def adabatch_schedule(
-    *, batch_size: int, growth: float = 2, every: int = 20, max_batch_size: int | None = None
-) -> BatchSizeSchedule:
+def adabatch_schedule(*, batch_size: int, growth: float = 2, every: int = 20, max_batch_size: int | None = None) -> BatchSizeSchedule:
     """The batch grows by a factor every so many epochs, up to a cap.
 
     Args:
@@ -93,9 +91,7 @@ def constant_schedule(batch_size: int, *, every: int = 20) -> BatchSizeSchedule:
     return adabatch_schedule(batch_size=batch_size, growth=1, every=every)
 
 
-def increase_instead_of_decay(
-    *, batch_size: int, decay: float, every: int, max_batch_size: int | None = None
-) -> BatchSizeSchedule:
+def increase_instead_of_decay(*, batch_size: int, decay: float, every: int, max_batch_size: int | None = None) -> BatchSizeSchedule:
     """Where a schedule would multiply the rate by ``decay``, the batch is divided by it.
 
     Couple it with ``decay=1``: the rate stays as it is until the cap is reached, and decays from there on.

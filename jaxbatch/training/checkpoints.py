@@ -19,12 +19,12 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxbatch.training.fitting import fit
 from jaxbatch.paths import local_path
-from jaxbatch.training.plans import FitConfig, plan_segments, python_numbers
 from jaxbatch.states import as_arrays, kinds, pack, unpack
-from jaxbatch.training.tasks import Task, fingerprint
+from jaxbatch.training.fitting import fit
+from jaxbatch.training.plans import FitConfig, plan_segments, python_numbers
 from jaxbatch.training.steps import init_state
+from jaxbatch.training.tasks import Task, fingerprint
 
 
 def fit_with_checkpoints(
@@ -173,9 +173,7 @@ class Checkpoints:
                 warnings.warn(f"{path} is a damaged checkpoint and is passed over ({type(error).__name__}: {reason}).", stacklevel=2)
                 continue
             if kinds(leaves) != kinds(jax.tree.leaves(like)):
-                raise ValueError(
-                    f"checkpoint_dir={os.fspath(self.folder)!r} holds the state of another model or optimizer. Take another folder."
-                )
+                raise ValueError(f"checkpoint_dir={os.fspath(self.folder)!r} holds the state of another model or optimizer. Take another folder.")
             return jax.tree.unflatten(jax.tree.structure(like), leaves)
         return None
 

@@ -28,7 +28,7 @@ from jaxbatch.training.plans import (
     read_progress,
     write_progress,
 )
-from jaxbatch.training.steps import TrainState, init_state, make_task_step, make_test, start_shapes
+from jaxbatch.training.steps import TrainState, init_state, make_test, start_shapes
 from jaxbatch.training.tasks import Task
 
 
@@ -49,7 +49,8 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
 
     Yields:
         ``batches`` and ``examples`` seen, ``total_batches`` to come to, ``batch_size``, ``updates`` (calls of the optimizer:
-        ``optax.MultiSteps`` changes the parameters at some of them only), ``epoch`` (a fraction), mean training ``loss`` since the last record, ``test_<name>`` of every metric,
+        ``optax.MultiSteps`` changes the parameters at some of them only), ``epoch`` (a fraction), mean training ``loss`` since
+        the last record, ``test_<name>`` of every metric,
         ``train_seconds`` (computation since the last record), ``compile_seconds`` of the programs first used in it
         and ``stall_seconds``, the part of those that the run had to wait for; ``diverged``, and ``state``. A loss or a
         state that is not finite ends the run with a last record: ``diverged`` True, and ``diverged_at_batch``, the first
@@ -58,7 +59,8 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
 
     Raises:
         ValueError: a batch larger than the data set, a duration without a unit, metrics that are not one value per example,
-            more devices than there are, a ``prepare`` that changes an example with the others in its batch where it sees parts of one, data whose leaves disagree on the number of examples, a seed outside [0, 2**32),
+            more devices than there are, a ``prepare`` that changes an example with the others in its batch where it sees parts
+            of one, data whose leaves disagree on the number of examples, a seed outside [0, 2**32),
             a ``state`` that is at or past the end of ``duration``, an optimizer that is none or is a line search.
 
     Example:
@@ -143,7 +145,10 @@ def _progress(config: FitConfig, state: TrainState, num_examples: int) -> Progre
 
 def _past_the_end(config: FitConfig, state: TrainState, progress: Progress, num_examples: int) -> str:
     amount, unit = config.duration
-    asked, done = f"duration={unit}({amount}), which counts from the start of the run", {"steps": progress.batches, "examples": progress.examples, "epochs": progress.epoch}
+    asked, done = (
+        f"duration={unit}({amount}), which counts from the start of the run",
+        {"steps": progress.batches, "examples": progress.examples, "epochs": progress.epoch},
+    )
     if done[unit] < amount:
         return (
             f"state.step={int(state.step)} leaves {num_examples - progress.offset} examples of epoch {progress.epoch}, fewer than a batch, and "

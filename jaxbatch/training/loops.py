@@ -16,14 +16,11 @@ from jax import lax
 from jaxtyping import Array, Float, Key, PyTree, UInt32
 
 from jaxbatch.augment import example_keys
-from jaxbatch.batches import cut_batches
-from jaxbatch.data.streaming import prefetch
-from jaxbatch.data.streams import is_stream
 from jaxbatch.gradients.groups import leading_axis
 from jaxbatch.layers import loops_are_slow
 from jaxbatch.machine.compiling import compile_ahead
 from jaxbatch.states import through_host
-from jaxbatch.sums import mean_loss, widen
+from jaxbatch.sums import mean_loss
 from jaxbatch.training.devices import AXIS, Parallel, over_devices, share_batches
 
 Step = Callable[..., tuple[Any, Float[Array, "..."]]]  # (state, batch) -> (state, losses)

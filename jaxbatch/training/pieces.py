@@ -119,7 +119,11 @@ def compile_epoch_in_pieces(
     place_shape, adds = jax.ShapeDtypeStruct((2,), jnp.uint32), {}
     for length in {size, group_size % size} - {0}:
         lead = (length,) if count == 1 else (count, -(-length // count))
-        data = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*lead, *leaf.shape), leaf.dtype), task.train_data.example) if streamed else _shapes(task.train_data)
+        data = (
+            jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*lead, *leaf.shape), leaf.dtype), task.train_data.example)
+            if streamed
+            else _shapes(task.train_data)
+        )
         index, mask = (jax.ShapeDtypeStruct(lead, dtype) for dtype in (jnp.int32, jnp.bool_))
         # Where the devices divide it every slot holds an example of its own.
         function = pieces.add if length % count else _without_mask(pieces.add)

@@ -19,8 +19,9 @@ class FitConfig(NamedTuple):
 
     ``batch_size`` is a number or a schedule ``epoch -> number``, epochs counted from 0. The learning rate that goes
     with a schedule is an optax schedule inside ``optimizer``, which counts updates: ``num_groups`` of them a batch.
-    ``evaluations_per_epoch`` says how often a record is made; it changes no number of the training itself. ``microbatch_size`` bounds the examples that the device works
-    on at a time: a larger batch is accumulated and the schedule stays as it is. ``num_devices`` share every batch, by
+    ``evaluations_per_epoch`` says how often a record is made; it changes no number of the training itself.
+    ``microbatch_size`` bounds the examples that a device works on at a time: a larger batch is accumulated and the schedule
+    stays as it is. ``num_devices`` share every batch, by
     ``parallel``: ``"jit"`` or ``"pmap"`` (:mod:`jaxbatch.training.devices`). ``compile_first`` has every batch size of the run
     compiled before its first step: for stages that are shorter than compilation, and where times are compared.
     ``eval_params``: ``(opt_state, params) -> params`` at which the test metrics are taken, for optimizers that train at other

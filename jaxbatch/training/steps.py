@@ -164,9 +164,7 @@ def update_in_turn(update_model_state: UpdateModelState, model_state: PyTree, fo
     return lax.scan(lambda old, one: (update_model_state(old, one), None), model_state, found)[0]
 
 
-def apply_gradient(
-    state: TrainState, optimizer: Optimizer, gradient: PyTree, model_state: PyTree, loss: Float[Array, ""]
-) -> TrainState:
+def apply_gradient(state: TrainState, optimizer: Optimizer, gradient: PyTree, model_state: PyTree, loss: Float[Array, ""]) -> TrainState:
     """The state after one update; ``loss`` is the batch's mean, for optimizers that want it."""
     params, opt_state = update(optimizer, gradient, state.opt_state, state.params, loss)
     return state._replace(params=params, opt_state=opt_state, step=state.step + 1, model_state=model_state)

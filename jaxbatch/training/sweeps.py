@@ -19,15 +19,15 @@ import numpy as np
 from jax import lax
 
 from jaxbatch.batches import Duration, check_seed, epoch_order
+from jaxbatch.data.streams import is_stream
+from jaxbatch.gradients.groups import check_params
+from jaxbatch.gradients.updates import Optimizer, check_optimizer
 from jaxbatch.machine.compiling import Programs, call_compiled, compile_ahead
 from jaxbatch.training.divergence import make_is_finite
-from jaxbatch.training.plans import FitConfig, plan_segments, progress_after
-from jaxbatch.gradients.groups import check_params
 from jaxbatch.training.loops import compile_epoch, make_epoch
-from jaxbatch.data.streams import is_stream
-from jaxbatch.training.tasks import Task
+from jaxbatch.training.plans import FitConfig, plan_segments, progress_after
 from jaxbatch.training.steps import TrainState, init_state, make_task_step, make_test, start_shapes
-from jaxbatch.gradients.updates import Optimizer, check_optimizer
+from jaxbatch.training.tasks import Task
 
 Runs = Literal["map", "vmap", "threads"]
 
@@ -68,7 +68,8 @@ def sweep(
     Yields:
         ``batches``, ``total_batches``, ``examples``, ``epoch``, ``train_seconds`` and ``compile_seconds`` of all runs
         together; arrays ``(R,)`` ``loss``, ``test_<name>`` of every metric and ``diverged_at_batch`` (see
-        :func:`jaxbatch.fit`; -1 where losses and state are finite; a run that diverged goes on as not a number, or is left out where that saves its time); and ``state``,
+        :func:`jaxbatch.fit`; -1 where losses and state are finite; a run that diverged goes on as not a number, or is left out
+        where that saves its time); and ``state``,
         leaves ``(R, ...)``.
 
     Raises:
@@ -139,9 +140,7 @@ def sweep(
             used.add(segment.num_batches)
 
 
-def start_states(
-    task: Task, make_optimizer: Callable[[Any], Optimizer], settings: Any, seeds: Sequence[int | np.integer]
-) -> TrainState:
+def start_states(task: Task, make_optimizer: Callable[[Any], Optimizer], settings: Any, seeds: Sequence[int | np.integer]) -> TrainState:
     """What each of R runs starts from, leaves ``(R, ...)``.
 
     Example:

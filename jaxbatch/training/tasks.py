@@ -18,12 +18,12 @@ from jaxtyping import Array, Key, PyTree, Shaped
 from jaxbatch.data import Dataset
 from jaxbatch.data.checked import check_dataset
 from jaxbatch.data.images import ImageDataset
+from jaxbatch.data.streams import Stream, image_streams, is_stream
 from jaxbatch.gradients.groups import LossFn, leading_axis
 from jaxbatch.layers import loops_are_slow
-from jaxbatch.training.loops import Prepare
 from jaxbatch.losses import classification_loss, classification_metrics
 from jaxbatch.states import pack
-from jaxbatch.data.streams import Stream, image_streams, is_stream
+from jaxbatch.training.loops import Prepare
 
 MetricsFn = Callable[[PyTree, PyTree], dict[str, Array]]
 AugmentFn = Callable[[Key[Array, "B"], Shaped[Array, "B ..."]], Shaped[Array, "B ..."]]
@@ -87,9 +87,7 @@ def fingerprint(data: Any) -> str | None:
     return digest.hexdigest()
 
 
-def classification_task(
-    model, dataset: Dataset, *, microbatch_size: int | None = None, augment: AugmentFn | None = None
-) -> Task:
+def classification_task(model, dataset: Dataset, *, microbatch_size: int | None = None, augment: AugmentFn | None = None) -> Task:
     """The task of a Flax Linen ``model`` on a data set, data moved to the device once.
 
     Args:
@@ -122,9 +120,7 @@ def classification_task(
     return task._replace(prepare=lambda keys, batch: (augment(keys, batch[0]), batch[1]))
 
 
-def streamed_task(
-    model, dataset: ImageDataset, *, image_size: int = 224, num_workers: int | None = None, ahead: int | None = None
-) -> Task:
+def streamed_task(model, dataset: ImageDataset, *, image_size: int = 224, num_workers: int | None = None, ahead: int | None = None) -> Task:
     """The task of a Flax Linen ``model`` on compressed images, decoded as training needs them.
 
     Every image is cut at random on its way to the model; see :func:`jaxbatch.data.images.random_crop`. ``fit`` sums

@@ -1,0 +1,42 @@
+"""The structure that CONTRIBUTING tells of: imports point one way, modules fit in one's head."""
+
+import ast
+import subprocess
+import sys
+
+from tests.conftest import ROOT
+
+LONGEST_MODULE, LONGEST_FUNCTION = 250, 75  # lines; a function's without its docstring
+
+
+def modules():
+    return sorted((ROOT / "jaxbatch").rglob("*.py"))
+
+
+def test_imports_point_one_way():
+    command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()", "--no-cache"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "1 kept, 0 broken" in done.stdout, done.stdout + done.stderr
+
+
+def test_modules_are_short():
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in modules()}
+    assert len(lengths) > 40 and {path: length for path, length in lengths.items() if length > LONGEST_MODULE} == {}
+
+
+def test_functions_are_short():
+    long = {}
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                body = node.body[1:] if ast.get_docstring(node) and len(node.body) > 1 else node.body
+                length = node.end_lineno - body[0].lineno + 1
+                if length > LONGEST_FUNCTION:
+                    long[f"{path.name}: {node.name}"] = length
+    assert long == {}
+
+
+def test_code_is_formatted_and_clean():
+    for command in (["check"], ["format", "--check"]):
+        done = subprocess.run([sys.executable, "-m", "ruff", *command, "--no-cache"], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr
