@@ -12,6 +12,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA:CPU logs long false al
 
 import jaxtyping
 
+import tests.typechecker  # noqa: F401 (the hook below finds it by name)
+
 # Before anything imports jaxbatch: every jaxtyping annotation becomes a run-time check.
 jaxtyping.install_import_hook("jaxbatch", "tests.typechecker.check")
 
