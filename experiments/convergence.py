@@ -9,7 +9,7 @@ gradient noise scale measured on the way.
     python -m experiments.convergence                      about 4 minutes, the grid included
     python -m experiments.convergence --dataset mnist      about 8 minutes after the grid
 
-The measured answer stands in the README and in docs/mnist_study.md.
+The measured answer stands in docs/mnist_study.md.
 """
 
 import dataclasses

@@ -6,7 +6,7 @@ from the full one, at the start and after training (theory: the squared error fa
     python -m experiments.gradient_smoothness                      about 2 minutes
     python -m experiments.gradient_smoothness --dataset mnist      about 10 minutes
 
-The measured answer stands in the README and in docs/mnist_study.md.
+The measured answer stands in docs/mnist_study.md.
 """
 
 import dataclasses

@@ -7,7 +7,7 @@ training set is held out to judge by; the test set has no part here.
     python -m experiments.learning_rate_grid                      about 2 minutes
     python -m experiments.learning_rate_grid --dataset mnist      about 30 minutes
 
-The measured answer stands in the README and in docs/mnist_study.md.
+The measured answer stands in docs/mnist_study.md.
 """
 
 import dataclasses

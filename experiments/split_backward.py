@@ -15,7 +15,7 @@ for it, chosen from one grid with one budget on a sixth of the training set that
     python -m experiments.split_backward                                                      about 5 minutes
     python -m experiments.split_backward --dataset mnist --batch-size 600 --num-groups 10     about 45 minutes
 
-The measured answer stands in the README.
+The measured answer stands in docs/split_backward.md.
 """
 
 import dataclasses

@@ -32,7 +32,7 @@ class StudyConfig:
     """The flags that all studies have."""
 
     dataset: str = "digits"
-    """Data set: digits (embedded), mnist, fashion_mnist, kmnist, cifar10, cifar100; see the README for where files are looked for."""
+    """Data set: digits (embedded), mnist, fashion_mnist, kmnist, cifar10, cifar100; docs/data.md says where files are looked for."""
     data_dir: str | None = None
     """Folder with the data set's official files, or a prepared TFDS folder. Default: JAXBATCH_DATA_DIR."""
     seeds: int = 10

@@ -3,17 +3,36 @@
 import re
 import subprocess
 
+import pytest
+
+import jaxbatch as jb
 from experiments.__main__ import studies
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_examples_run():
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+@pytest.mark.parametrize("page", ["README.md", "docs/own_model.md"])
+def test_examples_run(page):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
     assert blocks
     for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})
+        exec(compile(block, page, "exec"), {})
+
+
+def test_readme_is_read_in_minutes():
+    assert len(README.split()) <= 950
+
+
+def test_the_reference_has_every_public_name():
+    listed = re.findall(r"^::: jaxbatch\..*?(\w+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(listed) == sorted(jb.__all__)
+
+
+def test_links_lead_somewhere():
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
+            assert target.startswith("http") or (page.parent / target).exists(), (page.name, target)
 
 
 def test_tree_has_a_line_for_every_file():
@@ -22,11 +41,6 @@ def test_tree_has_a_line_for_every_file():
     tree = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     missing = [name for name in sorted(names) if f"{name.rsplit('/', 1)[-1]} " not in tree]
     assert not missing
-
-
-def test_figures_exist():
-    for path in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README):
-        assert (ROOT / path).is_file(), path
 
 
 def test_how_long_a_study_takes_is_told_in_one_place():

@@ -138,7 +138,7 @@ def streamed_task(model, dataset: ImageDataset, *, image_size: int = 224, num_wo
 
 def _task_of(model, image_shape, dataset, train_data, test_data, microbatch_size: int | None) -> Task:
     if not isinstance(model, nn.Module):
-        raise ValueError(f"model={type(model).__name__} is no flax.linen module. Others make a jaxbatch.Task: README, With your own model.")
+        raise ValueError(f"model={type(model).__name__} is no flax.linen module. Others make a jaxbatch.Task: docs/own_model.md shows how.")
     image = jnp.zeros((1, *image_shape))
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
     _check_collections(model, variables)
@@ -186,7 +186,7 @@ def _check_collections(model, variables: PyTree) -> None:
 def _check_training(model, trace: Callable[[], object]) -> None:
     """Refuses models that would train without an error and not as they are meant to."""
     name = type(model).__name__
-    remedy = "Make a jaxbatch.Task whose batches hold a key for each example: README, With your own model."
+    remedy = "Make a jaxbatch.Task whose batches hold a key for each example: docs/own_model.md shows how."
 
     def look(call, arguments, keywords, context):
         if isinstance(context.module, nn.BatchNorm):
