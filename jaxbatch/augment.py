@@ -26,8 +26,8 @@ def normalise(images: Shaped[Array, "B H W C"], mean: tuple[float, ...], std: tu
     """
     if jnp.issubdtype(images.dtype, jnp.integer):
         images = images.astype(jnp.float32) / 255
-    mean, std = (jnp.asarray(v, images.dtype).reshape(1, 1, 1, -1) for v in (mean, std))
-    return (images - mean) / std
+    shift, scale = (jnp.asarray(v, images.dtype).reshape(1, 1, 1, -1) for v in (mean, std))
+    return (images - shift) / scale
 
 
 def example_keys(

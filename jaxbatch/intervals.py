@@ -63,16 +63,16 @@ def interval(values: Sequence[float | None] | np.ndarray, statistic=np.mean, *, 
     References:
         Efron, *Bootstrap methods: another look at the jackknife*, 1979; scipy.stats.bootstrap.
     """
-    values = np.asarray([value for value in values if value is not None], float)
-    values = values[np.isfinite(values)]
-    if len(values) == 0:
+    known = np.asarray([value for value in values if value is not None], float)
+    known = known[np.isfinite(known)]
+    if len(known) == 0:
         return Interval(float("nan"), float("nan"), float("nan"), 0)
-    if len(values) == 1:
-        return Interval(float(values[0]), float("nan"), float("nan"), 1)
+    if len(known) == 1:
+        return Interval(float(known[0]), float("nan"), float("nan"), 1)
     from scipy import stats  # costs half a second; --help should not pay it
 
-    ends = stats.bootstrap((values,), statistic, method="percentile", n_resamples=5000, rng=np.random.default_rng(seed)).confidence_interval
-    return around(statistic(values), ends.low, ends.high, len(values))
+    ends = stats.bootstrap((known,), statistic, method="percentile", n_resamples=5000, rng=np.random.default_rng(seed)).confidence_interval
+    return around(statistic(known), ends.low, ends.high, len(known))
 
 
 def ratio_of_means(numerators: Sequence[float] | np.ndarray, denominators: Sequence[float] | np.ndarray, *, nonnegative: bool = False) -> Interval:
@@ -156,14 +156,14 @@ def resampled(
         >>> round(slope.value, 3), slope.excludes(0.0)
         (1.0, True)
     """
-    groups = [np.asarray(group, float) for group in groups]
-    n = min((len(group) for group in groups), default=0)
+    arrays = [np.asarray(group, float) for group in groups]
+    n = min((len(group) for group in arrays), default=0)
     if n == 0:
         return Interval(math.nan, math.nan, math.nan, 0)
     random = np.random.default_rng(seed)
-    draws = np.array([fit([random.choice(group, len(group)) for group in groups]) for _ in range(resamples)])
+    draws = np.array([fit([random.choice(group, len(group)) for group in arrays]) for _ in range(resamples)])
     draws = draws[~np.isnan(draws)]
     low = high = math.nan
     if n > 1 and len(draws) > resamples / 2:  # an order statistic, not between two of them: one may be infinite
         low, high = np.quantile(draws, [0.025, 0.975], method="inverted_cdf")
-    return around(fit(groups), low, high, n)
+    return around(fit(arrays), low, high, n)

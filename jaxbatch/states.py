@@ -82,8 +82,8 @@ def unpack(packed: dict[str, np.ndarray]) -> list[jax.Array]:
     """
     leaves = []
     for name in sorted(packed):
-        (kept, _, empty), array = name.partition("_empty_"), packed[name]
-        array = jnp.zeros(tuple(int(length) for length in array), empty) if empty else jnp.asarray(array)
+        kept, _, empty = name.partition("_empty_")
+        array = jnp.zeros(tuple(int(length) for length in packed[name]), empty) if empty else jnp.asarray(packed[name])
         implementation = kept.partition("_key_")[2]
         leaves.append(jax.random.wrap_key_data(array, impl=implementation) if implementation else array)
     return leaves

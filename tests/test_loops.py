@@ -13,7 +13,7 @@ import pytest
 
 import jaxbatch as jb
 from jaxbatch.machine.compiling import Programs
-from jaxbatch.training import loops
+from jaxbatch.training import evaluation, loops
 from jaxbatch.training.pieces import compile_epoch_in_pieces
 from tests.conftest import ROOT, make_problem
 from tests.test_gradients import assert_close
@@ -127,8 +127,8 @@ def test_accumulation_with_a_loss_function_without_a_hash():
 
 def test_evaluation_finds_out_once_how_to_loop(monkeypatch):
     task, calls = convolution_task(), []
-    found_out = loops.loops_are_slow
-    monkeypatch.setattr(loops, "loops_are_slow", lambda *arguments: calls.append(1) or found_out(*arguments))
+    found_out = evaluation.loops_are_slow
+    monkeypatch.setattr(evaluation, "loops_are_slow", lambda *arguments: calls.append(1) or found_out(*arguments))
     evaluate = jb.make_evaluate(task.metrics_fn, 7, 4)
     for seed in range(3):
         evaluate(jax.jit(task.init)(jax.random.key(seed)), task.test_data)

@@ -252,3 +252,15 @@ def test_gradients_of_single_examples_are_refused_through_batch_statistics():
     task = batch_norm_task()
     with pytest.raises(ValueError, match="has_aux"):
         jb.per_example_gradients(task.loss_fn, jb.init_state(task, optax.sgd(0.1), 0).params, task.train_data)
+
+
+def test_runs_with_other_seeds_find_their_programs_again(task, monkeypatch):
+    compiled = []
+    compile = jax.stages.Lowered.compile
+    monkeypatch.setattr(jax.stages.Lowered, "compile", lambda self, *args: compiled.append(self) or compile(self, *args))
+    losses = []
+    for seed in range(3):
+        config = jb.FitConfig(optax.sgd(0.0123), 3, jb.epochs(2), seed=seed)  # a rate that no other test has
+        losses.append([record["loss"] for record in jb.fit(task, config)])
+        assert len(compiled) == 1
+    assert losses[0] != losses[1]

@@ -8,6 +8,7 @@ paths, sizes and times, so a file that changes is read and verified anew.
 
 import contextlib
 import difflib
+import functools
 import hashlib
 import os
 import pathlib
@@ -120,10 +121,10 @@ def _load_files(name: str, data_dir: str | os.PathLike | None) -> official.Array
     for folder in folders:
         paths = official.find_files(name, folder)
         if paths is not None:
-            return _cached(name, paths, lambda paths=paths: official.read_files(name, paths))
+            return _cached(name, paths, functools.partial(official.read_files, name, paths))
         if prepared.is_prepared(name, folder):
             files = sorted(path for path in (folder / name).rglob("*") if path.is_file())
-            return _cached(name, files, lambda folder=folder: prepared.read_prepared(name, folder))
+            return _cached(name, files, functools.partial(prepared.read_prepared, name, folder))
     if not given and cache is None:
         raise FileNotFoundError(f"{name}: no folder is named, and there is no home to download it to. Set data_dir, JAXBATCH_DATA_DIR or HOME.")
     paths = prepared.download_official(name, folders[0])
@@ -147,8 +148,8 @@ def _cached(name: str, sources: list[pathlib.Path], read: Callable[[], official.
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as file:
-            np.savez(file, *arrays)
+        with open(part, "wb") as written:
+            np.savez(written, *arrays)
         part.replace(path)
     except OSError:  # a full disk or a read-only home costs time next time, not this run
         with contextlib.suppress(OSError):

@@ -129,8 +129,9 @@ def _open_prepared(name: str, folder: pathlib.Path) -> ImageDataset:
     for role, split in names.items():
         if split is None:
             raise ValueError(f"{name}: {folder} has no split {' or '.join(SPLITS[role])}, only {', '.join(sizes)}.")
-    train, test = (PreparedImages(str(version), names[role]) for role in ("train", "test"))
-    return ImageDataset(name, train, test, sizes[names["train"]], sizes[names["test"]], num_classes)
+    splits = {role: str(split) for role, split in names.items()}
+    train, test = (PreparedImages(str(version), splits[role]) for role in ("train", "test"))
+    return ImageDataset(name, train, test, sizes[splits["train"]], sizes[splits["test"]], num_classes)
 
 
 @functools.cache

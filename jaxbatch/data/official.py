@@ -126,7 +126,7 @@ def verify(blob: bytes, facts: FileFacts, label: str) -> None:
         raise ValueError(f"{label}: {what}. Download it again.")
 
 
-def _known_digests() -> dict[str, str]:
+def _known_digests() -> dict[str | None, str]:
     known = {facts.digest: f"{name}'s {role}.gz" for name, files in IDX_GZ.items() for role, facts in files.items()}
     return known | {digest: f"mnist's {role}" for role, digest in PLAIN_MNIST_DIGESTS.items()}
 
@@ -203,7 +203,7 @@ def _read_archive(path: pathlib.Path, version: CifarVersion) -> dict[str, bytes]
             for member in archive:
                 file = pathlib.PurePosixPath(member.name).name
                 if member.isfile() and file in version.files:
-                    blobs[file] = archive.extractfile(member).read()
+                    blobs[file] = archive.extractfile(member).read()  # type: ignore[union-attr]  # a file, as was asked
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: the archive is broken ({error}). Download it again.") from None
     missing = [file for file in version.files if file not in blobs]

@@ -97,7 +97,7 @@ def prefetch(batches: Iterable[Any], depth: int = 2, put: Callable[[Any], Any] =
         raise ValueError(f"depth={depth} must be at least 1.")
     ready: queue.Queue = queue.Queue(maxsize=depth)
     left = threading.Event()
-    x64 = jax.config.jax_enable_x64  # a setting of the thread that asks
+    x64 = jax.config.jax_enable_x64  # type: ignore[attr-defined]  # a setting of the thread that asks
 
     def offer(item) -> bool:
         while not left.is_set():

@@ -8,8 +8,7 @@ import concurrent.futures
 import contextlib
 import itertools
 import multiprocessing
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -18,6 +17,7 @@ import numpy as np
 from jaxtyping import Int, Int32, PyTree, UInt8
 
 from jaxbatch.data import images
+from jaxbatch.machine.cores import num_cores
 
 _CHUNK = 32  # images that a worker is given at a time
 
@@ -53,15 +53,14 @@ class Decoders:
             raise ValueError(f"num_workers={num_workers} must be at least 0.")
         if ahead is not None and ahead < 1:
             raise ValueError(f"ahead={ahead} chunks must be at least 1.")
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        self.num_workers = cores if num_workers is None else num_workers
+        self.num_workers = num_cores() if num_workers is None else num_workers
         self._works, self._ahead = works, ahead or max(1, 2 * self.num_workers)
         self._pool: concurrent.futures.Executor | None = None
 
-    def in_order(self, which: int, chunks: Iterable[np.ndarray], place: tuple[int, int]) -> Iterator[tuple]:
+    def in_order(self, which: int, chunks: Iterable[np.ndarray], place: tuple[int, int]) -> Generator[tuple]:
         """The chunks of work ``which``, decoded."""
         if self.num_workers == 0:
-            yield from (_decode(*self._works[which], chunk, place) for chunk in chunks)
+            yield from (_decode(self._works[which], chunk, place) for chunk in chunks)
             return
         if self._pool is None:
             # Not forked: a copy of a process in which JAX has started threads can hang.
@@ -121,7 +120,8 @@ class ImageStream:
         with contextlib.closing(decoded):
             while first := list(itertools.islice(decoded, 1)):
                 pieces = first + list(itertools.islice(decoded, lengths.popleft() - 1))
-                yield tuple(np.concatenate(leaves) for leaves in zip(*pieces, strict=True))
+                images, labels = (np.concatenate(leaves) for leaves in zip(*pieces, strict=True))
+                yield images, labels
 
 
 def image_streams(
@@ -160,12 +160,11 @@ def _give_works(works: tuple) -> None:
 
 
 def _decode_given(which: int, chunk, place):
-    return _decode(*_given[which], chunk, place)
+    return _decode(_given[which], chunk, place)
 
 
-def _decode(
-    source, image_size: int, augment: bool, chunk: Int[np.ndarray, "M"], place: tuple[int, int]
-) -> tuple[UInt8[np.ndarray, "M H W C"], Int32[np.ndarray, "M"]]:
+def _decode(work: tuple, chunk: Int[np.ndarray, "M"], place: tuple[int, int]) -> tuple[UInt8[np.ndarray, "M H W C"], Int32[np.ndarray, "M"]]:
+    source, image_size, augment = work
     pixels, labels = np.empty((len(chunk), image_size, image_size, 3), np.uint8), np.empty(len(chunk), np.int32)
     for row, index in enumerate(chunk):
         blob, labels[row] = source.read(int(index))

@@ -52,7 +52,7 @@ def accumulated_gradient(loss_fn: LossFn, params: PyTree, batch: PyTree, microba
         length = leading_axis(part)
         if length not in programs:
             # Traced at every call, for an object with the same hash may be another function by now.
-            programs[length] = compile_ahead(jax.jit(add_part, donate_argnums=0), total, params, part, once=True)
+            programs[length] = compile_ahead(jax.jit(add_part, donate_argnums=0), total, params, part)
         total = programs[length](total, params, part)
     return mean_of_sum(total, batch_size, params)
 
@@ -91,8 +91,8 @@ def mean_gradient(
         ([0.5, 4.5], -2.0)
     """
     share = leading_axis(batch)
-    whole = microbatch_size is None or microbatch_size >= share
-    if whole and mask is None and axis is None:
+    size = share if microbatch_size is None or microbatch_size >= share else even_part(share, microbatch_size)
+    if size == share and mask is None and axis is None:
 
         def mean(p):
             losses, aux = losses_and_aux(loss_fn, p, batch, has_aux)
@@ -100,7 +100,6 @@ def mean_gradient(
 
         (_, (losses, aux)), gradient = jax.value_and_grad(mean, has_aux=True)(params)
         return losses, gradient, jax.tree.map(lambda leaf: leaf[None], aux)
-    size = share if whole else even_part(share, microbatch_size)
     measure = lambda part: summed_gradient(loss_fn, params, part[0], mask=part[1], has_aux=has_aux)
     gradient, losses, (aux, own) = fold(measure, (batch, mask), size, start=zero_sum(params))
     if axis is not None:

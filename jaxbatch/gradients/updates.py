@@ -1,13 +1,13 @@
 """An optimizer's update, with the loss where the optimizer wants it."""
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-Optimizer = optax.GradientTransformation | optax.MultiSteps  # the latter has init and update, and is no transformation
+Optimizer: TypeAlias = optax.GradientTransformation | optax.MultiSteps  # the latter has init and update, and is no transformation
 
 
 def update(optimizer: Optimizer, gradient: PyTree, opt_state: PyTree, params: PyTree, loss: Float[Array, ""]) -> tuple[PyTree, PyTree]:

@@ -90,7 +90,8 @@ class _Shape(NamedTuple):
     @property
     def result(self) -> tuple[int, int]:
         """R, Q."""
-        return tuple((n + 2 * self.padding - self.size) // self.strides + 1 for n in (self.rows, self.columns))
+        rows, columns = ((n + 2 * self.padding - self.size) // self.strides + 1 for n in (self.rows, self.columns))
+        return rows, columns
 
 
 def _xla(x, kernel, strides, padding):

@@ -9,6 +9,7 @@ import concurrent.futures
 import hashlib
 import os
 import pathlib
+import threading
 import time
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, NamedTuple
@@ -34,12 +35,16 @@ def keep_compiled_programs(folder: str | os.PathLike | None = None) -> pathlib.P
     Raises:
         ValueError: a ``folder`` that is an address; OSError: one that cannot be made.
     """
-    if jax.config.jax_compilation_cache_dir:
-        return pathlib.Path(jax.config.jax_compilation_cache_dir)
+    chosen = getattr(jax.config, "jax_compilation_cache_dir", None)
+    if chosen:
+        return pathlib.Path(chosen)
     cache = cache_folder()
-    if not folder and cache is None:
+    if folder:
+        path = local_path(folder, "folder")
+    elif cache is None:
         return None
-    path = local_path(folder, "folder") if folder else cache / "compiled"
+    else:
+        path = cache / "compiled"
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -52,20 +57,22 @@ def keep_compiled_programs(folder: str | os.PathLike | None = None) -> pathlib.P
 
 
 _compiled: collections.OrderedDict[str, Any] = collections.OrderedDict()
-_KEPT = 16  # programs in memory
+_KEPT = 32  # programs in memory
+_lock = threading.Lock()
 
 
-def compile_ahead(function: Any, *arguments: Any, once: bool = False) -> Callable[..., Any]:
+def compile_ahead(function: Any, *arguments: Any, devices: Any = None) -> Callable[..., Any]:
     """``function.lower(*arguments).compile()`` of what ``jax.jit`` or ``jax.pmap`` returned.
 
-    Where ``jax.disable_jit`` holds when it is called, it runs operation by operation, which a compiled program would refuse.
+    A program is compiled once for its text: a run with another seed, or another function of the same text, finds it again.
+    Nothing is kept alive but the newest programs, and no function is taken for another because it has the same name, hash or
+    identity. Where ``jax.disable_jit`` holds when it is called, it runs operation by operation, which a compiled program would
+    refuse.
 
     Args:
         function: compiled, or about to be.
         arguments: of which only shapes are used.
-        once: for functions that are made anew at every call: the program that the same text was compiled to before is found
-            again. Nothing is kept alive but the newest programs, and no function is taken for another because it has the same
-            name, hash or identity.
+        devices: those it is compiled for, if they are not the default one.
 
     Example:
         >>> double = compile_ahead(jax.jit(lambda x: 2 * x), 1.0)
@@ -73,20 +80,23 @@ def compile_ahead(function: Any, *arguments: Any, once: bool = False) -> Callabl
         ...     double(3.0)
         6.0
     """
-    lowered = function.lower(*arguments)
-    program = _compile_once(lowered) if once else lowered.compile()
-    return lambda *arguments: (function if jax.config.jax_disable_jit else program)(*arguments)
+    program = _compile_once(function.lower(*arguments), str(devices))
+    return lambda *arguments: (function if jax.config.jax_disable_jit else program)(*arguments)  # type: ignore[attr-defined]
 
 
-def _compile_once(lowered: Any) -> Any:
-    text = lowered.as_text()
-    key = hashlib.sha256(text.encode()).hexdigest()
-    if key not in _compiled:
-        _compiled[key] = lowered.compile()
+def _compile_once(lowered: Any, devices: str) -> Any:
+    optimized = jax.config.read("jax_disable_most_optimizations")  # no part of the text
+    key = hashlib.sha256(f"{devices} {optimized} {lowered.as_text()}".encode()).hexdigest()
+    with _lock:
+        if key in _compiled:
+            _compiled.move_to_end(key)
+            return _compiled[key]
+    program = lowered.compile()  # without the lock: another thread may be minutes at another program
+    with _lock:
+        _compiled[key] = program
         while len(_compiled) > _KEPT:
             _compiled.popitem(last=False)
-    _compiled.move_to_end(key)
-    return _compiled[key]
+    return program
 
 
 def call_compiled(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -145,7 +155,7 @@ class Programs:
         self._compile = compile
         self._futures: dict[Hashable, concurrent.futures.Future] = {}
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="jaxbatch-compile")
-        self._x64 = jax.config.jax_enable_x64  # a setting of the thread that asks; the background has its own
+        self._x64 = jax.config.jax_enable_x64  # type: ignore[attr-defined]  # a setting of the thread that asks; the background has its own
 
     def ahead(self, keys: Iterable[Hashable]) -> None:
         """Compiles in the background, in this order, what has not been asked for yet."""

@@ -2,6 +2,7 @@
 
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from jaxbatch.intervals import Interval
 # Okabe and Ito's palette, told apart by all common forms of colour blindness, in print too.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 11,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -101,9 +102,9 @@ def heat_map(
         if not np.isfinite(value):
             axes.text(column, row, "×" if cross else "–", ha="center", va="center", color="#666666")
             continue
-        red, green, blue, _ = colormap(norm(value))
+        red, green, blue, _ = colormap(norm(value))  # type: ignore[arg-type]
         dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
-        axes.text(column, row, cross + write(value), ha="center", va="center", color="white" if dark else "black", fontsize=9.5)
+        axes.text(column, row, cross + write(value), ha="center", va="center", color="white" if dark else "black", fontsize=9.5)  # type: ignore[arg-type]
     axes.grid(False)
     bar = axes.figure.colorbar(image, ax=axes, label=label, shrink=0.9)
     if log:

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 
 from jaxbatch.paths import local_path
+from jaxbatch.machine.cores import num_cores
 
 Record = dict[str, Any]
 
@@ -143,7 +144,7 @@ def describe_provenance() -> Record:
         "platform": device.platform,
         "device": describe_cpu() if device.platform == "cpu" else device.device_kind,
         "num_devices": jax.device_count(),
-        "num_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "num_cores": num_cores(),
     }
 
 

@@ -131,8 +131,8 @@ def milestone_schedule(sizes: Mapping[int, int]) -> BatchSizeSchedule:
     """
     if 0 not in sizes or min(sizes) < 0 or min(sizes.values()) < 1:
         raise ValueError(f"sizes={dict(sizes)} must begin at epoch 0, with epochs of at least 0 and sizes of at least 1.")
-    for epoch, size in sizes.items():
-        _check_size(f"sizes[{epoch}]", size)
+    for start, wanted in sizes.items():
+        _check_size(f"sizes[{start}]", wanted)
     starts = sorted(sizes)
     stage = lambda epoch: sum(start <= epoch for start in starts) - 1
     size = lambda epoch: int(sizes[starts[stage(epoch)]])

@@ -209,7 +209,8 @@ _OF_DAMAGE = (None, errno.ENOENT, errno.ENOTDIR, errno.EINVAL)  # a file is gone
 
 def _why_unreadable(path: pathlib.Path, error: BaseException) -> BaseException | None:
     """What keeps a checkpoint from being read, which may be good; None where it was read and is damaged."""
-    waiting, known = [error], set()
+    waiting: list[BaseException | None] = [error]
+    known: set[int] = set()
     while waiting:  # orbax wraps what went wrong, several times and in groups
         one = waiting.pop()
         if one is None or id(one) in known:

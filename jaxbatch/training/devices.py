@@ -44,7 +44,8 @@ def share_batches(
     """
     if num_groups > 1:
         groups = indices.reshape(len(indices) * num_groups, -1)
-        return tuple(one.reshape(num_devices, len(indices), -1) for one in share_batches(groups, num_devices))
+        shares, mask = share_batches(groups, num_devices)
+        return shares.reshape(num_devices, len(indices), -1), mask.reshape(num_devices, len(indices), -1)
     steps, size = indices.shape
     share = -(-size // num_devices)
     slots = np.arange(num_devices * share)
@@ -113,8 +114,7 @@ def over_devices(
 
     if method == "pmap":
         axes = tuple(0 if dealt else None for dealt in split)
-        out = 0 if outputs_split else None
-        return jax.pmap(function, AXIS, in_axes=axes, out_axes=out, devices=devices, donate_argnums=donate), place
+        return jax.pmap(function, AXIS, in_axes=axes, out_axes=0 if outputs_split else None, devices=devices, donate_argnums=donate), place
     if method != "jit":
         raise ValueError(f"method={method!r} must be 'pmap' or 'jit'.")
 
@@ -125,6 +125,5 @@ def over_devices(
 
     out = Spec(AXIS) if outputs_split else Spec()
     shared = jax.shard_map(own_part, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
-    shardings = tuple(NamedSharding(mesh, spec) for spec in specs)
-    shardings = {"in_shardings": shardings, "out_shardings": NamedSharding(mesh, out)}
-    return jax.jit(shared, donate_argnums=donate, **shardings), place
+    into, out_of = tuple(NamedSharding(mesh, spec) for spec in specs), NamedSharding(mesh, out)
+    return jax.jit(shared, donate_argnums=donate, in_shardings=into, out_shardings=out_of), place

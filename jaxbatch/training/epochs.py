@@ -72,10 +72,12 @@ def compile_task_epoch(
         task = task._replace(microbatch_size=min(microbatch_size, task.microbatch_size or microbatch_size))
     state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
     streamed, cut = is_stream(task.train_data), microbatch_size is not None and batch_size // groups > microbatch_size * len(devices)
-    in_pieces = streamed or (cut and loops_are_slow(task.loss_fn, state.params, batch_shapes(task.train_data, microbatch_size, task.prepare)))
+    in_pieces = streamed or (
+        cut and loops_are_slow(task.loss_fn, state.params, batch_shapes(task.train_data, task.microbatch_size or batch_size, task.prepare))
+    )
     if axis or (in_pieces and (cut or groups > 1)):
         check_independent_prepare(task)  # elsewhere it sees the batch whole
-    over = {"devices": devices, "method": method, "num_groups": groups}
+    over: dict[str, Any] = {"devices": devices, "method": method, "num_groups": groups}
     if in_pieces:
         return compile_epoch_in_pieces(task, optimizer, state, batch_size, microbatch_size, **over)
     step = make_task_step(task, optimizer, batch_size, num_groups=num_groups, axis=axis)

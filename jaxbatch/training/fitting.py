@@ -170,5 +170,10 @@ def _epoch_compiler(task: Task, config: FitConfig, state: TrainState):
     devices = jax.devices()[: config.num_devices]
     if len(devices) < config.num_devices:
         raise ValueError(f"num_devices={config.num_devices}, and JAX finds {len(devices)} here.")
-    settings = {"num_groups": config.num_groups, "microbatch_size": config.microbatch_size, "devices": devices, "method": config.parallel}
+    settings: dict[str, Any] = {
+        "num_groups": config.num_groups,
+        "microbatch_size": config.microbatch_size,
+        "devices": devices,
+        "method": config.parallel,
+    }
     return lambda key: compile_task_epoch(task, config.optimizer, shapes, key[1], key[0], **settings)

@@ -149,8 +149,8 @@ def compile_epoch(
     wanted = (state, data, index, None if count == 1 else mask, None if prepare is None else jax.ShapeDtypeStruct((2,), jnp.uint32))
     function = all_steps if loop == "scan" else one
     program, place_on_all = over_devices(function, devices, method, (False, False, True, True, False), donate=(0,) if count == 1 else ())
-    program = compile_ahead(program, *wanted)
-    placed = {}  # the data, moved to all devices once
+    program = compile_ahead(program, *wanted, devices=devices)
+    placed: dict[str, Any] = {}  # the data, moved to all devices once
 
     def run(state, data, indices, *place):
         place = as_place(*place)[0] if prepare is not None else None

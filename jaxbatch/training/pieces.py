@@ -114,7 +114,8 @@ def compile_epoch_in_pieces(
 
     begin, whole = over_devices(pieces.begin, devices, method, (False,))
     finish, _ = over_devices(pieces.finish, devices, method, (False, False), donate=(0,) if num_groups == 1 else ())
-    begin, finish = compile_ahead(begin, state), compile_ahead(finish, state, totals)
+    begin = compile_ahead(begin, state, devices=devices)
+    finish = compile_ahead(finish, state, totals, devices=devices)
     split = (False, False, streamed, True, True, False)
     place_shape, adds = jax.ShapeDtypeStruct((2,), jnp.uint32), {}
     for length in {size, group_size % size} - {0}:
@@ -128,7 +129,7 @@ def compile_epoch_in_pieces(
         # Where the devices divide it every slot holds an example of its own.
         function = pieces.add if length % count else _without_mask(pieces.add)
         add_part, deal = over_devices(function, devices, method, split, donate=(0,))
-        adds[length] = compile_ahead(add_part, totals, state.params, data, index, mask, place_shape)
+        adds[length] = compile_ahead(add_part, totals, state.params, data, index, mask, place_shape, devices=devices)
 
     def cut(indices) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Each part's length, with indices and mask as the devices are dealt them."""

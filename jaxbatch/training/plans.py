@@ -94,8 +94,9 @@ def plan_segments(config: FitConfig, num_examples: int, *, start: Progress = Pro
     if config.evaluations_per_epoch < 1:
         raise ValueError(f"evaluations_per_epoch={config.evaluations_per_epoch} must be at least 1.")
     amount, unit = config.duration
-    segments, (_, offset, batches, examples) = [], start
-    for epoch in itertools.count(start.epoch):
+    segments: list[Segment] = []
+    _, offset, batches, examples = start
+    for epoch in itertools.count(start.epoch):  # until the duration is over
         before = {"steps": batches, "examples": examples, "epochs": epoch}[unit]
         if before >= amount:
             return segments
@@ -113,6 +114,7 @@ def plan_segments(config: FitConfig, num_examples: int, *, start: Progress = Pro
                 end = epoch + (1.0 if stop == whole else (offset + stop * size) / (per_epoch * size))
                 segments.append(Segment(epoch, offset + first * size, size, stop - first, end, stop == whole))
         batches, examples, offset = batches + count, examples + count * size, 0
+    raise AssertionError("epochs do not end")
 
 
 def _batch_size(config: FitConfig, epoch: int) -> int:
@@ -153,6 +155,7 @@ def progress_after(config: FitConfig, num_examples: int, batches: int) -> Progre
             offset = (batches - done) * size
             return Progress(epoch, offset, batches, examples + offset)
         done, examples = done + per_epoch, examples + per_epoch * size
+    raise AssertionError("epochs do not end")
 
 
 _WORD = 2**30  # a state has no integers of 64 bits

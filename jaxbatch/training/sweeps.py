@@ -8,7 +8,6 @@ Axes: R runs, S steps, B examples in a batch.
 """
 
 import concurrent.futures
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -23,6 +22,7 @@ from jaxbatch.data.streams import is_stream
 from jaxbatch.gradients.groups import check_params
 from jaxbatch.gradients.updates import Optimizer, check_optimizer
 from jaxbatch.machine.compiling import Programs, call_compiled, compile_ahead
+from jaxbatch.machine.cores import num_cores
 from jaxbatch.training.divergence import make_is_finite
 from jaxbatch.training.loops import compile_epoch, make_epoch
 from jaxbatch.training.plans import FitConfig, plan_segments, progress_after
@@ -174,7 +174,7 @@ def _over_runs(function, runs: Runs):
         return jax.jit(lambda data, *trees: lax.map(lambda args: function(data, *args), trees))
     if runs != "threads":
         raise ValueError(f"runs={runs!r} must be 'vmap', 'threads', 'map' or None.")
-    x64 = jax.config.jax_enable_x64  # a setting of the thread that asks; the others have their own
+    x64 = jax.config.jax_enable_x64  # type: ignore[attr-defined]  # a setting of the thread that asks; the others have their own
 
     def one(args):
         with jax.enable_x64(x64):
@@ -182,7 +182,7 @@ def _over_runs(function, runs: Runs):
 
     def in_threads(data, *trees):
         count = len(jax.tree.leaves(trees)[0])
-        with concurrent.futures.ThreadPoolExecutor(_num_cores()) as pool:
+        with concurrent.futures.ThreadPoolExecutor(num_cores()) as pool:
             results = list(pool.map(one, [(data, *_run(trees, index)) for index in range(count)]))
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
 
@@ -227,10 +227,6 @@ def _compiler(task: Task, make_optimizer, settings, states, batch_size: int, run
         return lambda states, indices, places, alive: program(task.train_data, settings, states, indices, places)
 
     return compile
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _run(tree, index: int):

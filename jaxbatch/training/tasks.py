@@ -143,7 +143,7 @@ def _task_of(model, image_shape, dataset, train_data, test_data, microbatch_size
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
     _check_collections(model, variables)
     stateful = "batch_stats" in variables
-    training = {"train": True} if "train" in inspect.signature(model.__call__).parameters else {}
+    training: dict[str, Any] = {"train": True} if "train" in inspect.signature(model.__call__).parameters else {}
     if stateful:
         training["mutable"] = ["batch_stats"]
 
