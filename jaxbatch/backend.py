@@ -57,11 +57,11 @@ def check_backend() -> tuple[BackendCheck, ...]:
         return tuple(check() for check in (_sum_after_product, _product, _convolution, _groups, _random_bits))
 
 
-def _held(name: str, found: tuple, truth: tuple, length: int) -> BackendCheck:
-    def apart(a, b):
+def _held(name: str, computed: tuple, truth: tuple, length: int) -> BackendCheck:
+    def relative_error(a, b):
         return float(np.linalg.norm(np.asarray(a, np.float64) - b) / np.linalg.norm(b))
 
-    errors = [apart(a, b) for a, b in zip(found, truth, strict=True)]
+    errors = [relative_error(a, b) for a, b in zip(computed, truth, strict=True)]
     error = math.nan if any(math.isnan(one) for one in errors) else max(errors)
     return BackendCheck(name, error, 4 * _ROUNDOFF * (math.sqrt(length) + 2))
 
@@ -74,8 +74,8 @@ def _normal(*shapes: tuple[int, ...]) -> list[np.ndarray]:
 def _sum_after_product() -> BackendCheck:
     first = np.arange(32_769, dtype=np.float32)
     rows = np.stack([first, 0 * first, 0 * first], 1)
-    found = jax.jit(jax.vmap(lambda row: jnp.sum((jnp.eye(3) @ row) ** 2)))(rows)
-    return _held("sum of squares after a product (jax issue 39103)", (found,), (first.astype(np.float64) ** 2,), 3)
+    sums = jax.jit(jax.vmap(lambda row: jnp.sum((jnp.eye(3) @ row) ** 2)))(rows)
+    return _held("sum of squares after a product (jax issue 39103)", (sums,), (first.astype(np.float64) ** 2,), 3)
 
 
 def _product() -> BackendCheck:

@@ -40,8 +40,8 @@ def through_host(state: PyTree) -> PyTree:
         True
     """
     leaves, structure = jax.tree.flatten(state)
-    found = jax.device_get([jax.random.key_data(leaf) if is_key(leaf) else leaf for leaf in leaves])  # all at once
-    back = (_wrap(data, leaf) if is_key(leaf) else jnp.asarray(data) for data, leaf in zip(found, leaves, strict=True))
+    on_host = jax.device_get([jax.random.key_data(leaf) if is_key(leaf) else leaf for leaf in leaves])  # all at once
+    back = (_wrap(data, leaf) if is_key(leaf) else jnp.asarray(data) for data, leaf in zip(on_host, leaves, strict=True))
     return jax.tree.unflatten(structure, back)
 
 

@@ -29,8 +29,8 @@ class Stream(Protocol):
     num_examples: int
     example: PyTree  # ShapeDtypeStruct of one example
 
-    def parts(self, indices: Iterable[Int[np.ndarray, "M"]], place: tuple[int, int]) -> Iterator[PyTree]:
-        """The examples of each part in order, leaves ``(M, ...)`` on the host; ``place`` is (seed, epoch)."""
+    def parts(self, indices: Iterable[Int[np.ndarray, "M"]], seed_epoch: tuple[int, int]) -> Iterator[PyTree]:
+        """The examples of each part in order, leaves ``(M, ...)`` on the host; ``seed_epoch`` is (seed, epoch)."""
         ...
 
 
@@ -57,10 +57,10 @@ class Decoders:
         self._works, self._ahead = works, ahead or max(1, 2 * self.num_workers)
         self._pool: concurrent.futures.Executor | None = None
 
-    def in_order(self, which: int, chunks: Iterable[np.ndarray], place: tuple[int, int]) -> Generator[tuple]:
+    def in_order(self, which: int, chunks: Iterable[np.ndarray], seed_epoch: tuple[int, int]) -> Generator[tuple]:
         """The chunks of work ``which``, decoded."""
         if self.num_workers == 0:
-            yield from (_decode(self._works[which], chunk, place) for chunk in chunks)
+            yield from (_decode(self._works[which], chunk, seed_epoch) for chunk in chunks)
             return
         if self._pool is None:
             # Not forked: a copy of a process in which JAX has started threads can hang.
@@ -69,7 +69,7 @@ class Decoders:
         pending: collections.deque[concurrent.futures.Future] = collections.deque()
         try:
             for chunk in chunks:
-                pending.append(self._pool.submit(_decode_given, which, chunk, place))
+                pending.append(self._pool.submit(_decode_given, which, chunk, seed_epoch))
                 if len(pending) >= self._ahead:
                     yield pending.popleft().result()
             while pending:
@@ -105,9 +105,9 @@ class ImageStream:
         self.example = (pixels, jax.ShapeDtypeStruct((), jnp.int32))
 
     def parts(
-        self, indices: Iterable[Int[np.ndarray, "M"]], place: tuple[int, int] = (0, 0)
+        self, indices: Iterable[Int[np.ndarray, "M"]], seed_epoch: tuple[int, int] = (0, 0)
     ) -> Iterator[tuple[UInt8[np.ndarray, "M H W C"], Int32[np.ndarray, "M"]]]:
-        """Images and labels of each part, in order; ``place`` is (seed, epoch)."""
+        """Images and labels of each part, in order; ``seed_epoch`` is (seed, epoch)."""
         lengths: collections.deque[int] = collections.deque()
 
         def chunks():
@@ -116,7 +116,7 @@ class ImageStream:
                 lengths.append(len(pieces))
                 yield from pieces
 
-        decoded = self.decoders.in_order(self._which, chunks(), place)
+        decoded = self.decoders.in_order(self._which, chunks(), seed_epoch)
         with contextlib.closing(decoded):
             while first := list(itertools.islice(decoded, 1)):
                 pieces = first + list(itertools.islice(decoded, lengths.popleft() - 1))
@@ -159,18 +159,18 @@ def _give_works(works: tuple) -> None:
     _given = works
 
 
-def _decode_given(which: int, chunk, place):
-    return _decode(_given[which], chunk, place)
+def _decode_given(which: int, chunk, seed_epoch):
+    return _decode(_given[which], chunk, seed_epoch)
 
 
-def _decode(work: tuple, chunk: Int[np.ndarray, "M"], place: tuple[int, int]) -> tuple[UInt8[np.ndarray, "M H W C"], Int32[np.ndarray, "M"]]:
+def _decode(work: tuple, chunk: Int[np.ndarray, "M"], seed_epoch: tuple[int, int]) -> tuple[UInt8[np.ndarray, "M H W C"], Int32[np.ndarray, "M"]]:
     source, image_size, augment = work
     pixels, labels = np.empty((len(chunk), image_size, image_size, 3), np.uint8), np.empty(len(chunk), np.int32)
     for row, index in enumerate(chunk):
         blob, labels[row] = source.read(int(index))
         try:
             if augment:
-                random = np.random.default_rng([*place, int(index)])
+                random = np.random.default_rng([*seed_epoch, int(index)])
                 pixels[row] = images.random_crop(blob, image_size, random)
             else:
                 pixels[row] = images.centre_crop(blob, image_size)

@@ -144,8 +144,8 @@ def losses_and_group_gradients(
         return Part(examples=losses, each=(gradient, jax.tree.map(lambda leaf: leaf[0], aux)))
 
     method = method or choose_method(loss_fn, params, batch, size)
-    found = fold(measure, batch, size, method=method, at_a_time=vmap_at_a_time(size))
-    return found.examples, *found.each
+    groups = fold(measure, batch, size, method=method, at_a_time=vmap_at_a_time(size))
+    return groups.examples, *groups.each
 
 
 def losses_and_mean_gradient(

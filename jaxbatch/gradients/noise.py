@@ -150,5 +150,5 @@ def relative_squared_error(gradient: PyTree, reference: PyTree) -> Float[Array, 
         >>> relative_squared_error(jnp.array([1.0, 1.0]), jnp.array([2.0, 0.0])).item()
         0.5
     """
-    apart = jax.tree.map(jnp.subtract, widen(gradient), widen(reference))
-    return squared_norm(apart) / squared_norm(reference)
+    difference = jax.tree.map(jnp.subtract, widen(gradient), widen(reference))
+    return squared_norm(difference) / squared_norm(reference)

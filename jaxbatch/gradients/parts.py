@@ -60,8 +60,8 @@ def fold(
         ValueError: another ``method``.
 
     Example:
-        >>> found = fold(lambda part: Part(part.sum(), 2 * part, part.max()), jnp.arange(5.0), 2)
-        >>> float(found.summed), found.examples.tolist(), found.each.tolist()
+        >>> whole = fold(lambda part: Part(part.sum(), 2 * part, part.max()), jnp.arange(5.0), 2)
+        >>> float(whole.summed), whole.examples.tolist(), whole.each.tolist()
         (10.0, [0.0, 2.0, 4.0, 6.0, 8.0], [1.0, 3.0, 4.0])
     """
     if method not in ("map", "vmap", "unroll"):
@@ -75,8 +75,8 @@ def fold(
         start = zero_sum(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.int32 if leaf.dtype == bool else leaf.dtype), shapes))
 
     def one(total, part):
-        found = measure(part)
-        return combine(total, found.summed), (found.examples, found.each)
+        measured = measure(part)
+        return combine(total, measured.summed), (measured.examples, measured.each)
 
     if method == "vmap":
         total, kept = _side_by_side(measure, parts, start, combine, min(at_a_time or count, count))
@@ -85,8 +85,8 @@ def fold(
     else:
         total, kept = start, []
         for number in range(count):
-            total, found = one(total, _take(parts, number))
-            kept.append(found)
+            total, kept_of_part = one(total, _take(parts, number))
+            kept.append(kept_of_part)
         kept = jax.tree.map(lambda *leaves: jnp.stack(leaves), *kept)
     examples, each = jax.tree.map(lambda leaf: leaf.reshape(full, *leaf.shape[2:]), kept[0]), kept[1]
     if full < batch_size:
@@ -101,9 +101,9 @@ def _side_by_side(measure, parts, start, combine, at_a_time: int):
     adding = combine is add
 
     def several(some):
-        found = jax.vmap(measure)(some)
-        summed = jax.tree.map(lambda leaf: leaf.sum(0), widen(found.summed)) if adding else ()
-        return Part(summed, (found.examples, found.each, () if adding else found.summed))
+        measured = jax.vmap(measure)(some)
+        summed = jax.tree.map(lambda leaf: leaf.sum(0), widen(measured.summed)) if adding else ()
+        return Part(summed, (measured.examples, measured.each, () if adding else measured.summed))
 
     if at_a_time == leading_axis(parts):
         summed, kept, _ = several(parts)

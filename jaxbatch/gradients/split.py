@@ -134,16 +134,16 @@ def update_by_groups(
         loss = mean_loss(losses) if axis is None else lax.psum(widen(losses).sum(), axis) / group_size
         return Part((gradient, loss), losses, (aux, loss))
 
-    def combine(state, found):
-        gradient, loss = found
+    def combine(state, gradient_and_loss):
+        gradient, loss = gradient_and_loss
         return update(optimizer, gradient, state[1], state[0], loss)
 
     method = "unroll" if num_groups == 1 else method or choose_method(loss_fn, params, batch, size)
     start = params, opt_state
-    found = fold(
+    groups = fold(
         measure, (batch, mask), size, method=method, at_a_time=vmap_at_a_time(size) if method == "vmap" else None, start=start, combine=combine
     )
-    return *found.summed, found.examples, *found.each
+    return *groups.summed, groups.examples, *groups.each
 
 
 def largest_stable_curvature(learning_rate: float, momentum: float, num_groups: int = 1) -> float:

@@ -11,7 +11,7 @@ with the rate's own decay :math:`\delta` at each change. Where rounding or a cap
 become, the rate takes over what is missing, and the effective rate is exact.
 
 Epochs are counted from 0. The number of updates in an epoch falls as the batch grows, so every rate here is a function of
-the place in the run in epochs, looked up by update step.
+the position in the run in epochs, looked up by update step.
 """
 
 import math
@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int
 from jaxbatch.batches import Duration, check_duration
 from jaxbatch.schedules.batch_sizes import BatchSizeSchedule, as_schedule, count_steps, is_finite
 
-RateByEpoch = Callable[[Float[Array, ""]], Float[Array, ""]]  # place in epochs, a fraction -> rate
+RateByEpoch = Callable[[Float[Array, ""]], Float[Array, ""]]  # position in epochs, a fraction -> rate
 
 
 def coupled_learning_rate(
@@ -49,7 +49,7 @@ def coupled_learning_rate(
         num_examples: in the training set; with the batch size it gives the updates in an epoch, partial batches
             dropped.
         num_epochs: of the run. Later steps have the last epoch's rate.
-        shape: a further factor by the place in the run in epochs, such as :func:`cosine` or :func:`cyclic`.
+        shape: a further factor by the position in the run in epochs, such as :func:`cosine` or :func:`cyclic`.
         warmup: a linear rise over this long, in ``steps``, ``examples`` or ``epochs``, up to what the rate would be
             anyway.
         warmup_init: where the rise starts, as a rate.
@@ -96,13 +96,13 @@ def coupled_learning_rate(
         epoch = jnp.clip(jnp.searchsorted(jnp.asarray(starts), count, side="right") - 1, 0, num_epochs - 1)
         within = jnp.minimum(count - jnp.asarray(starts)[epoch], jnp.asarray(lengths)[epoch])
         within, length = (jnp.asarray(n, jnp.float32) for n in (within, jnp.asarray(lengths)[epoch]))
-        place = jnp.asarray(epoch, jnp.float32) + within / length
+        position = jnp.asarray(epoch, jnp.float32) + within / length
         value = jnp.asarray(rates, jnp.float32)[epoch]
         if shape is not None:
-            value = value * shape(place)
+            value = value * shape(position)
         if warmup is not None and warmup.amount > 0:
             examples = jnp.asarray(seen)[epoch] + within * jnp.asarray(sizes)[epoch]
-            done = {"steps": jnp.asarray(count, jnp.float32), "examples": examples, "epochs": place}[warmup.unit]
+            done = {"steps": jnp.asarray(count, jnp.float32), "examples": examples, "epochs": position}[warmup.unit]
             part = jnp.clip(done / float(warmup.amount), 0.0, 1.0)
             value = jnp.where(part < 1, warmup_init + part * (value - warmup_init), value)
         return value
@@ -124,7 +124,7 @@ def cosine(num_epochs: float, end: float = 0.0) -> RateByEpoch:
     """A factor that falls from 1 to ``end`` along half a cosine; ``end`` after that.
 
     Example:
-        >>> [round(float(cosine(10)(place)), 3) for place in (0.0, 5.0, 10.0)]
+        >>> [round(float(cosine(10)(position)), 3) for position in (0.0, 5.0, 10.0)]
         [1.0, 0.5, 0.0]
 
     References:
@@ -132,14 +132,14 @@ def cosine(num_epochs: float, end: float = 0.0) -> RateByEpoch:
     """
     _check_length("num_epochs", num_epochs)
     _check_factor("end", end)
-    return lambda place: end + (1 - end) * 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(place / num_epochs, 0.0, 1.0)))
+    return lambda position: end + (1 - end) * 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(position / num_epochs, 0.0, 1.0)))
 
 
 def cyclic(period: float, low: float = 0.1) -> RateByEpoch:
     """A factor that rises from ``low`` to 1 and falls back within each ``period`` epochs, in straight lines.
 
     Example:
-        >>> [round(float(cyclic(4, low=0.5)(place)), 3) for place in (0.0, 1.0, 2.0, 3.0, 4.0)]
+        >>> [round(float(cyclic(4, low=0.5)(position)), 3) for position in (0.0, 1.0, 2.0, 3.0, 4.0)]
         [0.5, 0.75, 1.0, 0.75, 0.5]
 
     References:
@@ -147,19 +147,19 @@ def cyclic(period: float, low: float = 0.1) -> RateByEpoch:
     """
     _check_length("period", period)
     _check_factor("low", low)
-    return lambda place: low + (1 - low) * (1 - jnp.abs(2 * jnp.mod(place / period, 1.0) - 1))
+    return lambda position: low + (1 - low) * (1 - jnp.abs(2 * jnp.mod(position / period, 1.0) - 1))
 
 
 def step_decay(decay: float, every: float) -> RateByEpoch:
     """A factor of ``decay`` every so many epochs, whatever the batch does.
 
     Example:
-        >>> [round(float(step_decay(0.1, 30)(place)), 3) for place in (0.0, 29.9, 30.0, 60.0)]
+        >>> [round(float(step_decay(0.1, 30)(position)), 3) for position in (0.0, 29.9, 30.0, 60.0)]
         [1.0, 1.0, 0.1, 0.01]
     """
     _check_length("every", every)
     _check_factor("decay", decay)
-    return lambda place: decay ** jnp.floor(place / every)
+    return lambda position: decay ** jnp.floor(position / every)
 
 
 def scale_learning_rate(rule: str, base_lr: float, base_batch_size: int, batch_size: int) -> float:

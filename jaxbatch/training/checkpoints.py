@@ -117,13 +117,13 @@ class Checkpoints:
         except OSError as error:
             raise ValueError(f"checkpoint_dir={os.fspath(folder)!r} cannot be made: {error}. Take another folder.") from error
         file, text = self.folder / "about.json", json.dumps(about | {"format": _FORMAT}, sort_keys=True)
-        found = _read_about(file)
-        if found is not None:
+        written = _read_about(file)
+        if written is not None:
             here = json.loads(text)
-            apart = sorted(key for key in {*found, *here} if found.get(key) != here.get(key))
-            if apart:
-                told = ", ".join(f"{key}: {_brief(found.get(key))} there, {_brief(here.get(key))} here" for key in apart)
-                raise ValueError(f"checkpoint_dir={os.fspath(folder)!r} holds another run ({told}). Take another folder.")
+            differing = sorted(key for key in {*written, *here} if written.get(key) != here.get(key))
+            if differing:
+                differences = ", ".join(f"{key}: {_brief(written.get(key))} there, {_brief(here.get(key))} here" for key in differing)
+                raise ValueError(f"checkpoint_dir={os.fspath(folder)!r} holds another run ({differences}). Take another folder.")
         elif steps := self.steps():
             raise ValueError(
                 f"checkpoint_dir={os.fspath(folder)!r} holds {_name(steps[-1])} and no about.json, which says whose it is. Take another folder."
@@ -188,16 +188,16 @@ def _name(step: int) -> str:
 
 def _read_about(file: pathlib.Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        about = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except OSError as error:
         raise ValueError(_cannot_read(file, error)) from error
     except ValueError:  # no JSON, or no text
-        found = None
-    if not isinstance(found, dict):
+        about = None
+    if not isinstance(about, dict):
         raise ValueError(f"{file} is damaged: it says which run the checkpoints beside it are of. Take another folder.")
-    return found
+    return about
 
 
 def _cannot_read(path: pathlib.Path, error: BaseException) -> str:
@@ -225,8 +225,8 @@ def _why_unreadable(path: pathlib.Path, error: BaseException) -> BaseException |
                 with open(os.path.join(folder, name), "rb") as file:
                     while file.read(2**24):
                         pass
-    except OSError as found:
-        return found
+    except OSError as unreadable:
+        return unreadable
     return None
 
 

@@ -91,15 +91,15 @@ def over_devices(
         donate: numbers of the arguments whose memory is reused.
 
     Returns:
-        The compiled function, which can also be lowered; and ``place(*arguments)``, which moves arguments to where the
+        The compiled function, which can also be lowered; and ``put(*arguments)``, which moves arguments to where the
         function wants them, in the order of ``split``.
 
     Raises:
         ValueError: another ``method``.
 
     Example:
-        >>> double, place = over_devices(lambda x: 2 * x, jax.devices()[:1], "jit", [True])
-        >>> float(double(*place(3.0)))
+        >>> double, put = over_devices(lambda x: 2 * x, jax.devices()[:1], "jit", [True])
+        >>> float(double(*put(3.0)))
         6.0
     """
     if len(devices) == 1:
@@ -109,21 +109,21 @@ def over_devices(
     mesh = jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
     specs = tuple(Spec(AXIS) if dealt else Spec() for dealt in split)
 
-    def place(*arguments):
+    def put(*arguments):
         return tuple(jax.device_put(one, NamedSharding(mesh, spec)) for one, spec in zip(arguments, specs, strict=False))
 
     if method == "pmap":
         axes = tuple(0 if dealt else None for dealt in split)
-        return jax.pmap(function, AXIS, in_axes=axes, out_axes=0 if outputs_split else None, devices=devices, donate_argnums=donate), place
+        return jax.pmap(function, AXIS, in_axes=axes, out_axes=0 if outputs_split else None, devices=devices, donate_argnums=donate), put
     if method != "jit":
         raise ValueError(f"method={method!r} must be 'pmap' or 'jit'.")
 
     def own_part(*arguments):
         taken = (jax.tree.map(lambda leaf: leaf[0], one) if dealt else one for one, dealt in zip(arguments, split, strict=True))
-        found = function(*taken)
-        return jax.tree.map(lambda leaf: leaf[None], found) if outputs_split else found
+        result = function(*taken)
+        return jax.tree.map(lambda leaf: leaf[None], result) if outputs_split else result
 
     out = Spec(AXIS) if outputs_split else Spec()
     shared = jax.shard_map(own_part, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
     into, out_of = tuple(NamedSharding(mesh, spec) for spec in specs), NamedSharding(mesh, out)
-    return jax.jit(shared, donate_argnums=donate, in_shardings=into, out_shardings=out_of), place
+    return jax.jit(shared, donate_argnums=donate, in_shardings=into, out_shardings=out_of), put

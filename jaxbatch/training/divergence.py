@@ -49,8 +49,8 @@ def make_is_finite(start: PyTree, *, runs: bool = False) -> Callable[[PyTree], B
 
     def one(state):
         leaves = [leaf for leaf, wanted in zip(jax.tree.leaves(state), watched, strict=True) if wanted]
-        found = [jnp.isfinite(leaf).all() for leaf in leaves]
-        return jnp.stack(found).all() if found else jnp.array(True)
+        finite = [jnp.isfinite(leaf).all() for leaf in leaves]
+        return jnp.stack(finite).all() if finite else jnp.array(True)
 
     return jax.jit(jax.vmap(one) if runs else one)
 

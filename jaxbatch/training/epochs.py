@@ -2,7 +2,7 @@
 
 * **Where examples come from**: arrays on the device, or a stream (``task.train_data``).
 * **How a batch's parts are summed**: groups with an update each (``num_groups``), microbatches one after another
-  (``microbatch_size``), shares of several devices (``devices``). One place measures a part
+  (``microbatch_size``), shares of several devices (``devices``). One seed_epoch measures a part
   (:func:`jaxbatch.gradients.accumulation.summed_gradient`).
 * **How steps are looped**: ``lax.scan``, a Python loop over whole steps (:func:`jaxbatch.compile_epoch`), or one over their pieces
   (:func:`jaxbatch.training.pieces.compile_epoch_in_pieces`), where a loop within a program is slow or has no data yet.
@@ -82,4 +82,4 @@ def compile_task_epoch(
         return compile_epoch_in_pieces(task, optimizer, state, batch_size, microbatch_size, **over)
     step = make_task_step(task, optimizer, batch_size, num_groups=num_groups, axis=axis)
     run = compile_epoch(step, state, task.train_data, num_steps, batch_size, prepare=task.prepare, **over)
-    return lambda state, data, indices, *place: run(state, data, indices, *(place if task.prepare is not None else ()))
+    return lambda state, data, indices, *seed_epoch: run(state, data, indices, *(seed_epoch if task.prepare is not None else ()))

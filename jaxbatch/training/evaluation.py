@@ -37,14 +37,14 @@ def make_evaluate(
         return cut_batches(jnp.arange(num_examples, dtype=jnp.int32), min(batch_size, num_examples), partial="pad")
 
     def sums_of(params, examples, mask):
-        found = metrics_fn(params, examples)
-        for name, values in found.items():
+        metrics = metrics_fn(params, examples)
+        for name, values in metrics.items():
             if jnp.shape(values) != mask.shape:
                 raise ValueError(
                     f"metrics_fn must return one value per example, shape {mask.shape}, and {name!r} has shape {jnp.shape(values)}."
                     + (" Leave out the mean." if jnp.shape(values) == () else "")
                 )
-        return jax.tree.map(lambda values: jnp.where(mask, values, 0).sum(), widen(found))
+        return jax.tree.map(lambda values: jnp.where(mask, values, 0).sum(), widen(metrics))
 
     def sums(params, data, batch):
         return sums_of(params, jax.tree.map(lambda leaf: leaf[batch.indices], data), batch.mask)
@@ -62,9 +62,9 @@ def make_evaluate(
 
     def evaluate(params, data):
         nonlocal slow
-        found = data.num_examples if is_stream(data) else leading_axis(data, "data")
-        if found != num_examples:
-            raise ValueError(f"this evaluation was made for num_examples={num_examples} and got data of {found} examples.")
+        size = data.num_examples if is_stream(data) else leading_axis(data, "data")
+        if size != num_examples:
+            raise ValueError(f"this evaluation was made for num_examples={num_examples} and got data of {size} examples.")
         if is_stream(data):
             batches = jax.tree.map(np.asarray, cut())
             examples = prefetch(data.parts(batches.indices), depth=1)

@@ -93,22 +93,22 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
     with Programs(_epoch_compiler(task, config, state)) as programs:
         used, started = set(), time.perf_counter()
         if config.compile_first:
-            programs.ahead(segment[2:4] for segment in segments)
+            programs.ahead(segment.program for segment in segments)
             for segment in segments:
-                programs[segment[2:4]]  # what the background has not begun is compiled here, beside it
+                programs[segment.program]  # what the background has not begun is compiled here, beside it
         waited = time.perf_counter() - started
         for number, segment in enumerate(segments):
             state = jax.tree.map(jnp.copy, state)  # the caller may keep what was yielded; the program reuses its memory
-            key, count = segment[2:4], segment.num_batches
+            key, count = segment.program, segment.num_batches
             started = time.perf_counter()
             program = programs[key]
             stall_seconds, waited = waited + time.perf_counter() - started, 0.0
-            programs.ahead(later[2:4] for later in segments[number + 1 :])
+            programs.ahead(later.program for later in segments[number + 1 :])
             started = time.perf_counter()
             order = np.asarray(epoch_order(config.seed, segment.epoch, num_examples))
             indices = order[segment.first : segment.first + segment.num_examples].reshape(count, segment.batch_size)
-            place = config.seed, segment.epoch
-            state, losses = jax.block_until_ready(program.run(state, task.train_data, indices, place))
+            seed_epoch = config.seed, segment.epoch
+            state, losses = jax.block_until_ready(program.run(state, task.train_data, indices, seed_epoch))
             seconds = time.perf_counter() - started
             losses = np.asarray(losses)  # its length changes with the batch size: each would be another program
             progress = advance(progress, segment)

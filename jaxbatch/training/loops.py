@@ -52,17 +52,17 @@ def make_epoch(step: Step, prepare: Prepare | None = None) -> Callable[..., tupl
         (2.5, [18.0, 0.5])
     """
 
-    def run(state, data, indices, place=None):
+    def run(state, data, indices, seed_epoch=None):
         leading_axis(data, "data")  # JAX would clamp an index beyond a shorter leaf, silently
-        return lax.scan(lambda state, index: _one_step(step, prepare, state, data, index, place), state, indices)
+        return lax.scan(lambda state, index: _one_step(step, prepare, state, data, index, seed_epoch), state, indices)
 
     return jax.jit(run, donate_argnums=0)
 
 
-def _one_step(step, prepare, state, data, index, place, *mask):
+def _one_step(step, prepare, state, data, index, seed_epoch, *mask):
     batch = jax.tree.map(lambda leaf: leaf[index], data)
     if prepare is not None:
-        batch = prepare(example_keys(place[0], place[1], index), batch)
+        batch = prepare(example_keys(seed_epoch[0], seed_epoch[1], index), batch)
     state, losses = step(state, batch, *mask)
     return state, mean_loss(losses)
 
@@ -137,36 +137,36 @@ def compile_epoch(
     if loop not in ("scan", "python"):
         raise ValueError(f"loop={loop!r} must be 'scan', 'python' or None.")
 
-    def one(state, data, index, mask, place):
+    def one(state, data, index, mask, seed_epoch):
         given = () if count == 1 else (mask if filled_up else None,)
-        return _one_step(step, prepare, state, data, index, place, *given)
+        return _one_step(step, prepare, state, data, index, seed_epoch, *given)
 
-    def all_steps(state, data, index, mask, place):
-        return lax.scan(lambda state, batch: one(state, data, *batch, place), state, (index, mask))
+    def all_steps(state, data, index, mask, seed_epoch):
+        return lax.scan(lambda state, batch: one(state, data, *batch, seed_epoch), state, (index, mask))
 
     lead = (() if count == 1 else (count,)) + ((num_steps,) if loop == "scan" else ())
     index, mask = (jax.ShapeDtypeStruct((*lead, share), dtype) for dtype in (jnp.int32, jnp.bool_))
     wanted = (state, data, index, None if count == 1 else mask, None if prepare is None else jax.ShapeDtypeStruct((2,), jnp.uint32))
     function = all_steps if loop == "scan" else one
-    program, place_on_all = over_devices(function, devices, method, (False, False, True, True, False), donate=(0,) if count == 1 else ())
+    program, put_on_all = over_devices(function, devices, method, (False, False, True, True, False), donate=(0,) if count == 1 else ())
     program = compile_ahead(program, *wanted, devices=devices)
-    placed: dict[str, Any] = {}  # the data, moved to all devices once
+    on_all: dict[str, Any] = {}  # the data, moved to all devices once
 
-    def run(state, data, indices, *place):
-        place = as_place(*place)[0] if prepare is not None else None
+    def run(state, data, indices, *seed_epoch):
+        seed_epoch = as_seed_epoch(*seed_epoch)[0] if prepare is not None else None
         index, mask = np.asarray(indices, np.int32), None
         if count > 1:
-            if placed.get("from") is not data:
-                placed.update({"from": data, "data": place_on_all(data)[0]})
-            data, (state,) = placed["data"], place_on_all(state)
+            if on_all.get("from") is not data:
+                on_all.update({"from": data, "data": put_on_all(data)[0]})
+            data, (state,) = on_all["data"], put_on_all(state)
             index, mask = share_batches(index, count, num_groups)
         if loop == "scan":
-            state, losses = program(state, data, index, mask, place)
+            state, losses = program(state, data, index, mask, seed_epoch)
         else:
             losses = []
             for number in range(len(indices)):
                 batch = (index[number], None) if count == 1 else (index[:, number], mask[:, number])
-                state, loss = program(state, data, *batch, place)
+                state, loss = program(state, data, *batch, seed_epoch)
                 losses.append(loss)  # a promise: nothing is waited for here
             losses = jnp.asarray(np.array(jax.device_get(losses)))
         return (through_host(state), through_host(losses)) if count > 1 else (state, losses)
@@ -179,14 +179,14 @@ def _under_axis(step: Step) -> Step:
     return lambda state, share: jax.vmap(lambda share: step(state, share, None), axis_name=AXIS)(jax.tree.map(lambda leaf: leaf[None], share))
 
 
-def as_place(*place: Any) -> tuple[UInt32[np.ndarray, "2"], ...]:
+def as_seed_epoch(*seed_epoch: Any) -> tuple[UInt32[np.ndarray, "2"], ...]:
     """``[seed, epoch]`` as a program takes it, which holds every seed that :func:`jaxbatch.batches.check_seed` allows.
 
     Example:
-        >>> as_place([2**32 - 1, 3]), as_place()
+        >>> as_seed_epoch([2**32 - 1, 3]), as_seed_epoch()
         ((array([4294967295,          3], dtype=uint32),), ())
     """
-    return tuple(np.asarray(one, np.uint32) for one in place)
+    return tuple(np.asarray(one, np.uint32) for one in seed_epoch)
 
 
 def _shapes(tree):

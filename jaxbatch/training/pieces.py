@@ -28,7 +28,7 @@ from jaxbatch.machine.compiling import compile_ahead
 from jaxbatch.states import through_host
 from jaxbatch.sums import add, mean_of_sum, widen, zero_sum
 from jaxbatch.training.devices import AXIS, Parallel, over_devices, share_batches
-from jaxbatch.training.loops import as_place
+from jaxbatch.training.loops import as_seed_epoch
 from jaxbatch.training.steps import TrainState, apply_gradient
 from jaxbatch.training.tasks import Task
 
@@ -39,7 +39,7 @@ class Pieces(NamedTuple):
     """An update in pieces, as pure functions."""
 
     begin: Callable[[TrainState], PyTree]  # -> total
-    add: Callable[..., tuple[PyTree, Array]]  # (total, params, data, index, mask, place) -> (total, the part's summed loss)
+    add: Callable[..., tuple[PyTree, Array]]  # (total, params, data, index, mask, seed_epoch) -> (total, the part's summed loss)
     finish: Callable[[TrainState, PyTree], tuple[TrainState, Array]]  # -> (state, mean loss)
 
 
@@ -53,11 +53,11 @@ def make_pieces(task: Task, optimizer: Optimizer, group_size: int, *, axis: str 
     def begin(state):
         return zero_sum(state.params), state.model_state, jnp.zeros(())
 
-    def add_part(total, params, data, index, mask, place):
+    def add_part(total, params, data, index, mask, seed_epoch):
         gradient, model_state, loss = total
         examples = data if streamed else jax.tree.map(lambda leaf: leaf[index], data)
         if task.prepare is not None:
-            examples = task.prepare(example_keys(place[0], place[1], index), examples)
+            examples = task.prepare(example_keys(seed_epoch[0], seed_epoch[1], index), examples)
         part, losses, (aux, own) = summed_gradient(task.loss_fn, params, examples, mask=mask, has_aux=has_aux)
         part_loss = widen(losses).sum()
         if axis is not None:
@@ -117,7 +117,7 @@ def compile_epoch_in_pieces(
     begin = compile_ahead(begin, state, devices=devices)
     finish = compile_ahead(finish, state, totals, devices=devices)
     split = (False, False, streamed, True, True, False)
-    place_shape, adds = jax.ShapeDtypeStruct((2,), jnp.uint32), {}
+    seed_epoch_shape, adds = jax.ShapeDtypeStruct((2,), jnp.uint32), {}
     for length in {size, group_size % size} - {0}:
         lead = (length,) if count == 1 else (count, -(-length // count))
         data = (
@@ -129,7 +129,7 @@ def compile_epoch_in_pieces(
         # Where the devices divide it every slot holds an example of its own.
         function = pieces.add if length % count else _without_mask(pieces.add)
         add_part, deal = over_devices(function, devices, method, split, donate=(0,))
-        adds[length] = compile_ahead(add_part, totals, state.params, data, index, mask, place_shape, devices=devices)
+        adds[length] = compile_ahead(add_part, totals, state.params, data, index, mask, seed_epoch_shape, devices=devices)
 
     def cut(indices) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Each part's length, with indices and mask as the devices are dealt them."""
@@ -139,10 +139,10 @@ def compile_epoch_in_pieces(
                 lead = shares.shape[2:] if count == 1 else (count, -1)
                 yield len(group[start : start + size]), shares.reshape(lead), mask.reshape(lead)
 
-    def parts_of(data, indices, place) -> Iterator[tuple[int, tuple]]:
+    def parts_of(data, indices, seed_epoch) -> Iterator[tuple[int, tuple]]:
         if not streamed:
-            placed = data if count == 1 else deal(None, None, data)[2]
-            yield from ((length, (placed, *part)) for length, *part in cut(indices))
+            on_all = data if count == 1 else deal(None, None, data)[2]
+            yield from ((length, (on_all, *part)) for length, *part in cut(indices))
             return
 
         def put(item):
@@ -151,32 +151,32 @@ def compile_epoch_in_pieces(
             return length, deal(None, None, examples, shares, mask)[2:]
 
         flat = (shares.reshape(-1) for _, shares, _ in cut(indices))
-        yield from prefetch(zip(data.parts(flat, tuple(place.tolist())), cut(indices), strict=True), put=put)
+        yield from prefetch(zip(data.parts(flat, tuple(seed_epoch.tolist())), cut(indices), strict=True), put=put)
 
-    def run(state, data, indices, place=(0, 0)):
-        indices, (place,) = np.asarray(indices, np.int32), as_place(place)
-        ready, losses, behind = parts_of(data, indices, place), [], collections.deque()
+    def run(state, data, indices, seed_epoch=(0, 0)):
+        indices, (seed_epoch,) = np.asarray(indices, np.int32), as_seed_epoch(seed_epoch)
+        ready, losses, behind = parts_of(data, indices, seed_epoch), [], collections.deque()
         (state,) = whole(state)
         for _ in indices:
-            start, found = state.params, []
+            start, of_batch = state.params, []
             for _ in range(num_groups):
                 total = begin(state)
                 for _ in starts:
                     length, part = next(ready)
-                    total, part_loss = adds[length](total, start, *part, place)
+                    total, part_loss = adds[length](total, start, *part, seed_epoch)
                     behind.append(part_loss)
                     if streamed and len(behind) > _IN_FLIGHT:  # or the host would pile up parts that the device has not come to
                         jax.block_until_ready(behind.popleft())
                 state, loss = finish(state, total)
-                found.append(loss)  # a promise: nothing is waited for here
-            losses.append(found)
+                of_batch.append(loss)  # a promise: nothing is waited for here
+            losses.append(of_batch)
         return through_host(state) if count > 1 else state, jnp.asarray(np.array(jax.device_get(losses)).mean(1))
 
     return run
 
 
 def _without_mask(function: Callable) -> Callable:
-    return lambda total, params, data, index, mask, place: function(total, params, data, index, None, place)
+    return lambda total, params, data, index, mask, seed_epoch: function(total, params, data, index, None, seed_epoch)
 
 
 def _shapes(tree: PyTree) -> PyTree:

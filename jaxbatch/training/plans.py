@@ -71,6 +71,11 @@ class Segment(NamedTuple):
     last: bool  # whether the epoch has no further batch of this size
 
     @property
+    def program(self) -> tuple[int, int]:
+        """What its program depends on: the size and the number of its batches."""
+        return self.batch_size, self.num_batches
+
+    @property
     def num_examples(self) -> int:
         """Examples in all of its batches."""
         return self.num_batches * self.batch_size
@@ -136,8 +141,8 @@ def advance(progress: Progress, segment: Segment) -> Progress:
         >>> advance(Progress(), Segment(0, 0, 4, 2, 0.5, False)), advance(Progress(), Segment(0, 0, 4, 4, 1.0, True))
         (Progress(epoch=0, offset=8, batches=2, examples=8), Progress(epoch=1, offset=0, batches=4, examples=16))
     """
-    place = (segment.epoch + 1, 0) if segment.last else (segment.epoch, segment.first + segment.num_examples)
-    return Progress(*place, progress.batches + segment.num_batches, progress.examples + segment.num_examples)
+    epoch, offset = (segment.epoch + 1, 0) if segment.last else (segment.epoch, segment.first + segment.num_examples)
+    return Progress(epoch, offset, progress.batches + segment.num_batches, progress.examples + segment.num_examples)
 
 
 def progress_after(config: FitConfig, num_examples: int, batches: int) -> Progress:

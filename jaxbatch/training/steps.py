@@ -138,9 +138,9 @@ def make_train_step(
 
     @jax.jit
     def step(state, batch, mask=None):
-        found = jax.tree.leaves(batch)[0].shape[0]
-        if axis is None and found != batch_size:
-            raise ValueError(f"this step was made for batch_size={batch_size} and got a batch of {found} examples.")
+        size = jax.tree.leaves(batch)[0].shape[0]
+        if axis is None and size != batch_size:
+            raise ValueError(f"this step was made for batch_size={batch_size} and got a batch of {size} examples.")
         settings = {"has_aux": has_aux, "microbatch_size": microbatch_size, "mask": mask, "batch_size": batch_size, "axis": axis}
         params, opt_state, losses, aux, means = update_by_groups(loss_fn, optimizer, state.params, state.opt_state, batch, groups, **settings)
         model_state = state.model_state
@@ -152,16 +152,16 @@ def make_train_step(
     return step
 
 
-def update_in_turn(update_model_state: UpdateModelState, model_state: PyTree, found: PyTree) -> PyTree:
+def update_in_turn(update_model_state: UpdateModelState, model_state: PyTree, aux: PyTree) -> PyTree:
     """The model's state after each of several aux, stacked along the leading axis, has updated it.
 
     Example:
         >>> update_in_turn(lambda old, new: 10 * old + new, jnp.array(1), jnp.array([2, 3])).item()
         123
     """
-    if not jax.tree.leaves(found):
+    if not jax.tree.leaves(aux):
         raise ValueError("update_model_state wants the aux that loss_fn returns, and it holds no array: return what the state is made of.")
-    return lax.scan(lambda old, one: (update_model_state(old, one), None), model_state, found)[0]
+    return lax.scan(lambda old, one: (update_model_state(old, one), None), model_state, aux)[0]
 
 
 def apply_gradient(state: TrainState, optimizer: Optimizer, gradient: PyTree, model_state: PyTree, loss: Float[Array, ""]) -> TrainState:

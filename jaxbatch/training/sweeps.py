@@ -116,8 +116,8 @@ def sweep(
             program = programs[segment.num_batches]
             programs.ahead(later.num_batches for later in segments)
             started = time.perf_counter()
-            places = np.array([(seed, segment.epoch) for seed in seeds], np.uint32)
-            states, losses = jax.block_until_ready(program.run(states, indices, places, failed < 0))
+            seed_epochs = np.array([(seed, segment.epoch) for seed in seeds], np.uint32)
+            states, losses = jax.block_until_ready(program.run(states, indices, seed_epochs, failed < 0))
             seconds = time.perf_counter() - started
             losses = np.asarray(losses)
             bad = ~np.isfinite(losses)
@@ -190,10 +190,10 @@ def _over_runs(function, runs: Runs):
 
 
 def _compiler(task: Task, make_optimizer, settings, states, batch_size: int, runs: Runs):
-    """``num_batches -> program``, a program being ``(states, indices, places, alive) -> (states, losses)``."""
+    """``num_batches -> program``, a program being ``(states, indices, seed_epochs, alive) -> (states, losses)``."""
 
-    def needed(place):
-        return () if task.prepare is None else (place,)
+    def needed(seed_epoch):
+        return () if task.prepare is None else (seed_epoch,)
 
     def one_step(setting):
         return make_task_step(task, make_optimizer(setting), batch_size)
@@ -209,22 +209,22 @@ def _compiler(task: Task, make_optimizer, settings, states, batch_size: int, run
             start = _run((settings, states), 0)
             one = compile_epoch(with_setting, start, task.train_data, num_batches, batch_size, prepare=task.prepare)
 
-            def train(data, setting, state, indices, place, alive):
+            def train(data, setting, state, indices, seed_epoch, alive):
                 if not alive:
                     return state, jnp.full(num_batches, jnp.nan)
-                (_, state), losses = one((setting, state), data, indices, *needed(place))
+                (_, state), losses = one((setting, state), data, indices, *needed(seed_epoch))
                 return state, losses
 
             over = _over_runs(train, runs)
-            return lambda states, indices, places, alive: over(task.train_data, settings, states, indices, places, alive)
+            return lambda states, indices, seed_epochs, alive: over(task.train_data, settings, states, indices, seed_epochs, alive)
 
-        def train(data, setting, state, indices, place):
-            return make_epoch(one_step(setting), task.prepare)(state, data, indices, *needed(place))
+        def train(data, setting, state, indices, seed_epoch):
+            return make_epoch(one_step(setting), task.prepare)(state, data, indices, *needed(seed_epoch))
 
         count = len(jax.tree.leaves(states)[0])
         shapes = [jax.ShapeDtypeStruct((count, num_batches, batch_size), jnp.int32), jax.ShapeDtypeStruct((count, 2), jnp.uint32)]
         program = compile_ahead(_over_runs(train, runs), task.train_data, settings, states, *shapes)
-        return lambda states, indices, places, alive: program(task.train_data, settings, states, indices, places)
+        return lambda states, indices, seed_epochs, alive: program(task.train_data, settings, states, indices, places)
 
     return compile
 

@@ -205,11 +205,11 @@ def _check_training(model, trace: Callable[[], object]) -> None:
         raise ValueError(f"model={name} wants random numbers, which classification_task does not give. {remedy}") from None
 
 
-def running_average(model_state: PyTree, found: PyTree, momentum: float = 0.1) -> PyTree:
+def running_average(model_state: PyTree, moments: PyTree, momentum: float = 0.1) -> PyTree:
     """``(1 - momentum) * model_state + momentum * found``: PyTorch's rule for the moments of batch normalisation.
 
     Example:
         >>> running_average(jnp.array(1.0), jnp.array(3.0), 0.5).item()
         2.0
     """
-    return jax.tree.map(lambda old, new: (1 - momentum) * old + momentum * new, model_state, found)
+    return jax.tree.map(lambda old, new: (1 - momentum) * old + momentum * new, model_state, moments)
