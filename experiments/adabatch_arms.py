@@ -1,11 +1,11 @@
 """The arms of the AdaBatch study: the network, the batch sizes, and the optimizer with the rate coupled to them."""
 
 import jax.numpy as jnp
-import optax
 
 import jaxbatch as jb
 from experiments import adabatch_report
 from experiments.study_task import NETWORKS
+from experiments.training import sgd_config
 from jaxbatch.training.devices import AXIS
 
 MODELS = NETWORKS | {"alexnet": jb.AlexNet, "resnet20": jb.ResNet20, "vgg19_bn": jb.VGG19BN}
@@ -34,11 +34,10 @@ def make_fit_config(config, arm: str, rate: float, seed: int, num_examples: int)
         settings |= {"warmup": jb.epochs(config.warmup_epochs), "warmup_init": rate}
         rate *= config.max_batch_size / config.batch_size
     learning_rate = jb.coupled_learning_rate(schedule, init=rate, num_examples=num_examples, num_epochs=config.epochs, **settings)
-    optimizer = optax.chain(optax.add_decayed_weights(config.weight_decay), optax.sgd(learning_rate, config.momentum))
-    return jb.FitConfig(
-        optimizer,
+    return sgd_config(
+        config,
         schedule,
-        jb.epochs(config.epochs),
+        learning_rate,
         seed=seed,
         num_devices=adabatch_report.devices_of(arm),
         parallel=config.parallel,

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from rich.console import Console
 
+from experiments.sentences import compare_errors
 from experiments.study import describe_setting
 from jaxbatch.intervals import Interval, interval
 from jaxbatch.results import plots
@@ -155,20 +156,7 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
     others = [("small", "(a) small"), ("large", "(c) large"), ("tuned", "(d) tuned")]
     sentences = []
     for other, name in others + [(arm, f"itself on {devices_of(arm)} devices") for arm in several]:
-        apart = interval(last["adaptive"] - last[other])
-        if apart.n == 0:
-            sentences.append(f"(b) adaptive against {name}: no seed of both ends finite.")
-            continue
-        told = (
-            "too few seeds to tell"
-            if apart.n < 3
-            else "no difference shows"
-            if not apart.excludes(0)
-            else "(b) is worse"
-            if apart.value > 0
-            else "(b) is better"
-        )
-        sentences.append(f"(b) adaptive against {name}: last test error differs by {apart:+.2f} points; {told}.")
+        sentences.append(compare_errors("(b) adaptive", name, interval(last["adaptive"] - last[other]), "(b)"))
     rates, best = sorted(config.tuned_rates), rate_of(records, "tuned")
     if len(rates) > 1 and best in (rates[0], rates[-1]):
         edge = "lowest" if best == rates[0] else "highest"

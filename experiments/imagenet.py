@@ -18,13 +18,12 @@ from collections.abc import Sequence
 from typing import Literal
 
 import jax.numpy as jnp
-import optax
 from rich.console import Console
 
 import jaxbatch as jb
 from experiments import imagenet_report
 from experiments.study import StudyConfig, check_momentum, check_positive, open_study, run_study, show_results
-from experiments.training import train_into
+from experiments.training import sgd_config, train_into
 from jaxbatch.results.records import RunFolder
 from jaxbatch.results.report import progress_bar
 from jaxbatch.schedules.batch_sizes import count_steps
@@ -115,11 +114,10 @@ def make_fit_config(config: Config, growth: float, seed: int, num_examples: int)
         num_epochs=config.epochs,
         warmup=jb.epochs(config.warmup_epochs),
     )
-    optimizer = optax.chain(optax.add_decayed_weights(config.weight_decay), optax.sgd(learning_rate, config.momentum))
-    return jb.FitConfig(
-        optimizer,
+    return sgd_config(
+        config,
         schedule,
-        jb.epochs(config.epochs),
+        learning_rate,
         seed=seed,
         microbatch_size=config.microbatch_size,
         num_devices=config.devices,

@@ -7,6 +7,7 @@ import numpy as np
 from rich.console import Console
 
 from experiments.adabatch_report import errors, table_of
+from experiments.sentences import compare_errors
 from experiments.study import describe_setting
 from jaxbatch.intervals import interval
 from jaxbatch.results import plots
@@ -53,20 +54,7 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
     last = {growth: errors(config, records, name_of(growth))[:, -1] for growth in config.growths}
     sentences = []
     for growth in others:
-        apart = interval(last[growth] - last[least])
-        if apart.n == 0:
-            sentences.append(f"Growth {growth:g} against {least:g}: no seed of both ends finite.")
-            continue
-        told = (
-            "too few seeds to tell"
-            if apart.n < 3
-            else "no difference shows"
-            if not apart.excludes(0)
-            else "it is worse"
-            if apart.value > 0
-            else "it is better"
-        )
-        sentences.append(f"Growth {growth:g} against {least:g}: last test error differs by {apart:+.2f} points; {told}.")
+        sentences.append(compare_errors(f"Growth {growth:g}", f"{least:g}", interval(last[growth] - last[least])))
     return sentences
 
 

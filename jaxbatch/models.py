@@ -109,7 +109,16 @@ class AlexNet(nn.Module):
         return _dense(flatten(x, "native"), self.num_classes)
 
 
-class ResNet20(nn.Module):
+class _Normalised(nn.Module):
+    """What networks with batch normalisation have in common."""
+
+    num_classes: int = 10
+    dtype: Any = jnp.float32
+    axis_name: str | None = None  # moments over the devices along this axis
+    ghost_size: int | None = None  # moments of every so many examples by themselves
+
+
+class ResNet20(_Normalised):
     """ResNet-20 for 32 × 32 images as AdaBatch uses it: 272,474 parameters for 10 classes, 278,324 for 100.
 
     A 3 × 3 convolution to 16 channels, then three stages of three basic blocks with 16, 32, 64 channels and strides
@@ -123,11 +132,6 @@ class ResNet20(nn.Module):
         272474
     """
 
-    num_classes: int = 10
-    dtype: Any = jnp.float32
-    axis_name: str | None = None  # moments over the devices along this axis
-    ghost_size: int | None = None  # moments of every so many examples by themselves
-
     @nn.compact
     def __call__(self, images: Shaped[Array, "B H W C"], train: bool = False) -> Float[Array, "B classes"]:
         conv = _normalised_conv(self, train)
@@ -140,7 +144,7 @@ class ResNet20(nn.Module):
         return _dense(_wide(x).mean((1, 2)), self.num_classes)
 
 
-class ResNet50(nn.Module):
+class ResNet50(_Normalised):
     """ResNet-50 for ImageNet, 25,557,032 parameters for 1,000 classes.
 
     A 7 × 7 convolution of stride 2 to 64 channels, a 3 × 3 max-pool of stride 2, then four stages of 3, 4, 6 and 3
@@ -160,9 +164,6 @@ class ResNet50(nn.Module):
     """
 
     num_classes: int = 1000
-    dtype: Any = jnp.float32
-    axis_name: str | None = None  # moments over the devices along this axis
-    ghost_size: int | None = None  # moments of every so many examples by themselves
 
     @nn.compact
     def __call__(self, images: Shaped[Array, "B H W C"], train: bool = False) -> Float[Array, "B classes"]:
@@ -178,7 +179,7 @@ class ResNet50(nn.Module):
         return _dense(_wide(x).mean((1, 2)), self.num_classes)
 
 
-class VGG19BN(nn.Module):
+class VGG19BN(_Normalised):
     """VGG-19 with batch normalisation for 32 × 32 images: 20,040,522 parameters for 10 classes, 20,086,692 for 100.
 
     Sixteen 3 × 3 convolutions with bias, batch normalisation and ReLU, 64 to 512 channels, five 2 × 2 max-pools
@@ -190,11 +191,6 @@ class VGG19BN(nn.Module):
         >>> sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
         20040522
     """
-
-    num_classes: int = 10
-    dtype: Any = jnp.float32
-    axis_name: str | None = None  # moments over the devices along this axis
-    ghost_size: int | None = None  # moments of every so many examples by themselves
 
     @nn.compact
     def __call__(self, images: Shaped[Array, "B H W C"], train: bool = False) -> Float[Array, "B classes"]:

@@ -1,0 +1,21 @@
+"""Sentences that several reports say."""
+
+from jaxbatch.intervals import Interval
+
+
+def compare_errors(one: str, other: str, difference: Interval, pronoun: str = "it") -> str:
+    """How the last test errors of two ways to train differ, in points; positive: the first is worse.
+
+    Example:
+        >>> compare_errors("Growth 4", "2", Interval(1.5, 1.0, 2.0, 3))
+        'Growth 4 against 2: last test error differs by +1.50 [+1.00, +2.00] points; it is worse.'
+    """
+    if difference.n == 0:
+        return f"{one} against {other}: no seed of both ends finite."
+    if difference.n < 3:
+        verdict = "too few seeds to tell"
+    elif not difference.excludes(0):
+        verdict = "no difference shows"
+    else:
+        verdict = f"{pronoun} is {'worse' if difference.value > 0 else 'better'}"
+    return f"{one} against {other}: last test error differs by {difference:+.2f} points; {verdict}."
