@@ -101,10 +101,12 @@ def test_workers_change_nothing_and_a_run_goes_on_where_it_stopped(image_folder,
     assert numbers([begun[0], *rest]) == numbers(whole) and [record["epoch"] for record in rest] == [2.0, 3.0]
 
 
-def test_a_split_step_takes_no_stream(image_folder):
+def test_a_split_step_takes_a_stream_and_names_a_wrong_number_of_groups(image_folder):
     task = jb.streamed_task(Network(), jb.open_images("colours", data_dir=image_folder), image_size=8, num_workers=0)
-    with pytest.raises(ValueError, match="num_groups=2: a split step needs its batch on the device"):
-        trained(task, 4, num_groups=2)
+    *_, last = jb.fit(task, jb.FitConfig(optax.sgd(0.1), 4, jb.steps(3), num_groups=2))  # against arrays: test_parallel.py
+    assert last["updates"] == 6 and last["batches"] == 3 and np.isfinite(last["loss"])
+    with pytest.raises(ValueError, match="num_groups=3 does not divide batch_size=4"):
+        next(jb.fit(task, jb.FitConfig(optax.sgd(0.1), 4, jb.steps(3), num_groups=3)))
 
 
 def test_a_batch_of_524288_is_accumulated_exactly():

@@ -21,6 +21,7 @@ from jaxbatch.training.epochs import compile_task_epoch
 from jaxbatch.training.plans import (
     FitConfig,
     Progress,
+    Segment,
     advance,
     plan_segments,
     progress_after,
@@ -115,26 +116,38 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
             bad = first_nonfinite(losses)
             if bad is None and not is_finite(state):
                 bad = count - 1
-            metrics = test(task.test_data, state)
-            yield {
-                "batches": progress.batches,
-                "total_batches": total,
-                "batch_size": segment.batch_size,
-                "examples": progress.examples,
-                "updates": int(state.step),
-                "epoch": segment.end,
-                "loss": float(losses.mean(dtype=np.float64)),
-                **{f"test_{name}": float(value) for name, value in metrics.items()},
-                "train_seconds": seconds,
-                "compile_seconds": 0.0 if key in used else program.compile_seconds,
-                "stall_seconds": stall_seconds,
-                "diverged": bad is not None,
-                "diverged_at_batch": None if bad is None else progress.batches - count + bad,
-                "state": state._replace(progress=jnp.asarray(write_progress(progress, int(state.step)))),
-            }
+            diverged_at = None if bad is None else progress.batches - count + bad
+            times = {"train_seconds": seconds, "compile_seconds": 0.0 if key in used else program.compile_seconds, "stall_seconds": stall_seconds}
+            yield _record(segment, progress, total, losses, test(task.test_data, state), times, diverged_at, state)
             used.add(key)
             if bad is not None:
                 return
+
+
+def _record(
+    segment: Segment,
+    progress: Progress,
+    total: int,
+    losses: np.ndarray,
+    metrics: dict[str, Any],
+    times: dict[str, float],
+    diverged_at: int | None,
+    state: TrainState,
+) -> dict[str, Any]:
+    return {
+        "batches": progress.batches,
+        "total_batches": total,
+        "batch_size": segment.batch_size,
+        "examples": progress.examples,
+        "updates": int(state.step),
+        "epoch": segment.end,
+        "loss": float(losses.mean(dtype=np.float64)),
+        **{f"test_{name}": float(value) for name, value in metrics.items()},
+        **times,
+        "diverged": diverged_at is not None,
+        "diverged_at_batch": diverged_at,
+        "state": state._replace(progress=jnp.asarray(write_progress(progress, int(state.step)))),
+    }
 
 
 def _progress(config: FitConfig, state: TrainState, num_examples: int) -> Progress:

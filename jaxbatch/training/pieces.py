@@ -20,7 +20,7 @@ from jaxtyping import Array, PyTree
 from jaxbatch.augment import example_keys
 from jaxbatch.batches import even_part
 from jaxbatch.data.streaming import prefetch
-from jaxbatch.data.streams import is_stream
+from jaxbatch.data.streams import Stream, is_stream
 from jaxbatch.gradients.accumulation import mean_over, summed_gradient
 from jaxbatch.gradients.groups import check_num_groups
 from jaxbatch.gradients.updates import Optimizer
@@ -131,31 +131,15 @@ def compile_epoch_in_pieces(
         add_part, deal = over_devices(function, devices, method, split, donate=(0,))
         adds[length] = compile_ahead(add_part, totals, state.params, data, index, mask, seed_epoch_shape, devices=devices)
 
-    def cut(indices) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """Each part's length, with indices and mask as the devices are dealt them."""
-        for group in indices.reshape(-1, group_size):
-            for start in starts:
-                shares, mask = share_batches(group[None, start : start + size], count)
-                lead = shares.shape[2:] if count == 1 else (count, -1)
-                yield len(group[start : start + size]), shares.reshape(lead), mask.reshape(lead)
-
-    def parts_of(data, indices, seed_epoch) -> Iterator[tuple[int, tuple]]:
-        if not streamed:
-            on_all = data if count == 1 else deal(None, None, data)[2]
-            yield from ((length, (on_all, *part)) for length, *part in cut(indices))
-            return
-
-        def put(item):
-            examples, (length, shares, mask) = item
-            examples = jax.tree.map(lambda leaf: leaf.reshape(*shares.shape, *leaf.shape[1:]), examples)
-            return length, deal(None, None, examples, shares, mask)[2:]
-
-        flat = (shares.reshape(-1) for _, shares, _ in cut(indices))
-        yield from prefetch(zip(data.parts(flat, tuple(seed_epoch.tolist())), cut(indices), strict=True), put=put)
-
     def run(state, data, indices, seed_epoch=(0, 0)):
         indices, (seed_epoch,) = np.asarray(indices, np.int32), as_seed_epoch(seed_epoch)
-        ready, losses, behind = parts_of(data, indices, seed_epoch), [], collections.deque()
+        losses, behind = [], collections.deque()
+        cut = lambda: _cut_shares(indices.reshape(-1, group_size), size, count)
+        if streamed:
+            ready = _decoded_parts(data, cut, tuple(seed_epoch.tolist()), deal)
+        else:
+            on_devices = data if count == 1 else deal(None, None, data)[2]
+            ready = ((length, (on_devices, *part)) for length, *part in cut())
         (state,) = whole(state)
         for _ in indices:
             start, of_batch = state.params, []
@@ -173,6 +157,27 @@ def compile_epoch_in_pieces(
         return through_host(state) if count > 1 else state, jnp.asarray(np.array(jax.device_get(losses)).mean(1))
 
     return run
+
+
+def _cut_shares(groups: np.ndarray, size: int, count: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Each part's length, with indices and mask as ``count`` devices are dealt them."""
+    for group in groups:
+        for start in range(0, len(group), size):
+            shares, mask = share_batches(group[None, start : start + size], count)
+            lead = shares.shape[2:] if count == 1 else (count, -1)
+            yield len(group[start : start + size]), shares.reshape(lead), mask.reshape(lead)
+
+
+def _decoded_parts(stream: Stream, cut: Callable[[], Iterator], seed_epoch: tuple[int, int], deal: Callable) -> Iterator[tuple[int, tuple]]:
+    """The parts of a stream, decoded and moved to the devices in another thread."""
+
+    def put(item):
+        examples, (length, shares, mask) = item
+        examples = jax.tree.map(lambda leaf: leaf.reshape(*shares.shape, *leaf.shape[1:]), examples)
+        return length, deal(None, None, examples, shares, mask)[2:]
+
+    flat = (shares.reshape(-1) for _, shares, _ in cut())
+    yield from prefetch(zip(stream.parts(flat, seed_epoch), cut(), strict=True), put=put)
 
 
 def _without_mask(function: Callable) -> Callable:

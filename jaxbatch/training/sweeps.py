@@ -224,7 +224,7 @@ def _compiler(task: Task, make_optimizer, settings, states, batch_size: int, run
         count = len(jax.tree.leaves(states)[0])
         shapes = [jax.ShapeDtypeStruct((count, num_batches, batch_size), jnp.int32), jax.ShapeDtypeStruct((count, 2), jnp.uint32)]
         program = compile_ahead(_over_runs(train, runs), task.train_data, settings, states, *shapes)
-        return lambda states, indices, seed_epochs, alive: program(task.train_data, settings, states, indices, places)
+        return lambda states, indices, seed_epochs, alive: program(task.train_data, settings, states, indices, seed_epochs)
 
     return compile
 
