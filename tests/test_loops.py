@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import jaxbatch as jb
-from jaxbatch.machine.compiling import Programs
+from jaxbatch.machine.compiling import Programs, compile_ahead
 from jaxbatch.training import evaluation, loops
 from jaxbatch.training.pieces import compile_epoch_in_pieces
 from tests.conftest import ROOT, make_problem
@@ -243,3 +243,11 @@ def test_accumulation_with_running_moments(way):
         np.testing.assert_allclose(loss, seen, rtol=1e-5)
     assert_close(found.params, expected.params, rtol=1e-4, atol=1e-6)
     assert_close(found.model_state, expected.model_state, rtol=1e-4, atol=1e-6)
+
+
+def test_programs_of_the_same_text_that_take_other_arguments_are_two():
+    plain, momentum = optax.sgd(0.1), optax.sgd(0.1, 0.9)
+    count = jax.jit(lambda state: jax.tree.map(lambda leaf: 2 * leaf, state[0]))  # the optimizer's state has no part in it
+    for optimizer in (plain, momentum, plain):
+        state = jnp.ones(2), optimizer.init(jnp.ones(2))
+        np.testing.assert_array_equal(compile_ahead(count, state)(state), [2.0, 2.0])

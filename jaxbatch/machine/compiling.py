@@ -86,7 +86,8 @@ def compile_ahead(function: Any, *arguments: Any, devices: Any = None) -> Callab
 
 def _compile_once(lowered: Any, devices: str) -> Any:
     optimized = jax.config.read("jax_disable_most_optimizations")  # no part of the text
-    key = hashlib.sha256(f"{devices} {optimized} {lowered.as_text()}".encode()).hexdigest()
+    # Nor are arguments that nothing depends on, which the program takes all the same.
+    key = hashlib.sha256(f"{devices} {optimized} {lowered.args_info} {lowered.out_tree} {lowered.as_text()}".encode()).hexdigest()
     with _lock:
         if key in _compiled:
             _compiled.move_to_end(key)
