@@ -98,15 +98,15 @@ def make_repository(folder, file):
 
 def test_somebody_elses_commit_is_not_ours(tmp_path):
     nothing = {"commit": None, "dirty": None}
-    installed = tmp_path / "theirs" / ".venv" / "lib" / "python3.11" / "site-packages" / "jaxbatch" / "records.py"
+    installed = tmp_path / "theirs" / ".venv" / "lib" / "python3.11" / "site-packages" / "jaxbatch" / "results" / "records.py"
     make_repository(tmp_path / "theirs", installed)
     assert commit_told_by(installed) == nothing
     git(tmp_path / "theirs", "add", "-f", str(installed))  # an environment that they have committed
     assert commit_told_by(installed) == nothing
-    beside = tmp_path / "flat" / "jaxbatch" / "records.py"
+    beside = tmp_path / "flat" / "jaxbatch" / "results" / "records.py"
     make_repository(tmp_path / "flat", beside)  # `pip install --target .`
     assert commit_told_by(beside) == nothing
-    alone = tmp_path / "alone" / "jaxbatch" / "records.py"
+    alone = tmp_path / "alone" / "jaxbatch" / "results" / "records.py"
     alone.parent.mkdir(parents=True)
     shutil.copy(records.__file__, alone)
     assert commit_told_by(alone) == nothing
@@ -115,7 +115,7 @@ def test_somebody_elses_commit_is_not_ours(tmp_path):
 def test_our_own_commit_is(tmp_path, monkeypatch):
     ours = git(ROOT, "rev-parse", "--short=12", "HEAD")
     assert records.describe_commit()["commit"] == ours and isinstance(records.describe_commit()["dirty"], bool)
-    checkout = tmp_path / "checkout" / "jaxbatch" / "records.py"
+    checkout = tmp_path / "checkout" / "jaxbatch" / "results" / "records.py"
     make_repository(tmp_path / "checkout", checkout)
     git(tmp_path / "checkout", "add", "jaxbatch")
     git(tmp_path / "checkout", "commit", "-m", "jaxbatch")

@@ -51,8 +51,7 @@ def band(axes, places: Sequence[float], intervals: Sequence[Interval], *, color:
     """A line through the values with their intervals as a band; a place without an interval has no band."""
     values, lows, highs = (scale * np.array([found[k] for found in intervals]) for k in range(3))
     axes.plot(places, values, color=color, **style)
-    axes.fill_between(places, np.where(np.isnan(lows), values, lows), np.where(np.isnan(highs), values, highs), color=color,
-                      alpha=0.2, lw=0)
+    axes.fill_between(places, np.where(np.isnan(lows), values, lows), np.where(np.isnan(highs), values, highs), color=color, alpha=0.2, lw=0)
 
 
 def size_ticks(axes, sizes: Sequence[int]) -> None:

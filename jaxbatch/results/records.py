@@ -35,10 +35,7 @@ class RunFolder:
     def append(self, record: Mapping[str, Any]) -> None:
         """Writes one record and makes sure it is on disk before returning."""
         # JSON has no NaN or infinity; a measurement that is not finite becomes null.
-        flat = {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in record.items()
-        }
+        flat = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()}
         with open(self.path / "records.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(flat, allow_nan=False) + "\n")
             file.flush()
@@ -153,17 +150,17 @@ def describe_commit() -> Record:
 
     An environment inside somebody's own repository holds a copy of the package: that repository's commit says nothing of it.
     """
-    package = pathlib.Path(__file__).resolve().parent
+    folder = pathlib.Path(__file__).resolve().parent
     # A hook that Git runs names another repository in these.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
 
     def git(*arguments):
         command = ["git", *arguments]
-        return subprocess.run(command, cwd=package, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
         git("ls-files", "--error-unmatch", pathlib.Path(__file__).name)
-        if pathlib.Path(git("rev-parse", "--show-toplevel")).resolve() != package.parent:
+        if pathlib.Path(git("rev-parse", "--show-toplevel")).resolve() != folder.parents[1]:  # jaxbatch/results
             return {"commit": None, "dirty": None}
         return {"commit": git("rev-parse", "--short=12", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
     except (OSError, subprocess.CalledProcessError):

@@ -1,0 +1,1 @@
+"""What a study writes down and shows: records, tables, figures."""
