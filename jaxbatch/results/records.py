@@ -18,8 +18,8 @@ from typing import Any
 
 import jax
 
-from jaxbatch.paths import local_path
 from jaxbatch.machine.cores import num_cores
+from jaxbatch.paths import local_path
 
 Record = dict[str, Any]
 
