@@ -75,14 +75,15 @@ def at_one_rate(config, records: Sequence[Record]) -> list[str]:
     k, target, n = config.num_groups, config.target_accuracy, len(seeds_of(records, "original"))
     names, standing, texts = arm_names(k), {}, {}
     for other in ("one", "scaled", "small"):
-        standing[other], texts[other] = against(records, "original", other, names[other], target)
+        standing[other], text = against(records, "original", other, target)
+        texts[other] = say(names[other], standing[other], text)
     distances = [r for r in records if r["kind"] == "distance"]
     if distances and max(r["batch_split_scaled"] for r in distances) < SAME_UPDATE:
-        standing["scaled"] = "identical"
+        standing["scaled"], (_, text) = "identical", against(records, "original", "scaled", target)
         texts["scaled"] = (
             f"(b) and {names['scaled']} are the same update to rounding (a batch takes them apart by at most "
             f"{tiny(max(r['batch_split_scaled'] for r in distances))} of the step), so whatever their runs differ by is "
-            "chance: " + texts["scaled"].partition(": ")[2].rpartition(": ")[0] + "."
+            f"chance: {text}."
         )
     sentences = [f"At one rate, {config.learning_rate:g}:", *texts.values()]
     if distances:
@@ -114,7 +115,8 @@ def at_own_rates(config, records: Sequence[Record]) -> list[str]:
     k, target, n = config.num_groups, config.target_accuracy, len(seeds_of(records, "tuned"))
     names, standing, texts = arm_names(k) | {"one": "(a) one update (and so (c))"}, {}, {}
     for other in ("one", "small"):
-        standing[other], texts[other] = against(records, "tuned", other, names[other], target)
+        standing[other], text = against(records, "tuned", other, target)
+        texts[other] = say(names[other], standing[other], text)
     letters = {"one": "(a)", "split": "(b)", "small": "(d)"}
     rates = ", ".join(f"{letters[arm]} {rate_of(records, 'tuned', arm):g}" for arm in OWN_RULES)
     sentences = [f"Each arm at its best rate, {rates}, of {len(config.learning_rates)} tried with {other_seeds(config)}:"]
@@ -139,8 +141,8 @@ def paired(records: Sequence[Record], protocol: str, other: str, key: str) -> In
     return interval(np.subtract(final(records, protocol, "split", key), final(records, protocol, other, key)))
 
 
-def against(records: Sequence[Record], protocol: str, other: str, name: str, target: float) -> tuple[str, str]:
-    """How (b) stands to another arm, and the sentence that says why.
+def against(records: Sequence[Record], protocol: str, other: str, target: float) -> tuple[str, str]:
+    """How (b) stands to another arm, and the numbers that say why.
 
     ``better``, ``worse`` or ``same`` by examples to the target on the validation part, else by the test accuracy at the
     end, where an interval says so; ``unstable`` where (b) would be better but loses more runs.
@@ -151,7 +153,7 @@ def against(records: Sequence[Record], protocol: str, other: str, name: str, tar
     accuracy = paired(records, protocol, other, "test_accuracy")
     ratio = interval(mine / theirs)
     points = Interval(*(100 * v for v in accuracy[:3]), accuracy.n)
-    text = f"Against {name}: final test accuracy differs by {points:+.2f} points"
+    text = f"final test accuracy differs by {points:+.2f} points"
     if ratio.n:
         text += f", examples to {100 * target:g}% validation accuracy by a factor of {ratio:.2f}"
     n = len(mine)
@@ -171,10 +173,15 @@ def against(records: Sequence[Record], protocol: str, other: str, name: str, tar
         standing = "unstable" if standing == "better" else "worse"
     elif lost[0] < lost[1] and standing == "same":
         standing = "better"
-    told = {
+    return standing, text
+
+
+def say(name: str, standing: str, text: str) -> str:
+    """The sentence on (b) against an arm."""
+    conclusion = {
         "better": "(b) is ahead",
         "worse": "(b) is behind",
         "same": "the intervals hold no difference",
         "unstable": "(b) is ahead and then loses runs",
     }[standing]
-    return standing, f"{text}: {told}."
+    return f"Against {name}: {text}: {conclusion}."
