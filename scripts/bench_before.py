@@ -77,16 +77,19 @@ def make_work(kind: str, model: str, batch_size: int, steps: int):
     from side_by_side import random_task
 
     import jaxbatch as jb
-    from jaxbatch.training.loops import compile_epoch
-    from jaxbatch.training.steps import init_state, make_task_step
+
+    try:
+        from jaxbatch.training.steps import make_task_step
+    except ImportError:  # a checkout from before the modules lay in rooms
+        from jaxbatch.train import make_task_step
 
     task = random_task(
         getattr(jb, model)(), steps * batch_size if kind == "train" else batch_size, (28, 28, 1) if model == "SimpleCNN" else (32, 32, 3)
     )
     optimizer = optax.sgd(0.01, 0.9)
-    state = init_state(task, optimizer, 0)
+    state = jb.init_state(task, optimizer, 0)
     if kind == "train":
-        run = compile_epoch(make_task_step(task, optimizer, batch_size), state, task.train_data, steps, batch_size)
+        run = jb.compile_epoch(make_task_step(task, optimizer, batch_size), state, task.train_data, steps, batch_size)
         indices, states = np.arange(steps * batch_size, dtype=np.int32).reshape(steps, batch_size), [state]
 
         def work():

@@ -137,7 +137,7 @@ def plain():
 
 
 OPTAX_FAILS = ("fit, adam", "strict promotion")  # a float to the power of an int32 count, in its own Adam
-SECONDS = [(model, setting) for model in ("SimpleCNN", "MLP") for setting in ("disable_jit", "leak checks")]  # each
+SECONDS = [("SimpleCNN", setting) for setting in SETTINGS] + [("MLP", "disable_jit"), ("MLP", "leak checks")]  # each
 
 
 def pairs():

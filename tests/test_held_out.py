@@ -103,7 +103,10 @@ def without(records, *fragments):
     return sorted(json.dumps(row, sort_keys=True) for row in rows)
 
 
-@pytest.mark.parametrize("module", STUDIES, ids=name_of)
+LONG = (convergence, adabatch)
+
+
+@pytest.mark.parametrize("module", [pytest.param(module, marks=pytest.mark.slow if module in LONG else ()) for module in STUDIES], ids=name_of)
 def test_other_test_labels_change_no_choice_and_no_record_but_the_test_figures(module, tmp_path, monkeypatch):
     truth, load = whole(module), jb.load_dataset
 

@@ -114,7 +114,10 @@ def check(study, folder, cuts):
     assert not whole(study) - found, "records that are lost"
 
 
-@pytest.mark.parametrize("name", SHORT)
+QUICK = ("gradient_smoothness", "learning_rate_grid", "adabatch")  # the others take a quarter of a minute and more
+
+
+@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SHORT])
 def test_a_study_that_was_stopped_thrice_ends_in_the_same_records(name, tmp_path):
     study = SHORT[name]
     half = sum(whole(study).values()) // 2

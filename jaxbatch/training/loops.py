@@ -130,6 +130,7 @@ def compile_epoch(
     count = len(devices)
     if count < 1:
         raise ValueError("devices is empty: at least 1 is needed.")
+    leading_axis(data, "data")  # JAX would clamp an index beyond a shorter leaf, silently
     share = num_groups * -(-batch_size // num_groups // count)
     filled_up = share * count > batch_size  # then some slots hold no example of their own
     state, data = _shapes(state), _shapes(data)
