@@ -17,8 +17,8 @@ class Checkout:
     """A process that works with the jaxbatch of a checkout."""
 
     def __init__(self, folder: pathlib.Path, work: dict):
-        environment = os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{HERE.parent}"}
-        command = [sys.executable, str(HERE), json.dumps(work)]
+        environment = os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{folder / 'scripts'}"}
+        command = [sys.executable, "-P", str(HERE), json.dumps(work)]  # -P: the checkout's own scripts, not those beside this file
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=folder)
         found = pathlib.Path(self._answer()).resolve()
         if folder.resolve() not in found.parents:
