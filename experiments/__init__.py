@@ -1,4 +1,4 @@
-"""Studies: one question a file, each run as ``python -m experiments.<name>``."""
+"""Studies: each file answers one question and runs as ``python -m experiments.<name>``."""
 
 import sys
 

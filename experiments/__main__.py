@@ -7,7 +7,7 @@ from rich.console import Console
 
 
 def studies() -> dict[str, tuple[str, list[str]]]:
-    """Each study's name, question (its docstring's first line) and commands with times, read without importing it."""
+    """Maps each study's name to its question (its docstring's first line) and its commands with times. Imports no study."""
     found = {}
     for path in sorted(pathlib.Path(__file__).parent.glob("*.py")):
         text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""

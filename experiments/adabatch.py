@@ -1,20 +1,20 @@
 """Does a batch that grows while the rate decays train as well as a small one, and how much faster?
 
-Four arms see the same epochs. Every so many epochs
+Four arms (the ways to train that are compared) run for the same epochs. Every few epochs they change:
 
     (a) small      keeps its batch and multiplies its rate by decay / growth
     (b) adaptive   multiplies its batch by growth and its rate by decay: the same effective rate as (a)
     (c) large      has the largest batch of (b) from the start, and the rates of (a)
-    (d) tuned      is (a) from the best of several starting rates: the baseline that a protocol's fixed rate may hide
+    (d) tuned      is (a) with the best of several starting rates, since the fixed rate may be a bad one for (a)
 
     python -m experiments.adabatch                                                  about 1 minute
     python -m experiments.adabatch --dataset cifar10 --model resnet20 --small       the protocol in small, on CPU
     python -m experiments.adabatch --devices 1,2,4                                  (b) on several devices as well
     python -m experiments.adabatch_figures --dataset cifar10                        all networks side by side, from their files
 
-The rate of (d) is chosen on a sixth of the training set that is held out meanwhile; then all arms train on the whole of it,
-and the test error is recorded and chooses nothing. Forward and backward are timed apart for every batch size, side by side,
-loading, loss and optimizer left out.
+The rate of (d) is chosen on a sixth of the training set, which is held out for this. Then all arms train on the whole
+training set; the test error is recorded, but nothing is chosen by it. Forward and backward passes are timed separately for
+every batch size, side by side. Loading, loss and optimizer are left out.
 """
 
 import dataclasses
@@ -44,8 +44,8 @@ from jaxbatch.results.report import progress_bar
 from jaxbatch.schedules.batch_sizes import count_steps
 from jaxbatch.training.devices import provide_devices
 
-SMALLEST = {"alexnet": 32, "vgg19_bn": 32}  # pixels each way: the last pool of these networks leaves none of 28
-OTHER_SEED = 1000  # of the runs that choose the rate of (d)
+SMALLEST = {"alexnet": 32, "vgg19_bn": 32}  # pixels each way: with 28, the last pool of these networks leaves no pixel
+OTHER_SEED = 1000  # for the runs that choose the rate of (d)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,41 +57,41 @@ class Config(StudyConfig):
     epochs: int | None = None
     """Passes over the training set. Default: 100 for CIFAR, 25 for the others."""
     every: int | None = None
-    """Epochs between changes. Default: a fifth of them all."""
+    """Epochs between changes of batch and rate. Default: a fifth of all epochs."""
     batch_size: int | None = None
-    """Of (a), and of (b) at the start. Default: 16 for digits, 256 for alexnet, else 128."""
+    """Batch size of (a), and of (b) at the start. Default: 16 for digits, 256 for alexnet, else 128."""
     max_batch_size: int | None = None
-    """Of (c), and of (b) at the end. Default: 16 times the first, as far as the data set allows."""
+    """Batch size of (c), and of (b) at the end. Default: 16 times batch-size, as far as the data set allows."""
     growth: float = 2.0
-    """Factor of the batch of (b) at each change."""
+    """Factor by which (b) multiplies its batch at each change."""
     decay: float = 0.75
-    """Factor of the rate of (b) at each change; that of the others is decay / growth."""
+    """Factor by which (b) multiplies its rate at each change; the others use decay / growth."""
     learning_rate: float = 0.01
-    """Rate at the start of (a), (b) and (c)."""
+    """Learning rate of (a), (b) and (c) at the start."""
     tuned_rates: tuple[float, ...] = (0.00316, 0.01, 0.0316, 0.1)
-    """Rates that (d) chooses from, on the validation part."""
+    """Starting rates from which the one of (d) is chosen, on the validation part."""
     validation_seed: int = 0
     """Seed by which a sixth of the training set is held out while the rate of (d) is chosen."""
     momentum: float = 0.9
     """Momentum of SGD, at least 0 and below 1."""
     weight_decay: float = 5e-4
-    """L2 term added to the gradient, of all parameters."""
+    """Factor of the L2 term that is added to the gradient of all parameters."""
     num_examples: int | None = None
-    """Only the first so many training examples, and two fifths as many for the test."""
+    """Use only this many training examples (the first ones), and two fifths as many test examples."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type that the network computes in; parameters are float32."""
     augment: bool | None = None
-    """Crop with padding 4 and flip. Default: for CIFAR."""
+    """Crop with padding 4 and flip the images. Default: only for CIFAR."""
     warmup_epochs: float = 0.0
-    """Above 0: the rate of (c) rises over so many epochs to max-batch-size / batch-size times the others'."""
+    """If above 0: over this many epochs, the rate of (c) rises to max-batch-size / batch-size times the others'."""
     devices: tuple[int, ...] = (1,)
-    """Numbers of devices that (b) runs on, as 1,2,4. On CPU they are virtual; the other arms have one."""
+    """Numbers of devices that (b) runs on, as 1,2,4. On CPU they are virtual. The other arms use one device."""
     parallel: Literal["jit", "pmap"] = "jit"
     """How several devices share a step."""
     batch_norm: Literal["local", "synchronised"] = "local"
-    """Moments of batch normalisation: of a device's share, or over all devices."""
+    """Mean and variance of batch normalisation: over a device's share of the batch, or over all devices."""
     small: bool = False
-    """The protocol in small: 2,500 examples, batches an eighth of their size, 10 epochs."""
+    """A small version of the protocol: 2,500 examples, batches an eighth of their size, 10 epochs."""
     seeds: int = 3
     """Number of seeds; each has its own initial weights and its own order of examples."""
     rounds: int = 10
@@ -99,7 +99,7 @@ class Config(StudyConfig):
 
 
 def load(config: Config) -> jb.Dataset:
-    """The data set, cut to ``num_examples``, its images padded where the network takes none so small."""
+    """The data set, cut to ``num_examples``; its images are padded if they are too small for the network."""
     dataset = pad_images(jb.load_dataset(config.dataset, data_dir=config.data_dir), SMALLEST.get(config.model, 1))
     if config.num_examples is None:
         return dataset
@@ -115,7 +115,7 @@ def load(config: Config) -> jb.Dataset:
 
 
 def shrink(config: Config) -> Config:
-    """What --small stands for, as far as other flags do not say otherwise."""
+    """Sets the values that --small stands for, except where other flags set them."""
     if not config.small:
         return config
     if config.dataset == "digits":
@@ -151,8 +151,8 @@ def resolve(config: Config, num_examples: int) -> Config:
         devices=tuple(sorted({1, *config.devices})),
     )
     for arm in ("adaptive", "large"):
-        count_steps(make_schedule(config, arm), num_examples, config.epochs)  # a batch larger than the data ends here
-    count_steps(make_schedule(config, "small"), num_examples - num_examples // 6, config.epochs)  # where (d) is chosen
+        count_steps(make_schedule(config, arm), num_examples, config.epochs)  # raises if a batch is too large
+    count_steps(make_schedule(config, "small"), num_examples - num_examples // 6, config.epochs)  # the runs that choose for (d)
     return config
 
 
@@ -174,7 +174,7 @@ def measure(config: Config, dataset: jb.Dataset, run: RunFolder, console: Consol
     augment = crop_and_flip if config.augment else None
     task = jb.classification_task(make_model(config, dataset.num_classes), dataset, augment=augment)
     shared = task
-    if make_model(config, 1, 2) != make_model(config, 1):  # the same network, which names the axis of the devices
+    if make_model(config, 1, 2) != make_model(config, 1):  # the same network, with a name for the axis of the devices
         model = make_model(config, dataset.num_classes, 2)
         shared = task._replace(loss_fn=jb.classification_task(model, dataset, augment=augment).loss_fn)
     choosing = jb.classification_task(make_model(config, dataset.num_classes), jb.hold_out(dataset, seed=config.validation_seed), augment=augment)
@@ -187,7 +187,7 @@ def measure(config: Config, dataset: jb.Dataset, run: RunFolder, console: Consol
             def show(epochs, examples_per_second=0.0):
                 progress.update(bar, advance=epochs, description=f"{arm}, seed {seed}", rate=f"{examples_per_second:,.0f} examples/s")
 
-            if arm == "tuned" and rate == config.learning_rate:  # (a) is that run already, bit for bit
+            if arm == "tuned" and rate == config.learning_rate:  # the run of (a) is the same, bit for bit
                 known = {record["epoch"] for record in run.find(kind="epoch", arm=arm, seed=seed)}
                 for record in run.find(kind="epoch", arm="small", seed=seed):
                     if record["epoch"] not in known:

@@ -12,7 +12,7 @@ MODELS = NETWORKS | {"alexnet": jb.AlexNet, "resnet20": jb.ResNet20, "vgg19_bn":
 
 
 def make_model(config, num_classes: int, num_devices: int = 1):
-    """The network, its batch normalisation over all devices where that is asked for."""
+    """The network, with batch normalisation over all devices if the flags ask for it."""
     model = MODELS[config.model](num_classes=num_classes, dtype=jnp.dtype(config.dtype))
     over_devices = config.batch_norm == "synchronised" and num_devices > 1 and hasattr(model, "axis_name")
     return model.clone(axis_name=AXIS) if over_devices else model
@@ -27,7 +27,7 @@ def make_schedule(config, arm: str) -> jb.BatchSizeSchedule:
 
 
 def make_fit_config(config, arm: str, rate: float, seed: int, num_examples: int) -> jb.FitConfig:
-    """Batch sizes of an arm, and the optimizer with the rate coupled to them."""
+    """The batch sizes of an arm, and the optimizer with a rate that is coupled to them."""
     schedule = make_schedule(config, arm)
     settings = {"decay": config.decay if arm.startswith("adaptive") else config.decay / config.growth}
     if arm == "large" and config.warmup_epochs:

@@ -15,13 +15,13 @@ from jaxbatch.training.devices import over_devices
 def measure_cost(models: Mapping[int, object], dataset: jb.Dataset, sizes: Mapping[int, Sequence[int]], method: str, rounds: int) -> Iterator[Record]:
     """Milliseconds of the forward pass, and of the backward pass beyond it, side by side in every round.
 
-    On several devices each has its share of the batch, filled up where the devices do not divide it, and the backward
-    pass ends with the sum of the gradients over the devices. Loading, loss and optimizer are left out.
+    With several devices, each has its share of the batch, which is filled up if the devices do not divide it. The backward
+    pass then ends with the sum of the gradients over the devices. Loading, loss and optimizer are left out.
 
     Args:
-        models: number of devices to the network, whose parameters are alike.
+        models: maps a number of devices to the network for it; the parameters of these networks are alike.
         dataset: its first images are the batch.
-        sizes: number of devices to the batch sizes.
+        sizes: maps a number of devices to the batch sizes.
         method: how several devices share a step, see :func:`jaxbatch.training.devices.over_devices`.
         rounds: records of each pair.
     """

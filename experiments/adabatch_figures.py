@@ -1,4 +1,4 @@
-"""All networks of the AdaBatch study side by side: three figures and two tables of a data set, from `arrays.npz` alone.
+"""All networks of the AdaBatch study side by side: three figures and two tables for a data set, from `arrays.npz` alone.
 
 python -m experiments.adabatch_figures --dataset cifar10      seconds, after experiments.adabatch for each network
 """
@@ -44,7 +44,7 @@ def load_runs(config: Config) -> list[Run]:
     """The newest finished run of each network on the data set.
 
     Raises:
-        FileNotFoundError: there is none; the message says how to make one.
+        FileNotFoundError: there is no such run; the message says how to make one.
     """
     folder, found = local_path(config.output_dir, "--output-dir") / "adabatch", {}
     for path in sorted(folder.glob("*/arrays.npz"), key=lambda path: path.stat().st_mtime):
@@ -67,7 +67,7 @@ def print_tables(console: Console, runs: Sequence[Run]) -> None:
         for arm, name in run.about["arms"].items():
             error = 100 * (1 - run.arrays[f"{arm}_test_accuracy"])
             rows.append([run.about["model"], name, f"{run.about['rates'][arm]:g}", f"{interval(error[:, -1]):.2f}"])
-            if arm == "tuned":  # its steps are those of (a)
+            if arm == "tuned":  # it has the same steps as (a)
                 continue
             spent = [run.arrays[f"{arm}_{part}_seconds"] for part in PARTS]
             theirs = [run.arrays[f"small_{part}_seconds"] for part in PARTS]

@@ -20,12 +20,12 @@ from jaxbatch.results.records import Record, RunFolder
 from jaxbatch.results.report import print_table
 
 PARTS = ("forward", "backward")
-STYLES = ("-", "-", "-", "--", ":", "-.")  # of the arms, so that lines that meet are told apart
+STYLES = ("-", "-", "-", "--", ":", "-.")  # one for each arm, so that lines can be distinguished where they meet
 KEYS = ("loss", "test_loss", "test_accuracy", "batch_size", "train_seconds", "compile_seconds", "stall_seconds")
 
 
 def arms(config) -> dict[str, str]:
-    """The arms and what a reader calls them; ``adaptive_<N>`` runs on N devices."""
+    """The arms and their names in tables and figures; ``adaptive_<N>`` runs on N devices."""
     grows = f"{config.batch_size} to {config.max_batch_size}"
     return {
         "small": f"(a) small, {config.batch_size}",
@@ -47,7 +47,7 @@ def devices_of(arm: str) -> int:
 
 
 def best_rate(records: Sequence[Record]) -> float:
-    """The rate whose choosing run ends with the highest validation accuracy; runs that diverged do not count."""
+    """The rate whose run ends with the highest validation accuracy, among the runs that choose; diverged runs do not count."""
     ends = {}
     for record in records:
         if record["kind"] == "epoch" and record["arm"] == "tune":
@@ -61,7 +61,7 @@ def rate_of(records: Sequence[Record], arm: str) -> float:
 
 
 def table_of(config, records: Sequence[Record], arm: str, key: str) -> Float[np.ndarray, "S E"]:
-    """A number by seed and epoch; NaN where a run had diverged."""
+    """The value of ``key`` for every seed and epoch; NaN after a run has diverged."""
     table = np.full((config.seeds, config.epochs), np.nan)
     for record in records:
         if record["kind"] == "epoch" and record["arm"] == arm and record[key] is not None:
@@ -90,7 +90,7 @@ def cost_seconds(config, records: Sequence[Record], arm: str, part: str) -> Floa
 
 
 def speed_up(ours: Float[np.ndarray, "rounds"], theirs: Float[np.ndarray, "rounds"]) -> Interval:
-    """Median of ``theirs ÷ ours``, each round a pair: what slows a whole round down slows both.
+    """Median of ``theirs ÷ ours`` within a round, because whatever slows a round down slows both.
 
     Example:
         >>> speed_up(np.array([1.0, 2.0, 1.0]), np.array([2.0, 4.0, 2.0])).value
@@ -100,7 +100,7 @@ def speed_up(ours: Float[np.ndarray, "rounds"], theirs: Float[np.ndarray, "round
 
 
 def cost_by_size(records: Sequence[Record], num_devices: int) -> dict[int, Float[np.ndarray, "2 rounds"]]:
-    """Milliseconds of the two passes by round, for every batch size that was timed on so many devices."""
+    """Milliseconds of the two passes by round, for every batch size that was timed on this number of devices."""
     found: dict[int, list] = {}
     for record in records:
         if record["kind"] == "cost" and record["devices"] == num_devices:
@@ -109,7 +109,7 @@ def cost_by_size(records: Sequence[Record], num_devices: int) -> dict[int, Float
 
 
 def save_arrays(config, run: RunFolder) -> None:
-    """``arrays.npz``: every number by seed and epoch, named ``<arm>_<key>``, the costs by size and round, the setting."""
+    """``arrays.npz``: every value by seed and epoch, named ``<arm>_<key>``; the costs by size and round; the setting."""
     arrays = {f"{arm}_{key}": table_of(config, run.records, arm, key) for arm in arms(config) for key in KEYS}
     for count in config.devices:
         cost = cost_by_size(run.records, count)
@@ -167,7 +167,7 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
         where = f" on {devices_of(arm)} devices" if devices_of(arm) > 1 else ""
         few = ups[2].n < 3
         told = "too few rounds to tell" if few else "none shows" if not ups[2].excludes(1) else "it is slower" if ups[2].value < 1 else "it is faster"
-        # The backward pass is a difference of two times; on a tiny network it can be lost in their noise.
+        # The backward time is a difference of two times; on a tiny network the noise can be larger than it.
         back = f"{ups[1]:.2f}" if min(map(np.min, backward)) > 0 else "lost in the noise"
         sentences.append(f"Speed-up of (b){where} over (a): forward {ups[0]:.2f}, backward {back}, both {ups[2]:.2f} times; {told}.")
     waited = interval(np.nansum(table_of(config, records, "adaptive", "stall_seconds")[:, 1:], 1))
@@ -176,7 +176,7 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
 
 
 def draw_throughput(axes, cost: Mapping[int, Mapping[int, Float[np.ndarray, "2 rounds"]]]) -> None:
-    """Examples a second by batch size, of either pass; ``cost`` is :func:`cost_by_size` of each number of devices."""
+    """Examples per second by batch size, for both passes; ``cost`` is :func:`cost_by_size` of each number of devices."""
     for (count, times), style in zip(cost.items(), STYLES, strict=False):
         for number, (part, color, marker) in enumerate(zip(PARTS, (plots.COLORS[5], plots.COLORS[0]), "os", strict=True)):
             rates = [interval(1e3 * size / of_size[number], np.median) for size, of_size in times.items()]
@@ -188,7 +188,7 @@ def draw_throughput(axes, cost: Mapping[int, Mapping[int, Float[np.ndarray, "2 r
 
 
 def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> pathlib.Path:
-    """Training loss and test error by epoch, and examples a second by batch size."""
+    """Draws training loss and test error by epoch, and examples per second by batch size."""
     figure, (left, middle, right) = plots.subplots(1, 3, figsize=(15, 4.6), width_ratios=(1, 1, 0.8))
     epochs = np.arange(1, config.epochs + 1).tolist()
     for (arm, name), color, dash in zip(arms(config).items(), plots.COLORS, STYLES, strict=False):

@@ -1,8 +1,8 @@
 """Is a batch size that is a power of two, or a multiple of 8, faster than its neighbours?
 
-A training step is timed at powers of two, at multiples of 8 and at odd sizes next to them, in random order, again and
-again. The effect of the shape is told apart from that of the size: a size's time ÷ the time at its place on the line
-through its odd neighbours. Beside it the memory of each step, from the compiled program.
+A training step is timed at powers of two, at multiples of 8 and at odd sizes next to them, in random order, many times.
+A larger batch takes longer anyway. To remove this effect, the time at a size is divided by the time at the same place on the
+line through its odd neighbours. The study also reports the memory of each step, from the compiled program.
 
     python -m experiments.batch_shape                      about 6 minutes
     python -m experiments.batch_shape --models mlp --dtypes float32      about 1 minute
@@ -39,13 +39,13 @@ class Config(StudyConfig):
     centres: tuple[int, ...] = (64, 128, 256, 512)
     """Powers of two; each is timed among its neighbours."""
     models: tuple[str, ...] = ("simple_cnn", "mlp")
-    """simple_cnn, mlp (784-1024-1024-10)."""
+    """Networks: simple_cnn, mlp (784-1024-1024-10)."""
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
     """Types that the networks compute in; parameters are float32."""
     rounds: int = 30
     """Rounds of the measurement; each times every size once, in random order."""
     seeds: int = 1
-    """Has no part here: the repeats of this study are its rounds."""
+    """Not used by this study: it repeats its measurements in rounds, not with seeds."""
 
 
 def resolve(config: Config, num_examples: int) -> Config:
@@ -74,11 +74,11 @@ def compile_step(dataset: jb.Dataset, model: str, dtype: str, batch_size: int) -
 
 
 def measure(config: Config, dataset: jb.Dataset, run: RunFolder, console: Console) -> Iterator[Record]:
-    """The memory of every step, then the times, a record for each round, model, type and size."""
+    """Measures the memory of every step, then the times: one record for each round, model, type and size."""
     sizes = sorted(set().union(*(window(centre) for centre in config.centres)))
     pairs = [(model, dtype) for model in config.models for dtype in config.dtypes]
     per_round = len(sizes) * len(pairs)
-    done = len(run.find(kind="time")) // per_round  # whole rounds; what is left of a broken one is timed again
+    done = len(run.find(kind="time")) // per_round  # whole rounds; an interrupted round is timed again
     if done >= config.rounds:
         return
     known = {(r["model"], r["dtype"], r["batch_size"]) for r in run.find(kind="memory")}

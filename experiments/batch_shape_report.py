@@ -16,7 +16,7 @@ KINDS = {"power": "power of two", "eight": "multiple of 8", "round": "even"}
 
 
 def window(centre: int) -> dict[int, str]:
-    """A power of two and its neighbours: size to what it is; the odd ones are what the others are held against.
+    """A power of two and its neighbours, as a map from size to kind; the others are compared with the odd ones.
 
     Example:
         >>> window(512)
@@ -29,7 +29,7 @@ def window(centre: int) -> dict[int, str]:
 
 
 def _rounds(config, records: Sequence[Record]) -> dict[tuple[str, str], np.ndarray]:
-    """(model, type) to whole rounds of times, ``(rounds, sizes)`` in the order of :func:`_sizes`."""
+    """Maps (model, type) to the times of whole rounds, ``(rounds, sizes)`` in the order of :func:`_sizes`."""
     sizes, found = _sizes(config), {}
     times = {(r["model"], r["dtype"], r["round"], r["batch_size"]): r["ms"] for r in records if r["kind"] == "time"}
     for model in config.models:
@@ -44,7 +44,7 @@ def _sizes(config) -> list[int]:
 
 
 def _on_the_line(config, table: np.ndarray, centre: int) -> tuple[list[int], np.ndarray]:
-    """The sizes around a centre and their time ÷ the time on the line through the odd ones, round by round."""
+    """The sizes around a centre, and their time ÷ the time on the line through the odd ones, for each round."""
     sizes, place = list(window(centre)), {size: n for n, size in enumerate(_sizes(config))}
     odd = [size for size in sizes if window(centre)[size] == "odd"]
     slopes, levels = np.polyfit(odd, table[:, [place[size] for size in odd]].T, 1)
@@ -53,7 +53,7 @@ def _on_the_line(config, table: np.ndarray, centre: int) -> tuple[list[int], np.
 
 
 def effect(config, records: Sequence[Record], model: str, dtype: str, kind: str, centre: int | None = None) -> Interval:
-    """Time of sizes of a kind ÷ what their odd neighbours lead to expect: median over rounds of the mean over sizes."""
+    """Time of the sizes of a kind ÷ the time expected from their odd neighbours: median over rounds of the mean over sizes."""
     table = _rounds(config, records)[model, dtype]
     parts = []
     for each in config.centres if centre is None else [centre]:
@@ -63,14 +63,14 @@ def effect(config, records: Sequence[Record], model: str, dtype: str, kind: str,
 
 
 def odd_scatter(config, records: Sequence[Record], model: str, dtype: str) -> float:
-    """How far odd sizes lie from their own line, root mean square: what a shape's effect has to be seen against."""
+    """Root mean square distance of odd sizes from their own line. An effect of the shape must be compared with this."""
     table = _rounds(config, records)[model, dtype]
     squares = []
     for centre in config.centres:
         sizes, ratios = _on_the_line(config, table, centre)
         odd = [n for n, size in enumerate(sizes) if window(centre)[size] == "odd"]
         away = np.nanmedian(ratios[:, odd], 0) - 1
-        squares.append((away**2).sum() / (len(odd) - 2))  # a line takes two degrees of freedom
+        squares.append((away**2).sum() / (len(odd) - 2))  # the fitted line uses two degrees of freedom
     return float(np.sqrt(np.mean(squares)))
 
 
@@ -79,7 +79,7 @@ def _label(model: str, dtype: str) -> str:
 
 
 def bytes_per_example(config, records: Sequence[Record], model: str, dtype: str) -> tuple[float, float]:
-    """Fixed bytes and bytes an example of a step's memory: the line through all sizes."""
+    """A step's memory as a line through all sizes: the fixed bytes, and the bytes per example."""
     rows = [r for r in records if r["kind"] == "memory" and (r["model"], r["dtype"]) == (model, dtype)]
     slope, level = np.polyfit([r["batch_size"] for r in rows], [r["bytes"] for r in rows], 1)
     return float(level), float(slope)

@@ -30,18 +30,18 @@ def parse(config_type: type[Config], description: str | None, args: Sequence[str
             with contextlib.redirect_stderr(box):
                 config, unknown = tyro.cli(config_type, description=description, args=args, return_unknown_args=True)
         except SystemExit as stopped:
-            if stopped.code == 2:  # what check_values lets through and tyro does not
+            if stopped.code == 2:  # check_values accepts it, but tyro does not
                 raise ValueError(f"this command line cannot be read: {' '.join(args)}. --help shows the flags.") from None
             raise
         if unknown:
             raise ValueError(describe_unknown(config_type, unknown[0]))
-        if getattr(config_type, "dataset", None) in DATASETS and config.dataset not in DATASETS:  # streamed data have other names
-            load_dataset(config.dataset)  # raises, naming the nearest
+        if getattr(config_type, "dataset", None) in DATASETS and config.dataset not in DATASETS:  # streamed data: other names
+            load_dataset(config.dataset)  # raises an error that names the nearest data set
     return config
 
 
 def describe_unknown(config_type: type, argument: str) -> str:
-    """What to say of an argument that no flag of the study takes.
+    """The error message for an argument that the study does not know.
 
     Example:
         >>> Config = dataclasses.make_dataclass("Config", [("dataset", str, "digits"), ("resume", bool, True)])
@@ -56,7 +56,7 @@ def describe_unknown(config_type: type, argument: str) -> str:
 
 
 def flags_of(config_type: type) -> dict[str, str]:
-    """Every flag, as it is written, and the field that it sets."""
+    """Every flag as the user writes it, with the field that it sets."""
     hints = typing.get_type_hints(config_type)
     flags = {}
     for field in dataclasses.fields(config_type):
@@ -68,7 +68,7 @@ def flags_of(config_type: type) -> dict[str, str]:
 
 
 def check_values(config_type: type, args: Sequence[str]) -> None:
-    """Raises a ValueError for an unknown flag, a value that is missing, of the wrong type or no choice, and a flag left out.
+    """Raises a ValueError for an unknown flag, a missing or wrong value, or a flag that is needed and not given.
 
     Example:
         >>> check_values(dataclasses.make_dataclass("Config", [("seeds", int, 3)]), ["--seeds", "three"])
@@ -100,7 +100,7 @@ def check_values(config_type: type, args: Sequence[str]) -> None:
 
 
 def _kind_of(hint: Any) -> tuple[bool, bool, Any]:
-    """Whether a field takes several values, whether None, and the type or Literal of one."""
+    """Whether a field takes several values, whether it takes None, and the type or Literal of one value."""
     members = typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union else (hint,)
     (inner,) = (member for member in members if member is not types.NoneType)
     several = typing.get_origin(inner) is tuple
@@ -124,7 +124,7 @@ def _describe(kind: Any) -> str:
 
 
 def split_lists(config_type: type, args: Sequence[str]) -> list[str]:
-    """``--devices 1,2,4`` as ``--devices 1 2 4``: several numbers may be given either way."""
+    """Turns ``--devices 1,2,4`` into ``--devices 1 2 4``, because users may write several numbers in either way."""
     lists = {field.name for field in dataclasses.fields(config_type) if "tuple" in str(field.type)}
     parts, flag = [], ""
     for arg in args:
@@ -142,7 +142,7 @@ def split_lists(config_type: type, args: Sequence[str]) -> list[str]:
 
 @contextlib.contextmanager
 def one_line_errors():
-    """Bad input, missing files, a full disk: one line on stderr and exit code 2. Ctrl-C: exit code 130."""
+    """Turns errors such as bad input, missing files or a full disk into one line on stderr and exit code 2; Ctrl-C into 130."""
     try:
         yield
     except (ValueError, OSError, ImportError) as error:

@@ -1,10 +1,10 @@
 """How many updates, epochs, examples and seconds does each batch size need to reach an accuracy?
 
-Table 1 gives every size the same learning rate, as the study was once done; table 2 gives each size the rate that the
-grid of rates (experiments.learning_rate_grid, run first where its results are not there) found best for it, on other
-seeds than the grid's. The second is the fair one. The target is looked for on a sixth of the training set that is held out;
-the test set is looked at once, where a run has ended. Beside it: the critical batch size that the updates fit, and the
-gradient noise scale measured on the way.
+Table 1 gives every size the same learning rate, as the study was first done. Table 2 gives each size the rate that
+experiments.learning_rate_grid found best for it, and uses other seeds than that grid; the grid is run first if its results
+are missing. Table 2 is the fair comparison. The accuracy is checked on a sixth of the training set that is held out (the
+validation part); the test set is used once, at the end of a run. The study also fits the critical batch size (above it, a
+larger batch saves few updates) and measures the gradient noise scale (the gradient's variance ÷ its squared length).
 
     python -m experiments.convergence                      about 4 minutes, the grid included
     python -m experiments.convergence --dataset mnist      about 8 minutes after the grid
@@ -38,7 +38,7 @@ from jaxbatch.results.report import progress_bar
 from jaxbatch.training.steps import TrainState, evaluated
 from jaxbatch.training.tasks import Task
 
-OTHER_SEEDS = 1000  # added to the seeds, so that rates are not judged on the runs that they were chosen by
+OTHER_SEEDS = 1000  # added to the seeds, so that no rate is judged by the runs that chose it
 NOISE_EXAMPLES = 600  # drawn at each evaluation for the gradient noise scale
 TABLES = ("same", "tuned")
 
@@ -48,13 +48,13 @@ class Config(TargetConfig):
     """Flags of the study."""
 
     learning_rate: float = 0.02
-    """Rate of table 1, the same for all sizes."""
+    """Learning rate of table 1, the same for all sizes."""
     tuned_rates: tuple[float, ...] | None = None
     """Rates of table 2, in the order of the batch sizes. Default: the best of experiments.learning_rate_grid."""
     seeds: int = 3
     """Number of seeds; each has its own initial weights and its own order of examples."""
     grid_seeds: int = 3
-    """Seeds of the grid of rates."""
+    """Number of seeds of the grid that chooses the rates of table 2."""
     speed_rounds: int = 5
     """Rounds in which an iteration with loading is timed."""
 
@@ -74,7 +74,7 @@ def resolve(config: Config, num_examples: int) -> Config:
 
 
 def find_tuned_rates(config: Config, task: Task, console: Console) -> dict[int, float]:
-    """Batch size to its best rate, from the grid's own run folder; the grid is run where it is not finished."""
+    """Maps batch size to its best rate, from the grid's own run folder; runs the grid if it is not finished."""
     if config.tuned_rates is not None:
         return dict(zip(config.batch_sizes, config.tuned_rates, strict=True))
     shared = {field.name for field in dataclasses.fields(TargetConfig)} - {"seeds", "overwrite", "resume", "evaluations_per_epoch"}
@@ -86,13 +86,13 @@ def find_tuned_rates(config: Config, task: Task, console: Console) -> dict[int, 
 
 
 def measure_run(task: Task, config: Config, place: Record, test: Callable[[TrainState], float]) -> Iterator[Record]:
-    """Trains until the target or the end; a last record of the run, and before it the noise at every evaluation.
+    """Trains until the target or the end. Yields the noise at every evaluation, then one last record of the run.
 
     Args:
         task: its ``test_data`` are the validation part.
         config: of the study.
-        place: what tells the run from the others: ``table``, ``batch_size``, ``seed`` and ``learning_rate``.
-        test: the accuracy on the test set, asked once.
+        place: what identifies the run: ``table``, ``batch_size``, ``seed`` and ``learning_rate``.
+        test: computes the accuracy on the test set; called once.
     """
     batch_size, seed = place["batch_size"], OTHER_SEEDS + place["seed"]
     fit_config = jb.FitConfig(
@@ -105,7 +105,7 @@ def measure_run(task: Task, config: Config, place: Record, test: Callable[[Train
     seconds, best, last = 0.0, 0.0, None
     for last in jb.fit(task, fit_config):
         seconds += last["train_seconds"]
-        accuracy = last["test_accuracy"]  # of the task's test data, the validation part
+        accuracy = last["test_accuracy"]  # the task's test data are the validation part
         best = max(best, accuracy)
         if place["table"] == "tuned" and not last["diverged"]:
             noise = measure_noise(task, last["state"].params, seed, last["updates"])
@@ -136,17 +136,17 @@ def measure_noise(task: Task, params, seed: int, updates: int) -> Record:
     return {"signal": float(found.signal), "trace": float(found.trace)}
 
 
-_statistics = jax.jit(jb.gradient_statistics, static_argnums=0)  # compiled once for a loss function
+_statistics = jax.jit(jb.gradient_statistics, static_argnums=0)  # compiled once for each loss function
 
 
 def note_rate(run: RunFolder, table: str, batch_size: int, rate: float) -> None:
-    """Writes down which rate a size has now, if it is another than before: the report leaves out what others have measured."""
+    """Records the rate that a size has now, if it has changed: the report leaves out runs at other rates."""
     if rate_of(run.records, table, batch_size) != rate:
         run.append({"kind": "rate", "table": table, "batch_size": batch_size, "learning_rate": rate})
 
 
 def measure_speed(config: Config, task: Task, run: RunFolder) -> None:
-    """Times the iterations of all sizes side by side, as far as the run folder does not hold the rounds."""
+    """Times the iterations of all sizes side by side, for the rounds that are not in the run folder yet."""
     speed = iteration_speed.Config(batch_sizes=config.batch_sizes, rounds=config.speed_rounds)
     if config.quick:
         speed = dataclasses.replace(speed, examples_per_round=600)

@@ -15,29 +15,29 @@ from jaxbatch.results.records import Record
 from jaxbatch.results.report import print_table
 
 NAMES = {"same": "the same rate for all", "tuned": "rate tuned for each size"}
-STRETCHES = (0.0, 0.9, 0.95, 0.97, 1.0)  # of validation accuracy, in which the noise scale is told apart
+STRETCHES = (0.0, 0.9, 0.95, 0.97, 1.0)  # bounds of validation accuracy; the noise scale is given between each two
 
 
 def rate_of(records: Sequence[Record], table: str, batch_size: int) -> float | None:
-    """The rate that a size has in a table: the one noted last, for a grid that was run anew may have found another."""
+    """The rate of a size in a table: the one recorded last, because a new run of the grid may have found another rate."""
     noted = [r for r in records if r["kind"] == "rate" and r["table"] == table and r["batch_size"] == batch_size]
     return noted[-1]["learning_rate"] if noted else None
 
 
 def runs_of(records: Sequence[Record], table: str, batch_size: int) -> list[Record]:
-    """The finished runs of one table and size at its rate, by seed."""
+    """The finished runs of one table and size at the size's rate, sorted by seed."""
     rate = rate_of(records, table, batch_size)
     rows = [r for r in records if r["kind"] == "run" and r["table"] == table and r["batch_size"] == batch_size]
     return sorted((r for r in rows if r["learning_rate"] == rate), key=lambda r: r["seed"])
 
 
 def sizes_of(records: Sequence[Record], table: str) -> list[int]:
-    """The batch sizes that a table has runs of."""
+    """The batch sizes for which a table has runs."""
     return sorted({r["batch_size"] for r in records if r["kind"] == "run" and r["table"] == table})
 
 
 def is_lost(run: Record) -> bool:
-    """Whether a run diverged, or has collapsed: ends below half of the best accuracy it had."""
+    """Whether a run has diverged, or has collapsed (ends below half of its best accuracy)."""
     return run["diverged"] or run["validation_accuracy"] < 0.5 * run["best_validation_accuracy"]
 
 
@@ -47,15 +47,15 @@ def to_target(rows: Sequence[Record], key: str) -> Interval:
 
 
 def all_reached(records: Sequence[Record], table: str) -> list[int]:
-    """The sizes all of whose runs reached the target; the others are censored."""
+    """The sizes of which every run reached the target; the others are censored (only a lower bound is known)."""
     return [size for size in sizes_of(records, table) if all(row["reached"] for row in runs_of(records, table, size))]
 
 
 def seconds(records: Sequence[Record], rows: Sequence[Record], name: str) -> Interval:
     """Seconds to the target: updates × the time of an iteration, ``resident`` or ``streamed`` (with loading).
 
-    The iterations of all sizes are timed side by side; a run's own clock, in its record, holds whatever else the machine did
-    in those minutes.
+    The iterations of all sizes are timed side by side; the time in a run's own record also depends on whatever else the
+    machine did in those minutes.
     """
     updates = to_target(rows, "updates")
     if updates.n == 0:
@@ -99,7 +99,7 @@ def fit_critical(records: Sequence[Record], table: str) -> CriticalFit | None:
 
 
 def noise_scale(records: Sequence[Record], batch_size: int | None = None, low: float = 0.0, high: float = 1.0) -> Interval:
-    """The gradient noise scale over all evaluations of a size (or all), within a stretch of validation accuracy."""
+    """The gradient noise scale over all evaluations of a size (or of all sizes), within an interval of validation accuracy."""
     rows = [r for r in records if r["kind"] == "noise" and low <= r["validation_accuracy"] < high]
     rows = [r for r in rows if batch_size in (None, r["batch_size"])]
     now = {size: rate_of(records, "tuned", size) for size in {r["batch_size"] for r in rows}}
@@ -111,13 +111,13 @@ def noise_scale(records: Sequence[Record], batch_size: int | None = None, low: f
 
 
 def stretches(records: Sequence[Record]) -> dict[tuple[float, float], Interval]:
-    """The noise scale within each stretch of validation accuracy that has measurements."""
+    """The noise scale within each interval of validation accuracy that has measurements."""
     found = {ends: noise_scale(records, None, *ends) for ends in zip(STRETCHES, STRETCHES[1:])}
     return {ends: scale for ends, scale in found.items() if scale.n}
 
 
 def print_tables(console: Console, config, records: Sequence[Record], provenance: Record) -> None:
-    """The way to the target in both tables, then the noise scale."""
+    """Prints both tables on reaching the target, then the noise scale."""
     setting = f"SGD with momentum {config.momentum:g}, up to {config.epochs} epochs or {config.max_updates:,} updates"
     describe_setting(console, config, provenance, setting)
     target = f"{100 * config.target_accuracy:g}%"

@@ -1,8 +1,9 @@
 """Does this machine compute what it should? Layers, networks, gradients, updates, training, each against a float64 truth.
 
-The truths are NumPy on the host, never a program of the same compiler; what counts as right is derived from the unit roundoff
-and the length of the sums, and stated. Every backend that JAX finds is checked, in every precision, plain, jitted, inside
-`scan` and inside `vmap`. Exit code 0: all agree. 1: something does not, and its name is told. 2: a wrong flag.
+NumPy computes the truths on the host, never a program of the same compiler. The error must stay below a stated bound, which
+is derived from the unit roundoff (the largest relative error of rounding one number) and the length of the sums. Every
+backend that JAX finds is checked, in every precision, plain, jitted, inside `scan` and inside `vmap`. Exit code 0: all agree.
+1: something does not agree, and its name is printed. 2: a wrong flag.
 
     python -m experiments.cross_check --quick                       half a minute
     python -m experiments.cross_check                               four minutes
@@ -32,7 +33,7 @@ from jaxbatch.paths import local_path
 from jaxbatch.results.records import describe_provenance, make_run_folder, open_run
 from jaxbatch.results.report import progress_bar
 
-CPU_DEVICES = 4  # virtual ones, for the rows of several devices
+CPU_DEVICES = 4  # virtual devices, for the rows on several devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,25 +41,25 @@ class Config:
     """Flags."""
 
     precision: tuple[str, ...] = tuple(ROUNDING)
-    """Of float64, float32, bfloat16 and default: float32 arrays, multiplied as the platform does unasked."""
+    """Any of float64, float32, bfloat16 and default (float32 arrays, multiplied as the platform does by default)."""
     seed: int = 0
-    """Of the inputs."""
+    """Seed of the inputs."""
     quick: bool = False
-    """The rows and sizes that matter most, in float32 alone unless --precision says otherwise."""
+    """Check only the rows and sizes that matter most, and only in float32 unless --precision says otherwise."""
     only: str = ""
-    """Only computations whose name has this in it."""
+    """Check only computations whose name contains this text."""
     save: str | None = None
-    """A file for outputs, digests, versions and device."""
+    """File to write outputs, digests, versions and device to."""
     against: str | None = None
-    """A file that another machine has saved: bit-equal, within the bounds, or not."""
+    """File that another machine has saved; results are compared as bit-equal, within the bounds, or not."""
     output_dir: str = "results"
-    """Where the table's records and the figure go."""
+    """Folder for the table's records and the figure."""
     backend: str | None = None
-    """Only this one: cpu, gpu or tpu. Default: all that JAX finds."""
+    """Check only this backend: cpu, gpu or tpu. Default: all that JAX finds."""
 
 
 def resolve(config: Config) -> Config:
-    """Checks."""
+    """Checks the flags."""
     if config.quick and config.precision == tuple(ROUNDING):
         config = dataclasses.replace(config, precision=("float32",))
     for name in config.precision:
@@ -93,7 +94,7 @@ def check_here(config: Config, console: Console) -> list[Output]:
     cases = [case for case in all_cases() if config.only in case.name and (case.quick or not config.quick)]
     if not cases:
         raise ValueError(f"--only {config.only}: no computation has this in its name.")
-    precisions = [name for name in config.precision if name != "default" or jax.default_backend() != "cpu"]  # the same there
+    precisions = [name for name in config.precision if name != "default" or jax.default_backend() != "cpu"]  # float32 there
     outputs = []
     with progress_bar(console) as progress:
         bar = progress.add_task("computations", total=len(cases), rate="")
@@ -105,7 +106,7 @@ def check_here(config: Config, console: Console) -> list[Output]:
 
 
 def check_elsewhere(config: Config, backend: str) -> tuple[list[Output], dict]:
-    """The same on another backend, in a process of its own: what the library does depends on the default one."""
+    """Runs the cases on another backend, in a process of its own, because the library depends on the default backend."""
     with tempfile.TemporaryDirectory() as folder:
         file = os.path.join(folder, "outputs.npz")
         flags = ["--precision", *config.precision, "--seed", str(config.seed), "--only", config.only, "--backend", backend]
@@ -121,7 +122,7 @@ def check_elsewhere(config: Config, backend: str) -> tuple[list[Output], dict]:
 def cross_check(config: Config, console: Console) -> bool:
     """Runs everything, shows it, and returns whether all agree."""
     config = resolve(config)
-    # Whatever a wrong path would end is ended before the minutes of computing, and before anything is removed.
+    # A wrong path must stop the program now, before minutes of computing and before anything is removed.
     others = load_others(local_path(config.against, "--against"), config.seed) if config.against else []
     if config.save:
         check_save(local_path(config.save, "--save"))
@@ -163,7 +164,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """The command line."""
     config = parse(Config, __doc__, args)
     with one_line_errors():
-        with contextlib.suppress(RuntimeError):  # JAX has started: the devices are what they are
+        with contextlib.suppress(RuntimeError):  # if JAX has already started, the devices cannot be changed
             jax.config.update("jax_num_cpu_devices", CPU_DEVICES)
         agree = cross_check(config, Console(highlight=False))
     if not agree:

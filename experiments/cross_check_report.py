@@ -14,10 +14,10 @@ from jaxbatch.results.report import print_table
 
 
 def word(records: Sequence[Record]) -> str:
-    """What a cell of the table says: the worst of its records.
+    """The text of a cell of the table: the worst of its records.
 
-    ``ok`` with the largest error as a share of its bound; ``bound > 1`` where rounding may change everything and only numbers
-    that are not finite fail; ``tf32`` where the platform's default multiplication explains it; else ``WRONG``.
+    ``ok`` with the largest error as a share of its bound; ``bound > 1`` if rounding may change everything, so that only
+    numbers that are not finite fail; ``tf32`` if the platform's default multiplication explains the error; else ``WRONG``.
     """
     if any(not record["passed"] and not record["tf32"] for record in records):
         return "WRONG"
@@ -60,7 +60,7 @@ def print_table_of(console: Console, records: Sequence[Record], machines: dict) 
 
 
 def print_failures(console: Console, records: Sequence[Record], machines: dict) -> bool:
-    """A line for each disagreement; returns whether there is none."""
+    """Prints a line for each disagreement; returns True if there is none."""
     bad = [record for record in records if not record["passed"] and not record["tf32"]]
     for record in bad:
         machine = machines[record["backend"]]
@@ -73,7 +73,7 @@ def print_failures(console: Console, records: Sequence[Record], machines: dict) 
 
 
 def print_comparison(console: Console, pairs: Sequence[Pair]) -> bool:
-    """How many are bit-equal, within the bounds, or apart, for each pair of backends; returns whether none is apart."""
+    """Prints for each pair of backends how many are bit-equal, within the bounds or apart; returns True if none is apart."""
     for here, there in dict.fromkeys((pair.here, pair.there) for pair in pairs):
         mine = [pair for pair in pairs if (pair.here, pair.there) == (here, there)]
         counts = {kind: sum(pair.relation == kind for pair in mine) for kind in ("bit-equal", "within", "apart")}
@@ -87,13 +87,13 @@ def print_comparison(console: Console, pairs: Sequence[Pair]) -> bool:
 
 
 def closing(records: Sequence[Record], machines: dict) -> str:
-    """One sentence."""
+    """The closing sentence."""
     bad = [record for record in records if not record["passed"] and not record["tf32"]]
     where = " and ".join(f"{backend} ({machine['device']}, jaxlib {machine['jaxlib']})" for backend, machine in machines.items())
     if bad:
         names = ", ".join(dict.fromkeys(record["computation"] for record in bad))
         return f"{len(bad)} of {len(records)} computations on {where} are wrong: {names}. Do not trust this machine's numbers."
-    # Of those that can say something: a share of a bound above 1 tells nothing.
+    # Only records with a bound below 1: a larger bound says nothing about the error.
     nearest = max((record for record in records if record["bound"] < 1), key=share)
     rough = sum(record["tf32"] for record in records)
     tf32 = f"; {rough} by default matmul precision are rounded to TF32" if rough else ""
@@ -103,11 +103,11 @@ def closing(records: Sequence[Record], machines: dict) -> str:
     )
 
 
-_FLOOR = 2.0**-60  # exact results have no place on a logarithmic axis
+_FLOOR = 2.0**-60  # where exact results are drawn, since a logarithmic axis has no 0
 
 
 def draw_figure(records: Sequence[Record], folder: pathlib.Path) -> pathlib.Path:
-    """Error against size, one panel a computation, and below those of one size; marks are errors, lines are bounds."""
+    """Draws error by size, one panel per computation, and below those with one size; marks are errors, lines are bounds."""
     records = [record for record in records if record["error"] is not None]
     names = list(dict.fromkeys(record["computation"] for record in records))
     varied = [name for name in names if len({r["number"] for r in records if r["computation"] == name}) > 1]

@@ -1,4 +1,4 @@
-"""What has to be settled before JAX is loaded: huge pages for its memory, and the log level of XLA."""
+"""What must be set before JAX is loaded: huge pages for its memory, and the log level of XLA."""
 
 import os
 import pathlib
@@ -10,14 +10,14 @@ _TUNABLE = "glibc.malloc.hugetlb=1"
 
 
 def settle(environ: dict[str, str] = os.environ) -> None:
-    """Sets the environment, and starts the program anew where that is the only way.
+    """Sets the environment variables, and restarts the program where they only work from the start of a process.
 
-    XLA:CPU takes the memory of a step from the system at every call and hands it back; in pages of 4 KiB a good
-    part of a step goes into that (``scripts/bench.py adabatch`` with and without ``JAXBATCH_HUGE_PAGES=0`` tells how much).
-    glibc asks for pages of 2 MiB if an environment variable says so when the process begins; ``JAXBATCH_HUGE_PAGES=0``
-    leaves it alone.
+    XLA:CPU takes the memory of a step from the system at every call and gives it back. With pages of 4 KiB, this takes a good
+    part of a step's time (``scripts/bench.py adabatch`` with and without ``JAXBATCH_HUGE_PAGES=0`` shows how much).
+    glibc requests huge pages (of 2 MiB) if an environment variable says so when the process starts. With
+    ``JAXBATCH_HUGE_PAGES=0`` this function does not set that variable.
     """
-    # Reading a compiled program from the cache, XLA:CPU logs pages of false alarms about the processor as errors.
+    # When XLA:CPU reads a compiled program from the cache, it logs many false errors about the processor.
     environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if _HUGE_PAGES.exists() and wants_huge_pages(environ, _HUGE_PAGES.read_text()):
         before = environ.get("GLIBC_TUNABLES")
@@ -26,7 +26,7 @@ def settle(environ: dict[str, str] = os.environ) -> None:
 
 
 def wants_huge_pages(environ: Mapping[str, str], enabled: str) -> bool:
-    """Whether huge pages are to be asked for: on request only (``madvise``), and not settled already.
+    """Whether to request huge pages: only if the system gives them on request (``madvise``) and nothing is set already.
 
     Example:
         >>> wants_huge_pages({}, "always [madvise] never"), wants_huge_pages({}, "[always] madvise never")
@@ -37,7 +37,7 @@ def wants_huge_pages(environ: Mapping[str, str], enabled: str) -> bool:
 
 
 def started_as_module(package: str, argv: list[str], orig_argv: list[str]) -> bool:
-    """Whether this process is ``python -m package...``, seen while the package is being imported.
+    """Whether this process was started as ``python -m package...``; called while the package is being imported.
 
     Example:
         >>> started_as_module("experiments", ["-m"], ["python", "-m", "experiments.split_backward"])

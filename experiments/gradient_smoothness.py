@@ -1,7 +1,8 @@
 """How smooth is training at each batch size: how far do the loss and the gradient's direction jump?
 
-The loss of the first 1000 iterations, the angle between one gradient and the next, and how far a batch's gradient is
-from the full one, at the start and after training (theory: the squared error falls as 1 / B).
+The study measures the loss of the first 1000 iterations, the angle between one gradient and the next, and how far a batch's
+gradient is from the full gradient (that of the whole training set), at the start and after training. In theory, the squared
+error falls as 1 / B, where B is the batch size.
 
     python -m experiments.gradient_smoothness                      about 2 minutes
     python -m experiments.gradient_smoothness --dataset mnist      about 10 minutes
@@ -38,8 +39,8 @@ from jaxbatch.training.divergence import first_nonfinite
 from jaxbatch.training.steps import TrainState, init_state
 from jaxbatch.training.tasks import Task
 
-STRETCH = 50  # iterations in one compiled program: what a kill may lose, and what the progress bar moves by
-TRAINING_BATCH = 60  # the full gradient "after training" is taken where this batch size has come to, for all sizes
+STRETCH = 50  # iterations in one compiled program; a kill loses at most these, and the progress bar moves by them
+TRAINING_BATCH = 60  # for all sizes, "after training" means the parameters after training with this batch size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,13 +48,13 @@ class Config(SizesConfig):
     """Flags of the study."""
 
     learning_rate: float = 0.02
-    """Rate of SGD, the same for all sizes."""
+    """Learning rate of SGD, the same for all sizes."""
     iterations: int = 1000
     """Iterations of each run."""
     seeds: int = 3
     """Number of seeds; each has its own initial weights and its own order of examples."""
     batches_compared: int = 64
-    """Batches of each size held against the full gradient, at the start and after training."""
+    """Number of batches of each size that are compared with the full gradient, at the start and after training."""
 
 
 def resolve(config: Config, num_examples: int) -> Config:
@@ -65,14 +66,14 @@ def resolve(config: Config, num_examples: int) -> Config:
 
 
 class Watched(NamedTuple):
-    """A training state and the gradient of the batch before."""
+    """A training state and the gradient of the previous batch."""
 
     state: TrainState
     gradient: Any
 
 
 def make_watched_step(task: Task, optimizer: optax.GradientTransformation):
-    """``(watched, batch) -> (watched, (loss, cosine of the gradient with the one before, its norm))``."""
+    """``(watched, batch) -> (watched, (loss, cosine between the gradient and the previous one, its norm))``."""
 
     def step(watched, batch):
         state, before = watched
@@ -86,9 +87,9 @@ def make_watched_step(task: Task, optimizer: optax.GradientTransformation):
 
 
 class Programs(NamedTuple):
-    """What is compiled once for all seeds and places; the data come as an argument."""
+    """The programs that are compiled once for all seeds and places; they take the data as an argument."""
 
-    stretch: Any  # (watched, indices, data) -> (watched, what was seen)
+    stretch: Any  # (watched, indices, data) -> (watched, measured values)
     full_gradient: Any  # (params, data) -> gradient
     compare: Any  # (params, full gradient, index, data) -> (relative squared error, cosine)
 
@@ -131,7 +132,7 @@ def measure_curve(task: Task, config: Config, batch_size: int, seed: int, progra
         "batch_size": batch_size,
         "seed": seed,
         "diverged_at_iteration": -1 if bad is None else bad,
-        "guess_loss": float(np.log(1 + int(task.train_data[1].max()))),  # of a model that takes all classes as equally likely
+        "guess_loss": float(np.log(1 + int(task.train_data[1].max()))),  # the loss if all classes are equally likely
         "loss": rounded(loss),
         "cosine": rounded(cosine),
         "norm": rounded(norm),
@@ -139,12 +140,12 @@ def measure_curve(task: Task, config: Config, batch_size: int, seed: int, progra
 
 
 def rounded(values: np.ndarray) -> list[float | None]:
-    """Six digits of each value; None for what is not finite."""
+    """Each value with six digits; None for a value that is not finite."""
     return [float(f"{value:.6g}") if np.isfinite(value) else None for value in values]
 
 
 def places(task: Task, config: Config, seed: int) -> Iterator[tuple[str, Any]]:
-    """Where batches are held against the full gradient: parameters at the start, and after some training."""
+    """The parameters at which batches are compared with the full gradient: at the start, and after some training."""
     optimizer = optax.sgd(config.learning_rate, config.momentum)
     state = init_state(task, optimizer, seed)
     yield "start", state.params
@@ -155,7 +156,7 @@ def places(task: Task, config: Config, seed: int) -> Iterator[tuple[str, Any]]:
 
 
 def measure_errors(task: Task, config: Config, seed: int, programs: Programs) -> Iterator[Record]:
-    """How far batches' gradients are from the full gradient, batches drawn with replacement as the theory has it."""
+    """How far batches' gradients are from the full gradient. Batches are drawn with replacement, as the theory assumes."""
     for place, params in places(task, config, seed):
         full = programs.full_gradient(params, task.train_data)
         for number, batch_size in enumerate(config.batch_sizes):

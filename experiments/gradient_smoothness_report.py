@@ -17,7 +17,7 @@ from jaxbatch.results import plots
 from jaxbatch.results.records import Record
 from jaxbatch.results.report import print_table
 
-PLATE = {"fc": "white", "ec": "none", "alpha": 0.8, "pad": 1.5}  # behind text that lies over curves
+PLATE = {"fc": "white", "ec": "none", "alpha": 0.8, "pad": 1.5}  # background of text that lies over curves
 PLACES = {"start": "at the start", "trained": "after training"}
 
 
@@ -28,7 +28,7 @@ def curves(records: Sequence[Record], batch_size: int, key: str) -> list[Float[n
 
 
 def errors(records: Sequence[Record], batch_size: int, place: str, key: str) -> list[float]:
-    """``error`` or ``cosine`` against the full gradient, of all batches and seeds."""
+    """``error`` or ``cosine`` relative to the full gradient, for all batches and seeds."""
     rows = [r for r in records if r["kind"] == "error" and r["batch_size"] == batch_size and r["place"] == place]
     return [math.nan if value is None else value for record in rows for value in record[key]]
 
@@ -44,7 +44,7 @@ def jump(loss: Float[np.ndarray, "T"]) -> float:
 
 
 def second_half(values: Float[np.ndarray, "T"]) -> float:
-    """Mean over the second half of a run, of what is finite there; NaN where nothing is.
+    """Mean of the finite values in the second half of a run; NaN if there are none.
 
     Example:
         >>> second_half(np.array([9.0, 9.0, 1.0, np.nan]))
@@ -55,7 +55,7 @@ def second_half(values: Float[np.ndarray, "T"]) -> float:
 
 
 def fate(records: Sequence[Record], batch_size: int) -> str:
-    """What became of the runs: learned, diverged (not finite), or worse than a guess at the end."""
+    """How the runs ended: learned, diverged (not finite), or worse than a guess."""
     rows = [record for record in records if record["kind"] == "curve" and record["batch_size"] == batch_size]
     diverged = [record["diverged_at_iteration"] for record in rows if record["diverged_at_iteration"] >= 0]
     if diverged:
@@ -65,7 +65,7 @@ def fate(records: Sequence[Record], batch_size: int) -> str:
 
 
 def not_learning(loss: Float[np.ndarray, "T"], guess_loss: float) -> bool:
-    """Whether the mean loss over the last tenth is no better than that of taking all classes as equally likely."""
+    """Whether the mean loss over the last tenth is no better than that of a guess (all classes equally likely)."""
     tail = loss[-max(1, len(loss) // 10) :]
     return not np.isfinite(loss).all() or bool(tail.mean() > 0.98 * guess_loss)
 
@@ -85,7 +85,7 @@ def _each(records, batch_size: int, key: str, number: Callable) -> Interval:
 
 
 def print_tables(console: Console, config, records: Sequence[Record], provenance: Record) -> None:
-    """Jumps of the loss, angles between gradients, errors against the full gradient."""
+    """Prints jumps of the loss, angles between gradients, and errors relative to the full gradient."""
     setting = f"SGD at rate {config.learning_rate:g} with momentum {config.momentum:g}, {config.iterations:,} iterations"
     describe_setting(console, config, provenance, setting)
     rows = []
@@ -151,7 +151,7 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
 
 
 def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> list[pathlib.Path]:
-    """All curves over each other; a panel each on one scale; errors against the full gradient."""
+    """Draws all curves over each other, one panel per size on the same scale, and errors relative to the full gradient."""
     return [
         _draw_overlaid(config, records, folder),
         _draw_panels(config, records, folder),
@@ -164,7 +164,7 @@ def _colors(config) -> dict[int, str]:
 
 
 def _limits(config, records) -> tuple[float, float]:
-    """One scale of the loss for all pictures: above a guess a little, with room for what jumps beyond at the edge."""
+    """One scale of the loss for all pictures, which holds nearly all values; curves that jump higher end at its edge."""
     finite = [loss[np.isfinite(loss)] for size in config.batch_sizes for loss in curves(records, size, "loss")]
     top = max((np.percentile(loss, 99) for loss in finite if len(loss)), default=1.0)
     return 0.0, float(np.clip(top * 1.05, 0.5, 5.0))

@@ -1,14 +1,14 @@
 """How far may the batch of ResNet-50 grow on ImageNet?
 
-An arm for each growth. Every 30 of 90 epochs it multiplies its batch by its growth and its rate by a tenth of that, so that
-rate ÷ batch falls alike in all of them; growth 8 goes from 8,192 examples to 524,288. What the device does not hold is
-accumulated. Images are decoded and cropped by worker processes in the order of training and sent ahead; memory is that of a
-few microbatches, whatever the batch.
+There is one arm (one way to train) for each growth. Every 30 of 90 epochs an arm multiplies its batch by its growth and its
+rate by a tenth of its growth, so that rate ÷ batch falls in the same way in all arms. Growth 8 goes from 8,192 examples to
+524,288. Gradients of batches that do not fit on the device are accumulated from microbatches (parts that fit). Worker
+processes decode and crop images ahead, in the order of training. Memory holds a few microbatches, for any batch size.
 
     python -m experiments.imagenet --data-dir ... --dtype bfloat16         ImageNet prepared by TFDS, or as class folders
     python -m experiments.imagenet --data-dir ... --dataset mine --quick   any folder of the same form, in small
 
-`scripts/make_images.py` writes such a folder from a data set that is at hand.
+`scripts/make_images.py` writes such a folder from any data set of jaxbatch.
 """
 
 import dataclasses
@@ -38,31 +38,31 @@ class Config(StudyConfig):
     dataset: str = "imagenet2012"
     """Folder under --data-dir: prepared by TFDS as array_record, or train/<class>/*.jpeg and val/<class>/*.jpeg."""
     growths: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
-    """Factors of the batch at each change, one arm each."""
+    """Factors by which the batch grows at each change; each factor is one arm."""
     epochs: int = 90
     """Passes over the training set."""
     every: int | None = None
-    """Epochs between changes. Default: a third of them all."""
+    """Epochs between changes of batch and rate. Default: a third of all epochs."""
     batch_size: int | None = None
-    """At the start, of all arms. Default: 8192, or what lets the fastest growth end within the data set."""
+    """Batch size of all arms at the start. Default: 8192, or less if the largest batch would exceed the data set."""
     learning_rate: float | None = None
-    """At the start, after the warmup. Default: 0.1 for each 256 of the batch."""
+    """Learning rate after the warmup. Default: 0.1 for each 256 examples of the batch."""
     decay: float = 0.1
-    """Factor of rate ÷ batch at each change, the same in all arms."""
+    """Factor by which rate ÷ batch is multiplied at each change, the same in all arms."""
     warmup_epochs: float = 5.0
-    """The rate rises from 0 over so many epochs."""
+    """Number of epochs over which the rate rises from 0."""
     momentum: float = 0.9
     """Momentum of SGD, at least 0 and below 1."""
     weight_decay: float = 1e-4
-    """L2 term added to the gradient, of all parameters."""
+    """Factor of the L2 term that is added to the gradient of all parameters."""
     microbatch_size: int = 256
-    """Examples on each device at a time; larger batches are accumulated."""
+    """Examples on each device at a time; gradients of larger batches are accumulated."""
     devices: int = 1
     """Devices that share every batch. On CPU they are virtual."""
     image_size: int = 224
-    """Pixels each way."""
+    """Height and width of an image, in pixels."""
     num_workers: int | None = None
-    """Processes that decode. Default: one for each core; 0 decodes in the training process."""
+    """Number of processes that decode images. Default: one for each core; 0 decodes in the training process."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type that the network computes in; parameters are float32."""
     seeds: int = 1
@@ -84,7 +84,7 @@ def resolve(config: Config, num_examples: int) -> Config:
             raise ValueError(f"--{name.replace('_', '-')} {value} must be at least 0.")
     every = config.every or max(1, config.epochs // 3)
     changes = (config.epochs - 1) // every
-    allowed = math.exp(math.log(num_examples) - changes * math.log(max(config.growths)))  # by logarithms: no power overflows
+    allowed = math.exp(math.log(num_examples) - changes * math.log(max(config.growths)))  # logarithms: no overflow
     size = config.batch_size or max(1, min(8192, math.floor(allowed + 1e-9 * allowed)))
     config = dataclasses.replace(
         config,
@@ -94,7 +94,7 @@ def resolve(config: Config, num_examples: int) -> Config:
         growths=tuple(sorted(set(config.growths))),
     )
     for growth in config.growths:
-        count_steps(make_schedule(config, growth), num_examples, config.epochs)  # a batch larger than the data ends here
+        count_steps(make_schedule(config, growth), num_examples, config.epochs)  # raises if a batch is too large
     return config
 
 
@@ -104,7 +104,7 @@ def make_schedule(config: Config, growth: float) -> jb.BatchSizeSchedule:
 
 
 def make_fit_config(config: Config, growth: float, seed: int, num_examples: int) -> jb.FitConfig:
-    """Batch sizes of an arm, and the optimizer with the rate coupled to them."""
+    """The batch sizes of an arm, and the optimizer with a rate that is coupled to them."""
     schedule = make_schedule(config, growth)
     learning_rate = jb.coupled_learning_rate(
         schedule,

@@ -16,7 +16,7 @@ from jaxbatch.results.report import print_table
 
 
 def name_of(growth: float) -> str:
-    """What records call the arm of a growth.
+    """The name of a growth's arm in the records.
 
     Example:
         >>> name_of(8.0)
@@ -26,7 +26,7 @@ def name_of(growth: float) -> str:
 
 
 def print_tables(console: Console, config, records: Sequence[Record], provenance: Record) -> None:
-    """Batch sizes, updates and errors of the arms; throughput, loading and all, at each batch size."""
+    """Prints batch sizes, updates and errors of the arms, and the throughput (with loading) at each batch size."""
     setting = f"ResNet-50 at {config.image_size} pixels, {config.dtype}, {config.epochs} epochs, a change every {config.every}"
     describe_setting(console, config, provenance, setting)
     rows = []

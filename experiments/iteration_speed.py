@@ -1,8 +1,8 @@
 """How long does an epoch take at each batch size, and past which size does loading the data decide?
 
-Two ways to feed the device, in one run: `resident` (the data lie on the device, an epoch is one compiled program) and
-`streamed` (images decoded from PNG and shifted at random on the host, batch by batch, prefetched while the device
-works). Computation alone, loading alone, and the shares of forward, backward and optimizer are timed beside them.
+The study compares two ways to give data to the device, in one run. `resident`: the data are on the device, and an epoch is
+one compiled program. `streamed`: the host decodes images from PNG and shifts them at random, batch by batch, while the device
+works. It also times computation alone, loading alone, and the shares of forward, backward and optimizer.
 
     python -m experiments.iteration_speed                      about 2 minutes
     python -m experiments.iteration_speed --dataset mnist      about 3 minutes
@@ -50,13 +50,13 @@ class Config(SizesConfig):
     """Flags of the study."""
 
     learning_rate: float = 0.02
-    """Rate of SGD; has no part in the times."""
+    """Learning rate of SGD; it does not change the times."""
     seeds: int = 1
-    """Has no part here: the repeats of this study are its rounds."""
+    """Not used by this study: it repeats its measurements in rounds, not with seeds."""
     rounds: int = 20
     """Rounds of the measurement; each runs everything once, in random order."""
     examples_per_round: int = 6000
-    """Examples that a timed stretch goes through, within 4 to 500 iterations; an epoch is scaled up from it."""
+    """Examples in each timing, within 4 to 500 iterations; the time of an epoch is scaled up from it."""
 
 
 def resolve(config: Config, num_examples: int) -> Config:
@@ -68,7 +68,7 @@ def resolve(config: Config, num_examples: int) -> Config:
 
 
 def host_batches(task: Task, blobs: list[bytes], indices: np.ndarray, seed: int = 0) -> Iterator[tuple]:
-    """Batches as a host makes them: decoded, each image moved by up to 2 pixels, with their labels."""
+    """Batches as a host makes them: images are decoded and each is shifted by up to 2 pixels; with their labels."""
     labels, random = np.asarray(task.train_data[1]), np.random.default_rng(seed)
     for index in indices:
         images = decode_png([blobs[i] for i in index])
@@ -87,7 +87,7 @@ def forward_only(task: Task, batch_size: int):
 
 
 def gradient_only(task: Task):
-    """A step that computes losses and gradient and updates nothing; the gradient is carried, so that it is needed."""
+    """A step that computes losses and gradient but no update; it returns the gradient, so that the compiler keeps it."""
 
     def step(carry, batch):
         params, _ = carry
@@ -98,7 +98,7 @@ def gradient_only(task: Task):
 
 
 def contenders(task: Task, config: Config, blobs: list[bytes], batch_size: int) -> tuple[dict[str, Any], int, float]:
-    """What is timed at one batch size, over how many iterations, and the seconds it took to compile the epoch."""
+    """What is timed at one batch size, the number of iterations, and the seconds to compile the epoch."""
     optimizer = optax.sgd(config.learning_rate, config.momentum)
     step = make_task_step(task, optimizer, batch_size)
     state = init_state(task, optimizer, 0)
@@ -115,7 +115,7 @@ def contenders(task: Task, config: Config, blobs: list[bytes], batch_size: int) 
     one_step = jax.jit(step, donate_argnums=0)
 
     def fresh(tree):
-        return jax.tree.map(jnp.copy, tree)  # the programs reuse the memory of what they are given
+        return jax.tree.map(jnp.copy, tree)  # programs reuse the memory of their arguments
 
     def through(batches):
         now = fresh(state)
@@ -138,7 +138,7 @@ def contenders(task: Task, config: Config, blobs: list[bytes], batch_size: int) 
 
 
 def measure_speed(task: Task, config: Config, first_round: int = 0) -> Iterator[Record]:
-    """One record a round and batch size, in milliseconds an iteration; one a batch size with its compile time."""
+    """A record per round and batch size, in milliseconds per iteration; one per batch size with its compile time."""
     if first_round >= config.rounds:
         return
     blobs = encode_png(np.asarray(task.train_data[0]))
@@ -160,7 +160,7 @@ def measure_speed(task: Task, config: Config, first_round: int = 0) -> Iterator[
 
 
 def measure_missing_speed(task: Task, config: Config, known: Sequence[Record]) -> Iterator[Record]:
-    """The records of :func:`measure_speed` that are not among ``known``, of which a kill may have cut the last round."""
+    """The records of :func:`measure_speed` that are not in ``known``; its last round may be incomplete after a kill."""
     done = {(record.get("round"), record["batch_size"], record["kind"]) for record in known if record["kind"] in ("speed", "compile")}
     whole = [n for n in range(config.rounds) if all((n, size, "speed") in done for size in config.batch_sizes)]
     for record in measure_speed(task, config, first_round=len(whole)):

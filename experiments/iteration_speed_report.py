@@ -29,21 +29,21 @@ def ratio(records: Sequence[Record], batch_size: int, above: str, below: str) ->
 
 
 def shares(records: Sequence[Record], batch_size: int) -> tuple[float, float, float]:
-    """Forward, backward and the rest (update, fetching the batch) of a resident step, in parts of 1."""
+    """Shares of forward, backward and the rest (update, fetching the batch) in a resident step; they sum to 1."""
     step, forward, gradient = (times(records, batch_size, name).value for name in ("resident", "forward", "gradient"))
     forward, gradient = min(forward, step), min(max(gradient, forward), step)
     return forward / step, (gradient - forward) / step, (step - gradient) / step
 
 
 def iterations_per_epoch(records: Sequence[Record]) -> dict[int, int]:
-    """Batch size to the whole batches in an epoch."""
+    """Maps batch size to the number of whole batches in an epoch."""
     return {record["batch_size"]: record["iterations_per_epoch"] for record in records if record["kind"] == "compile"}
 
 
 def loading_decides_from(config, records: Sequence[Record]) -> float | None:
     """The batch size at which loading alone takes as long as computation alone, on a line between the measured sizes.
 
-    None where loading never takes longer at the larger sizes; the smallest size where it always does.
+    None if loading never takes longer at the larger sizes; the smallest size if it always takes longer.
     """
     sizes = np.array(config.batch_sizes, float)
     logs = np.log([ratio(records, size, "loading", "compute").value for size in config.batch_sizes])
@@ -58,12 +58,12 @@ def loading_decides_from(config, records: Sequence[Record]) -> float | None:
 
 
 def print_tables(console: Console, config, records: Sequence[Record], provenance: Record) -> None:
-    """Epochs, iterations, and what an iteration is made of."""
+    """Prints the times of epochs and iterations, and the parts of an iteration."""
     describe_setting(console, config, provenance, f"{config.rounds} rounds")
     per_epoch, compiles = iterations_per_epoch(records), {}
     for record in records:
         if record["kind"] == "compile":
-            compiles.setdefault(record["batch_size"], record["seconds"])  # the first, before anything was kept
+            compiles.setdefault(record["batch_size"], record["seconds"])  # the first: nothing was cached yet
     epochs, parts = [], []
     for size in config.batch_sizes:
         seconds = {name: _scaled(times(records, size, name), per_epoch[size] / 1e3) for name in ("resident", "streamed", "compute")}

@@ -1,8 +1,8 @@
 """Which learning rate goes with each batch size, and how does it grow: linearly, with the square root, otherwise?
 
-Every rate meets every batch size, with several seeds; all rates and seeds of a size are one compiled program. The best
-rate of a size is the one whose runs reach the target accuracy with the fewest updates; rates fit B^p. A sixth of the
-training set is held out to judge by; the test set has no part here.
+Every rate is tried at every batch size, with several seeds; all rates and seeds of a size are one compiled program. The best
+rate of a size is the one whose runs reach the target accuracy with the fewest updates. The study fits the best rates as B^p,
+where B is the batch size. Runs are judged on a sixth of the training set that is held out; the test set is not used.
 
     python -m experiments.learning_rate_grid                      about 2 minutes
     python -m experiments.learning_rate_grid --dataset mnist      about 30 minutes
@@ -46,7 +46,7 @@ class Config(TargetConfig):
     seeds: int = 3
     """Number of seeds; each has its own initial weights and its own order of examples."""
     learning_rates: tuple[float, ...] = (0.001, 0.00316, 0.01, 0.0316, 0.1, 0.316, 1.0)
-    """Rates that every batch size meets."""
+    """Learning rates that are tried at every batch size."""
     evaluations_per_epoch: int = 2
     """How often the validation part is looked at within an epoch."""
 
@@ -62,12 +62,12 @@ def resolve(config: Config, num_examples: int) -> Config:
 
 
 def in_flight(run: RunFolder, batch_size: int) -> pathlib.Path:
-    """Where the runs of a size are kept until they have finished."""
+    """The file that keeps the runs of a size until they have finished."""
     return run.path / f"in_flight_{batch_size}.msgpack"
 
 
 def measure_size(task: Task, config: Config, batch_size: int, run: RunFolder, progress) -> Iterator[dict]:
-    """Trains all rates and seeds at one batch size; what is needed to go on is kept in the run folder."""
+    """Trains all rates and seeds at one batch size; keeps in the run folder what is needed to continue."""
     pairs = [(rate, seed) for rate in config.learning_rates for seed in range(config.seeds)]
     rates, seeds = jnp.array([rate for rate, _ in pairs]), [seed for _, seed in pairs]
     make_optimizer = functools.partial(optax.sgd, momentum=config.momentum)
@@ -120,7 +120,7 @@ def measure(config: Config, task: Task, run: RunFolder, console: Console) -> Non
 
     known = {identity(record) for record in run.records}
     with progress_bar(console) as progress:
-        for batch_size in sorted(config.batch_sizes, reverse=True):  # the small take longest
+        for batch_size in sorted(config.batch_sizes, reverse=True):  # small sizes take longest
             if run.find(kind="size", batch_size=batch_size):
                 in_flight(run, batch_size).unlink(missing_ok=True)  # left by a kill right after the last record
                 continue

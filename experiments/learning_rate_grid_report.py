@@ -19,15 +19,15 @@ from jaxbatch.results.report import print_table
 
 
 class SizeResult(NamedTuple):
-    """All runs at one batch size; NaN where the target was not reached, or the run diverged."""
+    """All runs at one batch size; NaN if a run did not reach the target, or diverged."""
 
     to_target: Float[np.ndarray, "R S"]  # updates
-    accuracy: Float[np.ndarray, "R S"]  # at the end, of the validation part as everything here
+    accuracy: Float[np.ndarray, "R S"]  # at the end, on the validation part
     diverged: Float[np.ndarray, "R S"]  # 1 or 0
 
 
 def results(config, records: Sequence[Record]) -> dict[int, SizeResult]:
-    """What the runs of each batch size came to; sizes whose runs have not all finished are left out."""
+    """The results of each batch size; sizes whose runs have not all finished are left out."""
     finished = {record["batch_size"] for record in records if record["kind"] == "size"}
     curves: dict[tuple, list[Record]] = {}
     for record in records:
@@ -63,7 +63,7 @@ def best_rate(result: SizeResult) -> int | None:
     """
     finite = np.isfinite(result.to_target)
     reached = finite.sum(1)
-    if reached.max() > 0:  # written without nanmean: the interval of the exponent asks ten thousands of times
+    if reached.max() > 0:  # without nanmean: the exponent's interval calls this ten thousands of times
         updates = np.where(finite, result.to_target, 0).sum(1)
         return int(np.argmin(np.where(reached == reached.max(), updates, np.inf)))
     mean = np.where(np.isnan(result.accuracy), -1.0, result.accuracy).mean(1)
@@ -71,12 +71,12 @@ def best_rate(result: SizeResult) -> int | None:
 
 
 def is_edge(config, rate: int | None) -> bool:
-    """Whether the best rate is the grid's first or last, or none: the true one may lie outside."""
+    """Whether the best rate is the grid's first or last, or there is none: the true best rate may be outside the grid."""
     return rate is None or rate in (0, len(config.learning_rates) - 1)
 
 
 def best_rates(config, records: Sequence[Record]) -> dict[int, float]:
-    """Batch size to its best rate; sizes at which every run diverged are left out."""
+    """Maps batch size to its best rate; sizes at which every run diverged are left out."""
     chosen = {size: best_rate(result) for size, result in results(config, records).items()}
     return {size: config.learning_rates[rate] for size, rate in chosen.items() if rate is not None}
 
@@ -84,8 +84,8 @@ def best_rates(config, records: Sequence[Record]) -> dict[int, float]:
 def rate_exponent(config, found: dict[int, SizeResult], *, resamples: int = 2000, seed: int = 0) -> Interval:
     """p of rate ∝ B^p over the sizes whose best rate is inside the grid, with a 95% interval.
 
-    The interval covers the choice of seeds, drawn anew for every size, and the spacing of the grid: a best rate may lie
-    anywhere within half a spacing of the one found.
+    The interval covers the choice of seeds, which are resampled for every size, and the spacing of the grid: a best rate may
+    lie anywhere within half a spacing of the one found.
 
     Returns:
         p, with n the number of sizes; NaN with fewer than 2.
@@ -114,7 +114,7 @@ def rate_exponent(config, found: dict[int, SizeResult], *, resamples: int = 2000
 
 
 def print_tables(console: Console, config, records: Sequence[Record], provenance: Record) -> None:
-    """The best rate of each size, what it reaches, and what its neighbours do."""
+    """Prints the best rate of each size, its results, and the rates at which a run diverged."""
     describe_setting(console, config, provenance, f"momentum {config.momentum:g}, up to {config.epochs} epochs")
     rows = []
     for size, result in results(config, records).items():
@@ -177,14 +177,14 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
 
 
 def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> pathlib.Path:
-    """Final accuracy and updates to the target as heat maps, and the best rate by batch size."""
+    """Draws final accuracy and updates to the target as heat maps, and the best rate by batch size."""
     found = results(config, records)
     figure, (left, middle, right) = plots.subplots(1, 3, figsize=(15, 5), width_ratios=(1, 1, 0.9))
     sizes, rates = list(found), config.learning_rates
     error = 100 - 100 * np.array([_mean(found[size].accuracy) for size in sizes]).T
     updates = np.array([_mean(found[size].to_target) for size in sizes]).T
     lost = np.array([found[size].diverged.any(1) for size in sizes]).T
-    # Coloured by the error, on a logarithm: 99% from 98% matters as much as 80% from 60%.
+    # Colours show the error on a logarithmic scale: from 98% to 99% is as large a step as from 60% to 80%.
     plots.heat_map(left, error, lambda v: f"{100 - v:.1f}", lost, log=True, reverse=True, label="validation error, %")
     plots.heat_map(middle, updates, _short, lost, log=True, reverse=True, label="updates")
     for axes, title in (

@@ -1,8 +1,8 @@
 """Why does a small batch zigzag and a large one walk straight, and which asks fewer questions?
 
-A blindfolded child pins a nose on a picture. Helpers, each seeing from an angle of its own, call out corrections. Ask
-one at random at every step, ask two and take the mean, or ask everyone. A helper is an example, its call a gradient,
-the child's place two parameters: the same gradients, groups and SGD as everywhere in jaxbatch.
+A blindfolded child pins a nose on a picture. Helpers, who each see it from another angle, call out corrections. At every step
+the child asks one helper at random, asks two and takes the mean, or asks everyone. A helper stands for an example, its call
+for a gradient, and the child's place for two parameters. Gradients, groups and SGD are those of jaxbatch.
 
     python -m experiments.nose_game      about 10 seconds
 """
@@ -31,23 +31,23 @@ class Config(StudyConfig):
     """Flags of the study. It has no data set: the helpers are drawn from the seed."""
 
     num_helpers: int = 12
-    """Helpers; asking all of them is the full batch."""
+    """Number of helpers; asking all of them is the full batch."""
     batch_sizes: tuple[int, ...] = (1, 2, 12)
-    """How many are asked at each step."""
+    """Numbers of helpers that are asked at each step; each is one way to play."""
     num_steps: int = 30
-    """Steps of the child."""
+    """Number of steps that the child takes."""
     learning_rate: float = 0.3
     """Share of the called-out correction that the child walks."""
     momentum: float = 0.0
     """Momentum of SGD, at least 0 and below 1."""
     disagreement: float = 0.35
-    """Spread of where the helpers think the nose belongs, in units in which the child starts 2.2 away."""
+    """Spread of the places where helpers think the nose belongs; the child starts at a distance of 2.2."""
     seeds: int = 50
     """Number of games; each has its own helpers and its own order of asking."""
 
 
 def make_helpers(config: Config, seed: int) -> tuple[Float[Array, "N 2"], Float[Array, "N 2 2"]]:
-    """Where each helper sees the nose's place, and how clearly: across its line of sight well, along it badly."""
+    """Where each helper sees the nose's place, and how clearly: well across its line of sight, badly along it."""
     random = np.random.default_rng(seed)
     places = config.disagreement * random.normal(size=(config.num_helpers, 2))
     angles = random.uniform(0, np.pi, config.num_helpers)
@@ -58,14 +58,14 @@ def make_helpers(config: Config, seed: int) -> tuple[Float[Array, "N 2"], Float[
 
 
 def loss_fn(place: Float[Array, "2"], helpers: tuple[Array, Array]) -> Float[Array, "B"]:
-    """Half the squared distance that each helper sees: its gradient is the correction it calls out, reversed."""
+    """Half the squared distance that each helper sees; its negative gradient is the correction that the helper calls out."""
     seen, clarity = helpers
     apart = place[None] - seen
     return 0.5 * jnp.einsum("bi,bij,bj->b", apart, clarity, apart)
 
 
 def target(helpers: tuple[Array, Array]) -> Float[np.ndarray, "2"]:
-    """Where all helpers together would put the nose: the least mean loss."""
+    """Where all helpers together would put the nose: the place with the least mean loss."""
     seen, clarity = (np.asarray(part, float) for part in helpers)
     return np.linalg.solve(clarity.sum(0), np.einsum("bij,bj->i", clarity, seen))
 
@@ -74,14 +74,14 @@ START = (-1.8, 1.3)
 
 
 def play(config: Config, seed: int, batch_size: int) -> Float[np.ndarray, "T 2"]:
-    """The child's path when ``batch_size`` helpers are asked at each step, the start included."""
+    """The child's path, including its start, when it asks ``batch_size`` helpers at each step."""
     helpers = make_helpers(config, seed)
     optimizer = optax.sgd(config.learning_rate, config.momentum)
     step = jb.make_train_step(loss_fn, optimizer, batch_size)
     place = jnp.array(START)
     state = jb.TrainState(place, optimizer.init(place), jnp.zeros((), jnp.int32))
     per_round = config.num_helpers // batch_size
-    rounds = -(-config.num_steps // per_round)  # a round asks everyone once, in an order of its own
+    rounds = -(-config.num_steps // per_round)  # each round asks everyone once, in a new order
     indices = jnp.concatenate([jb.epoch_batches(seed, r, config.num_helpers, batch_size).indices for r in range(rounds)])
 
     def one_step(state, asked):
@@ -95,7 +95,7 @@ def play(config: Config, seed: int, batch_size: int) -> Float[np.ndarray, "T 2"]
 def describe_path(path: Float[np.ndarray, "T 2"], nose: Float[np.ndarray, "2"]) -> Record:
     """Length, overshoot and end of a path; ``steps_to_near`` until it first comes within 0.25 of the target.
 
-    Overshoot is how far beyond the target, seen from the start, the path ever comes.
+    Overshoot is the farthest distance beyond the target that the path reaches, seen from the start.
 
     Example:
         >>> path = np.array([[0.0, 0.0], [3.0, 0.0], [1.0, 0.0]])
@@ -147,17 +147,17 @@ def measure(config: Config, run: RunFolder) -> Iterator[Record]:
 
 
 def name(config: Config, batch_size: int) -> str:
-    """A way of asking as a reader sees it."""
+    """The name of a way of asking in tables and figures."""
     return "everyone" if batch_size == config.num_helpers else f"{batch_size} at a time"
 
 
 def column(records: Sequence[Record], batch_size: int, key: str) -> list[float | None]:
-    """A number of every game of one way of asking."""
+    """The value of ``key`` in every game with one way of asking."""
     return [record[key] for record in sorted(records, key=lambda r: r["seed"]) if record["batch_size"] == batch_size]
 
 
 def print_tables(console: Console, config: Config, records: Sequence[Record]) -> None:
-    """The paths in numbers, means over the games."""
+    """Prints numbers that describe the paths, as means over the games."""
     rows = []
     for size in config.batch_sizes:
         near = column(records, size, "questions_to_near")
@@ -224,7 +224,7 @@ def draw_figure(config: Config, folder: pathlib.Path) -> pathlib.Path:
 
 
 def study(config: Config, console: Console) -> None:
-    """Plays the games that are missing, then table, figure and verdict."""
+    """Plays the games that are missing, then shows table, figure and verdict."""
     config = resolve(config)
     run = open_study("nose_game", config, console)
     for record in measure(config, run):

@@ -1,10 +1,10 @@
-"""Sentences that several reports say."""
+"""Sentences that several reports use."""
 
 from jaxbatch.intervals import Interval
 
 
 def compare_errors(one: str, other: str, difference: Interval, pronoun: str = "it") -> str:
-    """How the last test errors of two ways to train differ, in points; positive: the first is worse.
+    """How the last test errors of two ways to train differ, in points; if positive, the first way is worse.
 
     Example:
         >>> compare_errors("Growth 4", "2", Interval(1.5, 1.0, 2.0, 3))

@@ -1,16 +1,17 @@
 """One forward, several backward: is anything gained by K updates from one big batch?
 
-A batch of B examples goes forward once. Then K optimizer updates are made from the gradients of its K
-groups, all taken at the weights the batch started with. Four arms see the same examples in the same order:
+A batch of B examples goes forward once. Then K optimizer updates are made from the gradients of its K groups, all taken at
+the weights before the first update. Four arms (ways to use a batch) see the same examples in the same order:
 
     (a) one     one update per batch
     (b) split   one forward, K updates from the K groups' gradients
     (c) scaled  one update per batch at K times the learning rate
     (d) small   K ordinary batches of B / K, each with its own forward at the current weights
 
-They are compared twice: at one rate for (a), (b) and (d), as the question was once asked, and each at the rate that is best
-for it, chosen from one grid with one budget on a sixth of the training set that is held out. (At a rate of its own (c) is
-(a).) The target is looked for on that sixth, too; the test set is looked at once, at each run's end.
+The arms are compared twice: at one rate for (a), (b) and (d), as the question was first asked, and each at its own best rate.
+The best rates are chosen from one grid with one budget on a sixth of the training set that is held out. (With a rate of its
+own, (c) is the same as (a).) The target accuracy is measured on that sixth, too; the test set is used once, at the end of
+each run.
 
     python -m experiments.split_backward                                                      about 5 minutes
     python -m experiments.split_backward --dataset mnist --batch-size 600 --num-groups 10     about 45 minutes
@@ -56,15 +57,15 @@ class Config(StudyConfig):
     num_groups: int = 4
     """K: groups of a batch, a divisor of B."""
     learning_rate: float = 0.02
-    """The one rate of arms (a), (b) and (d); (c) has K times as much."""
+    """The same learning rate for arms (a), (b) and (d); (c) uses K times this rate."""
     tune: bool = True
-    """Compare the arms also at the best rate of each."""
+    """Also compare the arms at the best rate of each."""
     learning_rates: tuple[float, ...] = (0.001, 0.00316, 0.01, 0.0316, 0.1, 0.316, 1.0)
     """Rates from which each arm's best is chosen, the same for all arms."""
     tune_seeds: int = 2
-    """Seeds that choose the rates; they are none of those that score them."""
+    """Number of seeds that choose the rates; they are different from the seeds of the compared runs."""
     momentum: float = 0.5
-    """Momentum of SGD; no part in Adam."""
+    """Momentum of SGD; not used by Adam."""
     optimizer: Literal["sgd", "adam"] = "sgd"
     """The optimizer of all arms."""
     epochs: int | None = None
@@ -104,7 +105,7 @@ def resolve(config: Config) -> Config:
 def measure(config: Config, run: RunFolder, console: Console) -> None:
     """Makes the measurements that are not in the run folder yet."""
     task, test_data = load_choosing_task(config)
-    steps_per_epoch(task.num_examples, config.batch_size)  # a batch larger than the data ends here
+    steps_per_epoch(task.num_examples, config.batch_size)  # raises if the batch is too large
 
     def identity(record):
         names = ("kind", "round", "num_groups", "protocol", "arm", "learning_rate", "seed", "segment")

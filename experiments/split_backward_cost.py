@@ -1,4 +1,4 @@
-"""What a split step costs beside the other ways, and how exactly it is one step at K times the rate without momentum."""
+"""What a split step costs, and how exactly it equals one step at K times the rate when there is no momentum."""
 
 from collections.abc import Collection, Iterator
 
@@ -15,9 +15,9 @@ from jaxbatch.training.tasks import Task
 
 
 def measure_exactness(task: Task, config, known: Collection[int] = ()) -> Iterator[Record]:
-    """Plain SGD: how far a split step is from one step at K times the rate, for divisors K of B that are not known yet.
+    """How far a split step is from one step at K times the rate under plain SGD, for the divisors K of B not in ``known``.
 
-    ``rounding`` is what float32 parameters allow at best: the spacing of the parameters ÷ the distance moved.
+    ``rounding`` is the smallest distance that float32 parameters allow: the spacing of the parameters ÷ the distance moved.
     """
     batch = jax.tree.map(lambda leaf: leaf[: config.batch_size], task.train_data)
     divisors = [k for k in range(1, config.batch_size + 1) if config.batch_size % k == 0]

@@ -16,7 +16,7 @@ TITLES = {"original": "one rate (c: {k} times as much)", "tuned": "each arm at i
 
 
 def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> pathlib.Path:
-    """Validation accuracy by examples, a panel for each protocol, and the cost of a step as bars."""
+    """Draws validation accuracy by examples, one panel for each protocol, and the cost of a step as bars."""
     protocols = protocols_of(records)
     widths = (*[3] * len(protocols), 2)
     figure, panels = plots.subplots(1, len(widths), figsize=(1 + 1.9 * sum(widths), 4.4), width_ratios=widths)

@@ -1,4 +1,4 @@
-"""What the records of the split-backward study say: curves, ends, ways to the target, the rate chosen for each arm."""
+"""Reads the records of the split-backward study: curves, ends of runs, times to the target, the rate of each arm."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -18,7 +18,7 @@ def protocols_of(records: Sequence[Record]) -> list[str]:
 
 
 def recorded_as(protocol: str, arm: str) -> str:
-    """The arm whose records an arm has: at a rate of its own, (c) is (a).
+    """The arm under which an arm is recorded: with a rate of its own, (c) is the same as (a).
 
     Example:
         >>> recorded_as("original", "scaled"), recorded_as("tuned", "scaled")
@@ -35,7 +35,7 @@ def curve(records: Sequence[Record], protocol: str, arm: str, seed: int) -> list
 
 
 def ends(records: Sequence[Record], protocol: str, arm: str) -> list[Record]:
-    """The one look at the test set of each seed's run, by seed."""
+    """The single evaluation on the test set of each seed's run, sorted by seed."""
     rows = [r for r in records if r["kind"] == "end" and (r["protocol"], r["arm"]) == (protocol, recorded_as(protocol, arm))]
     return sorted(rows, key=lambda row: row["seed"])
 
@@ -56,7 +56,7 @@ def final(records: Sequence[Record], protocol: str, arm: str, key: str) -> list[
 
 
 def is_lost(rows: Sequence[Record]) -> bool:
-    """Whether a run has diverged, or has collapsed: ends below half of the best validation accuracy it had."""
+    """Whether a run has diverged, or has collapsed (ends below half of its best validation accuracy)."""
     return rows[-1]["diverged"] or rows[-1]["validation_accuracy"] < 0.5 * max(row["validation_accuracy"] for row in rows)
 
 
@@ -66,7 +66,7 @@ def num_lost(records: Sequence[Record], protocol: str, arm: str) -> int:
 
 
 def to_target(records: Sequence[Record], protocol: str, arm: str, key: str, target: float) -> list[float]:
-    """``examples``, ``updates`` or ``seconds`` at the first evaluation at the target; NaN where not reached."""
+    """``examples``, ``updates`` or ``seconds`` at the first evaluation that reaches the target; NaN if none does."""
     found = []
     for seed in seeds_of(records, protocol):
         hits = (row[key] for row in curve(records, protocol, arm, seed) if row["validation_accuracy"] >= target)
@@ -81,16 +81,16 @@ def cost_ratio(records: Sequence[Record], name: str) -> Interval:
 
 
 class Tried(NamedTuple):
-    """What the choosing runs of an arm at a rate came to; the least is the best."""
+    """How good a rate of an arm is, from the runs that choose a rate; the smallest tuple is the best."""
 
-    lost: int  # runs
-    misses: bool  # whether not all of them reach the target
-    examples: float  # mean to the target; 0 where not all reach it
+    lost: int  # number of runs that diverged or collapsed
+    misses: bool  # whether a run does not reach the target
+    examples: float  # mean to the target; 0 if not all runs reach it
     error: float  # 1 − mean validation accuracy at the end
 
 
 def tried(records: Sequence[Record], arm: str) -> dict[float, Tried]:
-    """Rate to what its choosing runs came to."""
+    """Maps each rate to the result of its runs."""
     found: dict[float, list[Record]] = {}
     for record in records:
         if record["kind"] == "tune" and record["arm"] == RULES[arm]:
@@ -107,17 +107,17 @@ def _judge(rows: Sequence[Record]) -> Tried:
 
 
 def chosen_rate(records: Sequence[Record], arm: str) -> float:
-    """The rate whose choosing runs are not lost and reach the target with the fewest examples, else end highest.
+    """The rate whose runs are not lost and reach the target with the fewest examples, or else end with the best accuracy.
 
-    All of it on the validation part. Rates of which no run is lost come first, then those all of whose runs reach the
-    target; equal ones are told apart by the accuracy at the end.
+    Everything is measured on the validation part. Rates without a lost run come first; among these, rates at which every run
+    reaches the target. If rates are equal, the accuracy at the end decides.
     """
     found = tried(records, arm)
     return min(found, key=found.get)
 
 
 def rates_on_edge(config, records: Sequence[Record]) -> dict[str, str]:
-    """The arms whose chosen rate is the grid's ``lowest`` or ``highest``: a better one may lie beyond."""
+    """The arms whose chosen rate is the grid's ``lowest`` or ``highest``: a better one may lie outside the grid."""
     if len(config.learning_rates) < 2:
         return {}
     ends = {min(config.learning_rates): "lowest", max(config.learning_rates): "highest"}

@@ -29,7 +29,7 @@ __all__ = ["print_tables", "verdict"]
 
 
 def print_tables(console: Console, config, records: Sequence[Record], provenance: Record) -> None:
-    """The rates tried, the way to the target, the end, the cost of a step, distances. Intervals are 95% bootstrap intervals."""
+    """Prints the rates tried, the way to the target, the end, the cost of a step, distances; with 95% bootstrap intervals."""
     where = f"{provenance['device']}, {provenance['num_cores']} cores, jax {provenance['jax']}"
     console.print(
         f"\n{config.dataset}, {config.model}, B = {config.batch_size}, K = {config.num_groups}, {config.optimizer} at rate "

@@ -10,7 +10,7 @@ from jaxbatch.training.steps import TrainState, make_task_step
 from jaxbatch.training.tasks import Task
 
 ARMS = ("one", "split", "scaled", "small")
-RULES = {"one": "one", "split": "split", "scaled": "one", "small": "small"}  # (c) is (a) at another rate
+RULES = {"one": "one", "split": "split", "scaled": "one", "small": "small"}  # (c) is (a) with another rate
 OWN_RULES = tuple(arm for arm in ARMS if RULES[arm] == arm)
 
 
@@ -20,7 +20,7 @@ def make_optimizer(config, rate) -> optax.GradientTransformation:
 
 
 def make_step(task: Task, config, arm: str, rate):
-    """``step(state, large_batch) -> (state, losses)`` of an arm; ``rate`` is that of its updates and may be traced."""
+    """``step(state, large_batch) -> (state, losses)`` of an arm; ``rate`` is the rate of its updates and may be traced."""
     optimizer, size, groups = make_optimizer(config, rate), config.batch_size, config.num_groups
     if arm == "split":
         return make_task_step(task, optimizer, size, num_groups=groups)
@@ -40,7 +40,7 @@ def make_masked_step(loss_fn, optimizer: optax.GradientTransformation, num_group
     """The split step done the naive way, for comparison: one forward over the batch, K backward passes over *all* of it.
 
     Each backward pass starts from a cotangent that is zero outside its group. This is what calling
-    ``loss[group].mean().backward(retain_graph=True)`` K times does in PyTorch: right, and K times the work.
+    ``loss[group].mean().backward(retain_graph=True)`` K times does in PyTorch: it is right, but takes K times the work.
     """
 
     @jax.jit
@@ -58,14 +58,14 @@ def make_masked_step(loss_fn, optimizer: optax.GradientTransformation, num_group
 
 @jax.jit
 def relative_distance(a, b, start):
-    """|a − b| / |a − start|, over all parameters; 0 where nothing has moved."""
+    """|a − b| / |a − start|, over all parameters; 0 if no parameter has moved."""
     apart = optax.tree.norm(optax.tree.sub(a, b))
     moved = optax.tree.norm(optax.tree.sub(a, start))
     return jnp.where(apart == 0, 0.0, apart / moved)
 
 
 def compare(steps, states: dict[str, TrainState], start, batch) -> dict[str, float]:
-    """How far (b) is from (c) and (d): over the run so far, and after one batch from (b)'s own state."""
+    """The distances of (b) from (c) and (d): over the run so far, and after one batch from (b)'s own state."""
     ends = {arm: steps[arm](states["split"], batch)[0].params for arm in ("split", "scaled", "small")}
     here = states["split"].params
     distances = {}
@@ -81,5 +81,5 @@ def _all_finite(tree):
 
 
 def is_finite(state: TrainState) -> bool:
-    """Whether every parameter is finite: an arm whose are not has diverged and stays so."""
+    """Whether every parameter is finite. If not, the arm has diverged and does not recover."""
     return bool(_all_finite(state.params))

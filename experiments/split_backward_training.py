@@ -1,4 +1,4 @@
-"""The arms in training: in lockstep at given rates, and one by one to choose each arm's own rate."""
+"""Trains the arms: side by side at given rates, and one after another to choose each arm's own rate."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,16 +19,16 @@ from jaxbatch.training.loops import make_epoch
 from jaxbatch.training.steps import TrainState, evaluated, init_state
 from jaxbatch.training.tasks import Task
 
-OTHER_SEEDS = 1000  # added to the seeds of the runs that choose a rate: no arm is scored on them
+OTHER_SEEDS = 1000  # added to the seeds of the runs that choose a rate, so that no arm is scored on these seeds
 
 
 class Segment(NamedTuple):
-    """A stretch of training between two looks at the validation part."""
+    """The part of training between two evaluations on the validation part."""
 
     epoch: int
-    first: int  # batch within the epoch
+    first: int  # its first batch within the epoch
     last: int
-    examples: int  # seen by its end
+    examples: int  # examples seen at its end
 
 
 def plan(task: Task, config) -> list[Segment]:
@@ -48,7 +48,7 @@ class Trainer:
         self._evaluate = make_evaluate(task.metrics_fn, len(task.test_data[1]))
 
     def start(self, seed: int) -> TrainState:
-        """What a run starts from, the same for all arms."""
+        """The state that a run starts from, the same for all arms."""
         return init_state(self.task, make_optimizer(self.config, 0.0), seed)
 
     def indices(self, seed: int, segment: Segment) -> np.ndarray:
@@ -57,7 +57,7 @@ class Trainer:
         return np.asarray(cut_batches(order, self.config.batch_size).indices[segment.first : segment.last])
 
     def train(self, arm: str, rate: float, state: TrainState, indices: np.ndarray) -> tuple[TrainState, np.ndarray, float]:
-        """A segment of an arm: the next state, the batches' losses, the seconds it took, compilation left out."""
+        """Runs a segment of an arm: the next state, the batches' losses, and the seconds without compilation."""
         start = (jnp.float32(rate), state)
         key = (RULES[arm], indices.shape)
         if key not in self._programs:
@@ -79,16 +79,16 @@ class Trainer:
 
 
 def measure_training(trainer: Trainer, test_data, protocol: str, rates: Mapping[str, float], run: RunFolder, show) -> Iterator[Record]:
-    """Trains the arms in lockstep, seed after seed, and compares them at every evaluation; at the end the test set, once.
+    """Trains the arms side by side, seed after seed; compares them at every evaluation; uses the test set once, at the end.
 
-    After each evaluation the states are kept in the run folder, so that an interrupted study goes on from there and ends
-    in the same numbers.
+    After each evaluation the states are kept in the run folder, so that an interrupted study continues from there and gives
+    the same numbers.
 
     Args:
         trainer: the programs; its task's test data are the validation part.
         test_data: the test set.
-        protocol: ``"original"``, in which (b) is also held against (c) and (d) in parameter space, or ``"tuned"``.
-        rates: arm to the rate of its updates.
+        protocol: ``"original"``, in which (b) is also compared with (c) and (d) in parameter space, or ``"tuned"``.
+        rates: maps an arm to the rate of its updates.
         run: its records tell which seeds have finished.
         show: called after each segment with ``(segments, examples a second)``.
     """
@@ -135,7 +135,7 @@ def measure_training(trainer: Trainer, test_data, protocol: str, rates: Mapping[
 
 
 def _load(path, seed: int, states, seconds) -> tuple[int, dict[str, TrainState], dict[str, float]]:
-    """The segments of this seed that are done, with what they left, or the very beginning."""
+    """The number of finished segments of this seed, their states and seconds; for a new seed, those of the start."""
     if path.exists():
         kept_seed, done, kept, spent = flax.serialization.from_bytes((0, 0, states, seconds), path.read_bytes())
         if int(kept_seed) == seed:
@@ -144,11 +144,11 @@ def _load(path, seed: int, states, seconds) -> tuple[int, dict[str, TrainState],
 
 
 def measure_tuning(trainer: Trainer, arms: Sequence[str], known: set[tuple], show) -> Iterator[Record]:
-    """Every arm at every rate of the grid, with one budget and the same examples in the same order: a record a run.
+    """Trains every arm at every rate of the grid, with one budget and the same examples in the same order; a record per run.
 
     Args:
-        trainer: the programs; its task's test data are the validation part. The test set has no part here.
-        arms: those with a rule of their own.
+        trainer: the programs; its task's test data are the validation part. The test set is not used here.
+        arms: the arms that have an update rule of their own.
         known: ``(arm, learning_rate, seed)`` of the runs that are recorded.
         show: see :func:`measure_training`.
     """

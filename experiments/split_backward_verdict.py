@@ -1,4 +1,4 @@
-"""The sentences that the records of the split-backward study allow, and no others."""
+"""The sentences of the split-backward study: only those that its records support."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ from jaxbatch.gradients.split import largest_stable_curvature
 from jaxbatch.intervals import Interval, interval
 from jaxbatch.results.records import Record
 
-SAME_UPDATE = 1e-3  # of a step: far above rounding, far below what any other difference makes
+SAME_UPDATE = 1e-3  # as a share of a step: far above rounding, far below any real difference
 HELPS = {
     "better": "helps against one update per batch",
     "worse": "harms against one update per batch",
@@ -35,7 +35,7 @@ SMALL = {
 
 
 def arm_names(num_groups: int) -> dict[str, str]:
-    """The arms as a reader sees them."""
+    """The names of the arms in the sentences."""
     return {
         "one": "(a) one update",
         "split": f"(b) split in {num_groups}",
@@ -50,12 +50,12 @@ def other_seeds(config) -> str:
 
 
 def tiny(value: float | None) -> str:
-    """A number of which the size is all that counts."""
+    """Formats a number of which only the order of magnitude matters."""
     return "not finite" if value is None else f"{value:.0e}"
 
 
 def verdict(config, records: Sequence[Record]) -> list[str]:
-    """Cost, then how (b) stands to the other arms at one rate and at each arm's best rate."""
+    """Sentences on the cost, then on (b) against the other arms, at one rate and at each arm's best rate."""
     k = config.num_groups
     split_cost, small_cost, naive_cost = (cost_ratio(records, kind) for kind in ("split", "small", "naive"))
     sentences = [
@@ -71,7 +71,7 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
 
 
 def at_one_rate(config, records: Sequence[Record]) -> list[str]:
-    """The protocol as it was: one rate for (a), (b) and (d), K times as much for (c)."""
+    """Sentences on the original protocol: one rate for (a), (b) and (d), K times this rate for (c)."""
     k, target, n = config.num_groups, config.target_accuracy, len(seeds_of(records, "original"))
     names, standing, texts = arm_names(k), {}, {}
     for other in ("one", "scaled", "small"):
@@ -111,7 +111,7 @@ def at_one_rate(config, records: Sequence[Record]) -> list[str]:
 
 
 def at_own_rates(config, records: Sequence[Record]) -> list[str]:
-    """The fair comparison: every arm at the rate that the validation part chose for it."""
+    """Sentences on the fair comparison: every arm at the rate chosen for it on the validation part."""
     k, target, n = config.num_groups, config.target_accuracy, len(seeds_of(records, "tuned"))
     names, standing, texts = arm_names(k) | {"one": "(a) one update (and so (c))"}, {}, {}
     for other in ("one", "small"):
@@ -142,10 +142,10 @@ def paired(records: Sequence[Record], protocol: str, other: str, key: str) -> In
 
 
 def against(records: Sequence[Record], protocol: str, other: str, target: float) -> tuple[str, str]:
-    """How (b) stands to another arm, and the numbers that say why.
+    """Whether (b) is better or worse than another arm, and the numbers that show why.
 
-    ``better``, ``worse`` or ``same`` by examples to the target on the validation part, else by the test accuracy at the
-    end, where an interval says so; ``unstable`` where (b) would be better but loses more runs.
+    ``better``, ``worse`` or ``same`` by examples to the target on the validation part, or else by the test accuracy at the
+    end, if an interval shows it; ``unstable`` if (b) would be better but loses more runs.
     """
     mine, theirs = (np.asarray(to_target(records, protocol, arm, "examples", target)) for arm in ("split", other))
     missed = [int(np.isnan(values).sum()) for values in (mine, theirs)]

@@ -1,4 +1,4 @@
-"""What every study shares: flags, checks of them, the run folder, the order of its output."""
+"""What all studies share: flags and their checks, the run folder, the order of the output."""
 
 import dataclasses
 import math
@@ -15,7 +15,7 @@ from jaxbatch.batches import steps_per_epoch
 from jaxbatch.results.records import Record, RunFolder, describe_commit, open_run
 
 Config = TypeVar("Config", bound="StudyConfig")
-# data set: (epochs, target accuracy), so that a well-chosen batch size passes the target well before the end
+# data set: (epochs, target accuracy), chosen so that a good batch size reaches the target well before the end
 PROTOCOLS = {
     "digits": (30, 0.95),
     "mnist": (15, 0.98),
@@ -32,21 +32,21 @@ class StudyConfig:
     """The flags that all studies have."""
 
     dataset: str = "digits"
-    """Data set: digits (embedded), mnist, fashion_mnist, kmnist, cifar10, cifar100; docs/data.md says where files are looked for."""
+    """Data set: digits (embedded), mnist, fashion_mnist, kmnist, cifar10, cifar100; docs/data.md lists where files may be."""
     data_dir: str | None = None
     """Folder with the data set's official files, or a prepared TFDS folder. Default: JAXBATCH_DATA_DIR."""
     seeds: int = 10
     """Number of seeds; each has its own initial weights and its own order of examples."""
     output_dir: str = "results"
-    """Where run folders are made."""
+    """Folder in which run folders are made."""
     quick: bool = False
-    """A run of seconds: fewer epochs, seeds and repeats. Its numbers show that the study works, no more."""
+    """Run a short version with fewer epochs, seeds and repeats. Its numbers only show that the study works."""
     resume: bool = True
-    """Go on from the measurements that an earlier call of the same command has made."""
+    """Continue from the measurements that an earlier call of the same command has made."""
     overwrite: bool = False
-    """Remove an earlier call's measurements first."""
+    """Remove the measurements of an earlier call first."""
     keep_compiled: bool = True
-    """Keep compiled programs in the user's cache folder, so that the next call starts at once."""
+    """Keep compiled programs in the user's cache folder, so that the next call starts without compiling."""
     check_backend: bool = True
     """Stop if this machine fails one of jaxbatch.check_backend's checks, which take a second."""
 
@@ -58,7 +58,7 @@ class SizesConfig(StudyConfig):
     model: Network = "simple_cnn"
     """The network: the study's convolutions, or one hidden layer of 128 units."""
     batch_sizes: tuple[int, ...] | None = None
-    """Batch sizes. Default: 1, 6, 60, 600 and 6000, as far as the data set holds as many examples."""
+    """Batch sizes. Default: those of 1, 6, 60, 600 and 6000 that are not larger than the data set."""
     momentum: float = 0.5
     """Momentum of SGD, at least 0 and below 1."""
 
@@ -68,22 +68,22 @@ class TargetConfig(SizesConfig):
     """The flags of studies that train at several batch sizes until a target."""
 
     epochs: int | None = None
-    """Passes over the training set, at most. Default: 30 for digits, 15 for the others."""
+    """Largest number of passes over the training set. Default: 30 for digits, 15 for the others."""
     max_updates: int = 180_000
-    """Updates, at most: batch size 1 stops here after 3 epochs of MNIST."""
+    """Largest number of updates. On MNIST, batch size 1 reaches it after 3 epochs."""
     target_accuracy: float | None = None
-    """Validation accuracy to be reached, in (0, 1). Default: 0.95 for digits, 0.98 for mnist."""
+    """Validation accuracy to reach, in (0, 1). Default: 0.95 for digits, 0.98 for mnist."""
     evaluations_per_epoch: int = 4
-    """How often the validation part is looked at within an epoch."""
+    """Number of evaluations on the validation part in an epoch."""
     validation_seed: int = 0
     """Seed by which a sixth of the training set is held out for validation."""
 
 
-_NOT_RESULTS = ("data_dir", "output_dir", "resume", "overwrite", "keep_compiled", "check_backend")  # flags that do not change any number
+_NOT_RESULTS = ("data_dir", "output_dir", "resume", "overwrite", "keep_compiled", "check_backend")  # change no number
 
 
 def open_study(name: str, config: StudyConfig, console: Console) -> RunFolder:
-    """The run folder of a study's configuration; says so when it goes on from earlier measurements."""
+    """The run folder of a study's configuration; prints a line if it continues from earlier measurements."""
     fields = {key: value for key, value in dataclasses.asdict(config).items() if key not in _NOT_RESULTS}
     fields["jaxbatch"] = jaxbatch.__version__
     found = {"backend_checks": check_machine(config)}
@@ -99,7 +99,7 @@ def check_machine(config: StudyConfig) -> dict[str, dict[str, float | bool | Non
     """What :func:`jaxbatch.check_backend` found, for the run folder.
 
     Raises:
-        ValueError: a check failed, and the flag that goes on nevertheless is not given.
+        ValueError: a check failed, and --no-check-backend is not given.
     """
     checks = jaxbatch.check_backend()
     failed = [check for check in checks if not check.passed]
@@ -111,10 +111,10 @@ def check_machine(config: StudyConfig) -> dict[str, dict[str, float | bool | Non
 
 
 def resolve_sizes(config: Config, num_examples: int) -> Config:
-    """Fills in the batch sizes and checks what all studies at several of them share.
+    """Fills in the batch sizes, and checks the flags that all studies at several batch sizes share.
 
     Raises:
-        ValueError: a batch size below 1 or above the data set, a momentum outside [0, 1), no seed.
+        ValueError: a batch size below 1 or above the data set, a momentum outside [0, 1), or no seed.
     """
     check_positive(config, "seeds")
     check_momentum(config.momentum)
@@ -142,7 +142,7 @@ def resolve_target(config: Config, num_examples: int) -> Config:
 
 
 def resolve_batch_sizes(batch_sizes: Sequence[int] | None, num_examples: int) -> tuple[int, ...]:
-    """Those asked for, sorted, each once; or those of the MNIST study that the data set is large enough for.
+    """The given sizes, sorted and without repeats; or those of the MNIST study that are not larger than the data set.
 
     Example:
         >>> resolve_batch_sizes(None, 1442), resolve_batch_sizes((60, 1, 60), 1442)
@@ -172,7 +172,7 @@ def num_updates(config: TargetConfig, num_examples: int, batch_size: int) -> int
 
 
 def check_positive(config: StudyConfig, *names: str) -> None:
-    """Raises a ValueError for the first named field that is not above 0, or holds a value that is not."""
+    """Raises a ValueError for the first named field that is not above 0, or that contains a value not above 0."""
     for name in names:
         value = getattr(config, name)
         values = value if isinstance(value, tuple) else () if value is None else (value,)
@@ -184,7 +184,7 @@ def check_positive(config: StudyConfig, *names: str) -> None:
 
 
 def size_label(batch_size: int) -> str:
-    """A batch size as a figure writes it.
+    """A batch size as it is written in figures.
 
     Example:
         >>> size_label(600), size_label(6000), size_label(1442)
@@ -194,7 +194,7 @@ def size_label(batch_size: int) -> str:
 
 
 def describe_setting(console: Console, config: StudyConfig, provenance: Record, *rest: str) -> None:
-    """One line above the tables: data set, network, setting, machine."""
+    """Prints one line above the tables: data set, network, setting, machine."""
     machine = f"{provenance['device']}, {provenance['num_cores']} cores, jax {provenance['jax']}"
     seeds = [f"{config.seeds} seeds"] if config.seeds > 1 else []
     network = [config.model] if hasattr(config, "model") else []
@@ -202,7 +202,7 @@ def describe_setting(console: Console, config: StudyConfig, provenance: Record, 
 
 
 def show_results(console: Console, config: StudyConfig, run: RunFolder, report: ModuleType, figure: ModuleType | None = None) -> None:
-    """Tables, figures and the closing sentences, from the records alone.
+    """Shows tables, figures and the closing sentences, from the records alone.
 
     Args:
         console: to print on.
@@ -210,7 +210,7 @@ def show_results(console: Console, config: StudyConfig, run: RunFolder, report: 
         run: its run folder.
         report: the study's report: ``print_tables(console, config, records, provenance)``, ``draw_figure(config, records,
             folder)``, which returns one path or several, and ``verdict(config, records)``.
-        figure: the module of ``draw_figure``, where the report has none.
+        figure: the module of ``draw_figure``, if it is not in the report.
     """
     report.print_tables(console, config, run.records, run.provenance)
     drawn = (figure or report).draw_figure(config, run.records, run.path)
@@ -221,7 +221,7 @@ def show_results(console: Console, config: StudyConfig, run: RunFolder, report: 
 
 
 def run_study(config_type: type[Config], description: str, study: Callable[[Config, Console], None], args: Sequence[str] | None) -> None:
-    """Parses, runs, and turns errors into one line."""
+    """Parses the flags, runs the study, and turns an error into one line."""
     config = parse(config_type, description, args)
     with one_line_errors():
         console = Console(highlight=False)

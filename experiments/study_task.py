@@ -1,4 +1,4 @@
-"""The task that the studies of batch size share: one of two networks on a data set, with a part held out to choose on."""
+"""The task of the studies of batch size: one of two networks on a data set, with a part held out to choose on."""
 
 import functools
 from typing import Literal
@@ -21,7 +21,7 @@ def load_task(config, **settings) -> Task:
 
 
 def load_choosing_task(config) -> tuple[Task, PyTree]:
-    """The study's network on the training set less its validation part, and the test set, for one look at a run's end.
+    """The task on the training set without its validation part; and the test set, to be used once at the end of a run.
 
     What the task calls ``test_data`` is the validation part; the test set is not in it.
     """

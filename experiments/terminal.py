@@ -1,4 +1,4 @@
-"""What a terminal can show: where it knows no × or →, tables say x and ->, and no study ends for it."""
+"""If a terminal cannot show × or →, tables show x and -> instead, and no study fails because of it."""
 
 import codecs
 import sys
@@ -16,7 +16,7 @@ def _plainly(error: UnicodeError) -> tuple[str, int]:
 
 
 def show_plainly(*streams: TextIO) -> None:
-    """Letters that a stream's encoding lacks are written in those that it has, instead of ending the program.
+    """Makes streams replace characters that their encoding lacks, instead of ending the program with an error.
 
     Example:
         >>> import io

@@ -1,4 +1,4 @@
-"""Runs that a study keeps epoch by epoch, and goes on with where it was stopped."""
+"""Runs that a study records epoch by epoch and continues where it was stopped."""
 
 import shutil
 from collections.abc import Callable
@@ -13,7 +13,7 @@ KEPT = ("batch_size", "updates", "loss", "test_loss", "test_accuracy", "diverged
 
 
 def sgd_config(config: Any, schedule: Callable[[int], int], learning_rate: optax.Schedule, **settings: Any) -> jb.FitConfig:
-    """SGD with the study's momentum and L2 of all parameters, for its epochs."""
+    """SGD with the study's momentum and its L2 term on all parameters, for the study's epochs."""
     optimizer = optax.chain(optax.add_decayed_weights(config.weight_decay), optax.sgd(learning_rate, config.momentum))
     return jb.FitConfig(optimizer, schedule, jb.epochs(config.epochs), **settings)
 
@@ -21,13 +21,13 @@ def sgd_config(config: Any, schedule: Callable[[int], int], learning_rate: optax
 def train_into(
     run: RunFolder, task: jb.Task, config: jb.FitConfig, place: dict[str, Any], show: Callable[..., None], *, judged_on: str = "test"
 ) -> None:
-    """Trains and writes a record an epoch, unless the run folder has them all already.
+    """Trains and writes one record per epoch, unless the run folder already has all of them.
 
     Args:
         run: where the records go; the state is kept beside them until the last epoch.
         task: what to train.
-        config: how, for whole epochs.
-        place: what tells this run from the study's others, as arm and seed.
+        config: how to train, for whole epochs.
+        place: what identifies this run in the study, such as arm and seed.
         show: called after each epoch with the number of epochs done since the last call, and with ``examples_per_second``.
         judged_on: what the task's test data are, as ``"validation"``: their loss and accuracy are recorded under that name.
     """
@@ -46,5 +46,5 @@ def train_into(
             run.append({"kind": "epoch", **place, "epoch": epoch} | kept)
         show(epoch - before, examples_per_second=task.num_examples / record["train_seconds"])
         before = epoch
-    show(total - before)  # of a run that diverged
+    show(total - before)  # the epochs that a diverged run leaves out
     shutil.rmtree(folder, ignore_errors=True)

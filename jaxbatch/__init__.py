@@ -1,4 +1,4 @@
-"""jaxbatch: which batch size, which learning rate with it, and what to do when the batch must be huge."""
+"""jaxbatch helps to choose a batch size and the learning rate for it, and to train with very large batches."""
 
 from jaxbatch.backend import BackendCheck, check_backend
 from jaxbatch.batches import (

@@ -1,7 +1,7 @@
-"""What happens to images on the device, inside jit, before the model sees them.
+"""Normalisation and augmentation (random changes) of images on the device, inside jit, before the model sees them.
 
-Randomness is one key for each example, made from (seed, epoch, number of the example): an example is changed in the same
-way in an epoch whatever the batch size, the number of devices, or the place at which a run was taken up again.
+Each example has its own random key, made from (seed, epoch, number of the example). So the change of an example in an epoch
+does not depend on the batch size, the number of devices, or the place from which a run was resumed.
 
 Axes: B examples, H × W pixels, C channels.
 """
@@ -12,13 +12,13 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Integer, Key, Shaped
 
-_AUGMENT = 0x61756720  # "aug ": keeps these keys apart from those of init and shuffling
+_AUGMENT = 0x61756720  # "aug ": makes these keys differ from the keys of init and shuffling
 
 
 def normalise(images: Shaped[Array, "B H W C"], mean: tuple[float, ...], std: tuple[float, ...]) -> Float[Array, "B H W C"]:
-    r"""``uint8`` images to :math:`(x / 255 - \text{mean}) / \text{std}`, per channel.
+    r"""Maps ``uint8`` images to :math:`(x / 255 - \text{mean}) / \text{std}`, per channel.
 
-    Images of a floating type are taken as already scaled to [0, 1].
+    Images of a floating-point type must already be scaled to [0, 1].
 
     Example:
         >>> round(normalise(jnp.full((1, 1, 1, 1), 51, jnp.uint8), (0.1,), (0.5,)).item(), 6)
@@ -45,15 +45,15 @@ def example_keys(
 
 
 def crop_and_flip(keys: Key[Array, "B"], images: Shaped[Array, "B H W C"], *, padding: int = 4, flip: bool = True) -> Shaped[Array, "B H W C"]:
-    """Each image moved at random by up to ``padding`` pixels, zeros where nothing was, and mirrored half of the time.
+    """Moves each image at random by up to ``padding`` pixels, fills the gap with zeros, and mirrors half of the images.
 
-    The same as padding with zeros on all sides, cropping at random to the old size and flipping left to right.
+    This is the same as padding with zeros on all sides, cropping at random to the old size and flipping left to right.
 
     Args:
         keys: one for each image, see :func:`example_keys`.
         images: of any type; zeros are black only before normalisation.
-        padding: pixels on each side; 0 leaves the crop out.
-        flip: whether images may be mirrored; digits may not.
+        padding: pixels on each side; 0 means no crop.
+        flip: whether images may be mirrored; use False for digits.
 
     Raises:
         ValueError: a negative padding.

@@ -1,7 +1,7 @@
-"""Whether this machine computes what it should: the few checks that matter, in about a second.
+"""Checks whether this machine computes correctly: a few important checks, which take about a second.
 
-Compilers do give wrong numbers, and a study of batch size compares small differences. Each check is held against NumPy in
-float64; ``python -m experiments.cross_check`` is the whole of it.
+Compilers sometimes give wrong numbers, and a study of batch size compares small differences. Each check compares a result
+with NumPy in float64. ``python -m experiments.cross_check`` runs the full set of checks.
 """
 
 import functools
@@ -21,7 +21,7 @@ _ROUNDOFF = 2.0**-24  # of float32
 
 
 class BackendCheck(NamedTuple):
-    """One check: relative error in the Euclidean norm, and what rounding explains of it."""
+    """One check: its relative error in the Euclidean norm, and the bound that rounding can explain."""
 
     name: str
     error: float
@@ -35,14 +35,14 @@ class BackendCheck(NamedTuple):
 
 @functools.cache
 def check_backend() -> tuple[BackendCheck, ...]:
-    r"""Runs the checks on the default device, once a process.
+    r"""Runs the checks on the default device, once per process.
 
-    A sum of n terms with independent roundings is off by about :math:`\sqrt n\,u` of its size, u the unit roundoff of
-    float32; a bound is four times that, of the longest sum.
+    A sum of n terms with independent roundings has a relative error of about :math:`\sqrt n\,u`, where u is the unit roundoff
+    of float32. The bound of a check is about four times the error of its longest sum.
 
     Returns:
-        A sum after a product that jaxlib 0.10.2 gets wrong on CPU, a matrix product, a convolution with its gradients,
-        gradients of groups, random bits.
+        The checks of a sum after a product (which jaxlib 0.10.2 computes wrongly on CPU), a matrix product, a convolution with
+        its gradients, gradients of groups, and random bits.
 
     Example:
         >>> [check.name for check in check_backend() if not check.passed]

@@ -1,7 +1,7 @@
 """Which examples go into which batch: pure functions of (seed, epoch, batch size).
 
-A batch is a row of indices, so the data stay where they are (on the device) and a batch of any size can
-be cut from any place in an epoch. Axes: N examples in the data set, S batches, B examples in a batch.
+A batch is a row of indices. So the data stay on the device, and a batch of any size can be cut from any place in an epoch.
+Axes: N examples in the data set, S batches, B examples in a batch.
 """
 
 import math
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Int32
 
-_ORDER = 0x6F726465  # "orde" in ASCII: keeps the shuffling keys apart from those of init and dropout
+_ORDER = 0x6F726465  # "orde" in ASCII: makes the keys of shuffling differ from the keys of init and dropout
 
 
 class IndexBatches(NamedTuple):
@@ -59,11 +59,11 @@ def steps_per_epoch(num_examples: int, batch_size: int, *, partial: str = "drop"
     Args:
         num_examples: examples in the data set.
         batch_size: examples in a batch.
-        partial: what becomes of the last batch when it is not full: ``"drop"`` leaves it out, ``"pad"``
-            keeps it, filled up with masked slots.
+        partial: what to do with a last batch that is not full: ``"drop"`` leaves it out, ``"pad"`` fills it up with masked
+            slots.
 
     Raises:
-        ValueError: sizes below 1, an unknown ``partial``, or ``"drop"`` with a batch larger than the data.
+        ValueError: a size is below 1, ``partial`` is unknown, or a batch is larger than the data with ``"drop"``.
 
     Example:
         >>> steps_per_epoch(10, 4), steps_per_epoch(10, 4, partial="pad")
@@ -74,7 +74,7 @@ def steps_per_epoch(num_examples: int, batch_size: int, *, partial: str = "drop"
 
 
 def num_steps(duration: Duration, *, num_examples: int, batch_size: int, partial: str = "drop") -> int:
-    """A duration in optimizer updates, rounded up so that at least the asked-for work is done.
+    """Converts a duration to optimizer updates, rounded up, so that a run is never shorter than the duration.
 
     Steps and examples are counted exactly. A duration above 0 is at least one update.
 
@@ -94,10 +94,10 @@ def num_steps(duration: Duration, *, num_examples: int, batch_size: int, partial
 
 
 def batches_left(duration: Duration, done: int, *, batch_size: int, per_epoch: int) -> int:
-    """Batches of one size that a duration asks for after ``done`` of its units, rounded up, in exact arithmetic.
+    """The number of batches left in a duration after ``done`` of its units, rounded up, in exact arithmetic.
 
-    Epochs may be a fraction that no binary number equals, as 0.1: what is within a millionth of a batch, or within the
-    rounding of the number itself, is not worth another batch.
+    A number of epochs may be a fraction that has no exact binary form, such as 0.1. So a rest below a millionth of a batch,
+    or below the rounding error of the number itself, adds no batch.
 
     Example:
         >>> batches_left(examples(10**12), 10**12 - 1, batch_size=60, per_epoch=1000)
@@ -138,11 +138,11 @@ def check_seed(seed: Any) -> None:
 def epoch_order(seed: int | np.integer, epoch: int | Int[Array, ""], num_examples: int) -> Int32[Array, "N"]:
     """The order in which epoch ``epoch`` visits the examples: a permutation, a pure function of its arguments.
 
-    The batch size has no part in it, so arms with different batch sizes see the same examples in the same
-    order, and a run can go on at any place with any batch size.
+    It does not depend on the batch size. So runs with different batch sizes see the same examples in the same order, and a
+    run can continue at any place with any batch size.
 
     Raises:
-        ValueError: a seed outside [0, 2**32), more examples than an index of 32 bits can name.
+        ValueError: the seed is outside [0, 2**32), or there are 2**31 examples or more, too many for 32-bit indices.
 
     Example:
         >>> [int(i) for i in sorted(epoch_order(0, 3, 5))]
@@ -161,13 +161,13 @@ def cut_batches(order: Int32[Array, "N"], batch_size: int, *, partial: str = "dr
     """Cuts an order of examples into batches of ``batch_size``, front to back.
 
     Args:
-        order: indices in the order of visit, ``(N,)``; any slice of :func:`epoch_order` will do.
+        order: indices in the order of visit, ``(N,)``: an :func:`epoch_order` or any slice of it.
         batch_size: examples in a batch.
         partial: see :func:`steps_per_epoch`.
 
     Returns:
-        Indices and mask of shape ``(S, B)``. Padded slots point at example ``order[0]`` (a real one, so
-        that nothing they compute is undefined) and have mask False.
+        Indices and mask of shape ``(S, B)``. Padded slots have mask False and point at example ``order[0]``, a real one, so
+        that computing on them gives no undefined values.
 
     Example:
         >>> batches = cut_batches(jnp.arange(5), 2, partial="pad")
@@ -208,9 +208,9 @@ def _check_sizes(num_examples: int, batch_size: int, partial: str) -> None:
 
 
 def even_part(batch_size: int, at_most: int) -> int:
-    """The largest divisor of ``batch_size`` that is at most ``at_most``, unless that is below half of it.
+    """The largest divisor of ``batch_size`` from half of ``at_most`` up to ``at_most``; without one, ``at_most`` itself.
 
-    A batch worked on in parts leaves no odd part at the end where a divisor is near.
+    With a divisor, all parts of a batch have the same size. The result is never above ``batch_size``.
 
     Example:
         >>> even_part(600, 128), even_part(509, 128)

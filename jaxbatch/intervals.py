@@ -1,6 +1,6 @@
 """How far a measured number can be trusted: intervals of means, medians, ratios and slopes.
 
-Axes: T measurements, one a seed, a round or a step.
+Axes: T measurements, one for each seed, round or step.
 """
 
 import math
@@ -28,12 +28,12 @@ class Interval(NamedTuple):
         return float(self.value)
 
     def excludes(self, reference: float) -> bool:
-        """Whether the interval says that the value differs from ``reference``; never with fewer than 2 values or no ends."""
+        """Whether ``reference`` lies outside the interval; False with fewer than 2 values or without ends."""
         return self.n > 1 and bool(self.low > reference or reference > self.high)
 
 
 def around(value: float, low: float, high: float, n: int) -> Interval:
-    """An interval that holds its value: ends that lie beyond it, by rounding or by the bias of a statistic, become it.
+    """An interval that contains its value. An end on the wrong side, through rounding or bias, is set to the value.
 
     Example:
         >>> around(3.0, 3.5, 4.0, 10), around(math.nan, 3.5, 4.0, 10).excludes(9.0)
@@ -48,12 +48,12 @@ def around(value: float, low: float, high: float, n: int) -> Interval:
 def interval(values: Sequence[float | None] | np.ndarray, statistic=np.mean, *, seed: int = 0) -> Interval:
     """A statistic of ``values`` with its 95% percentile bootstrap interval.
 
-    One value has no interval (its ends are NaN); values that are not finite are left out of both.
+    A single value has no interval (its ends are NaN). Values that are not finite are ignored.
 
     Args:
-        values: independent measurements, one a seed or a round.
+        values: independent measurements, one for each seed or round.
         statistic: ``np.mean`` or ``np.median``.
-        seed: of the resampling.
+        seed: the seed of the resampling.
 
     Example:
         >>> mean = interval([1.0, 2.0, 3.0, 4.0])
@@ -76,22 +76,22 @@ def interval(values: Sequence[float | None] | np.ndarray, statistic=np.mean, *, 
 
 
 def ratio_of_means(numerators: Sequence[float] | np.ndarray, denominators: Sequence[float] | np.ndarray, *, nonnegative: bool = False) -> Interval:
-    r"""The ratio of two means, measured in pairs, with its 95% interval after Fieller.
+    r"""The ratio of two means, measured in pairs, with Fieller's 95% interval.
 
-    Means are taken *before* dividing: a mean of ratios is biased, and without bounds where a denominator is near
-    zero. Every :math:`\rho` belongs to the set for which :math:`\overline{x} - \rho\,\overline{y}` cannot be told from
-    zero; the ratio itself does. Where the mean of the denominators can be told from zero, the set is an interval. Where
-    it cannot, the set is everything, or everything but an interval: the ratio is unbounded on both sides, ``-inf`` to
-    ``inf``.
+    Means are taken *before* dividing: a mean of ratios is biased, and unbounded where a denominator is near zero. Fieller's
+    set holds every :math:`\rho` for which :math:`\overline{x} - \rho\,\overline{y}` does not differ significantly from
+    zero, among them the ratio itself. If the mean of the denominators differs significantly from zero, the set is an
+    interval. If not, the set is everything, or everything but an interval; then the ratio is unbounded on both sides, from
+    ``-inf`` to ``inf``.
 
     Args:
         numerators: ``(T,)``.
         denominators: ``(T,)``, of the same measurements; pairs that are not finite are left out.
-        nonnegative: both true means are known to be at least 0, so the true ratio is. Where the ratio found is at least 0
-            too, the interval is the part of the set from 0 on: one without an upper end may have a lower one then.
+        nonnegative: whether both true means, and so the true ratio, are known to be at least 0. If the ratio found is at least
+            0 too, the interval is the part of the set from 0 on; so it may have a lower end even without an upper one.
 
     Returns:
-        The ratio, always within its ends; they are NaN for one pair.
+        The ratio, which always lies within its ends; the ends are NaN for one pair.
 
     Example:
         >>> ratio = ratio_of_means([12.0, 20.0, 16.0], [1.0, 1.5, 0.5])
@@ -129,7 +129,7 @@ def ratio_of_means(numerators: Sequence[float] | np.ndarray, denominators: Seque
         ends = sorted((scale * far / a, scale * c / far if far else 0.0))
         if a > 0:
             low, high = ends
-        elif nonnegative and ends[0] < 0:  # from the excluded part on; where it begins above 0, both sides of it remain
+        elif nonnegative and ends[0] < 0:  # starts after the excluded part; if that begins above 0, both sides of it remain
             low = ends[1]
     if nonnegative and value >= 0:
         return around(value, max(low, 0.0), high, n)
@@ -142,14 +142,14 @@ def resampled(
     """A number fitted to several groups of measurements, with a 95% bootstrap interval over the members of each.
 
     Args:
-        groups: measurements, one sequence for each place fitted to, as the seeds at each batch size.
-        fit: the groups, as arrays, to the number; NaN where it cannot be found.
-        resamples: how often every group is drawn anew from its own members.
-        seed: of the drawing.
+        groups: one sequence of measurements for each group, such as the seeds at each batch size.
+        fit: takes the groups, as arrays, and returns the number; NaN if there is none.
+        resamples: how often new members are drawn for every group, from its own members.
+        seed: the seed of the drawing.
 
     Returns:
         The fit of all measurements, within its ends; ``n`` is the size of the smallest group. Draws without a fit are left
-        out, and the interval's ends are NaN where they are more than half, or where all measurements have none.
+        out. The ends are NaN if more than half of the draws, or all measurements together, have no fit.
 
     Example:
         >>> slope = resampled([[1.0, 1.1, 0.9], [2.0, 2.1, 1.9]], lambda groups: groups[1].mean() - groups[0].mean())

@@ -1,4 +1,4 @@
-"""Losses and metrics, one value per example; nobody averages before the groups are known."""
+"""Losses and metrics. They return one value per example, because a mean can only be taken once the groups are known."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,7 @@ def cross_entropy(logits: Float[Array, "B classes"], labels: Int[Array, "B"]) ->
 
 
 def correct(logits: Float[Array, "B classes"], labels: Int[Array, "B"]) -> Float[Array, "B"]:
-    """1 where the largest logit is the label's, else 0; never 1 where a logit is not finite.
+    """1 for an example whose largest logit is the label's, else 0; always 0 for an example with a logit that is not finite.
 
     Example:
         >>> correct(jnp.array([[0.1, 0.9], [0.8, 0.2]]), jnp.array([1, 1])).tolist()
@@ -37,12 +37,12 @@ def classification_loss(
     *,
     has_aux: bool = False,
 ) -> Callable[[PyTree, tuple[Array, Array]], Float[Array, "B"] | tuple[Float[Array, "B"], PyTree]]:
-    """``loss_fn(params, (images, labels)) -> losses`` of a model, images normalised first.
+    """Makes ``loss_fn(params, (images, labels)) -> losses`` of a model; it normalises the images first.
 
     Args:
         apply: ``apply(params, images) -> logits``.
         mean, std: per channel, see :func:`jaxbatch.augment.normalise`.
-        has_aux: ``apply`` returns ``(logits, aux)``, and the loss function ``(losses, aux)``.
+        has_aux: whether ``apply`` returns ``(logits, aux)``; then the loss function returns ``(losses, aux)``.
     """
 
     def loss_fn(params, batch):
@@ -58,7 +58,7 @@ def classification_loss(
 def classification_metrics(
     apply: Callable[[PyTree, Array], Array], mean: tuple[float, ...] = (0.0,), std: tuple[float, ...] = (1.0,)
 ) -> Callable[[PyTree, tuple[Array, Array]], dict[str, Float[Array, "B"]]]:
-    """``metrics_fn(params, (images, labels))``: per-example ``loss`` and ``accuracy`` in one forward pass."""
+    """Makes ``metrics_fn(params, (images, labels))``: per-example ``loss`` and ``accuracy`` in one forward pass."""
 
     def metrics_fn(params, batch):
         images, labels = batch

@@ -1,8 +1,8 @@
 """The networks of the studies, in Flax Linen: ``model.init(key, images)``, ``model.apply(variables, images)``.
 
-Images are ``(B, H, W, C)``. Those with batch normalisation take ``train``: in training, ``model.apply(variables, images,
-train=True, mutable=["batch_stats"])`` returns the logits and the batch's own moments. Whose moments normalise is up to
-``axis_name`` and ``ghost_size``, see :class:`jaxbatch.layers.BatchNorm`.
+Images are ``(B, H, W, C)``. Networks with batch normalisation take ``train``: in training, ``model.apply(variables, images,
+train=True, mutable=["batch_stats"])`` returns the logits and the batch's own moments (mean and variance). ``axis_name`` and
+``ghost_size`` set over which examples the moments are taken, see :class:`jaxbatch.layers.BatchNorm`.
 """
 
 from typing import Any
@@ -57,7 +57,7 @@ class SimpleCNN(nn.Module):
 
 
 class MLP(nn.Module):
-    """Dense layers with ReLUs between, PyTorch's default initialisation: all its time goes into matrix products.
+    """Dense layers with ReLUs between them and PyTorch's default initialisation. Matrix products take all of its time.
 
     Example:
         >>> import jax
@@ -100,7 +100,7 @@ class AlexNet(nn.Module):
     @nn.compact
     def __call__(self, images: Shaped[Array, "B H W C"], train: bool = False) -> Float[Array, "B classes"]:
         x = jnp.asarray(images, self.dtype)
-        # Pooling first: the maximum of the ReLU is the ReLU of the maximum, of a quarter of the pixels.
+        # Pooling first gives the same result, and the ReLU then works on a quarter of the pixels.
         x = nn.relu(ConvMaxPool(64, 11, 2, "native", strides=4, padding=5)(x))
         x = nn.relu(ConvMaxPool(192, 5, 2, "native", padding=2)(x))
         x = nn.relu(Conv(384, 3, padding=1)(x))
@@ -110,12 +110,12 @@ class AlexNet(nn.Module):
 
 
 class _Normalised(nn.Module):
-    """What networks with batch normalisation have in common."""
+    """The settings that all networks with batch normalisation have."""
 
     num_classes: int = 10
     dtype: Any = jnp.float32
     axis_name: str | None = None  # moments over the devices along this axis
-    ghost_size: int | None = None  # moments of every so many examples by themselves
+    ghost_size: int | None = None  # separate moments for each group of this many examples
 
 
 class ResNet20(_Normalised):
@@ -220,5 +220,5 @@ def _dense(x, num_classes: int):
 
 
 def _wide(x):
-    """At least float32: what comes after the last convolution costs nothing and is summed."""
+    """Casts to float32 at least: the work after the last convolution is cheap and holds sums."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))

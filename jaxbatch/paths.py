@@ -1,4 +1,4 @@
-"""Paths that a user gives, and the folder where things are kept between runs."""
+"""Paths that a user gives, and the cache folder, which keeps files between runs."""
 
 import os
 import pathlib
@@ -8,11 +8,11 @@ def local_path(path: str | os.PathLike, name: str) -> pathlib.Path:
     """A path on this machine, with ``~`` for the user's home.
 
     Args:
-        path: as it was given.
-        name: the argument that it was given by, for the error.
+        path: the user's text.
+        name: the argument that holds it, for the error message.
 
     Raises:
-        ValueError: an address such as ``s3://bucket/folder``, or a home that is not known.
+        ValueError: the path is an address such as ``s3://bucket/folder``, or the home folder is not known.
 
     Example:
         >>> local_path("gs://bucket/run", "output_dir")
@@ -31,7 +31,7 @@ def local_path(path: str | os.PathLike, name: str) -> pathlib.Path:
 def cache_folder() -> pathlib.Path | None:
     """The user's cache folder for jaxbatch: ``$XDG_CACHE_HOME/jaxbatch``, else ``~/.cache/jaxbatch``.
 
-    None where neither is known: HOME is not set, and the user has no entry that names a home. A cache is never needed.
+    It is None if neither is known: HOME is not set, and the system does not know the user's home. No function needs a cache.
     """
     given = os.environ.get("XDG_CACHE_HOME")
     try:

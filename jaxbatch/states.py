@@ -1,7 +1,7 @@
-"""What a state may hold, moved through the host and to disk: arrays of any type and shape, keys, plain numbers.
+"""Moves a state through the host and to disk. A state may hold arrays of any type and shape, keys and plain numbers.
 
-A key array is no array of numbers: NumPy and file formats do not know it. It goes as its data and the name of its
-implementation, and comes back as a key.
+NumPy and file formats do not know JAX's arrays of keys. So a key is stored as its data and the name of its implementation,
+and made a key again when it is read.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 
 
 def as_arrays(state: PyTree) -> PyTree:
-    """The state with every leaf an array on a device; a plain number becomes one of its default type.
+    """Turns every leaf of the state into an array on a device; a plain number gets its default type.
 
     Example:
         >>> as_arrays({"rate": 0.5, "count": np.int8(3), "nothing": None})
@@ -33,7 +33,7 @@ def is_key(leaf: Any) -> bool:
 
 
 def through_host(state: PyTree) -> PyTree:
-    """The state by way of the host: what comes back belongs to no mesh of devices, and one device can go on with it.
+    """Copies the state to the host and back. The copy belongs to no mesh of devices, so that a single device can use it.
 
     Example:
         >>> bool(through_host(jax.random.key(7)) == jax.random.key(7))
@@ -50,11 +50,11 @@ def _wrap(data, key):
 
 
 def pack(state: PyTree) -> dict[str, np.ndarray]:
-    """The leaves by number, as arrays that a file can hold.
+    """The leaves as arrays that a file can hold, each named by its number.
 
-    Optimizer states are tuples of named tuples, which no file format knows. The name says what an array stands for: that of
-    keys ends in ``_key_<implementation>``; that of an array without elements, which orbax refuses, in
-    ``_empty_<type>``, and the array is its shape.
+    Optimizer states are tuples of named tuples, which no file format knows. The name says what an array stands for. For keys
+    it ends in ``_key_<implementation>``. For an array without elements, which orbax refuses, it ends in ``_empty_<type>``,
+    and the stored array is the shape.
 
     Example:
         >>> {name: array.tolist() for name, array in pack((jnp.ones(2), jax.random.key(7), jnp.zeros((0, 3)))).items()}
@@ -71,7 +71,7 @@ def pack(state: PyTree) -> dict[str, np.ndarray]:
 
 
 def unpack(packed: dict[str, np.ndarray]) -> list[jax.Array]:
-    """The leaves of what was packed, in their order.
+    """The leaves that :func:`pack` packed, in their order.
 
     Raises:
         ValueError: keys of an implementation that JAX does not have here.
@@ -90,7 +90,7 @@ def unpack(packed: dict[str, np.ndarray]) -> list[jax.Array]:
 
 
 def kinds(leaves: list[Any]) -> list[tuple]:
-    """Shape and type of each leaf, to be compared.
+    """The shape and type of each leaf, for comparisons.
 
     Example:
         >>> kinds([jnp.ones(2), jax.random.key(0)])

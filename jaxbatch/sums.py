@@ -1,8 +1,8 @@
-"""Sums over the parts of a batch: in float32 at least, cast once at the end.
+"""Sums over the parts of a batch. A sum is kept in float32 at least and cast once, at the end.
 
-A part's gradient may be bfloat16 or float16. Their sum may not: bfloat16 has 8 binary digits, so that 256 + 1 is 256, and
-float16 ends at 65,504. Everything that adds up parts (microbatches, groups, devices, losses, metrics, squared norms) adds
-here. In float32 nothing is cast, float64 stays float64.
+A part's gradient may be bfloat16 or float16. The sum of such gradients may not: bfloat16 has 8 binary digits, so that
+256 + 1 gives 256, and the largest float16 is 65,504. All code that adds up parts (microbatches, groups, devices, losses,
+metrics, squared norms) uses this module. It casts neither float32 nor float64.
 """
 
 import functools
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PyTree
 
 
 def widen(tree: PyTree) -> PyTree:
-    """Floating-point leaves in float32 at least; others as they are.
+    """Casts floating-point leaves to float32 at least and leaves the others as they are.
 
     Example:
         >>> widen(jnp.ones(2, jnp.bfloat16)).dtype.name, widen(jnp.ones(2, jnp.int8)).dtype.name
@@ -29,7 +29,7 @@ def widen(tree: PyTree) -> PyTree:
 
 
 def zero_sum(tree: PyTree) -> PyTree:
-    """What a sum of such trees starts from.
+    """The zeros from which a sum of such trees starts.
 
     Example:
         >>> zero_sum(jnp.ones(2, jnp.bfloat16))
@@ -49,7 +49,7 @@ def add(total: PyTree, part: PyTree) -> PyTree:
 
 
 def mean_of_sum(total: PyTree, count: int, like: PyTree) -> PyTree:
-    """``total / count``, cast to the types of ``like``: the end of a sum.
+    """``total / count``, cast to the types of ``like``: the last step of a sum.
 
     Example:
         >>> mean_of_sum(jnp.array(4096.0), 4096, jnp.array(0.0, jnp.bfloat16))
@@ -59,7 +59,7 @@ def mean_of_sum(total: PyTree, count: int, like: PyTree) -> PyTree:
 
 
 def cast_like(tree: PyTree, like: PyTree) -> PyTree:
-    """Leaves in the types of ``like``."""
+    """Casts the leaves to the types of ``like``."""
     return jax.tree.map(lambda leaf, wanted: leaf.astype(jnp.result_type(wanted)), tree, like)
 
 

@@ -1,4 +1,4 @@
-"""How fast jaxbatch is, side by side with what a user would pick instead, in one run on one machine.
+"""How fast jaxbatch is, side by side with what a user would use instead, in one run on one machine.
 
     python scripts/bench.py train       a training step of SimpleCNN by batch size, against PyTorch eager
     python scripts/bench.py split       K updates from one batch, against a plain step and PyTorch's ways
@@ -21,7 +21,7 @@ import os
 import pathlib
 import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # run from a checkout that is not installed
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # works from a checkout that is not installed
 os.environ.setdefault("PYTHONPATH", sys.path[0])  # for the processes that it starts
 
 from experiments.environment import settle
@@ -45,12 +45,12 @@ from experiments.command_line import one_line_errors
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Flags of all benchmarks."""
+    """The flags that all benchmarks have."""
 
     rounds: int = 20
     """Rounds; each runs every contender once."""
     json: str | None = None
-    """File for one flat JSON record a row."""
+    """File to which each row is written as one flat JSON record."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Layers(Bench):
     batch_size: int = 128
     """B."""
     shapes: int | None = None
-    """Only the first so many shapes."""
+    """Time only this many shapes, the first ones."""
 
     def run(self):
         return bench_layers.layers(self.rounds, self.batch_size, bench_layers.SHAPES[: self.shapes])
@@ -111,11 +111,11 @@ class Adabatch(Bench):
     batch_size: int = 128
     """B."""
     num_steps: int | None = None
-    """Steps a round, by default as many as take about a second on two cores; 390 make an epoch of CIFAR-10 at B = 128."""
+    """Steps per round. Default: about a second's work on two cores; 390 make an epoch of CIFAR-10 at B = 128."""
     bfloat16: bool = False
     """Compute in bfloat16, PyTorch under autocast."""
     compiled_loop: bool = False
-    """Also the steps of a round in one lax.scan, which on CPU takes seconds a step."""
+    """Also time the steps of a round in one lax.scan, which takes seconds per step on a CPU."""
 
     def run(self):
         sizes = self.batch_size, self.num_steps
@@ -162,15 +162,15 @@ class Target(Bench):
     """From the first step to a test accuracy."""
 
     dataset: str = "mnist"
-    """Data set, found as the studies find it."""
+    """Data set; the files are found in the same way as in the studies."""
     accuracy: float = 0.98
-    """Test accuracy to be reached."""
+    """Test accuracy to reach."""
     batch_size: int = 60
     """B."""
     rate: float = 0.1
     """Learning rate."""
     max_epochs: int = 20
-    """Passes over the data after which to give up."""
+    """Largest number of passes over the data."""
 
     def run(self):
         return bench_training.target(self.dataset, self.accuracy, self.batch_size, self.rate, self.max_epochs)
@@ -178,7 +178,7 @@ class Target(Bench):
 
 @dataclasses.dataclass(frozen=True)
 class Startup(Bench):
-    """Whole processes."""
+    """Importing and starting, as whole processes."""
 
     rounds: int = 10
 
@@ -188,21 +188,21 @@ class Startup(Bench):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Before(Bench):
-    """The same steps by an earlier checkout."""
+    """Compares with the same steps in an earlier checkout of jaxbatch."""
 
     checkout: str
     """Folder of the earlier checkout."""
     batch_sizes: tuple[int, ...] = (1, 6, 60, 600, 6000)
     """Batch sizes of SimpleCNN's steps."""
     models: tuple[Literal["AlexNet", "ResNet20", "VGG19BN"], ...] = ("AlexNet", "ResNet20", "VGG19BN")
-    """Networks whose steps at B = 128 are compared too."""
+    """Networks whose steps at B = 128 are also compared."""
 
     def run(self):
         return bench_before.before(self.rounds, self.checkout, self.batch_sizes, self.models)
 
 
 def finite(row: dict) -> dict:
-    """The row with null for what is not a number, as the interval of a single round: JSON knows no NaN."""
+    """The row with null in place of NaN, such as the interval of a single round, because JSON has no NaN."""
     return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
 
 

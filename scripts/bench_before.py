@@ -1,7 +1,7 @@
-"""The same steps by this checkout and by an earlier one, side by side, each in a process of its own.
+"""Times the same steps in this checkout and in an earlier one, side by side, each in a process of its own.
 
-Started as a script this file is such a process: it imports jaxbatch from ``PYTHONPATH``, and uses of it what has been there
-from the first benchmark on.
+If this file is started as a script, it is such a process. It imports jaxbatch from ``PYTHONPATH`` and uses only functions that
+have existed since the first benchmark.
 """
 
 import json
@@ -14,7 +14,7 @@ HERE = pathlib.Path(__file__).resolve()
 
 
 class Checkout:
-    """A process that works with the jaxbatch of a checkout."""
+    """A process that uses the jaxbatch of one checkout."""
 
     def __init__(self, folder: pathlib.Path, work: dict):
         environment = os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{folder / 'scripts'}"}
@@ -80,7 +80,7 @@ def make_work(kind: str, model: str, batch_size: int, steps: int):
 
     try:
         from jaxbatch.training.steps import make_task_step
-    except ImportError:  # a checkout from before the modules lay in rooms
+    except ImportError:  # a checkout from before modules were in folders
         from jaxbatch.train import make_task_step
 
     task = random_task(
@@ -107,7 +107,7 @@ def make_work(kind: str, model: str, batch_size: int, steps: int):
 
 
 def serve() -> None:
-    """Works once for every line that comes in."""
+    """Does the work once for every line of standard input."""
     import jaxbatch
 
     print(jaxbatch.__file__, flush=True)

@@ -12,7 +12,7 @@ from jaxbatch.training.steps import init_state
 
 
 def split(rounds: int, batch_size: int, num_groups: int) -> list[dict]:
-    """A split step against a plain step, the naive way in JAX, and PyTorch's ways."""
+    """Compares a split step with a plain step, the naive way in JAX, and PyTorch's ways."""
     check_num_groups(num_groups, batch_size)
     task, optimizer = random_task(jb.SimpleCNN(), batch_size), optax.sgd(RATE, MOMENTUM)
     params = init_state(task, optimizer, 0).params
@@ -37,7 +37,7 @@ def split(rounds: int, batch_size: int, num_groups: int) -> list[dict]:
 
 
 def gradients(rounds: int, batch_size: int) -> list[dict]:
-    """Per-example gradients against a plain step, ``torch.func`` and opacus."""
+    """Compares per-example gradients with a plain step, ``torch.func`` and opacus."""
     task, optimizer = random_task(jb.SimpleCNN(), batch_size), optax.sgd(RATE, MOMENTUM)
     params = init_state(task, optimizer, 0).params
     opt_state = optimizer.init(params)

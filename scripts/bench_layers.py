@@ -1,4 +1,4 @@
-"""Benchmark of single convolutions: the way that jaxbatch chooses, XLA's own, PyTorch's. It backs the choice."""
+"""Benchmark of single convolutions: the way that jaxbatch chooses, XLA's own and PyTorch's. It justifies the choice."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ SHAPES = [
 
 
 def layers(rounds: int, batch_size: int, shapes: list[tuple[int, ...]] = SHAPES) -> list[dict]:
-    """Forward, gradient of the kernel and gradient of the input of each shape."""
+    """Times forward, gradient of the kernel and gradient of the input for each shape."""
     peer = Peer() if is_installed() else None
     try:
         return [row for shape in shapes for row in one_layer(rounds, batch_size, shape, peer)]
@@ -50,7 +50,7 @@ def one_layer(rounds: int, batch_size: int, shape: tuple[int, ...], peer: Peer |
     rows = []
     for part in ("forward", "kernel gradient", "input gradient"):
         if part == "input gradient" and channels == 3:
-            continue  # images need none
+            continue  # images need no gradient
         compiled = {name: one_part(part, way, strides, padding) for name, way in ways.items()}
         contenders = {name: lambda run=run: run(x, kernel, cotangent) for name, run in compiled.items()}
         if peer:

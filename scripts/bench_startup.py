@@ -1,4 +1,4 @@
-"""Benchmark of starting: importing, answering --help, a study's first and second run."""
+"""Benchmark of start-up: importing, printing --help, a study's first and second run."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from jaxbatch.machine.timing import timed_rounds
 
 
 def startup(rounds: int) -> list[dict]:
-    """Whole processes, milliseconds."""
+    """Times whole processes, in milliseconds."""
     python = sys.executable
 
     def process(*arguments, **environ):
@@ -34,5 +34,5 @@ def startup(rounds: int) -> list[dict]:
             "ours": process(*quick, XDG_CACHE_HOME=os.path.join(folder, "cache")),
             "--no-keep-compiled": process(*quick, "--no-keep-compiled"),
         }
-        times = list(timed_rounds(runs, min(rounds, 3)))  # its first, unyielded round fills the cache
+        times = list(timed_rounds(runs, min(rounds, 3)))  # its first round, which it does not yield, fills the cache
     return rows + make_rows("startup", "split_backward --quick", 64, 4, times)

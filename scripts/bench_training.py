@@ -16,11 +16,11 @@ from jaxbatch.training.loops import compile_epoch
 from jaxbatch.training.steps import init_state, make_task_step
 
 NETWORKS = {"alexnet": jb.AlexNet, "resnet20": jb.ResNet20, "vgg19_bn": jb.VGG19BN}
-STEPS_A_ROUND = {"alexnet": 20, "resnet20": 6, "vgg19_bn": 3}  # the first step after a rest is slow: not most of a round
+STEPS_A_ROUND = {"alexnet": 20, "resnet20": 6, "vgg19_bn": 3}  # enough, since the first step after a pause is slow
 
 
 def step_contenders(task, peer_name: str, optimizer, batch_size: int, num_steps: int, compiled_loop: bool = False, **settings):
-    """Our and PyTorch's epoch of a few steps, and the peer; ours alone where PyTorch is missing."""
+    """jaxbatch's and PyTorch's epoch of a few steps, and the PyTorch process; only jaxbatch's if PyTorch is missing."""
     indices = np.asarray(cut_batches(jnp.arange(task.num_examples), batch_size).indices)
     step = make_task_step(task, optimizer, batch_size)
     state = init_state(task, optimizer, 0)
@@ -28,7 +28,7 @@ def step_contenders(task, peer_name: str, optimizer, batch_size: int, num_steps:
 
     states = [jax.tree.map(jnp.copy, state)]
 
-    def ours():  # goes on training, as the peer does
+    def ours():  # continues to train, as the peer does
         states[0], losses = run(states[0], task.train_data, indices)
         return losses
 
@@ -43,7 +43,7 @@ def step_contenders(task, peer_name: str, optimizer, batch_size: int, num_steps:
 
 
 def train(rounds: int, batch_sizes: tuple[int, ...]) -> list[dict]:
-    """SimpleCNN: compiled epochs against PyTorch eager, milliseconds a step."""
+    """Compares SimpleCNN's compiled epochs with PyTorch eager, in milliseconds per step."""
     rows = []
     for batch_size in batch_sizes:
         num_steps = max(2, min(300, 6000 // batch_size))
@@ -55,7 +55,7 @@ def train(rounds: int, batch_sizes: tuple[int, ...]) -> list[dict]:
 
 
 def adabatch(rounds: int, models: tuple[str, ...], batch_size: int, num_steps: int | None, bfloat16: bool, compiled_loop: bool) -> list[dict]:
-    """The AdaBatch networks' training steps, with the arithmetic they achieve."""
+    """Times the AdaBatch networks' training steps, with the operations per second that they reach."""
     optimizer = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.01, 0.9))
     settings = {"rate": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "bfloat16": bfloat16}
     rows = []
@@ -75,10 +75,10 @@ def adabatch(rounds: int, models: tuple[str, ...], batch_size: int, num_steps: i
 
 
 def forward_flops(model, batch_size: int) -> int:
-    """Floating-point operations of the convolutions and dense layers, forward, as the network defines them."""
+    """Floating-point operations of the convolutions and dense layers, in the forward pass, as the network defines them."""
     image = jnp.zeros((1, 32, 32, 3))
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
-    with mock.patch("jaxbatch.layers.convolution.choose_conv", return_value="platform"):  # not as they are computed
+    with mock.patch("jaxbatch.layers.convolution.choose_conv", return_value="platform"):  # as defined, not as computed
         jaxpr = jax.make_jaxpr(lambda v: model.apply(v, image))(variables)
     return batch_size * _flops(jaxpr.jaxpr)
 
@@ -99,7 +99,7 @@ def _flops(jaxpr) -> int:
 
 
 def matmul_rate(dtype, size: int | None = None) -> float:
-    """The device's rate for a large square product, floating-point operations a second: the best of ten."""
+    """Floating-point operations per second of the device in a large square matrix product: the best of ten."""
     size = size or (2048 if jax.default_backend() == "cpu" else 8192)
     x = jnp.ones((size, size), dtype)
     product = jax.jit(lambda x: x @ x)
@@ -113,7 +113,7 @@ def matmul_rate(dtype, size: int | None = None) -> float:
 
 
 def many_runs(rounds: int, rates: int, seeds: int, num_examples: int, batch_size: int) -> list[dict]:
-    """Learning rates × seeds of SimpleCNN in one program against one after another."""
+    """Compares learning rates × seeds of SimpleCNN in one program with one run after another."""
     task = random_task(jb.SimpleCNN(), num_examples)
     settings = np.tile(np.geomspace(0.001, 0.1, rates), seeds)
     numbers = np.repeat(np.arange(seeds), rates).tolist()
@@ -123,7 +123,7 @@ def many_runs(rounds: int, rates: int, seeds: int, num_examples: int, batch_size
         return optax.sgd(rate, MOMENTUM)
 
     def seconds(runs):
-        """Training alone, compiled: what the second epoch of two takes."""
+        """The time of compiled training alone: that of the second epoch of two."""
         twice = jb.steps(2 * duration.amount)
         *_, last = jb.sweep(task, make_optimizer, settings, numbers, batch_size=batch_size, duration=twice, runs=runs)
         return last["train_seconds"] * 1e3
@@ -133,7 +133,7 @@ def many_runs(rounds: int, rates: int, seeds: int, num_examples: int, batch_size
 
 
 def target(dataset: str, accuracy: float, batch_size: int, rate: float, max_epochs: int) -> list[dict]:
-    """SimpleCNN from the first step to a test accuracy, looked at after each epoch: training alone, compiling apart."""
+    """Times SimpleCNN from the first step to a test accuracy, checked after each epoch, without compilation."""
     task = jb.classification_task(jb.SimpleCNN(), jb.load_dataset(dataset))
     seconds = compiling = 0.0
     for record in jb.fit(task, jb.FitConfig(optax.sgd(rate, MOMENTUM), batch_size, jb.epochs(max_epochs))):
@@ -145,10 +145,10 @@ def target(dataset: str, accuracy: float, batch_size: int, rate: float, max_epoc
 
 
 def ladder(num_examples: int, sizes: tuple[int, ...], first_epochs: int, epochs_each: int) -> list[dict]:
-    """What a change of batch size costs beyond the work of its first epoch, the ladder compiled ahead.
+    """What a change of batch size costs beyond the work of its first epoch. Programs for all sizes are compiled ahead.
 
-    The first size lasts long enough for the others to be compiled meanwhile. ``ours_ms`` is the time from record to record
-    of the first epoch at a new size less the median of the others at that size; the peer is one step.
+    The first size lasts long enough to compile the programs of the others. ``ours_ms`` is the time from record to record of
+    the first epoch at a new size, minus the median of the other epochs at that size. The peer is one step.
     """
     task = random_task(jb.SimpleCNN(), num_examples)
     schedule = lambda epoch: sizes[max(0, 1 + (epoch - first_epochs) // epochs_each)]

@@ -1,11 +1,11 @@
-"""Memory of training steps on the device that is here: what its compiler says before, what the allocator counts after.
+"""Memory of training steps on this machine's device: the compiler's number before, and the allocator's count after.
 
     python scripts/device_memory.py --output memory.jsonl        every network at five batch sizes
     python scripts/device_memory.py --output memory.jsonl --quick
 
-A step is one update by SGD with momentum. Every size gets processes of its own: the first compiles into a cache folder, for
-the compiler tries kernels out and that takes memory too; the second reads the program from there, runs it, and looks at the
-allocator's highest mark. On a CPU, whose allocator keeps no count, only the compiler's numbers are written.
+A step is one update by SGD with momentum. Every size gets two processes of its own. The first compiles into a cache folder,
+because the compiler tries kernels and this takes memory too. The second reads the program from there, runs it, and reads the
+highest mark of the allocator. On a CPU, whose allocator keeps no count, only the compiler's numbers are written.
 """
 
 import argparse
@@ -26,11 +26,11 @@ SIZES = {
     "vgg19_bn": (128, 512, 1000, 2048, 4096),
     "resnet50": (8, 32, 64, 100, 128),
 }
-IN_BFLOAT16 = (1, 3)  # of a network's sizes, those measured in bfloat16 too
+IN_BFLOAT16 = (1, 3)  # indices of the sizes that are also measured in bfloat16
 
 
 def measure(model: str, batch_size: int, dtype: str) -> dict:
-    """One step of one network in this process."""
+    """Measures one step of one network in this process."""
     sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
     import jax
     import jax.numpy as jnp
@@ -66,7 +66,7 @@ def measure(model: str, batch_size: int, dtype: str) -> dict:
 
 
 def run_one(model: str, batch_size: int, dtype: str, cache: str) -> dict | None:
-    """Two processes: one that compiles, one that measures."""
+    """Runs two processes: one that compiles and one that measures."""
     environ = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     environ |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
     command = [sys.executable, __file__, "--one", model, str(batch_size), dtype]
@@ -106,7 +106,7 @@ def main() -> None:
                     with output.open("a") as file:
                         file.write(json.dumps(record) + "\n")
 
-    # A network a thread: their processes share the device, whose allocators count each for itself.
+    # One thread per network. Their processes share the device, but each has an allocator with its own count.
     with concurrent.futures.ThreadPoolExecutor(1 if flags.quick else len(wanted)) as pool:
         list(pool.map(all_sizes, wanted))
 

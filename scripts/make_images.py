@@ -1,8 +1,8 @@
-"""Writes a data set as compressed images in class folders: the form in which the ImageNet path takes its data.
+"""Writes a data set as compressed images in class folders, the form that the ImageNet study reads.
 
     python scripts/make_images.py --dataset digits --output /tmp/images/digits
 
-Images are enlarged to sizes that differ, as photographs' do, so that cropping and scaling have their work.
+Images are enlarged to different sizes, like those of photographs, so that cropping and scaling have an effect.
 """
 
 import dataclasses
@@ -19,17 +19,17 @@ class Config:
     """What to write, and where."""
 
     output: pathlib.Path
-    """A new folder, for train/<class>/*.jpeg and val/<class>/*.jpeg."""
+    """New folder to write train/<class>/*.jpeg and val/<class>/*.jpeg into."""
     dataset: str = "digits"
     """Data set, see the README."""
     data_dir: str | None = None
     """Folder with its official files. Default: JAXBATCH_DATA_DIR."""
     num_examples: int | None = None
-    """Only the first so many training images, and a fifth as many for validation."""
+    """Write only this many training images (the first ones), and a fifth as many for validation."""
     smallest: int = 48
-    """Pixels of the shortest side."""
+    """Smallest side of an image, in pixels."""
     largest: int = 96
-    """Pixels of the longest side."""
+    """Largest side of an image, in pixels."""
 
 
 def make_images(config: Config) -> int:

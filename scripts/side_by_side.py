@@ -1,4 +1,4 @@
-"""What the benchmarks share: contenders timed in the same rounds, records of them, the table."""
+"""What the benchmarks share: contenders that are timed in the same rounds, their records, and the table."""
 
 import importlib.metadata
 import math
@@ -19,7 +19,7 @@ from jaxbatch.results.report import print_table
 from jaxbatch.training.tasks import Task
 
 RATE, MOMENTUM = 0.02, 0.5
-IN_A_ROW = 5  # calls of one contender before the next: a step in a loop, its data still in the cache
+IN_A_ROW = 5  # calls of one contender before the next, so that its data are in the cache as in a loop
 
 Contenders = Mapping[str, Callable[[], Any]]
 
@@ -35,7 +35,7 @@ def random_task(model, num_examples: int, shape: tuple[int, ...] = (28, 28, 1)) 
 
 
 def start_peer(task: Task, params, model: str, batch_size: int, num_groups: int = 1, **settings) -> Peer | None:
-    """A PyTorch process with the same weights and data; None where PyTorch is missing."""
+    """A PyTorch process with the same weights and data; None if PyTorch is missing."""
     if not is_installed():
         return None
     images, labels = (np.asarray(leaf) for leaf in task.train_data)
@@ -45,14 +45,14 @@ def start_peer(task: Task, params, model: str, batch_size: int, num_groups: int 
     theirs = peer.set_up(model, weights, images, labels, batch_size=batch_size, num_groups=num_groups, **settings)
     result = jax.jit(task.loss_fn)(params, jax.tree.map(lambda leaf: leaf[:batch_size], task.train_data))
     losses = result if task.update_model_state is None else result[0]
-    # A faster wrong answer is no answer. Off the CPU both round the factors of a product.
+    # Times count only if the losses agree. On other devices than a CPU both sides round the factors of a product.
     exact = task.update_model_state is None and jax.default_backend() == "cpu"
     np.testing.assert_allclose(losses[:8], theirs, rtol=0.1 if settings["bfloat16"] else 1e-4 if exact else 1e-2)
     return peer
 
 
 def in_a_row(contenders: Contenders) -> Contenders:
-    """Each contender called several times in a row, each result waited for."""
+    """Contenders that call each given one several times in a row and wait for each result."""
 
     def repeat(function):
         for _ in range(IN_A_ROW):

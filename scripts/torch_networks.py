@@ -1,6 +1,6 @@
-"""The studies' networks in PyTorch, as its users write them, and our weights in their names.
+"""The studies' networks in PyTorch, as its users write them, and jaxbatch's weights under PyTorch's names.
 
-A network here lists its convolutions in the order in which ours makes them, so that weights carry over by position.
+A network here lists its convolutions in the order in which jaxbatch creates them, so that weights are matched by position.
 """
 
 import numpy as np
@@ -126,7 +126,7 @@ def build(name: str) -> nn.Module:
     return {network.__name__: network for network in (SimpleCNN, AlexNet, ResNet20, ResNet50, VGG19BN)}[name]()
 
 
-OURS = {  # the order in which our networks make their layers, where position alone does not say it
+OURS = {  # the order in which jaxbatch creates layers, for networks where position is not enough
     "SimpleCNN": [f"ConvMaxPool_{index}" for index in range(3)],
     "AlexNet": ["ConvMaxPool_0", "ConvMaxPool_1", "Conv_0", "Conv_1", "ConvMaxPool_2"],
 }

@@ -1,7 +1,7 @@
-"""A network in PyTorch as a process of its own: what jaxbatch is timed against.
+"""The peer: a network in PyTorch, in a process of its own, with which jaxbatch is compared.
 
-A process of its own, because that is how its users run it: PyTorch's threads and memory allocator do not meet
-JAX's. ``Peer`` starts it and sends it work over a pipe; started as a script this file is that process.
+It has a process of its own, because its users run it in this way: PyTorch's threads and memory allocator are separate from
+JAX's. ``Peer`` starts the process and sends it work over a pipe. If this file is started as a script, it is that process.
 """
 
 import copy
@@ -22,7 +22,7 @@ class Peer:
         self.process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def set_up(self, model: str, params: dict, images: np.ndarray, labels: np.ndarray, **settings) -> np.ndarray:
-        """Gives it a model with our weights, and data; the losses of the first examples come back."""
+        """Sends a model with jaxbatch's weights, and data; returns the losses of the first examples."""
         flat = {}
         _flatten("", params, flat)
         with tempfile.TemporaryDirectory() as folder:
@@ -31,7 +31,7 @@ class Peer:
             return np.array(self._ask({"setup": path, "model": model, **settings}))
 
     def run(self, kind: str, **arguments) -> None:
-        """``train``, ``retain_graph``, ``func`` or ``opacus`` of what was set up, or ``conv`` of given shapes."""
+        """Runs ``train``, ``retain_graph``, ``func`` or ``opacus`` with the model, or ``conv`` with given shapes."""
         self._ask({"run": kind, **arguments})
 
     def close(self) -> None:
@@ -54,7 +54,7 @@ def _flatten(prefix, tree, flat):
 
 
 def is_installed(package: str = "torch") -> bool:
-    """Whether a peer is there to be timed."""
+    """Whether the package of a peer is installed."""
     return importlib.util.find_spec(package) is not None
 
 
@@ -93,7 +93,7 @@ def serve() -> None:
     def opacus():
         from opacus import GradSampleModule
 
-        if "sampled" not in tensors:  # a copy: its hooks would slow the model down
+        if "sampled" not in tensors:  # a copy, because the hooks would slow the model down
             tensors["sampled"] = GradSampleModule(copy.deepcopy(model), loss_reduction="sum")
         sampled = tensors["sampled"]
         nn.functional.cross_entropy(sampled(images), labels, reduction="sum").backward()
@@ -112,7 +112,7 @@ def serve() -> None:
         pairs = [[strides] * 2, [padding] * 2, [1, 1]]
         return torch.ops.aten.convolution_backward(out, x, weight, None, *pairs, False, [0, 0], 1, wanted)
 
-    warnings.filterwarnings("ignore", "Full backward hook is firing")  # opacus, whose inputs need no gradient
+    warnings.filterwarnings("ignore", "Full backward hook is firing")  # from opacus, since inputs need no gradient
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     kinds, tensors = {"train": train, "retain_graph": retain_graph, "func": func, "opacus": opacus, "conv": conv}, {}
     for line in sys.stdin:

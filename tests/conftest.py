@@ -3,11 +3,13 @@
 import io
 import os
 import pathlib
+import subprocess
+import sys
 import tempfile
 
 # Compiling is most of the tests' time; the studies that they start as processes compile the same programs.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "jaxbatch-tests-compiled"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # thousands of small programs, each in several processes
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")  # the smallest are compiled sooner than written
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA:CPU logs long false alarms when it reads that cache
 
 import jaxtyping
@@ -27,14 +29,27 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
+QUICK_TO_COMPILE = "--xla_cpu_use_fusion_emitters=false"  # XLA:CPU's older code generator, twice as quick for small programs
+
+
 def pytest_configure(config):
     """The default tests compile without most optimizations, which is quicker; the slow ones compile as users do.
 
     ``JAX_DISABLE_MOST_OPTIMIZATIONS=0`` before the command makes the default tests do so too.
     """
     if config.option.markexpr == "not slow":
-        quick = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # for the processes that tests start
-        jax.config.update("jax_disable_most_optimizations", quick.lower() in ("1", "true", "yes", "on"))
+        quick = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1").lower() in ("1", "true", "yes", "on")  # for processes, too
+        jax.config.update("jax_disable_most_optimizations", quick)
+        flags = os.environ.get("XLA_FLAGS", "")
+        if quick and not hasattr(config, "workerinput") and "fusion_emitters" not in flags and knows(QUICK_TO_COMPILE):
+            os.environ["XLA_FLAGS"] = f"{flags} {QUICK_TO_COMPILE}".strip()  # workers and processes inherit it
+
+
+def knows(flag: str) -> bool:
+    """Whether this jaxlib has a flag; it ends a process that gives it another."""
+    return not subprocess.run(
+        [sys.executable, "-c", "import jax; jax.devices()"], env={**os.environ, "XLA_FLAGS": flag}, capture_output=True
+    ).returncode
 
 
 @pytest.fixture

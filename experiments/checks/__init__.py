@@ -1,1 +1,1 @@
-"""What the cross-check computes, the truths it is held against, and the bounds between them."""
+"""What the cross-check computes, the truths it is compared with, and the bounds on the differences."""

@@ -1,4 +1,4 @@
-"""One computation of the cross-check: how it is called, what it is held against, and how its bound comes about."""
+"""One computation of the cross-check: how it is called, what it is compared with, and how its bound is derived."""
 
 import math
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments.checks.truth import Rounding
 
-FACTOR = 4.0  # a bound is so many times the expected rounding: four standard deviations
+FACTOR = 4.0  # a bound is this many times the expected rounding: four standard deviations
 ROUNDING = {
     "float64": Rounding(2.0**-53, 2.0**-53),
     "float32": Rounding(2.0**-24, 2.0**-24),
@@ -24,16 +24,16 @@ class Case(NamedTuple):
 
     name: str
     size: str
-    number: int  # of what the figure draws the error against: the longest sum
+    number: int  # the size in the figure: the length of the longest sum
     make: Callable[[str], Callable[..., Any]]  # precision -> function of the inputs
     draw: Callable[[np.random.Generator], tuple]  # inputs: trees of float64 and integers
-    truth: Callable[..., Any]  # of the same inputs
-    bound: Callable[..., Any] | None = None  # (rounding, inputs, truth) -> bound; None: from ``number`` alone
+    truth: Callable[..., Any]  # function of the same inputs
+    bound: Callable[..., Any] | None = None  # (rounding, inputs, truth) -> bound; None: the bound follows from ``number``
     forms: tuple[str, ...] = FORMS
     precisions: tuple[str, ...] = tuple(ROUNDING)
     quick: bool = False
-    parameters_float32: bool = False  # in bfloat16 the inputs stay float32: the network rounds them itself
-    parts: tuple[str, ...] = ()  # entries of the output that are rows of their own, with bounds of their own
+    parameters_float32: bool = False  # inputs stay float32 even in bfloat16, since the network rounds them
+    parts: tuple[str, ...] = ()  # entries of the output that have their own rows and bounds
 
 
 def length_bound(rounding: Rounding, length: int, results: int = 2) -> float:
@@ -42,15 +42,16 @@ def length_bound(rounding: Rounding, length: int, results: int = 2) -> float:
 
 
 def moved_bound(run: Callable[..., Any], rounding: Rounding, truth: dict[str, Any]) -> dict[str, float]:
-    """How far rounding and kinks move each part of what a tape computes, relative to its size.
+    """How far rounding and kinks move each part of a tape's result, relative to the size of the part.
 
-    ``run(**tape)`` computes it on a tape with these settings. Rounding is scaled down to where no kink is met, and its effect
-    up again; the kinks' effect is that of taking them all one way and all the other.
+    ``run(**tape)`` computes the result on a tape with these settings. Rounding is made so small that it changes no branch at a
+    kink (see :mod:`experiments.checks.truth`), and its effect is scaled up again. The effect of kinks is the difference
+    between taking all of them one way and all of them the other way.
     """
     small = 2.0**-53 / rounding.stored
     tiny = Rounding(rounding.sums * small, rounding.stored * small)
     moved = [run(rounding=tiny, random=np.random.default_rng(n)) for n in range(2)]
-    # In float64 no branch is near enough to a kink to be taken otherwise.
+    # In float64 no value is so near a kink that the machine may take the other branch.
     sides = [truth, truth] if rounding.stored < 1e-12 else [run(rounding=rounding, side=side) for side in (1, -1)]
     return {
         part: FACTOR * max(apart(one[part], truth[part]) for one in moved) / small + apart(sides[0][part], sides[1][part], truth[part])

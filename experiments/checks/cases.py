@@ -1,8 +1,8 @@
 """Every computation of the cross-check.
 
-Functions call the library by its public names and run as one program; truths are NumPy, at most a
-:class:`experiments.checks.truth.Tape`. Inputs are drawn from a seed; what a machine is given is rounded to its precision
-first, and the truth is that of the rounded inputs.
+Functions call the library by its public names and run as one program. NumPy computes the truths, in part with a
+:class:`experiments.checks.truth.Tape`. Inputs are drawn from a seed and rounded to the precision of the computation; the
+truth is computed from the rounded inputs.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from experiments.checks.case import Case
 
 
 def all_cases() -> Iterator[Case]:
-    """In the order of the table."""
+    """Yields all cases, in the order of the table."""
     yield from layers.reductions()
     yield from layers.single_layers()
     yield from library.gradients()

@@ -1,4 +1,4 @@
-"""What a cross-check leaves for another machine: records, digests and numbers in one file, and the comparison with it."""
+"""The file that a cross-check saves for another machine (records, digests and numbers), and the comparison with it."""
 
 import errno
 import io
@@ -17,7 +17,7 @@ _FORMAT = 1
 
 
 class Pair(NamedTuple):
-    """One computation here and there."""
+    """The same computation here and on the other machine."""
 
     computation: str
     size: str
@@ -31,7 +31,7 @@ class Pair(NamedTuple):
 
 
 def save(path: pathlib.Path, outputs: Sequence[Output], machines: dict) -> None:
-    """Writes the file whole or not at all."""
+    """Writes the whole file, or nothing if this fails."""
     about = {"format": _FORMAT, "machines": machines, "records": [output.record for output in outputs]}
     file = io.BytesIO()
     np.savez_compressed(file, about=np.array(json.dumps(about)), **{f"output_{n}": one.kept for n, one in enumerate(outputs)})
@@ -41,7 +41,7 @@ def save(path: pathlib.Path, outputs: Sequence[Output], machines: dict) -> None:
 
 
 def check_save(path: pathlib.Path) -> None:
-    """Raises a ValueError where :func:`save` could not write: minutes of computing come before it."""
+    """Raises a ValueError if :func:`save` could not write here; called before minutes of computing."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         if path.is_dir():
@@ -53,11 +53,11 @@ def check_save(path: pathlib.Path) -> None:
 
 
 def load(path: pathlib.Path) -> tuple[list[Output], dict]:
-    """What :func:`save` has written.
+    """Reads a file that :func:`save` has written.
 
     Raises:
-        ValueError: not such a file.
-        FileNotFoundError: no file.
+        ValueError: the file was not written by :func:`save`.
+        FileNotFoundError: there is no file.
     """
     try:
         with open(path, "rb") as handle, np.load(handle) as file:
@@ -71,10 +71,10 @@ def load(path: pathlib.Path) -> tuple[list[Output], dict]:
 
 
 def load_others(path: pathlib.Path, seed: int) -> list[Output]:
-    """What another machine has saved, of the same inputs.
+    """Reads what another machine has saved for the same inputs.
 
     Raises:
-        ValueError: no such file, or one with other inputs.
+        ValueError: there is no such file, or it has other inputs.
     """
     others, _ = load(path)
     seeds = {output.record["seed"] for output in others}
@@ -84,7 +84,7 @@ def load_others(path: pathlib.Path, seed: int) -> list[Output]:
 
 
 def compare(outputs: Sequence[Output], others: Sequence[Output]) -> list[Pair]:
-    """Every computation that is in both, on every pair of backends."""
+    """Compares every computation that is in both, for every pair of backends."""
     there: dict[tuple, list[Output]] = {}
     for output in others:
         there.setdefault(_key(output), []).append(output)

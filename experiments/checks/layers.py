@@ -1,4 +1,4 @@
-"""Sums and single layers of the cross-check, forward and gradient, at the networks' shapes and at awkward ones."""
+"""Sums and single layers of the cross-check, forward and gradient, at the networks' shapes and at unusual ones."""
 
 import functools
 from collections.abc import Iterator
@@ -14,17 +14,17 @@ from jaxbatch import layers
 
 
 def total(x):
-    """A sum, by the platform."""
+    """A sum as the platform computes it."""
     return jnp.sum(x)
 
 
 def squares_after_product(rows):
-    """Wrong in its last row with jaxlib 0.10.2 on CPU (jax issue 39103)."""
+    """A sum of which jaxlib 0.10.2 on CPU computes the last row wrong (jax issue 39103)."""
     return jax.vmap(lambda row: jnp.sum((jnp.eye(3, dtype=rows.dtype) @ row) ** 2))(rows)
 
 
 def reductions() -> Iterator[Case]:
-    """Sums at awkward sizes, the known-bad one, many axes."""
+    """Sums: at unusual sizes, the one that is known to fail, and over many axes."""
     for size in (1, 7, 1023, 1025, 32_768, 32_769, 1_000_003):
         draw = lambda random, size=size: (random.normal(size=size),)
         yield Case("sum", f"{size:,}", size, lambda _: total, draw, np.sum, _sum_bound, quick=size in (7, 1025, 32_769))
@@ -42,7 +42,7 @@ def reductions() -> Iterator[Case]:
 
 
 def _sum_bound(rounding, inputs, truth):
-    # The sum may happen to be small: errors go by the size of the partial sums.
+    # The sum may be small by chance, so errors are relative to the size of the partial sums.
     expected = np.sqrt((inputs[0] ** 2).sum())
     return length_bound(rounding, inputs[0].size) * expected / max(abs(float(truth)), 1e-300)
 
@@ -101,19 +101,19 @@ def _conv_truth(strides, padding, turned, x, kernel, cotangent):
     return (found[0].transpose(3, 1, 2, 0), found[1].transpose(3, 1, 2, 0), found[2]) if turned else found
 
 
-CONVS = (  # layout, B, side, C, O, k, strides, padding: where it comes from
+CONVS = (  # layout, B, side, C, O, k, strides, padding; the comments name the network
     ("batch_minor", 16, 28, 1, 10, 5, 1, 0),  # SimpleCNN
     ("batch_minor", 16, 12, 10, 20, 5, 1, 0),
     ("batch_minor", 1, 4, 20, 40, 3, 1, 0),
     ("native", 3, 32, 3, 64, 11, 4, 5),  # AlexNet
     ("native", 4, 4, 64, 96, 5, 1, 2),  # kernel larger than the image
-    ("native", 17, 2, 33, 65, 3, 1, 1),  # the same, 16 examples and more
+    ("native", 17, 2, 33, 65, 3, 1, 1),  # the same, with 16 examples or more
     ("native", 4, 32, 16, 16, 3, 1, 1),  # ResNet-20
     ("native", 1, 32, 16, 32, 3, 2, 1),
     ("native", 5, 16, 16, 32, 1, 2, 0),
     ("native", 2, 32, 3, 64, 7, 2, 3),  # ResNet-50
     ("native", 2, 2, 512, 512, 3, 1, 1),  # VGG19_BN
-    ("native", 3, 17, 31, 33, 3, 1, 1),  # powers of two and one more or less
+    ("native", 3, 17, 31, 33, 3, 1, 1),  # powers of two, plus or minus one
     ("native", 129, 5, 7, 9, 3, 1, 1),
 )
 
@@ -141,7 +141,7 @@ def single_layers() -> Iterator[Case]:
     for layout, shape in (("native", (3, 8, 8, 5)), ("native", (1, 7, 7, 33)), ("batch_minor", (10, 24, 24, 4))):
 
         def draw(random, shape=shape):
-            # Within a window all differ and bfloat16 holds them: the largest is the largest in every precision.
+            # All values of a window differ and are exact in bfloat16, so the largest is the same in every precision.
             place = (np.arange(shape[1])[:, None] % 2 * 2 + np.arange(shape[2])[None] % 2)[None, :, :, None]
             x = 4.0 * random.integers(-32, 32, shape) + place
             return x, random.integers(-64, 64, (shape[0], shape[1] // 2, shape[2] // 2, shape[3])).astype(float)
@@ -171,5 +171,5 @@ def _pool_whole_windows(tape, x):
     def back():
         x.gradient[:, :rows, :columns] += kept.gradient
 
-    tape._steps.insert(0, back)  # the last to be walked back
+    tape._steps.insert(0, back)  # the last step of the way back
     return out

@@ -1,4 +1,4 @@
-"""The library's gradients on a smooth network of bare functions, updates, random bits, steps on several devices."""
+"""The library's gradients on a smooth network of plain functions, updates, random bits, steps on several devices."""
 
 import functools
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from jaxbatch.training.epochs import compile_task_epoch
 
 
 def smooth_loss(params, batch):
-    """Two layers and tanh: no kinks, so the bound is that of rounding alone."""
+    """Two layers and tanh. It has no kinks, so the bound follows from rounding alone."""
     x, y = batch
     return ((jnp.tanh(x @ params["in"]) @ params["out"] - y) ** 2).sum(-1)
 
@@ -79,7 +79,7 @@ def gradients() -> Iterator[Case]:
     }
     bound = lambda rounding, *_: length_bound(rounding, 24 + 9, 12)  # two sums forward, two backward, each through a product
     for name, (kind, truth) in rows.items():
-        forms = ("eager", "jit", "scan") if kind != "accumulated" else ("eager",)  # it loops in Python by itself
+        forms = ("eager", "jit", "scan") if kind != "accumulated" else ("eager",)  # it already loops in Python
         yield Case(name, "24 examples", 24, lambda _, kind=kind: _gradient(kind), _smooth_inputs, truth, bound, forms, LIBRARY, True)
 
 
@@ -164,12 +164,12 @@ def _shared_truth(batch_size, params, batch):
 
 
 def several_devices() -> Iterator[Case]:
-    """Two steps on several devices, against one by hand."""
+    """Two steps on several devices, compared with one computed by hand."""
     platform = jax.default_backend()
     counts = [count for count in (2, 4, 8) if count <= jax.device_count()]
     bound = lambda rounding, *_: length_bound(rounding, 24 + 9, 16)
     for count in counts:
-        for size in (8, 11):  # 11 is filled up with a mask
+        for size in (8, 11):  # 11 examples are filled up, with a mask
             for method in ("jit", "pmap"):
                 make = lambda _, a=(size, count, method, platform): _shared_train(*a)
                 yield Case(f"steps on several devices, {method}", f"{size} examples, {count} devices", 24, make,

@@ -1,4 +1,4 @@
-"""Runs the cross-check's computations on one backend and holds each against its truth."""
+"""Runs the cross-check's computations on one backend and compares each with its truth."""
 
 import contextlib
 import functools
@@ -15,20 +15,20 @@ from experiments.checks.case import FORMS, ROUNDING, Case, apart, length_bound
 from jaxbatch.results.records import Record
 
 TF32 = 2.0**-11  # unit roundoff of factors, where a platform rounds float32 to TF32 before it multiplies
-LONGEST_KEPT = 65_536  # numbers of an output that a saved file holds; of longer ones an even sample
+LONGEST_KEPT = 65_536  # most numbers that a file keeps of an output; longer outputs are sampled evenly
 
 
 class Output(NamedTuple):
-    """What one computation gave: its record, and its numbers for a saved file."""
+    """The result of one computation: its record, and its numbers for a saved file."""
 
     record: Record
     kept: np.ndarray
 
 
 def run_cases(cases: Iterable[Case], precisions: Sequence[str], seed: int) -> Iterator[Output]:
-    """Every case in every precision and form it has, on the default backend.
+    """Runs every case in all its precisions and forms, on the default backend.
 
-    Inputs are a function of the seed, the case's name and its size, so that cases may come and go.
+    Inputs are a function of the seed, the case's name and its size, so that cases may be added or removed.
     """
     for case in cases:
         for precision in precisions:
@@ -40,7 +40,7 @@ def run_cases(cases: Iterable[Case], precisions: Sequence[str], seed: int) -> It
 def _run_case(case: Case, precision: str, seed: int) -> Iterator[Output]:
     kind = "float32" if precision == "default" or (case.parameters_float32 and precision == "bfloat16") else precision
     function, rounding = case.make(precision), ROUNDING[precision]
-    # All forms in float32; the others differ in the arithmetic, not in how programs are built around it.
+    # Only float32 runs in all forms: other precisions change the arithmetic, not how programs are built.
     forms = case.forms if precision == "float32" or len(case.precisions) == 1 else case.forms[-1:] if "jit" not in case.forms else ("jit",)
     key = hashlib.sha256(f"{case.name} {case.size}".encode()).digest()[:8]
     draws = [case.draw(np.random.default_rng([seed, n, *key])) for n in range(2 if {"scan", "vmap"} & set(forms) else 1)]
@@ -54,7 +54,7 @@ def _run_case(case: Case, precision: str, seed: int) -> Iterator[Output]:
         with jax.default_matmul_precision(matmul) if matmul else contextlib.nullcontext():
             try:
                 outs, failure = _run(function, form, given), ""
-            except Exception as error:  # a backend that cannot compute it disagrees; the others go on
+            except Exception as error:  # the backend cannot compute it: this counts as wrong, and the other cases run
                 outs, failure = None, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         place = {"size": case.size, "number": case.number, "form": form, "precision": precision}
         place |= {"backend": jax.default_backend(), "seed": seed, "failure": failure}
@@ -71,9 +71,9 @@ def _run_case(case: Case, precision: str, seed: int) -> Iterator[Output]:
 
 
 def _hold(place: Record, pairs: Sequence[tuple], bounds: Sequence[float], kind: str, any_product: bool) -> Output:
-    """Outputs against truths. ``any_product``: multiplication may be the platform's, which is told apart from wrong."""
+    """Compares outputs with truths. If ``any_product``, the platform's own multiplication is not counted as wrong."""
     errors = [_error(*pair) for pair in pairs]
-    # Written so that NaN never passes.
+    # This form of the comparison never lets NaN pass.
     passed = all(error <= bound for error, bound in zip(errors, bounds, strict=False))
     passed = passed and all(_types_hold(out, kind) for out, _ in pairs)
     loose = 1 + 4 * TF32 / ROUNDING[kind].stored
@@ -92,7 +92,7 @@ def _hold(place: Record, pairs: Sequence[tuple], bounds: Sequence[float], kind: 
 
 
 def _as_given(leaf: np.ndarray, kind: str):
-    """As the machine is given it: floats in its precision, integers as they are."""
+    """An input as the machine gets it: floats in the precision, integers unchanged."""
     return jnp.asarray(leaf, kind) if np.issubdtype(np.asarray(leaf).dtype, np.floating) else jnp.asarray(leaf)
 
 
@@ -104,7 +104,7 @@ def _as_exact(leaf) -> np.ndarray:
     )
 
 
-_known_bounds: dict[tuple, Any] = {}  # of networks they take longer than the truth; "default" has those of float32
+_known_bounds: dict[tuple, Any] = {}  # for networks, bounds take longer than the truth; "default" uses those of float32
 
 
 def _bound(case: Case, draw: tuple, rounding, inputs, truth) -> Any:
@@ -128,19 +128,19 @@ def _compiled(function, form: str):
 
 
 def _run(function, form: str, given: Sequence[tuple]) -> list[Any]:
-    """The outputs for the first draw, or for both where the form takes several at once."""
+    """The outputs for the first draw of inputs, or for both draws if the form takes several at once."""
     if form not in FORMS:
         raise ValueError(f"form={form!r} must be one of {', '.join(FORMS)}.")
     program = _compiled(function, form)
     if form in ("eager", "jit"):
-        return [jax.device_get(program(*jax.tree.map(lambda leaf: leaf + 0, given[0])))]  # a copy: what is given may be used up
+        return [jax.device_get(program(*jax.tree.map(lambda leaf: leaf + 0, given[0])))]  # a copy: inputs may be reused
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *given)
     both = jax.device_get(program(*stacked))
     return [jax.tree.map(lambda leaf, n=n: leaf[n], both) for n in range(len(given))]
 
 
 def _error(out: Any, truth: Any) -> float:
-    """The largest relative error of the outputs; of parameters and gradients, over all leaves together."""
+    """The largest relative error of the outputs; for parameters and gradients, the error of all leaves together."""
     wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), out)
     if isinstance(truth, dict):
         return apart(wide, truth)
@@ -149,13 +149,13 @@ def _error(out: Any, truth: Any) -> float:
 
 
 def _types_hold(out: Any, kind: str) -> bool:
-    """Whether floating outputs have the precision that was promised, parameters of networks included."""
+    """Whether floating-point outputs, including networks' parameters, have the promised precision."""
     kinds = {str(leaf.dtype) for leaf in jax.tree.leaves(out) if not np.issubdtype(leaf.dtype, np.integer)}
     return kinds <= ({kind, "float32"} if kind == "bfloat16" else {kind})
 
 
 def _first_apart(out: Any, truth: Any, bound: float) -> str:
-    """The first element that is further off than the bound allows, as leaf and index."""
+    """The first element whose error is above the bound, as leaf and index."""
     for (path, leaf), exact in zip(jax.tree_util.tree_leaves_with_path(out), jax.tree.leaves(truth), strict=True):
         leaf, exact = np.atleast_1d(np.asarray(leaf, np.float64)), np.atleast_1d(np.asarray(exact, np.float64))
         size = np.sqrt(np.mean(exact**2))

@@ -1,14 +1,14 @@
-r"""What the networks compute, in float64 on the host, by NumPy alone: the other side of the cross-check.
+r"""What the networks compute, in float64 on the host, by NumPy alone: the truth of the cross-check.
 
-A :class:`Tape` records layers going forward and walks them back. It shares no code and no compiler with the library.
-Beside the truth it says how far from it a sound machine may come:
+A :class:`Tape` records layers in the forward pass and goes through them backwards for gradients. It shares no code and no
+compiler with the library. Beside the truth it computes how far from the truth a correct machine may be:
 
 * *Rounding.* A sum of n terms with independent roundings of unit roundoff u is off by about :math:`\sqrt n\,u` of its size
   (Higham and Mary, `A New Approach to Probabilistic Rounding Error Analysis
   <https://doi.org/10.1137/18M1226312>`_, 2019). A tape with ``rounding`` adds noise of that size to every sum, forward and
-  backward; how far the result moves is what rounding does to it, conditioning of the network and all.
-* *Kinks.* Where a ReLU's input or the lead of a maximum is smaller than the rounding before it, the machine may take the
-  other branch. A tape with ``side`` 1 or -1 takes all such branches one way or the other.
+  backward; how far the result moves is the effect of rounding, which includes the conditioning of the network.
+* *Kinks.* If a ReLU's input, or the distance of a maximum from the next value, is smaller than the rounding before it, the
+  machine may take the other branch. A tape with ``side`` 1 or -1 takes all such branches one way or the other.
 
 Axes: B examples, H × W pixels, C channels, O output channels, k kernel width.
 """
@@ -20,17 +20,17 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int
 
-_MARGIN = 4.0  # times the rounding so far: what counts as near a kink
+_MARGIN = 4.0  # a value below this many times the rounding so far is near a kink
 
 
 class Rounding(NamedTuple):
-    """A precision as a machine has it: sums are kept in one type, results stored in another."""
+    """A precision on a machine: sums are kept in one type, results are stored in another."""
 
     sums: float  # unit roundoff of additions
-    stored: float  # unit roundoff of what is written down, products' factors included
+    stored: float  # unit roundoff of stored values, including factors of products
 
     def of(self, length: int) -> float:
-        """Relative size of the error of a sum of ``length`` terms, written down."""
+        """Relative size of the error of a sum of ``length`` terms after it is stored."""
         return math.sqrt(length) * self.sums + self.stored
 
 
@@ -42,24 +42,24 @@ class Var:
 
     @property
     def margin(self) -> float:
-        """What counts as near zero."""
+        """Values smaller than this count as near zero."""
         return _MARGIN * self.rounding * float(np.sqrt(np.mean(self.value**2)))
 
 
 class Tape:
-    """Layers recorded forward, walked back by :meth:`backward`."""
+    """Records layers in the forward pass; :meth:`backward` goes through them backwards."""
 
     def __init__(self, rounding: Rounding = Rounding(0.0, 0.0), random: np.random.Generator | None = None, side: int = 0):
         self.rounding, self._random, self._side = rounding, random, side
         self._steps: list[Callable[[], None]] = []
 
     def constant(self, value: np.ndarray) -> Var:
-        """An input or a parameter, as it is written down."""
+        """An input or a parameter, as it is stored."""
         value = np.asarray(value, np.float64)
         return Var(self._off(value, 0), self.rounding.stored)
 
     def backward(self, out: Var, cotangent: np.ndarray) -> None:
-        """Adds to ``gradient`` of everything that ``out`` was made of."""
+        """Adds to the ``gradient`` of everything from which ``out`` was computed."""
         out.gradient = out.gradient + cotangent
         for step in reversed(self._steps):
             step()
@@ -99,7 +99,7 @@ class Tape:
         return self._record(out, back)
 
     def add_bias(self, x: Var, bias: Var) -> Var:
-        """A number for each channel."""
+        """Adds a number to each channel."""
         out = self._result(x.value + bias.value, 1, x, bias)
 
         def back():
@@ -110,7 +110,7 @@ class Tape:
         return self._record(out, back)
 
     def add(self, x: Var, y: Var) -> Var:
-        """A shortcut."""
+        """Adds two values, as a shortcut does."""
         out = self._result(x.value + y.value, 1, x, y)
 
         def back():
@@ -120,7 +120,7 @@ class Tape:
         return self._record(out, back)
 
     def relu(self, x: Var) -> Var:
-        """max(x, 0); the gradient passes where x is above zero, or above what ``side`` makes of it."""
+        """max(x, 0); the gradient passes where x is above zero (near zero, ``side`` decides)."""
         out = Var(np.maximum(x.value, 0), x.rounding)
         passes = x.value > -self._side * x.margin
 
@@ -130,7 +130,7 @@ class Tape:
         return self._record(out, back)
 
     def max_pool(self, x: Var, window: int, strides: int | None = None, padding: int = 0) -> Var:
-        """The gradient goes to the first of the largest; ``side`` -1 or 1 takes the first or last of those near it."""
+        """The gradient goes to the first of the largest values; ``side`` -1 or 1 takes the first or last of those near it."""
         strides = strides or window
         padded = np.pad(x.value, ((0, 0), (padding, padding), (padding, padding), (0, 0)), constant_values=-np.inf)
         windows = np.lib.stride_tricks.sliding_window_view(padded, (window, window), (1, 2))[:, ::strides, ::strides]
@@ -149,7 +149,7 @@ class Tape:
         return self._record(out, back)
 
     def batch_norm(self, x: Var, scale: Var, bias: Var, epsilon: float = 1e-5) -> Var:
-        """By the batch's own mean and biased variance."""
+        """Normalises by the batch's own mean and biased variance."""
         axes, count = (0, 1, 2), x.value.size // x.value.shape[3]
         mean, variance = x.value.mean(axes), x.value.var(axes)
         inverse = 1 / np.sqrt(variance + epsilon)

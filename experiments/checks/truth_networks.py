@@ -48,7 +48,7 @@ def _alexnet(tape: Tape, take, x: Var) -> Var:
 
 
 class _Units:
-    """Convolutions with batch normalisation, taken one after another in the order in which ours makes them."""
+    """Convolutions with batch normalisation, in the order in which jaxbatch's networks create them."""
 
     def __init__(self, tape: Tape, take, with_bias: bool = False):
         self._tape, self._take, self._with_bias, self._next = tape, take, with_bias, 0

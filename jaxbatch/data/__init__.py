@@ -1,9 +1,9 @@
-"""A named data set becomes arrays: ``load_dataset("digits")``.
+"""Loads a data set by name, as arrays: ``load_dataset("digits")``.
 
-Where the arrays come from, first that has them: the embedded digits; the official files under
-``data_dir`` or ``JAXBATCH_DATA_DIR``; a folder prepared by TensorFlow Datasets there; a download. Decoded
-arrays are kept in the user's cache folder (``XDG_CACHE_HOME`` or ``~/.cache``), keyed by the files'
-paths, sizes and times, so a file that changes is read and verified anew.
+The arrays come from the first source that has them: the embedded digits; the official files under ``data_dir`` or
+``JAXBATCH_DATA_DIR``; a folder there that TensorFlow Datasets (TFDS) has prepared; a download. Decoded arrays are kept in the
+user's cache folder (``XDG_CACHE_HOME`` or ``~/.cache``). The cache key holds the files' paths, sizes and times, so that a
+changed file is read and verified again.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from jaxtyping import Int32, UInt8
 from jaxbatch.data import digits, official, prepared
 from jaxbatch.paths import cache_folder, local_path
 
-_FORMAT = 1  # raise when decoding changes, so that old caches are not believed
+_FORMAT = 1  # raise this number when decoding changes, so that old caches are not used
 
 
 class Dataset(NamedTuple):
@@ -65,10 +65,10 @@ def load_dataset(name: str, *, data_dir: str | os.PathLike | None = None) -> Dat
         A :class:`Dataset` of ``uint8`` images and ``int32`` labels.
 
     Raises:
-        ValueError: unknown name; a file that is incomplete, truncated or has a wrong checksum.
+        ValueError: the name is unknown, or a file is incomplete, truncated or has a wrong checksum.
         FileNotFoundError: ``data_dir`` does not exist.
-        ConnectionError: nothing local, and no network.
-        ImportError: a prepared folder that needs TensorFlow, which is not installed.
+        ConnectionError: there are no local files, and no network.
+        ImportError: a prepared folder needs TensorFlow, which is not installed.
 
     Example:
         >>> dataset = load_dataset("digits")
@@ -88,7 +88,7 @@ def load_dataset(name: str, *, data_dir: str | os.PathLike | None = None) -> Dat
 
 
 def pad_images(dataset: Dataset, side: int) -> Dataset:
-    """A data set whose images are at least ``side`` pixels each way: smaller ones get a border of zeros, evenly around.
+    """Pads images to at least ``side`` pixels each way, with a border of zeros that is the same on all sides to within a pixel.
 
     Example:
         >>> pad_images(load_dataset("digits"), 32).test_images.shape
@@ -116,7 +116,7 @@ def _load_files(name: str, data_dir: str | os.PathLike | None) -> official.Array
             raise FileNotFoundError(f"{source}={str(given)!r} is no folder. Name the folder that holds the files.")
     else:
         folders = [] if cache is None else [cache / "official"]
-        with contextlib.suppress(RuntimeError):  # no home, and so none of TensorFlow Datasets' folder in it
+        with contextlib.suppress(RuntimeError):  # without a home there is no folder of TensorFlow Datasets in it
             folders.append(pathlib.Path("~/tensorflow_datasets").expanduser())
     for folder in folders:
         paths = official.find_files(name, folder)
@@ -132,7 +132,7 @@ def _load_files(name: str, data_dir: str | os.PathLike | None) -> official.Array
 
 
 def _cached(name: str, sources: list[pathlib.Path], read: Callable[[], official.Arrays]) -> official.Arrays:
-    """``read()``, or its result kept from an earlier call with the same source files."""
+    """Returns ``read()``, or its cached result from an earlier call with the same source files."""
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in sources]
     key = hashlib.sha256(repr((_FORMAT, name, stats)).encode()).hexdigest()[:16]
     cache = cache_folder()
@@ -143,7 +143,7 @@ def _cached(name: str, sources: list[pathlib.Path], read: Callable[[], official.
         with open(path, "rb") as file, np.load(file) as kept:
             return tuple(kept[f"arr_{i}"] for i in range(4))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        pass  # not there, or cut short by a kill: decode again
+        pass  # the file is missing, or incomplete because a run was killed: decode again
     arrays = read()
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:

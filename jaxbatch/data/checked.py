@@ -1,19 +1,19 @@
-"""A data set that a user has made, looked at before anything is trained on it: what would train, and wrongly."""
+"""Checks a user's data set before training, to find errors with which training would run but give wrong results."""
 
 import numpy as np
 
 from jaxbatch.data import Dataset
 
-_SCALED = 2.0  # images of a floating type are taken as scaled to [0, 1]; some sharpening goes a little beyond
+_SCALED = 2.0  # floating-point images must be scaled to [0, 1]; some sharpening goes a little beyond
 
 
 def check_dataset(dataset: Dataset) -> None:
-    """Makes sure of shapes, types and ranges of images and labels.
+    """Checks the shapes, types and ranges of images and labels.
 
     Raises:
-        ValueError: images that are not ``(N, H, W, C)``, are of a floating type and not scaled, or hold what is not finite;
-            labels that are not whole numbers ``(N,)`` from 0 to ``num_classes - 1``; another number of labels than of images;
-            ``mean`` and ``std`` that are not one number for each channel.
+        ValueError: images are not ``(N, H, W, C)``, are floating-point and not scaled, or hold values that are not finite;
+            labels are not whole numbers ``(N,)`` from 0 to ``num_classes - 1``; the numbers of labels and images differ;
+            ``mean`` or ``std`` is not one number for each channel.
 
     Example:
         >>> from jaxbatch import load_dataset

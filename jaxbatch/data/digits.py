@@ -6,10 +6,9 @@ import numpy as np
 def load_digits() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """scikit-learn's 8 × 8 digits, enlarged to 28 × 28 and split into train and test.
 
-    Enlargement: every pixel becomes a block of 3 × 3 (24 × 24), with a border of 2 zeros around it. Grey
-    levels 0..16 become ``round(255 / 16 * level)``. No interpolation, so the original can be read back.
-    Split: within each class every fifth example, in the original order, is a test example. Nothing here
-    is random.
+    Every pixel becomes a block of 3 × 3, which gives 24 × 24 pixels, and the image gets a border of 2 zeros. Grey levels
+    0..16 become ``round(255 / 16 * level)``. There is no interpolation, so the original can be read back. Within each class
+    every fifth example, in the original order, is a test example. Nothing here is random.
 
     Returns:
         ``uint8`` images ``(N, 28, 28, 1)`` and ``int32`` labels ``(N,)``: 1,442 train images, their

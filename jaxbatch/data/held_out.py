@@ -1,4 +1,4 @@
-"""A validation part of the training set: what rates and sizes are chosen on, so that the test set stays unseen."""
+"""Splits a validation part off the training set, to choose rates and sizes on, so that no choice sees the test set."""
 
 import numpy as np
 
@@ -6,24 +6,24 @@ from jaxbatch.data import Dataset
 
 
 def hold_out(dataset: Dataset, num_examples: int | None = None, *, seed: int = 0) -> Dataset:
-    """The data set to choose on: a part of the training set stands where the test set was, the rest is trained on.
+    """A data set for making choices: a part of the training set replaces the test set, and the rest is for training.
 
-    What comes back does not hold the test set, so that no choice can look at it. A choice made, the model is trained,
-    or tested once, on ``dataset`` itself.
+    The result does not hold the test set, so that no choice can use it. After the choice, train the model, or test it once,
+    on ``dataset`` itself.
 
     The part is drawn without replacement, and each class has its share in it to within one example. Both parts keep the
     order of the training set.
 
     Args:
         dataset: from :func:`jaxbatch.load_dataset`, N training examples.
-        num_examples: V, of the validation part. ``None``: a sixth of N, which is 10,000 of MNIST's 60,000.
-        seed: of the draw; the parts are a pure function of ``dataset`` and ``seed``.
+        num_examples: V, the size of the validation part. ``None``: a sixth of N, which is 10,000 of MNIST's 60,000.
+        seed: the seed of the draw; the parts are a pure function of ``dataset``, ``num_examples`` and ``seed``.
 
     Returns:
         A :class:`jaxbatch.Dataset` with N − V training examples and, as its test arrays, the V validation examples.
 
     Raises:
-        ValueError: a part below 1 example or one that leaves none to train on; a negative seed.
+        ValueError: the part is below 1 example or leaves none to train on, or the seed is negative.
 
     Example:
         >>> from jaxbatch import load_dataset

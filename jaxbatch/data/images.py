@@ -1,7 +1,8 @@
-"""Data sets of photographs that no memory holds: compressed images at random access, decoded and cropped one by one.
+"""Data sets of photographs too large for memory: compressed images, read in any order, decoded and cropped one by one.
 
-Where they come from, first that has them: a folder prepared by TensorFlow Datasets as array_record, read without
-TensorFlow; a folder of class folders. Nothing here needs a device, so that worker processes can do it.
+The images come from the first source that has them: a folder that TensorFlow Datasets (TFDS) has prepared as array_record
+(read without TensorFlow); a folder with one folder for each class. Nothing here needs a device, so that worker processes can
+use it.
 
 Axes: S × S pixels of a crop.
 """
@@ -20,18 +21,18 @@ from jaxbatch.data import prepared
 from jaxbatch.paths import local_path
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SPLITS = {"train": ("train",), "test": ("validation", "val", "test")}  # as they are called where they come from
+SPLITS = {"train": ("train",), "test": ("validation", "val", "test")}  # the names that the sources use
 _SUFFIXES = (".jpeg", ".jpg", ".png")
 
 
 class ImageFiles(NamedTuple):
-    """Compressed images of a folder of class folders; classes in alphabetical order."""
+    """Compressed images in one folder for each class; the classes are in alphabetical order."""
 
     paths: tuple[str, ...]
     labels: tuple[int, ...]
 
     def read(self, index: int) -> tuple[bytes, int]:
-        """Image ``index`` as it lies on disk, and its label."""
+        """The bytes of image ``index`` as on disk, and its label."""
         return pathlib.Path(self.paths[index]).read_bytes(), self.labels[index]
 
     def name_of(self, index: int) -> str:
@@ -40,13 +41,13 @@ class ImageFiles(NamedTuple):
 
 
 class PreparedImages(NamedTuple):
-    """Compressed images of one split of a folder that TFDS has prepared; a process opens it when it first reads."""
+    """Compressed images of one split of a folder that TFDS has prepared; a process opens the folder at its first read."""
 
     folder: str
     split: str
 
     def read(self, index: int) -> tuple[bytes, int]:
-        """Image ``index`` as it was prepared, and its label."""
+        """The bytes of image ``index`` as TFDS stored them, and its label."""
         example = _open_split(self.folder, self.split)[index]
         return example["image"], int(example["label"])
 
@@ -56,7 +57,7 @@ class PreparedImages(NamedTuple):
 
 
 class ImageDataset(NamedTuple):
-    """Where the images of a data set lie; what :class:`jaxbatch.Dataset` is for data sets that fit into memory."""
+    """The places of a data set's images. For data sets that fit into memory there is :class:`jaxbatch.Dataset`."""
 
     name: str
     train: ImageFiles | PreparedImages
@@ -69,18 +70,18 @@ class ImageDataset(NamedTuple):
 
 
 def open_images(name: str = "imagenet2012", *, data_dir: str | os.PathLike | None = None) -> ImageDataset:
-    """Opens a data set of compressed images by name; nothing is read but its index.
+    """Opens a data set of compressed images by name; it reads only the index.
 
     Args:
         name: ``imagenet2012``, or any folder of the same form under ``data_dir``: prepared by TFDS as array_record with
-            the features ``image`` and ``label``, or ``train/<class>/*.jpeg`` and ``val/<class>/*.jpeg``. ImageNet itself
-            is given out to those who sign for it; nobody may download it for them.
+            the features ``image`` and ``label``, or ``train/<class>/*.jpeg`` and ``val/<class>/*.jpeg``. ImageNet is only given
+            to people who sign its terms, so it is never downloaded here.
         data_dir: the folder that holds ``name``. Default: the environment variable ``JAXBATCH_DATA_DIR``, else
             ``~/tensorflow_datasets``.
 
     Raises:
-        FileNotFoundError: there is no such folder; the message says what is looked for.
-        ValueError: a folder without images, splits with different classes, a folder that TFDS cannot read.
+        FileNotFoundError: there is no such folder; the message says which folders would do.
+        ValueError: the folder has no images, its splits have different classes, or TFDS cannot read it.
     """
     source = "data_dir" if data_dir else "JAXBATCH_DATA_DIR"
     root = local_path(data_dir or os.environ.get("JAXBATCH_DATA_DIR") or "~/tensorflow_datasets", source)
@@ -136,17 +137,17 @@ def _open_prepared(name: str, folder: pathlib.Path) -> ImageDataset:
 
 @functools.cache
 def _open_split(folder: str, split: str) -> Any:
-    import tensorflow_datasets as tfds  # here, for it costs seconds
+    import tensorflow_datasets as tfds  # here, because it takes seconds
 
     builder = prepared.open_builder(pathlib.Path(folder))
     return builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
 
 
 def random_crop(blob: bytes, size: int, random: np.random.Generator) -> UInt8[np.ndarray, "S S 3"]:
-    """A random part of an image, scaled to ``size`` pixels each way, mirrored half of the time.
+    """A random part of an image, scaled to ``size`` pixels each way and mirrored half of the time.
 
-    The part has 8 to 100% of the area and a ratio of 3:4 to 4:3, both drawn anew until the part lies within the image;
-    after ten failures it is the largest part in the middle with a ratio in that range.
+    The part has 8 to 100% of the area and an aspect ratio of 3:4 to 4:3. Both are drawn again until the part fits into the
+    image. After ten failures the part is the largest one in the middle whose ratio lies in that range.
 
     References:
         Szegedy et al., `Going Deeper with Convolutions <https://arxiv.org/abs/1409.4842>`_, 2014, section 6.
@@ -186,7 +187,7 @@ def _scaled(image, box: tuple[float, ...], size: int) -> UInt8[np.ndarray, "S S 
     from PIL import Image
 
     width, height = image.size
-    # A JPEG can be decoded at a half, a quarter or an eighth of its size for much less: no smaller than is needed.
+    # Decoding a JPEG at 1/2, 1/4 or 1/8 of its size is much cheaper; draft takes the smallest that is large enough.
     image.draft("RGB", (math.ceil(width * size / (box[2] - box[0])), math.ceil(height * size / (box[3] - box[1]))))
     across, down = image.size[0] / width, image.size[1] / height
     box = (box[0] * across, box[1] * down, min(box[2] * across, image.size[0]), min(box[3] * down, image.size[1]))

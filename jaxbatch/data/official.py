@@ -1,8 +1,8 @@
-"""The data sets' official files: where they lie, whether they are whole, what is in them.
+"""Finds, verifies and decodes the data sets' official files.
 
-MNIST and its kin come as IDX files (plain or gzipped), CIFAR as a "binary" and a "python" version, each
-as a folder or as the archive it came in. A file is believed only after its length and its checksum
-agree with the published ones, so a broken download ends here and not as an odd accuracy.
+MNIST, Fashion-MNIST and KMNIST come as IDX files (plain or gzipped). CIFAR comes in a "binary" and a "python" version, each
+as a folder or as its original archive. A file is used only if its length and checksum agree with the published ones. So a
+broken download gives an error here, and not a strange accuracy later.
 """
 
 import gzip
@@ -33,7 +33,7 @@ def find_files(name: str, data_dir: pathlib.Path) -> list[pathlib.Path] | None:
     """The official files (or the one archive) of data set ``name`` under ``data_dir``, or None.
 
     Raises:
-        ValueError: some of a set's files are there and others are missing.
+        ValueError: some of the data set's files are there and others are missing.
     """
     folders = [data_dir / folder for folder in FOLDERS[name]] + [data_dir]
     if name in IDX_GZ:
@@ -109,12 +109,12 @@ def _read_idx_set(name: str, paths: list[pathlib.Path]) -> Arrays:
 
 
 def verify(blob: bytes, facts: FileFacts, label: str) -> None:
-    """Holds a file's bytes against the published length and digest; ``label`` names it in the error."""
+    """Compares a file's bytes with the published length and digest; ``label`` names the file in the error."""
     if facts.length is not None and len(blob) != facts.length:
         state = "truncated" if len(blob) < facts.length else "too long"
         raise ValueError(f"{label}: {state}, {len(blob):,} bytes where the official file has {facts.length:,}. Download it again.")
     sha256 = hashlib.sha256(blob).hexdigest()
-    # Fashion-MNIST and KMNIST reuse MNIST's file names, so the likeliest mix-up gets named.
+    # Fashion-MNIST and KMNIST use MNIST's file names, so files are easily mixed up: the error says which file this is.
     owner = _known_digests().get(sha256)
     if facts.digest is None:
         if owner is not None:
@@ -151,7 +151,7 @@ def decode_idx(blob: bytes, label: str = "IDX file") -> np.ndarray:
 def decode_cifar_binary(blob: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Decodes a CIFAR "binary version" file: label byte(s), then 3,072 bytes as R, G, B planes, a row.
 
-    CIFAR-100 rows begin with the coarse label and the fine one; the fine one (100 classes) is returned.
+    CIFAR-100 rows begin with the coarse label and the fine label; the fine label (100 classes) is returned.
     """
     num_labels = 1 if name == "cifar10" else 2
     if len(blob) % (num_labels + 3072):
@@ -161,11 +161,11 @@ def decode_cifar_binary(blob: bytes, name: str) -> tuple[np.ndarray, np.ndarray]
 
 
 def decode_cifar_python(blob: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Decodes a CIFAR "python version" file without running anything that it names.
+    """Decodes a CIFAR "python version" file without running any code that it names.
 
-    The file is a pickle of a dict that holds one NumPy array. Whatever class or function the pickle
-    names is replaced by :class:`_Inert`, which only remembers what it was given, so nothing is imported
-    or called; the array is then rebuilt from its remembered shape and bytes.
+    The file is a pickle of a dict that holds one NumPy array. Every class or function that the pickle names is replaced by
+    :class:`_Inert`, which only stores its arguments, so nothing is imported or called. Then the array is rebuilt from the
+    stored shape and bytes.
     """
     try:
         table = _InertUnpickler(io.BytesIO(blob), encoding="bytes").load()

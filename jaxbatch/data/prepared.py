@@ -1,6 +1,6 @@
-"""Data sets through TensorFlow Datasets: a folder it has prepared, or the official files it knows to fetch.
+"""Data sets through TensorFlow Datasets (TFDS): reads a folder that it has prepared, or downloads the official files.
 
-tensorflow-datasets is imported inside the functions: it costs seconds, and most runs never need it.
+tensorflow-datasets is imported inside the functions, because the import takes seconds and most runs never need it.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from jaxbatch.data.published import CIFAR, IDX_GZ
 
 
 def is_prepared(name: str, folder: pathlib.Path) -> bool:
-    """Whether ``folder`` holds data set ``name`` as TFDS prepares it (looks at files, imports nothing)."""
+    """Whether ``folder`` holds data set ``name`` as TFDS prepares it. This looks at files and imports nothing."""
     return any((folder / name).glob("*/dataset_info.json"))
 
 
@@ -26,7 +26,7 @@ def read_prepared(name: str, folder: pathlib.Path) -> tuple[np.ndarray, np.ndarr
 
     Raises:
         ImportError: the folder holds TFRecord files and TensorFlow is not installed.
-        ValueError: the folder does not read.
+        ValueError: the folder cannot be read.
     """
     with readable(name, folder):
         builder = open_builder(newest_version(name, folder))
@@ -57,7 +57,7 @@ def readable(name: str, folder: pathlib.Path):
 
 
 def newest_version(name: str, folder: pathlib.Path) -> pathlib.Path:
-    """The folder of the highest version of ``name`` that is prepared."""
+    """The folder of the highest prepared version of ``name``."""
 
     def version(path):
         return [int(part) for part in path.parent.name.split(".") if part.isdigit()]
@@ -66,14 +66,14 @@ def newest_version(name: str, folder: pathlib.Path) -> pathlib.Path:
 
 
 def open_builder(folder: pathlib.Path):
-    """TFDS's view of a prepared folder."""
+    """The TFDS builder of a prepared folder."""
     import tensorflow_datasets as tfds
 
     return tfds.builder_from_directory(str(folder))
 
 
 def is_array_record(builder) -> bool:
-    """Whether the folder reads at random access and without TensorFlow."""
+    """Whether the folder can be read in any order and without TensorFlow."""
     return builder.info.file_format.value == "array_record"
 
 
@@ -83,7 +83,7 @@ def _stack(examples) -> tuple[np.ndarray, np.ndarray]:
 
 
 def download_official(name: str, destination: pathlib.Path) -> list[pathlib.Path]:
-    """Fetches the official files of ``name`` from the addresses TFDS has registered; no TensorFlow needed.
+    """Downloads the official files of ``name`` from the addresses that TFDS knows; this does not need TensorFlow.
 
     Returns:
         The files under ``destination / name``, in the order that :func:`official.read_files` takes.
@@ -120,11 +120,11 @@ def download_official(name: str, destination: pathlib.Path) -> list[pathlib.Path
 
 
 def check_reachable(url: str, timeout: float = 10.0) -> None:
-    """Raises an OSError at once where TFDS would retry for minutes, a warning each time.
+    """Raises an OSError at once if a server cannot be reached. TFDS would retry for minutes, with a warning each time.
 
     Args:
-        url: what is to be fetched.
-        timeout: seconds to wait for an answer. Behind a proxy nothing is tried: only the proxy knows.
+        url: the address of the download.
+        timeout: seconds to wait for an answer. Behind a proxy nothing is checked, because only the proxy can reach the server.
     """
     parts = urllib.parse.urlsplit(url)
     if parts.scheme in urllib.request.getproxies():

@@ -1,4 +1,4 @@
-"""Published facts about the official files: lengths, digests, and the folders people keep them in."""
+"""Published facts about the official files: their lengths and digests (checksums), and the usual names of their folders."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ class FileFacts(NamedTuple):
     """Published facts of one file: its length in bytes (None: not published) and its digest."""
 
     length: int | None
-    digest: str | None  # SHA-256 (64 hex digits) or MD5 (32); None: only length and header can be held against it
+    digest: str | None  # SHA-256 (64 hex digits) or MD5 (32); None: only length and header can be checked
 
 
 IDX_ROLES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -33,7 +33,7 @@ IDX_GZ = {
         IDX_ROLES[3]: FileFacts(5120, "20bb9a0ef54c7db3efc55a92eef5582c109615df22683c380526788f98e42a1c"),
     },
 }
-# Nobody publishes digests of the unzipped files; MNIST's are those of the checked archives' contents.
+# Nobody publishes digests of the unzipped files. For MNIST they were computed from the contents of the checked archives.
 PLAIN_MNIST_DIGESTS = dict(
     zip(
         IDX_ROLES,
@@ -48,7 +48,7 @@ PLAIN_MNIST_DIGESTS = dict(
 
 
 class CifarVersion(NamedTuple):
-    """One published form of a CIFAR data set: its folder, its archive, its files in order (test last)."""
+    """One published form of a CIFAR data set: its folder, its archive and its files, in order, the test file last."""
 
     folder: str
     archive: str
@@ -102,7 +102,7 @@ CIFAR = {
     ),
 }
 
-# The folders people keep these under: ours, torchvision's, the official repositories'.
+# The usual names of the folders: jaxbatch's own, torchvision's, and those of the official repositories.
 FOLDERS = {
     "mnist": ("mnist", "MNIST/raw", "MNIST"),
     "fashion_mnist": ("fashion_mnist", "FashionMNIST/raw", "fashion-mnist"),

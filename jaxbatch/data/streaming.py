@@ -1,7 +1,7 @@
-"""Batches that are made on the host while the device works: decoded, moved about, sent ahead.
+"""Makes batches on the host while the device works: decodes images, shifts them, and sends them to the device ahead of use.
 
-Data that do not fit on the device, or arrive compressed, take this road. Past some batch size it decides the speed:
-the work on the host grows with every example, the cost of a step hardly does while the device is not full.
+This is for data that do not fit on the device or are compressed. Above some batch size the host limits the speed: its work
+grows with every example, but the cost of a step hardly grows while the device is not full.
 
 Axes: B examples, H × W pixels, C channels.
 """
@@ -18,7 +18,7 @@ from jaxtyping import Int, UInt8
 
 
 def encode_png(images: UInt8[np.ndarray, "B H W C"]) -> list[bytes]:
-    """Each image compressed without loss, as data sets are stored; C is 1 or 3.
+    """Compresses each image without loss, in the way data sets are stored; C is 1 or 3.
 
     Example:
         >>> images = np.arange(2 * 4 * 4, dtype=np.uint8).reshape(2, 4, 4, 1)
@@ -36,7 +36,7 @@ def encode_png(images: UInt8[np.ndarray, "B H W C"]) -> list[bytes]:
 
 
 def decode_png(blobs: Sequence[bytes]) -> UInt8[np.ndarray, "B H W C"]:
-    """Images of one size, from their PNG bytes."""
+    """Decodes images of one size from their PNG bytes."""
     from PIL import Image
 
     images = np.stack([np.asarray(Image.open(io.BytesIO(blob))) for blob in blobs])
@@ -44,7 +44,7 @@ def decode_png(blobs: Sequence[bytes]) -> UInt8[np.ndarray, "B H W C"]:
 
 
 def shift(images: UInt8[np.ndarray, "B H W C"], offsets: Int[np.ndarray, "B 2"]) -> UInt8[np.ndarray, "B H W C"]:
-    """Each image moved down and right by its own offset, zeros where nothing was.
+    """Moves each image down and right by its own offset and fills the gap with zeros.
 
     Example:
         >>> shift(np.full((1, 2, 2, 1), 7, np.uint8), np.array([[1, 0]]))[0, :, :, 0].tolist()
@@ -61,8 +61,10 @@ def shift(images: UInt8[np.ndarray, "B H W C"], offsets: Int[np.ndarray, "B 2"])
 
 
 def own(batch: Any) -> Any:
-    """A batch in memory of its own. On a CPU an array on the device may be the host's, and on any device the transfer may still
-    be under way when the maker of batches fills the same buffer anew.
+    """Copies a batch into memory of its own.
+
+    Without the copy, the iterable that makes the batches could overwrite a batch in use: on a CPU an array on the device may
+    share the host's memory, and on any device the transfer may not be complete when the same buffer is filled again.
 
     Example:
         >>> buffer = np.zeros(2)
@@ -75,16 +77,16 @@ def own(batch: Any) -> Any:
 
 
 def prefetch(batches: Iterable[Any], depth: int = 2, put: Callable[[Any], Any] = jax.device_put) -> Iterator[Any]:
-    """The batches of a slow iterable, made in a background thread and sent to the device ahead of their use.
+    """Draws batches from a slow iterable in a background thread and sends them to the device ahead of their use.
 
     Args:
-        batches: pytrees of arrays. Drawn in another thread, in order.
-        depth: how many are ready at most; bounds the memory.
-        put: moves a batch to where it is used. It is given a copy: whoever makes the batches may use their memory again.
+        batches: pytrees of arrays. Another thread draws them, in order.
+        depth: the largest number of batches that are ready; it bounds the memory.
+        put: moves a batch to where it is used. It gets a copy, so ``batches`` may reuse its memory.
 
     Yields:
-        The batches, on the device. An error in making one is raised where it would have come. Leaving the
-        loop early ends the thread.
+        The batches, on the device. If making a batch fails, the error is raised in place of that batch. Leaving the loop early
+        ends the thread.
 
     Raises:
         ValueError: ``depth`` below 1.
@@ -115,7 +117,7 @@ def prefetch(batches: Iterable[Any], depth: int = 2, put: Callable[[Any], Any] =
                     if not offer(("batch", put(own(batch)))):
                         return
             offer(("end", None))
-        except BaseException as error:  # handed over, whatever it is: a silent thread would hang the loop
+        except BaseException as error:  # every error is passed on: without it the loop would wait forever
             offer(("error", error))
 
     thread = threading.Thread(target=make, name="jaxbatch-prefetch", daemon=True)

@@ -1,4 +1,6 @@
-"""Examples that never are on the device all at once: decoded by worker processes in the order of training, sent ahead.
+"""Streams of examples. A stream replaces data that do not fit on the device, which then holds only a few parts at a time.
+
+Worker processes decode the examples in the order of training, and the parts are sent to the device ahead of their use.
 
 Axes: M examples in a part of a batch, H × W pixels, C channels.
 """
@@ -19,12 +21,12 @@ from jaxtyping import Int, Int32, PyTree, UInt8
 from jaxbatch.data import images
 from jaxbatch.machine.cores import num_cores
 
-_CHUNK = 32  # images that a worker is given at a time
+_CHUNK = 32  # images that a worker gets at a time
 
 
 @runtime_checkable
 class Stream(Protocol):
-    """What may stand for a task's data where they do not fit on the device."""
+    """The interface of a stream, which replaces a task's arrays where they do not fit on the device."""
 
     num_examples: int
     example: PyTree  # ShapeDtypeStruct of one example
@@ -35,17 +37,18 @@ class Stream(Protocol):
 
 
 class Decoders:
-    """Worker processes that decode and crop, in order and a bounded number of chunks ahead.
+    """Worker processes that decode and crop images, in order and a bounded number of chunks ahead.
 
     Args:
-        works: what the workers may be asked for: ``(source, image_size, augment)`` each.
-        num_workers: processes; 0 decodes in the calling thread, ``None`` takes as many as there are cores. They start with
-            the first chunk, each imports the library anew, and end with ``close``. A script that makes them keeps its
-            beginning under ``if __name__ == "__main__":``.
-        ahead: chunks in flight; ``None``: two for each worker.
+        works: the kinds of work that the workers can do, each ``(source, image_size, augment)``.
+        num_workers: processes; 0 decodes in the calling thread, ``None`` takes as many as there are cores. They start with the
+            first chunk and end with ``close``. Each process imports the library and the main script, so the script must keep
+            its start under ``if __name__ == "__main__":``.
+        ahead: the most chunks in work or ready at a time; ``None``: two for each worker.
 
     Raises:
-        ValueError: numbers that make no sense, or (from ``in_order``) an image that cannot be decoded, naming it.
+        ValueError: ``num_workers`` is below 0 or ``ahead`` below 1; from ``in_order``: an image cannot be decoded (the message
+            names it).
     """
 
     def __init__(self, works: tuple[tuple, ...], *, num_workers: int | None = None, ahead: int | None = None):
@@ -58,12 +61,12 @@ class Decoders:
         self._pool: concurrent.futures.Executor | None = None
 
     def in_order(self, which: int, chunks: Iterable[np.ndarray], seed_epoch: tuple[int, int]) -> Generator[tuple]:
-        """The chunks of work ``which``, decoded."""
+        """Decodes chunks with work number ``which``."""
         if self.num_workers == 0:
             yield from (_decode(self._works[which], chunk, seed_epoch) for chunk in chunks)
             return
         if self._pool is None:
-            # Not forked: a copy of a process in which JAX has started threads can hang.
+            # "spawn" and not "fork": a forked copy of a process in which JAX has started threads can hang.
             context = multiprocessing.get_context("spawn")
             self._pool = concurrent.futures.ProcessPoolExecutor(self.num_workers, context, _give_works, (self._works,))
         pending: collections.deque[concurrent.futures.Future] = collections.deque()
@@ -79,7 +82,7 @@ class Decoders:
                 future.cancel()
 
     def close(self) -> None:
-        """Ends the worker processes; the next chunk starts others."""
+        """Ends the worker processes; the next chunk starts new ones."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
@@ -88,13 +91,13 @@ class Decoders:
 class ImageStream:
     """A :class:`Stream` of images and labels of one split.
 
-    What an image looks like in an epoch is a function of (seed, epoch, number of the example), whatever the batch size, the
-    number of workers, or the place at which a run was taken up again. Memory is bounded: a part, and what the decoders have
-    in flight.
+    The crop of an image in an epoch is a function of (seed, epoch, number of the example). It does not depend on the batch
+    size, the number of workers, or the place from which a run was resumed. Memory is bounded by one part and the chunks that
+    the decoders work on or have ready.
 
     Args:
-        decoders: who does the work.
-        which: of the decoders' works.
+        decoders: the worker processes.
+        which: the number of the work, as in the decoders' ``works``.
         num_examples: images in the split.
         image_size: pixels each way.
     """
@@ -127,15 +130,15 @@ class ImageStream:
 def image_streams(
     dataset: images.ImageDataset, *, image_size: int = 224, num_workers: int | None = None, ahead: int | None = None
 ) -> tuple[ImageStream, ImageStream]:
-    """Training images cut at random and test images from the middle, by the same worker processes.
+    """Streams of the training images (random crops) and test images (centre crops), both from the same worker processes.
 
     Args:
         dataset: from :func:`jaxbatch.open_images`.
-        image_size: pixels each way of what the model sees.
+        image_size: pixels each way of the crops that the model sees.
         num_workers, ahead: see :class:`Decoders`.
 
     Raises:
-        ValueError: a size below 1.
+        ValueError: ``image_size`` is below 1.
     """
     if image_size < 1:
         raise ValueError(f"image_size={image_size} must be at least 1 pixel.")
@@ -151,7 +154,7 @@ def is_stream(data: Any) -> bool:
     return isinstance(data, Stream)
 
 
-_given: tuple = ()  # in a worker process: what it may be asked for
+_given: tuple = ()  # in a worker process: the works that it can do
 
 
 def _give_works(works: tuple) -> None:
@@ -174,6 +177,6 @@ def _decode(work: tuple, chunk: Int[np.ndarray, "M"], seed_epoch: tuple[int, int
                 pixels[row] = images.random_crop(blob, image_size, random)
             else:
                 pixels[row] = images.centre_crop(blob, image_size)
-        except (OSError, SyntaxError) as error:  # what Pillow raises on damaged files
+        except (OSError, SyntaxError) as error:  # Pillow raises these on damaged files
             raise ValueError(f"{source.name_of(int(index))} cannot be decoded ({error}). Replace or remove it.") from error
     return pixels, labels

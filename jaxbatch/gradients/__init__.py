@@ -1,1 +1,1 @@
-"""Gradients of a batch: of each example, of its groups, summed over parts, and how noisy they are."""
+"""Gradients of a batch, of its groups and of its examples, sums of gradients over parts, and the gradients' noise."""

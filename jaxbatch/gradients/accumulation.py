@@ -1,4 +1,4 @@
-"""The gradient of a batch's mean loss, in one piece or summed over microbatches and devices.
+"""The gradient of a batch's mean loss, in one piece or summed over microbatches (parts of a batch) and devices.
 
 Axes: B examples.
 """
@@ -17,19 +17,19 @@ from jaxbatch.sums import add, mean_loss, mean_of_sum, widen, zero_sum
 
 
 def accumulated_gradient(loss_fn: LossFn, params: PyTree, batch: PyTree, microbatch_size: int) -> PyTree[Float[Array, "..."]]:
-    r"""The gradient of the batch's mean loss, summed over microbatches: the memory of one of them.
+    r"""The gradient of the batch's mean loss, summed over microbatches, so that it needs the memory of one microbatch.
 
-    The sum is kept in float32 at least and cast to the parameters' types at the end. Equal to ``jax.grad`` of the mean loss
-    up to the order of summation. A last microbatch that is not full counts by its number of examples. On CPU a model that is
-    built on XLA's convolutions, which are slow in compiled loops, goes through a Python loop over a compiled accumulation;
-    inside ``jit`` it has to be the loop.
+    The sum is kept in float32 at least and cast to the parameters' types at the end. It equals ``jax.grad`` of the mean loss
+    up to the order of summation. A last microbatch that is not full counts by its number of examples. On CPU a model with
+    XLA's convolutions, which are slow in compiled loops, runs in a Python loop over a compiled accumulation; inside ``jit``
+    only the compiled loop is possible.
 
     Args:
         loss_fn: ``(params, batch) -> losses``.
         params: pytree of floating-point arrays.
         batch: pytree with leading axis B.
-        microbatch_size: examples worked on at a time, at most; need not divide B, though where a divisor is
-            near, it is taken.
+        microbatch_size: the most examples worked on at a time. It need not divide B, but a divisor of B that is close below
+            it is used instead.
 
     Raises:
         ValueError: as :func:`per_example_gradients`.
@@ -51,7 +51,7 @@ def accumulated_gradient(loss_fn: LossFn, params: PyTree, batch: PyTree, microba
         part = jax.tree.map(lambda leaf: leaf[start : start + size], batch)
         length = leading_axis(part)
         if length not in programs:
-            # Traced at every call, for an object with the same hash may be another function by now.
+            # Traced at every call, because by now another function may have the same hash.
             programs[length] = compile_ahead(jax.jit(add_part, donate_argnums=0), total, params, part)
         total = programs[length](total, params, part)
     return mean_of_sum(total, batch_size, params)
@@ -68,21 +68,21 @@ def mean_gradient(
     batch_size: int | None = None,
     axis: str | None = None,
 ) -> tuple[Float[Array, "B"], PyTree, PyTree]:
-    """Losses, the gradient of their mean, and aux: what every step is made of.
+    """Losses, the gradient of their mean, and aux. Ordinary training steps use this.
 
     Args:
         loss_fn: ``(params, batch) -> losses``, or ``(losses, aux)`` with ``has_aux``.
         params: pytree of floating-point arrays.
-        batch: pytree with leading axis B, on several devices this one's share.
+        batch: pytree with leading axis B; on several devices, the share of this device.
         has_aux: whether ``loss_fn`` returns ``(losses, aux)``.
-        microbatch_size: examples worked on at a time, at most; ``None``: all.
-        mask: False for examples that fill up a share and count for nothing.
-        batch_size: examples of all shares together; ``None``: B.
-        axis: name of the axis of devices, over which is summed.
+        microbatch_size: the most examples worked on at a time; ``None``: all.
+        mask: False for fillers, which fill up a share and do not count.
+        batch_size: the number of examples in all shares together; ``None``: B.
+        axis: the name of the axis of devices over which to sum.
 
     Returns:
-        ``(losses, gradient, aux)``, losses those of the share and 0 where ``mask`` is False; aux with a leading axis of
-        microbatches, whose leaves must have the same shapes for a last microbatch that is not full, as moments have.
+        ``(losses, gradient, aux)``. The losses are those of the share, and 0 where ``mask`` is False. aux has a leading axis of
+        microbatches. Its leaves must have the same shapes in a last microbatch that is not full, as moments do.
 
     Example:
         >>> loss_fn = lambda w, x: 0.5 * (x - w) ** 2
@@ -108,7 +108,7 @@ def mean_gradient(
 
 
 def summed_gradient(loss_fn: LossFn, params: PyTree, part: PyTree, *, mask: Bool[Array, "m"] | None = None, has_aux: bool = False) -> Part:
-    """The gradient of a part's summed loss, its losses, and ``(aux, how many examples count)``."""
+    """The gradient of a part's summed loss, its losses, and ``(aux, number of examples that count)``."""
 
     def loss_sum(p):
         with own_examples(mask):
@@ -122,7 +122,7 @@ def summed_gradient(loss_fn: LossFn, params: PyTree, part: PyTree, *, mask: Bool
 
 
 def mean_over(axis: str, aux: PyTree, own: Int32[Array, "*parts"] | None) -> PyTree:
-    """The mean of the devices' aux along ``axis``, each weighing by its own examples (None: all have as many)."""
+    """The mean of the devices' aux along ``axis``, weighted by their numbers of examples (``own`` None: all are equal)."""
     if own is None or not jax.tree.leaves(aux):
         return lax.pmean(aux, axis)
     whole = jnp.maximum(lax.psum(own, axis), 1)
@@ -130,7 +130,7 @@ def mean_over(axis: str, aux: PyTree, own: Int32[Array, "*parts"] | None) -> PyT
     def mean(leaf):
         wide = jnp.promote_types(leaf.dtype, jnp.float32)
         weight, total = (count.astype(wide).reshape(*count.shape, *(1,) * (leaf.ndim - own.ndim)) for count in (own, whole))
-        # What a device without an example found is left out, whatever it is.
+        # The aux of a device without an example is left out, even if it is NaN.
         return (lax.psum(jnp.where(weight > 0, leaf.astype(wide) * weight, 0), axis) / total).astype(leaf.dtype)
 
     return jax.tree.map(mean, aux)

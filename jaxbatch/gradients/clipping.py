@@ -1,6 +1,7 @@
-r"""Sums over per-example gradients that never keep them: clipped, squared, counted, whatever a function makes of one.
+r"""Sums over per-example gradients, clipped or changed by any function, without keeping all of these gradients.
 
-:func:`jaxbatch.per_example_gradients` returns B copies of the parameters. A sum needs one, and the gradients of a microbatch.
+:func:`jaxbatch.per_example_gradients` returns B copies of the parameters. A sum needs the memory of one copy and of the
+gradients of a microbatch.
 
 Axes: B examples, M examples of a microbatch.
 """
@@ -19,7 +20,7 @@ from jaxbatch.sums import cast_like, squared_norm, widen
 
 
 class ClippedSum(NamedTuple):
-    """The sum of clipped gradients, like the parameters, and the gradients' norms before clipping."""
+    """The sum of clipped gradients, a pytree like the parameters, and the gradients' norms before clipping."""
 
     total: PyTree
     norms: Float[Array, "B"]
@@ -30,21 +31,20 @@ def clipped_gradient_sum(
 ) -> ClippedSum:
     r""":math:`\sum_i g_i \min(1, C / |g_i|)`: every example's gradient scaled down to a norm of at most C, then summed.
 
-    What differentially private training adds its noise to, and what keeps one odd example from deciding a step.
+    Differentially private training adds noise to this sum. Clipping also limits the effect of one odd example on a step.
 
     Args:
         loss_fn: ``(params, batch) -> losses``, one loss per example.
         params: pytree of floating-point arrays.
         batch: pytree with leading axis B.
-        max_norm: C, above 0, of the whole gradient over all leaves.
-        microbatch_size: examples whose gradients are there at a time, M; the memory is that of M copies of the parameters.
-            ``None``: 64.
+        max_norm: C, above 0, the largest norm of an example's gradient over all leaves.
+        microbatch_size: M, the number of gradients in memory at a time, each as large as the parameters. ``None``: 64.
 
     Returns:
         ``total`` like ``params``, summed in float32 at least and cast at the end; ``norms`` ``(B,)``. Divide by B for the mean.
 
     Raises:
-        ValueError: a ``max_norm`` not above 0, and all of :func:`jaxbatch.per_example_gradients`.
+        ValueError: ``max_norm`` is not above 0, and all errors of :func:`jaxbatch.per_example_gradients`.
 
     Example:
         >>> loss_fn = lambda w, x: 0.5 * (x - w) ** 2  # the gradient of an example is w - x
@@ -60,7 +60,7 @@ def clipped_gradient_sum(
 
     def clip(gradient):
         norm = jnp.sqrt(squared_norm(gradient))
-        scale = jnp.where(norm > max_norm, max_norm / norm, 1.0)  # where first: a norm of 0 divides nothing
+        scale = jnp.where(norm > max_norm, max_norm / norm, 1.0)  # the quotient for a norm of 0 is not used
         return jax.tree.map(lambda leaf: leaf * scale, widen(gradient)), norm
 
     total, norms = _fold(loss_fn, params, batch, clip, microbatch_size)
@@ -79,10 +79,10 @@ def sum_of_gradients(
 
     Args:
         loss_fn, params, batch, microbatch_size: see :func:`clipped_gradient_sum`.
-        function: f, of one example's gradient (a pytree like ``params``) to any pytree of arrays.
+        function: f, which takes one example's gradient (a pytree like ``params``) and returns any pytree of arrays.
 
     Returns:
-        What f returns, summed over the examples, in float32 at least.
+        The sum of f's results over the examples, in float32 at least.
 
     Raises:
         ValueError: as :func:`jaxbatch.per_example_gradients`.
@@ -97,7 +97,7 @@ def sum_of_gradients(
 
 
 def _fold(loss_fn, params, batch, function, microbatch_size: int | None):
-    """``function(gradient) -> (what is summed, what is kept for each example)``."""
+    """Sums over examples; ``function(gradient)`` returns ``(a part of the sum, a result to keep for each example)``."""
     batch_size = check_loss(loss_fn, params, batch)
     check_independent_losses(loss_fn, params, batch)
     check_microbatch_size(microbatch_size)

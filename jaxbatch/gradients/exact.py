@@ -1,13 +1,12 @@
-r"""Gradients of a batch, of its groups, of each of its examples: exact, for any loss and any pytree.
+r"""Exact gradients of a batch, of its groups and of each of its examples, for any loss and any pytree.
 
-Everything here takes ``loss_fn(params, batch) -> losses`` with **one loss per example**, shape ``(B,)``;
-``batch`` is any pytree whose leaves have the leading axis B. Random keys for dropout ride in the batch, one
-per example. With ``has_aux=True`` it returns ``(losses, aux)``.
+Every function here takes ``loss_fn(params, batch) -> losses`` with **one loss per example**, shape ``(B,)``. ``batch`` is any
+pytree whose leaves have the leading axis B. Random keys for dropout are part of the batch, one per example. With
+``has_aux=True`` the loss function returns ``(losses, aux)``, where aux is any further output.
 
-The loss is called on parts of the batch (a group, a microbatch, one example), so the loss of an example
-must not depend on the others in the batch. Batch normalisation does depend on them: called on a group, it
-uses the group's statistics (*ghost* batch norm), which is exact for groups and undefined for a single example, where it is
-refused (:mod:`jaxbatch.gradients.independence`).
+The loss is called on parts of the batch (a group, a microbatch, one example). So the loss of an example must not depend on
+the other examples. With batch normalisation it does: on a group, the group's statistics are used (*ghost* batch norm). That
+is exact for groups, but undefined for a single example, so it is refused there (:mod:`jaxbatch.gradients.independence`).
 
 Axes: B examples, K groups, P parameters.
 """
@@ -28,16 +27,15 @@ def per_example_gradients(loss_fn: LossFn, params: PyTree, batch: PyTree, *, mic
         loss_fn: ``(params, batch) -> losses``, see the module's docstring.
         params: pytree of floating-point arrays.
         batch: pytree with leading axis B.
-        microbatch_size: examples worked on at a time. Bounds the memory of the activations (the result
-            itself is B copies of the parameters) and keeps them in cache. ``None``: 64 on CPU, all at
-            once elsewhere.
+        microbatch_size: examples worked on at a time. It bounds the memory of the activations and keeps them in the cache (the
+            result itself is B copies of the parameters). ``None``: 64 on CPU, all at once elsewhere.
 
     Returns:
         A pytree like ``params``, each leaf with a leading axis B.
 
     Raises:
-        ValueError: an empty batch, leaves that disagree on B, ``microbatch_size`` below 1, a
-            ``loss_fn`` that does not return one loss per example, or one whose loss of an example depends on the others.
+        ValueError: the batch is empty, its leaves disagree on B, ``microbatch_size`` is below 1, ``loss_fn`` does not return
+            one loss per example, or an example's loss depends on the other examples.
 
     Example:
         >>> import jax.numpy as jnp
@@ -84,19 +82,18 @@ def group_gradients(
         has_aux: whether ``loss_fn`` returns ``(losses, aux)``.
         microbatch_size: within a group, examples worked on at a time; see :func:`jaxbatch.accumulated_gradient`.
             Not together with ``has_aux``.
-        method: how the groups are gone through. ``"map"``: one after another in a compiled loop, the
-            memory of one group. ``"vmap"``: side by side. ``"unroll"``: one after another without a
-            loop, which keeps XLA:CPU's fast convolutions for a model that is built on them, and compiles K times
-            as long. ``None``: on CPU ``"unroll"`` for such a model and ``"map"`` for others, ``"vmap"`` elsewhere
-            and for groups of one example.
+        method: the order of work on the groups. ``"map"``: one after another in a compiled loop, with the memory of one group.
+            ``"vmap"``: side by side. ``"unroll"``: one after another without a loop; a model with convolutions keeps XLA:CPU's
+            fast ones, but compiling takes K times as long. ``None``: on CPU ``"unroll"`` for such a model and ``"map"`` for
+            others; ``"vmap"`` elsewhere and for groups of one example.
 
     Returns:
-        A pytree like ``params``, each leaf with a leading axis K; with ``has_aux``, that and ``aux`` with
-        a leading axis K.
+        A pytree like ``params``, each leaf with a leading axis K. With ``has_aux``, a pair of that and ``aux``, whose leaves
+        have a leading axis K too.
 
     Raises:
-        ValueError: ``num_groups`` that does not divide B (the message names the nearest divisors), and
-            all of :func:`per_example_gradients`.
+        ValueError: ``num_groups`` does not divide B (the message names the nearest divisors), and all errors of
+            :func:`per_example_gradients`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -120,7 +117,7 @@ def losses_and_group_gradients(
     microbatch_size: int | None = None,
     method: Method | None = None,
 ) -> tuple[Float[Array, "B"], PyTree, PyTree]:
-    """As :func:`group_gradients`, with the losses of the same forward pass: ``(losses, gradients, aux)``.
+    """Like :func:`group_gradients`, but also returns the losses of the forward pass: ``(losses, gradients, aux)``.
 
     ``aux`` is None without ``has_aux``.
 
@@ -151,7 +148,7 @@ def losses_and_group_gradients(
 def losses_and_mean_gradient(
     loss_fn: LossFn, params: PyTree, batch: PyTree, *, microbatch_size: int | None = None
 ) -> tuple[Float[Array, "B"], PyTree]:
-    """The losses and the gradient of their mean: the ordinary step's work, in microbatches where asked for.
+    """The losses and the gradient of their mean, as in an ordinary step; in microbatches if a size is given.
 
     Example:
         >>> import jax.numpy as jnp

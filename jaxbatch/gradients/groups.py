@@ -1,4 +1,4 @@
-"""What a loss, its parameters and a batch must be, and the batch's groups.
+"""Checks of a loss, its parameters and a batch, and the split of a batch into groups.
 
 Axes: B examples, K groups.
 """
@@ -14,11 +14,11 @@ LossFn = Callable[[PyTree, PyTree], Any]  # (params, batch) -> (B,) losses, or (
 
 
 def check_loss(loss_fn: LossFn, params: PyTree, batch: PyTree, *, has_aux: bool = False) -> int:
-    """The batch size B, after making sure that ``loss_fn`` returns one loss per example (traced, not run).
+    """Checks that ``loss_fn`` returns one loss per example (it is traced, not run), and returns the batch size B.
 
     Raises:
-        ValueError: an empty batch, leaves that disagree on B, another shape than ``(B,)``, losses or parameters that are not
-            floating-point.
+        ValueError: the batch is empty, its leaves disagree on B, the losses do not have shape ``(B,)``, or losses or parameters
+            are not floating-point.
     """
     batch_size = leading_axis(batch)
     check_params(params)
@@ -27,13 +27,13 @@ def check_loss(loss_fn: LossFn, params: PyTree, batch: PyTree, *, has_aux: bool 
 
 
 def losses_and_aux(loss_fn: LossFn, params: PyTree, batch: PyTree, has_aux: bool = False) -> tuple[Float[Array, "B"], PyTree]:
-    """What ``loss_fn`` returns, checked: the losses, and aux as a pytree of arrays (None without ``has_aux``).
+    """Calls ``loss_fn`` and checks its result: the losses, and aux as a pytree of arrays (None without ``has_aux``).
 
-    Everything that calls a loss calls it here, so that a mean, a sum or a table of losses is refused on every path: on
-    several devices, in microbatches, from a stream.
+    All code calls losses through this function. So a mean, a sum or a table of losses is always refused: on several devices,
+    in microbatches, from a stream.
 
     Raises:
-        ValueError: anything but one floating-point loss per example.
+        ValueError: the result is not one floating-point loss per example.
 
     Example:
         >>> losses_and_aux(lambda w, x: (w * x, 7), jnp.array(2.0), jnp.ones(1), has_aux=True)[1].item()
@@ -72,11 +72,11 @@ def check_params(params: PyTree) -> None:
 
 
 def leading_axis(batch: PyTree, name: str = "batch") -> int:
-    """The number of examples in a pytree of arrays, raising a ValueError where there is none.
+    """The number of examples in a pytree of arrays; raises a ValueError if the leaves have no common number.
 
     Args:
         batch: leaves ``(B, ...)``.
-        name: what an error calls it.
+        name: the name of the batch in an error message.
 
     Example:
         >>> leading_axis((jnp.ones((4, 2)), jnp.ones(3)), "train_data")
@@ -102,7 +102,7 @@ def leading_axis(batch: PyTree, name: str = "batch") -> int:
 
 
 def check_num_groups(num_groups: int, batch_size: int) -> None:
-    """Raises a ValueError that names the nearest divisors where K does not divide B."""
+    """Raises a ValueError if K does not divide B; it names the nearest divisors."""
     if num_groups >= 1 and batch_size % num_groups == 0:
         return
     divisors = [k for k in range(1, batch_size + 1) if batch_size % k == 0]
@@ -118,7 +118,7 @@ def check_microbatch_size(microbatch_size: int | None) -> None:
 
 
 def check_one_aux(has_aux: bool, microbatch_size: int | None) -> None:
-    """Raises a ValueError where a group would have several aux."""
+    """Raises a ValueError if a group would have several aux."""
     if has_aux and microbatch_size is not None:
         raise ValueError(
             f"microbatch_size={microbatch_size} with has_aux=True: how the aux of microbatches combine is not "
@@ -127,7 +127,7 @@ def check_one_aux(has_aux: bool, microbatch_size: int | None) -> None:
 
 
 def split_groups(batch: PyTree, num_groups: int, batch_size: int) -> PyTree:
-    """Leaves ``(B, ...)`` to ``(K, B/K, ...)``, contiguous groups.
+    """Reshapes leaves ``(B, ...)`` to ``(K, B/K, ...)``; groups are contiguous.
 
     Raises:
         ValueError: ``num_groups`` does not divide ``batch_size``.

@@ -1,7 +1,7 @@
-"""Whether what a function makes of an example depends on the others in its batch, found out by giving it other company.
+"""Checks whether a function's result for an example depends on the other examples, by changing those other examples.
 
-Batch normalisation, weights divided by the batch's sum, a contrastive loss: an example of such a batch has no loss of its
-own, and so no gradient of its own. Calculating on would return a number that means nothing.
+With batch normalisation, with weights divided by the batch's sum, or with a contrastive loss, an example has no loss of its
+own, and so no gradient of its own. Without this check the result would be a number that means nothing.
 
 Axes: B examples.
 """
@@ -20,15 +20,15 @@ from jaxbatch.gradients.groups import LossFn, losses_and_aux
 from jaxbatch.machine.compiling import with_constants_as_arguments
 from jaxbatch.states import is_key
 
-_known: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # loss_fn -> shapes at which it was found to be independent
+_known: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # loss_fn -> shapes for which it passed the check
 
 
 def check_independent_losses(loss_fn: LossFn, params: PyTree, batch: PyTree, *, has_aux: bool = False) -> None:
-    """Makes sure that an example has a loss of its own, once for a function and shapes of its arguments.
+    """Checks that an example's loss does not depend on the others, once for each function and shapes of its arguments.
 
-    The first example's loss beside the second is compared with its loss beside itself. Within ``jit`` there are no
-    examples yet, and random ones of the same shapes take their place. Where a loss is not finite, or the function
-    closes over values that are not known yet, nothing is said.
+    The check computes the first example's loss in a batch with the second example, and in a batch with a copy of itself, and
+    compares the two. Within ``jit`` there are no examples yet, so random ones of the same shapes are used. If a loss is not
+    finite, or if the function closes over values that are not known yet, the check passes.
 
     Raises:
         ValueError: the two losses differ by more than rounding.
@@ -52,10 +52,10 @@ def check_independent_losses(loss_fn: LossFn, params: PyTree, batch: PyTree, *, 
 
 
 def check_independent_prepare(task: Any) -> None:
-    """Makes sure that ``task.prepare`` makes of an example the same in any part of a batch.
+    """Checks that ``task.prepare`` gives the same result for an example in any part of a batch.
 
     Raises:
-        ValueError: it does not, so that the numbers would depend on how a batch is cut.
+        ValueError: it does not, so the numbers would depend on how a batch is cut.
     """
     if task.prepare is None:
         return
@@ -76,7 +76,7 @@ def _first_two(data: Any) -> PyTree:
 
 
 def company_matters(function: Callable[[PyTree, PyTree], PyTree], params: PyTree, batch: PyTree) -> bool:
-    """Whether ``function(params, batch)`` makes something else of an example when the other example is another one.
+    """Whether the result of ``function(params, batch)`` for an example changes when the other example changes.
 
     Example:
         >>> x = jnp.array([1.0, 2.0])
@@ -99,7 +99,7 @@ def company_matters(function: Callable[[PyTree, PyTree], PyTree], params: PyTree
 def _known_of(loss_fn) -> set:
     try:
         return _known.setdefault(loss_fn, set())
-    except TypeError:  # no weak references, or no hash: asked anew each time
+    except TypeError:  # the function has no weak references or no hash, so it is checked at every call
         return set()
 
 
@@ -113,14 +113,15 @@ def _known_or_random(leaf, shape: tuple[int, ...], number: int, random: np.rando
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.random.split(jax.random.key(number), shape)
     if jnp.issubdtype(leaf.dtype, jnp.integer) and not (leaf.dtype == jnp.uint8 and len(shape) > 1):
-        return ((jnp.arange(np.prod(shape, dtype=int)) + number) % 2).reshape(shape).astype(leaf.dtype)  # classes, tokens: two are always there
+        # Classes or tokens: 0 and 1 are always valid.
+        return ((jnp.arange(np.prod(shape, dtype=int)) + number) % 2).reshape(shape).astype(leaf.dtype)
     if jnp.issubdtype(leaf.dtype, jnp.integer):
         return jnp.asarray(random.integers(0, 256, shape), leaf.dtype)  # an image
     return jnp.asarray(random.normal(size=shape) > 0 if leaf.dtype == bool else random.normal(size=shape), leaf.dtype)
 
 
 def _example(leaf, number: int, random: np.random.Generator):
-    """One example of a leaf ``(B, ...)``, ``(1, ...)``; of a batch of one the second is zeros."""
+    """One example ``(1, ...)`` of a leaf ``(B, ...)``; if B is 1, the second example is zeros."""
     if isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct):
         return _known_or_random(leaf, (1, *leaf.shape[1:]), number, random)
     if number < leaf.shape[0]:
@@ -133,7 +134,7 @@ def _differ(one, other) -> bool:
         one, other = jax.random.key_data(one), jax.random.key_data(other)
     try:
         one, other = np.asarray(one), np.asarray(other)
-    except jax.errors.TracerArrayConversionError:  # closed over: not known yet
+    except jax.errors.TracerArrayConversionError:  # depends on a traced value from outside, which is not known yet
         return False
     if not jnp.issubdtype(one.dtype, jnp.inexact):
         return bool((one != other).any())

@@ -1,12 +1,10 @@
-r"""How noisy a batch's gradient is, and the batch size at which noise and signal are equal.
+r"""Measures the noise of a batch's gradient, and the batch size at which noise and signal are equal.
 
 The gradient of one example is :math:`g_i = G + \epsilon_i` with the full gradient G and noise of covariance
-:math:`\Sigma`. The mean over B independent examples has the squared error :math:`\mathrm{tr}(\Sigma) / B`, so two numbers
-say what a batch size does to it:
-
-* ``signal`` :math:`= |G|^2`, ``trace`` :math:`= \mathrm{tr}\,\Sigma`, both estimated without bias from the gradients of a
-  batch's groups;
-* their ratio, the *gradient noise scale*: batches well below it are mostly noise, batches well above it waste examples.
+:math:`\Sigma`. The mean over B independent examples has the squared error :math:`\mathrm{tr}(\Sigma) / B`. So two numbers
+describe the effect of the batch size: ``signal`` :math:`= |G|^2` and ``trace`` :math:`= \mathrm{tr}\,\Sigma`. Both are
+estimated without bias from the gradients of a batch's groups. The ratio ``trace`` / ``signal`` is the *gradient noise scale*:
+batches far below it are mostly noise, and batches far above it waste examples.
 
 Axes: B examples, K groups, T steps.
 """
@@ -27,7 +25,7 @@ from jaxbatch.sums import inner_product, squared_norm, widen
 
 
 class GradientStatistics(NamedTuple):
-    r"""Unbiased estimates from one batch, or stacked from T of them; each may come out negative by chance."""
+    r"""Unbiased estimates from one batch, or from T batches, stacked; an estimate may be negative by chance."""
 
     signal: Float[Array, "*T"]  # |G|^2
     trace: Float[Array, "*T"]  # tr Sigma, of one example
@@ -49,24 +47,24 @@ def gradient_statistics(
 
     .. math:: |G|^2 = \frac{K b - s}{K - 1},\qquad \mathrm{tr}\,\Sigma = \frac{m K (s - b)}{K - 1}.
 
-    It costs one gradient of the batch (per example: about two on CPU) and the memory of a few copies of the
-    parameters, whatever K is. Fewer, larger groups cost less and tell ``trace`` less exactly. The examples of a batch
-    are taken as independent draws.
+    The cost is one gradient of the batch (with K = B about two on CPU) and the memory of a few copies of the parameters,
+    whatever K is. Fewer, larger groups cost less but give a less exact ``trace``. The examples of a batch are assumed to be
+    independent draws.
 
     Args:
         loss_fn: ``(params, batch) -> losses``, one loss per example.
         params: pytree of floating-point arrays.
         batch: pytree with leading axis B.
-        num_groups: K, a divisor of B, at least 2. ``None``: per example, K = B.
+        num_groups: K, a divisor of B, at least 2. ``None``: one group per example, K = B.
         microbatch_size: within a group, examples worked on at a time.
-        method: how groups are gone through, see :func:`jaxbatch.group_gradients`.
+        method: the order of work on the groups, see :func:`jaxbatch.group_gradients`.
 
     Returns:
-        ``signal`` and ``trace`` of shape ``()``. To stack those of T steps: ``jax.tree.map(lambda *x: jnp.stack(x),
-        *statistics)``, or take them out of a ``lax.scan``.
+        ``signal`` and ``trace`` of shape ``()``. To stack the statistics of T steps, use ``jax.tree.map(lambda *x:
+        jnp.stack(x), *statistics)``, or return them from a ``lax.scan``.
 
     Raises:
-        ValueError: fewer than 2 groups, and all of :func:`jaxbatch.group_gradients`.
+        ValueError: there are fewer than 2 groups, and all errors of :func:`jaxbatch.group_gradients`.
 
     Example:
         >>> loss_fn = lambda w, x: 0.5 * (x - w) ** 2  # the gradient of an example is w - x
@@ -76,7 +74,7 @@ def gradient_statistics(
 
     References:
         McCandlish et al., `An Empirical Model of Large-Batch Training <https://arxiv.org/abs/1812.06162>`_, 2018:
-        appendix A.1, for any two batch sizes; here they are m and B.
+        appendix A.1, for any two batch sizes; here the sizes are m and B.
     """
     batch_size = check_loss(loss_fn, params, batch)
     num_groups = batch_size if num_groups is None else num_groups
@@ -112,12 +110,13 @@ def gradient_noise_scale(statistics: GradientStatistics) -> Interval:
             left out.
 
     Returns:
-        ``value``, ``low``, ``high`` and ``n``; ``float()`` of it is the value, which lies within. Where the signal cannot be
-        told from zero, ``high`` is infinite: record more steps. ``value`` may be negative then, and ``low`` is ``-inf``. The
-        interval (Fieller's) takes the steps as independent; one step has none (NaN).
+        ``value``, ``low``, ``high`` and ``n``. ``float()`` of the result is the value, which lies within the interval. If the
+        signal does not differ significantly from zero, ``high`` is infinite: record more steps. Then ``value`` may be negative,
+        and in that case ``low`` is ``-inf``. The interval is Fieller's and assumes independent steps; with one step its ends
+        are NaN.
 
     Raises:
-        ValueError: no step at all.
+        ValueError: there is no step.
 
     Example:
         >>> steps = GradientStatistics(signal=jnp.array([0.5, 1.5]), trace=jnp.array([12.0, 20.0]))

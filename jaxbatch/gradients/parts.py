@@ -1,7 +1,7 @@
-"""The one place that goes over the parts of a batch: groups, microbatches, single examples.
+"""Works through the parts of a batch: groups, microbatches, single examples. Other modules use its function ``fold``.
 
-A part is measured, what is measured is summed or kept, and how the parts are gone through depends on the platform: a CPU is
-busy with one of them, an accelerator is not, and inside a compiled loop XLA:CPU has no fast convolution.
+Each part is measured (usually: its gradient is computed), and the results are summed or kept. The order of work depends on the
+platform: one part keeps a CPU busy, but not an accelerator, and inside a compiled loop XLA:CPU has no fast convolution.
 
 Axes: B examples, P parts of m examples.
 """
@@ -19,18 +19,18 @@ from jaxbatch.layers import loops_are_slow
 from jaxbatch.sums import add, widen, zero_sum
 
 Method = Literal["map", "vmap", "unroll"]
-# Parts of a batch under way at the same time in a compiled loop on CPU: while one is in an operation that a
-# single core does, the other keeps the rest busy. Three or four are no faster and need more memory.
+# Parts of a batch that a compiled loop on CPU computes at the same time: while one is in an operation that uses a single
+# core, the other keeps the other cores busy. Three or four are no faster and need more memory.
 CPU_SIDE_BY_SIDE = 2
 CPU_VMAP = 64  # examples side by side whose activations stay in a CPU's cache
 
 
 class Part(NamedTuple):
-    """What is measured of a part, and what comes of all parts."""
+    """The results of one part, or the results of all parts together."""
 
-    summed: PyTree = ()  # added up, in float32 at least
-    examples: PyTree = ()  # of each example, leaves (m, ...): joined to (B, ...)
-    each: PyTree = ()  # of the part: stacked to leaves (P, ...)
+    summed: PyTree = ()  # is added up over the parts, in float32 at least
+    examples: PyTree = ()  # results for each example, leaves (m, ...); they are joined to (B, ...)
+    each: PyTree = ()  # results for the whole part; they are stacked to leaves (P, ...)
 
 
 def fold(
@@ -48,16 +48,16 @@ def fold(
     Args:
         measure: ``part -> Part``.
         batch: leaves ``(B, ...)``.
-        size: m; a last part may hold fewer, unless what is kept of ``each`` then has another shape.
+        size: m. A last part may hold fewer examples, if its ``each`` has the same shape.
         method: ``"map"``: one after another in a compiled loop. ``"vmap"``: side by side. ``"unroll"``: one after another
             without a loop, which compiles P times as long.
-        at_a_time: parts under way together: with ``"vmap"`` side by side, ``None`` for all; in the loop of ``"map"``,
-            ``None`` for what suits the platform.
-        start: what the sum starts from; ``None``: zeros.
-        combine: ``(total, a part's summed) -> total``, if it is no addition, as an optimizer's update.
+        at_a_time: the number of parts computed together. ``None``: with ``"vmap"`` all, in the loop of ``"map"`` the number
+            that suits the platform.
+        start: the start value of the sum; ``None``: zeros.
+        combine: ``(total, a part's summed) -> total``, to replace the addition, for example by an optimizer's update.
 
     Raises:
-        ValueError: another ``method``.
+        ValueError: ``method`` is unknown.
 
     Example:
         >>> whole = fold(lambda part: Part(part.sum(), 2 * part, part.max()), jnp.arange(5.0), 2)
@@ -97,7 +97,7 @@ def fold(
 
 
 def _side_by_side(measure, parts, start, combine, at_a_time: int):
-    """The total and what is kept, with an axis of parts, of parts measured so many at a time."""
+    """Measures ``at_a_time`` parts at once; returns the total, and the kept results with an axis of parts."""
     adding = combine is add
 
     def several(some):
@@ -120,7 +120,7 @@ def _take(parts: PyTree, number: int) -> PyTree:
 
 
 def choose_method(loss_fn: LossFn, params: PyTree, batch: PyTree, size: int) -> Method:
-    """How parts of ``size`` examples are gone through: a CPU is busy with one of them, an accelerator is not.
+    """The method for parts of ``size`` examples on this platform.
 
     Example:
         >>> loss_fn = lambda w, x: 0.5 * (x - w) ** 2
@@ -133,10 +133,10 @@ def choose_method(loss_fn: LossFn, params: PyTree, batch: PyTree, size: int) -> 
 
 
 def vmap_at_a_time(size: int) -> int | None:
-    """Parts side by side: on CPU as many single examples as stay in its cache, elsewhere all."""
+    """The number of parts side by side: on CPU as many single examples as fit in its cache, else None, which means all."""
     return CPU_VMAP if jax.default_backend() == "cpu" and size == 1 else None
 
 
 def side_by_side() -> int:
-    """How many parts of a batch a compiled loop has under way at the same time on this platform."""
+    """The number of parts of a batch that a compiled loop computes at the same time on this platform."""
     return CPU_SIDE_BY_SIDE if jax.default_backend() == "cpu" else 1

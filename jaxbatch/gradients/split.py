@@ -1,19 +1,19 @@
-r"""One forward, several backward: K optimizer updates from one big batch.
+r"""Split backward: K optimizer updates from one big batch, with one forward pass.
 
-Not the "split backward" of pipeline parallelism, which computes the gradients with respect to inputs and to
-weights at different times. Here the *batch* is split: its K groups' gradients
+This is not the "split backward" of pipeline parallelism, which computes the gradients with respect to inputs and to
+weights at different times. Here the *batch* is split into K groups. The gradients of the groups
 
 .. math:: g_k = \nabla_\theta \frac{K}{B} \sum_{i \in \text{group } k} \ell_i(\theta_0), \qquad k = 1 \dots K
 
-are all taken at the same starting weights :math:`\theta_0` and handed to the optimizer one after another.
+are all taken at the same starting weights :math:`\theta_0` and given to the optimizer one after another.
 
-What it amounts to, for SGD with rate :math:`\eta`:
+The result depends on the optimizer:
 
-* no momentum: exactly one update with :math:`K\eta` on the batch's mean gradient,
-  :math:`\theta_K = \theta_0 - K\eta\,\bar g`;
-* momentum :math:`\mu`, velocity :math:`v_0`: :math:`\theta_K = \theta_0 - \eta\big[v_0 \sum_{j=1}^K \mu^j +
-  \sum_k g_k \frac{1-\mu^{K-k+1}}{1-\mu}\big]`, earlier groups weighing more;
-* Adam and other normalised optimizers: no rescaling of one update, K updates of about :math:`\eta` each.
+* SGD with rate :math:`\eta` and no momentum makes exactly one update with rate :math:`K\eta` on the batch's mean gradient,
+  :math:`\theta_K = \theta_0 - K\eta\,\bar g`.
+* With momentum :math:`\mu` and velocity :math:`v_0`, :math:`\theta_K = \theta_0 - \eta\big[v_0 \sum_{j=1}^K \mu^j +
+  \sum_k g_k \frac{1-\mu^{K-k+1}}{1-\mu}\big]`, so that earlier groups have more weight.
+* Adam and other normalised optimizers make K updates of about :math:`\eta` each, which is not one rescaled update.
 """
 
 import math
@@ -40,31 +40,29 @@ def split_backward(
     microbatch_size: int | None = None,
     method: Method | None = None,
 ) -> Callable[[PyTree, PyTree, PyTree], tuple]:
-    """A compiled step that makes K optimizer updates from one batch, all gradients at the incoming parameters.
+    """A compiled step that makes K optimizer updates from one batch, with all gradients at the incoming parameters.
 
-    It costs what one ordinary step costs: every example goes forward and backward once. In a loop over
-    groups (``method="map"``) a group's gradient is used up before the next is computed, so no K copies of
-    the parameters are kept. (PyTorch's ``loss[group].mean().backward(retain_graph=True)`` walks the whole
-    graph of the whole batch K times instead.)
+    It costs as much as one ordinary step, because every example goes forward and backward once. In a loop over groups
+    (``method="map"``) a group's gradient is used before the next one is computed, so there are never K gradients in memory.
+    (PyTorch's ``loss[group].mean().backward(retain_graph=True)`` goes through the graph of the whole batch K times instead.)
 
     Args:
         loss_fn: ``(params, batch) -> losses`` of shape ``(B,)``, or ``(losses, aux)`` with ``has_aux``.
-        optimizer: any optax optimizer; its step count goes up by K, so a schedule sees K steps. One that wants the loss
-            gets the mean over the update's group.
+        optimizer: any optax optimizer. Its step count goes up by K, so a schedule sees K steps. An optimizer that uses the loss
+            gets the mean loss of the update's group.
         num_groups: K, a divisor of the batch size.
         has_aux: whether ``loss_fn`` returns ``(losses, aux)``.
         microbatch_size: within a group, examples worked on at a time, for large groups.
-        method: how the groups are gone through, see :func:`jaxbatch.gradients.exact.group_gradients`.
+        method: the order of work on the groups, see :func:`jaxbatch.gradients.exact.group_gradients`.
 
     Returns:
-        ``step(params, opt_state, batch) -> (params, opt_state, losses)``, jit-compiled, usable inside
-        ``lax.scan``; ``losses`` of shape ``(B,)`` are those of the one forward pass, at the incoming
-        parameters. With ``has_aux`` a fourth result: ``aux`` with a leading axis K.
+        ``step(params, opt_state, batch) -> (params, opt_state, losses)``, jit-compiled and usable inside ``lax.scan``. The
+        ``losses`` of shape ``(B,)`` come from the single forward pass, at the incoming parameters. With ``has_aux`` there is a
+        fourth result, ``aux`` with a leading axis K.
 
     Raises:
-        ValueError: from the step, when it is first called with a batch that K does not divide, that is
-            empty, or for which ``loss_fn`` does not return one loss per example; for groups of one example, where the loss of an
-            example depends on the others.
+        ValueError: the step raises it at its first call if the batch is empty, K does not divide it, or ``loss_fn`` does not
+            return one loss per example; with groups of one example, also if an example's loss depends on the others.
 
     Example:
         >>> import optax
@@ -108,12 +106,12 @@ def update_by_groups(
     batch_size: int | None = None,
     axis: str | None = None,
 ) -> tuple[PyTree, PyTree, Float[Array, "B"], PyTree, Float[Array, "K"]]:
-    """K updates from the gradients of K groups at ``params``: every step of training, an ordinary one with K = 1.
+    """K updates from the gradients of K groups at ``params``. Training steps use this; an ordinary step has K = 1.
 
     Args:
         loss_fn, optimizer, num_groups, has_aux, microbatch_size, method: see :func:`split_backward`.
-        params, opt_state: at the start.
-        batch: leaves ``(B, ...)``, on several devices this one's share of each group in turn.
+        params, opt_state: the parameters and the optimizer's state before the updates.
+        batch: leaves ``(B, ...)``; on several devices, this device's share of each group in turn.
         mask, batch_size, axis: see :func:`jaxbatch.gradients.accumulation.mean_gradient`.
 
     Returns:
@@ -149,18 +147,18 @@ def update_by_groups(
 def largest_stable_curvature(learning_rate: float, momentum: float, num_groups: int = 1) -> float:
     r"""The curvature up to which SGD with split batches is stable on a quadratic loss.
 
-    On :math:`\ell(\theta) = \tfrac12 \lambda \theta^2` one batch of K updates is a linear map of
-    :math:`(\theta, v)`. It grows with alternating sign when :math:`1 + \mathrm{tr} + \det < 0` and in circles when
-    :math:`\det > 1`, that is beyond the smaller of
+    On :math:`\ell(\theta) = \tfrac12 \lambda \theta^2` one batch of K updates is a linear map of :math:`(\theta, v)`. The pair
+    grows with alternating sign if :math:`1 + \mathrm{tr} + \det < 0`, and in circles if :math:`\det > 1`. So the step is
+    unstable if the curvature is above the smaller of
 
     .. math:: \frac{2 (1 + \mu^K)}{\eta\,[W (1 + \mu^K) - \mu s^2]},\qquad
         \frac{1 - \mu^K}{\eta\,[\mu s^2 - \mu^K W]},\qquad
         s = \sum_{j=0}^{K-1} \mu^j,\quad W = \sum_{k=1}^{K} \frac{1 - \mu^{K-k+1}}{1 - \mu}.
 
-    For K = 1 this is the textbook :math:`2(1+\mu)/\eta`. Without momentum it is :math:`2/(K\eta)`, that of one
-    update at K times the rate; with momentum it is less: the K updates spend the velocity within the batch, so it
-    averages over no batches but this one: at K = 10 the limit is 2.4 times lower with :math:`\mu = 0.5`, and 14
-    times with :math:`\mu = 0.9`.
+    For K = 1 this is the textbook limit :math:`2(1+\mu)/\eta`. Without momentum it is :math:`2/(K\eta)`, the limit of one
+    update at K times the rate. With momentum the limit is lower than that of such an update, because the K updates use up the
+    velocity within the batch, so that it averages over this batch alone. At K = 10 the limit is 2.4 times lower with
+    :math:`\mu = 0.5`, and 14 times lower with :math:`\mu = 0.9`.
 
     Args:
         learning_rate: :math:`\eta`, of each of the K updates.
@@ -168,7 +166,7 @@ def largest_stable_curvature(learning_rate: float, momentum: float, num_groups: 
         num_groups: K.
 
     Raises:
-        ValueError: a rate not above 0, a momentum outside [0, 1), K below 1.
+        ValueError: the rate is not above 0, the momentum is outside [0, 1), or K is below 1.
 
     Example:
         >>> largest_stable_curvature(0.2, 0.5), round(largest_stable_curvature(0.02, 0.5, num_groups=10), 2)

@@ -1,4 +1,4 @@
-"""An optimizer's update, with the loss where the optimizer wants it."""
+"""An optimizer's update. An optimizer that uses the loss gets it too."""
 
 from typing import Any, TypeAlias
 
@@ -7,21 +7,21 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-Optimizer: TypeAlias = optax.GradientTransformation | optax.MultiSteps  # the latter has init and update, and is no transformation
+Optimizer: TypeAlias = optax.GradientTransformation | optax.MultiSteps  # MultiSteps is no transformation, but works like one
 
 
 def update(optimizer: Optimizer, gradient: PyTree, opt_state: PyTree, params: PyTree, loss: Float[Array, ""]) -> tuple[PyTree, PyTree]:
     """One update: the parameters and the optimizer's state after it.
 
     Args:
-        optimizer: any of optax's. One that asks for ``value``, as ``optax.contrib.reduce_on_plateau``, gets ``loss``.
-        gradient: of the mean loss, like ``params``.
+        optimizer: any optax optimizer. If it takes ``value``, as ``optax.contrib.reduce_on_plateau`` does, it gets ``loss``.
+        gradient: the gradient of the mean loss, a pytree like ``params``.
         opt_state: the optimizer's state.
-        params: where the gradient was taken.
-        loss: the mean loss there.
+        params: the parameters at which the gradient was computed.
+        loss: the mean loss at ``params``.
 
     Raises:
-        ValueError: an optimizer that asks for more, as a line search does.
+        ValueError: the optimizer needs further arguments, as a line search does.
 
     Example:
         >>> optimizer, params = optax.sgd(0.5), jnp.array(1.0)
@@ -41,10 +41,10 @@ def update(optimizer: Optimizer, gradient: PyTree, opt_state: PyTree, params: Py
 
 
 def check_optimizer(optimizer: Any, params: PyTree) -> None:
-    """Makes sure that ``optimizer`` can update ``params`` (traced, not run).
+    """Checks that ``optimizer`` can update ``params``; the update is traced, not run.
 
     Raises:
-        ValueError: what is no optimizer of optax's, or asks for more than :func:`update` gives.
+        ValueError: ``optimizer`` is no optax optimizer, or needs more arguments than :func:`update` gives.
 
     Example:
         >>> check_optimizer(optax.sgd(0.1), jnp.array(1.0))

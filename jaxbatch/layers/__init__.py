@@ -1,4 +1,4 @@
-"""Convolution, pooling and normalisation that are fast where XLA's own are not; :mod:`.choose` says which way runs."""
+"""Convolution, pooling and normalisation, in ways that are fast where XLA's are slow; :mod:`.choose` chooses the way."""
 
 from jaxbatch.layers.choose import Layout, Way, choose_conv, choose_layout, loops_are_slow
 from jaxbatch.layers.convolution import conv

@@ -1,10 +1,11 @@
-"""The one place that decides how a convolution and a pooling run.
+"""Chooses how convolutions and poolings run; no other module decides this.
 
-**Layout.** ``batch_minor``, axes ``(C, H, W, B)``, for narrow networks on CPU: neighbouring examples are neighbours in
-memory, so every slice and every maximum is a long vector whatever the number of channels, and a convolution is one
-product of the kernel with gathered patches (*im2col*). ``native``, axes ``(B, H, W, C)``, for everything else.
+**Layout.** Networks with few channels on CPU use ``batch_minor``, with axes ``(C, H, W, B)``. There, neighbouring examples are
+neighbours in memory, so every slice and every maximum works on long vectors, whatever the number of channels. A convolution is
+one product of the kernel with gathered patches (*im2col*). Everything else uses ``native``, with axes ``(B, H, W, C)``.
 
-**Convolution in the native layout.** On an accelerator, the platform's. On CPU (``scripts/bench.py layers`` measures it):
+**Convolution in the native layout.** An accelerator uses the platform's convolution. A CPU uses one of the other ways
+(``scripts/bench.py layers`` measures them):
 
 ===========  =====================================  ===========================  =============================  ==============
 way          when                                   forward                      gradient of the input          of the kernel
@@ -18,10 +19,9 @@ way          when                                   forward                     
                                                                                  with the turned kernel
 ===========  =====================================  ===========================  =============================  ==============
 
-*patches*: im2col over a few images at a time, so that the patches (k² times the image) stay in the cache. XLA:CPU's own
-gradient of the kernel is slow, its convolutions with kernels larger than the image very slow.
-The kernel is never batched when gradients are taken per example or per group, so no way turns into XLA's slow grouped
-convolution there.
+*patches* means im2col over a few images at a time, so that the patches (k² times the image) stay in the cache. XLA:CPU's own
+gradient of the kernel is slow, and its convolutions with kernels larger than the image are very slow. Gradients per example or
+per group never batch the kernel, so no way becomes XLA's slow grouped convolution.
 
 **Loops.** Inside a compiled loop XLA:CPU has no fast convolution at all, forward included. :func:`loops_are_slow` says
 whether a function contains one; training then loops in Python over a compiled step instead.
@@ -35,10 +35,10 @@ from jax.extend import core
 Layout = Literal["batch_minor", "native"]
 Way = Literal["platform", "product", "dense", "patches", "xla"]
 
-PATCH_BYTES = 5 * 2**20  # patches gathered at a time: a share of the last-level cache
-SMALL_PRODUCT = 64 * 9 * 64  # kernels below this many elements give products that leave cores idle: two at a time
-DENSE_PIXELS = 16  # images of at most so many pixels; the matrix of all shifts grows with their square
-DENSE_EXAMPLES = 16  # below, filling the matrix costs more than it saves
+PATCH_BYTES = 5 * 2**20  # the patches gathered at a time, a share of the last-level cache
+SMALL_PRODUCT = 64 * 9 * 64  # kernels with fewer elements give products that leave cores idle, so two run at a time
+DENSE_PIXELS = 16  # the most pixels of an image for "dense"; the matrix of all shifts grows with their square
+DENSE_EXAMPLES = 16  # with fewer examples, filling the matrix costs more than it saves
 
 
 def choose_layout(platform: str | None = None) -> Layout:
@@ -52,7 +52,7 @@ def choose_layout(platform: str | None = None) -> Layout:
 
 
 def choose_conv(image: tuple[int, int], kernel_size: int, *, batch_size: int, padding: int = 0, platform: str | None = None) -> Way:
-    """How a convolution in the native layout runs, see the table above.
+    """The way to run a convolution in the native layout, see the table in the module's docstring.
 
     Example:
         >>> [choose_conv((side, side), 3, batch_size=128, padding=1, platform="cpu") for side in (2, 32)]
@@ -69,11 +69,11 @@ def choose_conv(image: tuple[int, int], kernel_size: int, *, batch_size: int, pa
 
 
 def images_at_a_time(patch_bytes: int, batch_size: int) -> int:
-    """How many images' patches are gathered at a time.
+    """The number of images whose patches are gathered at a time.
 
     Args:
-        patch_bytes: the patches of one image.
-        batch_size: of the whole batch.
+        patch_bytes: bytes of the patches of one image.
+        batch_size: images in the whole batch.
 
     Example:
         >>> images_at_a_time(2**20, 128), images_at_a_time(2**30, 128), images_at_a_time(1, 128)
@@ -85,12 +85,12 @@ def images_at_a_time(patch_bytes: int, batch_size: int) -> int:
 def choose_phases(patch_size: int, kernel_size: int) -> bool:
     """Whether convolution and max-pool run as one product over the pooling's phases (batch-minor layout).
 
-    The shifted kernels must be small beside the patches that they save, else im2col is used: the last
-    layers of a network, small batches.
+    This pays only if the shifted kernels are small compared with the patches that they save. Otherwise, as in the last layers
+    of a network and with small batches, im2col is used.
 
     Args:
-        patch_size: elements of the patches, gathered for all phases at once.
-        kernel_size: elements of the kernel, shifted to each phase and padded.
+        patch_size: the number of elements of the patches, gathered for all phases at once.
+        kernel_size: the number of elements of the kernel, shifted to each phase and padded.
     """
     return patch_size >= 3 * kernel_size
 
@@ -98,13 +98,13 @@ def choose_phases(patch_size: int, kernel_size: int) -> bool:
 def choose_reshaped_pool(platform: str | None = None) -> bool:
     """Whether a max-pool is the maximum over an axis of a reshaped array rather than XLA's ``reduce_window``.
 
-    On CPU the gradient of ``reduce_window`` is slow; on an accelerator it is what the platform is made for.
+    On CPU the gradient of ``reduce_window`` is slow; on an accelerator ``reduce_window`` is fast.
     """
     return (platform or jax.default_backend()) == "cpu"
 
 
 def loops_are_slow(function, *arguments: Any, platform: str | None = None) -> bool:
-    """Whether ``function`` contains one of XLA's convolutions and would run on CPU (traced, not run).
+    """Whether ``function`` contains one of XLA's convolutions and the platform is a CPU. The function is traced, not run.
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-r"""Convolution: the ways that :mod:`jaxbatch.layers.choose` chooses from. All give the same numbers up to rounding.
+r"""The ways to compute a convolution; :mod:`jaxbatch.layers.choose` chooses one. All give the same numbers up to rounding.
 
 Axes: B examples, H × W pixels of the image, R × Q of the result, C channels, O output channels, k kernel width.
 """
@@ -27,19 +27,19 @@ def conv(
     padding: int = 0,
     way: Way | None = None,
 ) -> Array:
-    """Two-dimensional convolution (cross-correlation), zero padding of ``padding`` pixels on each side.
+    """Two-dimensional convolution (cross-correlation) with ``padding`` zeros on each side.
 
     Args:
         x: activations in ``layout``.
-        kernel: ``(O, k, k, C)``: a row for each output channel, so that neither the product nor the
-            gradient of one example's kernel has to transpose it.
+        kernel: ``(O, k, k, C)``. Each output channel is a row, so that neither the product nor the per-example gradient of the
+            kernel needs a transpose.
         layout: ``"batch_minor"`` or ``"native"``, see :mod:`jaxbatch.layers.choose`.
         strides: step between outputs, in pixels.
         padding: zeros around the image, in pixels.
-        way: in the native layout, how it is computed; ``None``: the fastest.
+        way: in the native layout, the way to compute it; ``None``: the fastest.
 
     Raises:
-        ValueError: channels that do not match, or a kernel larger than the padded image.
+        ValueError: the channels do not match, or the kernel is larger than the padded image.
 
     Example:
         >>> x, kernel = jnp.ones((1, 3, 3, 1)), jnp.ones((1, 2, 2, 1))
@@ -79,7 +79,7 @@ def conv(
 
 
 class _Shape(NamedTuple):
-    """What a convolution's geometry follows from."""
+    """The numbers that determine a convolution's geometry."""
 
     rows: int
     columns: int
@@ -103,7 +103,7 @@ def _batch_minor(x, kernel, strides, padding):
     size, channels = kernel.shape[2:]
     x = jnp.pad(x, [(0, 0), (padding, padding), (padding, padding), (0, 0)])
     rows, columns = ((n - size) // strides + 1 for n in x.shape[1:3])
-    # For each of the k² kernel positions the pixels that it meets; stacked, (k²C) × (HWB).
+    # For each of the k² kernel positions, the pixels that it is multiplied with; stacked, (k²C) × (RQB).
     patches = jnp.concatenate(
         [x[:, i : i + (rows - 1) * strides + 1 : strides, j : j + (columns - 1) * strides + 1 : strides] for i in range(size) for j in range(size)]
     )
@@ -112,7 +112,7 @@ def _batch_minor(x, kernel, strides, padding):
 
 
 def _patches(x, shape: _Shape):
-    """(B, H, W, C) images to (B·R·Q, k²C): what the kernel sees at each place."""
+    """Gathers images (B, H, W, C) into (B·R·Q, k²C): the pixels under the kernel at each place."""
     pad, strides = (shape.padding, shape.padding), shape.strides
     x = jnp.pad(x, [(0, 0), pad, pad, (0, 0)])
     rows, columns = ((n - 1) * strides + 1 for n in shape.result)
@@ -127,11 +127,11 @@ def _chunk(x, shape: _Shape) -> int:
 
 
 def _kernel_gradient(x, cotangent, shape: _Shape):
-    """Σ over pixels of cotangent × patch, a few images' patches at a time."""
+    """The sum over pixels of cotangent × patch, with the patches of a few images at a time."""
     outputs, chunk = cotangent.shape[-1], _chunk(x, shape)
-    dtype = jnp.promote_types(x.dtype, jnp.float32)  # a long sum: bfloat16 would lose it
+    dtype = jnp.promote_types(x.dtype, jnp.float32)  # bfloat16 is too coarse for a long sum
 
-    @jax.checkpoint  # the patches are gathered again rather than kept
+    @jax.checkpoint  # gathers the patches again instead of keeping them
     def product(x, cotangent):
         rows = cotangent.reshape(-1, outputs)
         return lax.dot_general(rows, _patches(x, shape), (((0,), (0,)), ((), ())), preferred_element_type=dtype)
@@ -162,7 +162,7 @@ def _patches_product(x, kernel, shape: _Shape):
 def _turned(cotangent, kernel, shape: _Shape):
     """The input's gradient as a *forward* convolution of the cotangent with the kernel turned by 180 degrees.
 
-    With strides s the image is seen as H/s × W/s blocks of s × s pixels, s²C channels: in those, the convolution
+    With strides s the image is treated as H/s × W/s blocks of s × s pixels, with s²C channels. On these blocks the convolution
     has stride 1, and no zeros have to be written between the cotangent's pixels.
     """
     size, strides, padding = shape.size, shape.strides, shape.padding
@@ -181,16 +181,16 @@ def _turned(cotangent, kernel, shape: _Shape):
 
 
 def _crop(padded, shape: _Shape):
-    """The image out of the padded image; pixels that no window reached are zero."""
+    """Cuts the image out of the padded image; pixels that no window reached become zero."""
     padding, rows, columns = shape.padding, shape.rows, shape.columns
     out = padded[:, padding : padding + rows, padding : padding + columns]
     return jnp.pad(out, [(0, 0), (0, rows - out.shape[1]), (0, columns - out.shape[2]), (0, 0)])
 
 
 def _dense_matrix(kernel, shape: _Shape):
-    """All shifts of the kernel, (R·Q·O) × (H·W·C): convolution as one product over whole images.
+    """The matrix of all shifts of the kernel, (R·Q·O) × (H·W·C), with which a convolution is one product over whole images.
 
-    Row (r, q, o) holds what output o at pixel (r, q) takes from each input: a window of the kernel in a field of zeros.
+    Row (r, q, o) holds the weights of all inputs for output o at pixel (r, q): the shifted kernel, and zeros elsewhere.
     """
     padding, strides, size = shape.padding, shape.strides, shape.size
     images, results = (shape.rows, shape.columns), shape.result

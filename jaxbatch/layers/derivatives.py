@@ -1,4 +1,4 @@
-"""Functions whose gradient is computed another way than the function's own operations would give."""
+"""Functions whose gradient is computed in another way than by differentiating their operations."""
 
 from collections.abc import Callable
 
@@ -11,10 +11,10 @@ from jaxtyping import Array, PyTree
 def with_backward(forward: Callable[..., tuple[Array, PyTree]], backward: Callable[[PyTree, Array], tuple[Array, ...]]) -> Callable[..., Array]:
     r"""The function ``forward`` with ``backward`` as its gradient, in every mode of differentiation.
 
-    ``jax.custom_vjp`` would forbid forward mode and so Hessian-vector products. Here the *tangent* is defined, as
-    the transpose of ``backward`` (the two are each other's transpose by definition); reverse mode transposes it
-    once more and arrives at ``backward`` itself. What ``backward`` computes from the residuals alone is better
-    wrapped in ``jax.checkpoint``: otherwise it counts as work that can be done, and kept, in the forward pass.
+    ``jax.custom_vjp`` would forbid forward mode and so Hessian-vector products. This function instead defines the *tangent*
+    (the derivative of forward mode) as the transpose of ``backward``, which it is by definition. Reverse mode transposes it
+    again, which gives ``backward`` itself. If ``backward`` computes something from the residuals alone, wrap that in
+    ``jax.checkpoint``; otherwise it may be computed in the forward pass and kept in memory.
 
     Args:
         forward: ``(*primals) -> (result, residuals)``.

@@ -1,4 +1,4 @@
-"""Images into a layout and out of it. Axes: B examples, H × W pixels, C channels."""
+"""Converts images to a layout and back. Axes: B examples, H × W pixels, C channels."""
 
 from jaxtyping import Array, Float
 
@@ -6,12 +6,12 @@ from jaxbatch.layers.choose import Layout
 
 
 def to_layout(images: Float[Array, "B H W C"], layout: Layout) -> Array:
-    """Images as they come, ``(B, H, W, C)``, into ``layout``."""
+    """Converts images ``(B, H, W, C)`` to ``layout``."""
     return images.transpose(3, 1, 2, 0) if layout == "batch_minor" else images
 
 
 def flatten(x: Array, layout: Layout) -> Float[Array, "B features"]:
-    """Activations in ``layout`` to one row per example, features in (H, W, C) order whatever the layout.
+    """Converts activations in ``layout`` to one row per example; features are in (H, W, C) order, whatever the layout.
 
     Example:
         >>> import jax.numpy as jnp

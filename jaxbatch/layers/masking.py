@@ -1,7 +1,7 @@
-"""Which slots of a batch hold an example of its own, told to layers that couple examples.
+"""The mask of a batch, for layers that couple examples. It is False for *fillers*: copies of examples that must not count.
 
-A loss takes ``(params, batch)`` and nothing else, so the mask comes beside: it is set around the call of the loss and
-read while the loss is traced.
+A loss takes only ``(params, batch)``, so the mask is not an argument. It is set before the loss is called and read while the
+loss is traced.
 
 Axes: M slots.
 """
@@ -15,17 +15,17 @@ import jax
 from jaxtyping import Array, Bool
 
 _mask: contextvars.ContextVar[Bool[Array, "M"] | None] = contextvars.ContextVar("jaxbatch_example_mask", default=None)
-# A function that is jitted by itself keeps what it once traced, the mask of that time included. A number that it has not
-# seen makes it trace anew. A JAX that lacks this may hand such a function the mask of before, which ends in a leaked-tracer error.
+# A function that is jitted separately keeps its old trace, with the mask of that time. A new number as context makes it trace
+# again. A JAX version without such contexts may use the old mask in such a function, which gives a leaked-tracer error.
 _numbers = itertools.count(1)
 _tracing = jax.make_user_context(0) if hasattr(jax, "make_user_context") else lambda number: contextlib.nullcontext()
 
 
 @contextlib.contextmanager
 def own_examples(mask: Bool[Array, "M"] | None) -> Iterator[None]:
-    """Within it, :func:`example_mask` gives ``mask``: True where a slot holds an example of its own.
+    """Within this context, :func:`example_mask` returns ``mask``: True where a slot holds an example, False for fillers.
 
-    ``None``: every slot does, and layers compute what they compute without a mask, bit for bit.
+    ``None`` means that there are no fillers; then layers compute the same bits as without this context.
 
     Example:
         >>> import jax.numpy as jnp
@@ -50,11 +50,11 @@ def own_examples(mask: Bool[Array, "M"] | None) -> Iterator[None]:
 
 
 def example_mask() -> Bool[Array, "M"] | None:
-    """The mask of the batch that is being computed, ``None`` where every slot holds an example of its own.
+    """The mask of the batch that is being computed, False for fillers; ``None`` if there are no fillers.
 
-    For a layer of one's own that couples examples, as by a mean over the batch: on several devices that do not divide the
-    batch some slots are fillers, real examples a second time, and such a mean must leave them out. On N devices the mask is
-    that of the device's share (of its microbatch, where there are some), and a share may hold no example of its own at all.
+    Use it in your own layers that couple examples, for example by a mean over the batch. If the number of devices does not
+    divide the batch, some slots are fillers (copies of real examples), and the mean must leave them out. The mask is that of
+    the device's share, or of its microbatch if there are microbatches. A share may consist of fillers only.
 
     Example:
         >>> example_mask() is None

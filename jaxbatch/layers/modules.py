@@ -1,4 +1,4 @@
-"""The layers as Flax Linen modules, initialised as PyTorch does unless told otherwise."""
+"""The layers as Flax Linen modules. The default initialisation is PyTorch's."""
 
 import math
 from collections.abc import Callable
@@ -28,12 +28,12 @@ def torch_uniform(fan_in: int) -> Initializer:
 
 
 def he_fan_out(key, shape, dtype=jnp.float32):
-    r"""Normal with standard deviation :math:`\sqrt{2/(k^2 O)}`, for kernels ``(O, k, k, C)``: the CIFAR networks' own."""
+    r"""Normal with standard deviation :math:`\sqrt{2/(k^2 O)}`, for kernels ``(O, k, k, C)``; the CIFAR networks use it."""
     return math.sqrt(2 / math.prod(shape[:3])) * jax.random.normal(key, shape, dtype)
 
 
 class Conv(nn.Module):
-    """Convolution in the native layout, ``(B, H, W, C)``. It computes in its input's type."""
+    """Convolution in the native layout, ``(B, H, W, C)``. It computes in the type of its input."""
 
     features: int
     kernel_size: int
@@ -59,19 +59,19 @@ class Conv(nn.Module):
 class BatchNorm(nn.Module):
     """Batch normalisation in the native layout.
 
-    In training (``train=True``) the batch's own moments normalise it and are left in the collection
-    ``batch_stats``, as they are: how they join the running ones is the training loop's affair
-    (:func:`jaxbatch.training.tasks.running_average`), so that a forward pass stays a function of parameters and batch. Without
-    training, the moments in ``batch_stats`` are used. The variance kept is the unbiased one, n/(n−1) of the batch's,
-    as in PyTorch.
+    In training (``train=True``) the layer normalises with the batch's own moments (mean and variance) and stores these in the
+    collection ``batch_stats``. The training loop averages them into the running moments
+    (:func:`jaxbatch.training.tasks.running_average`), so that a forward pass depends only on parameters and batch. Without
+    ``train`` the moments in ``batch_stats`` are used. The stored variance is unbiased, n/(n−1) times the batch's, as in
+    PyTorch.
 
-    Whose moments: the batch's as it comes (on several devices, each one's share); with ``axis_name``, those of the whole
-    batch over the devices along that mapped axis (:data:`jaxbatch.training.devices.AXIS`; where there is none, as on one device,
-    the batch's); with ``ghost_size``, those of every
-    contiguous group of so many examples by itself, and the mean of the groups' moments is kept.
+    By default, the moments are those of the batch; on several devices, of each device's share. With ``axis_name``, they are
+    those of the whole batch, over the devices along that mapped axis (:data:`jaxbatch.training.devices.AXIS`); without such an
+    axis, as on one device, those of the batch. With ``ghost_size``, every contiguous group of that many examples has its own
+    moments, and the mean of the groups' moments is stored.
 
-    Slots that hold no example of their own (:func:`jaxbatch.layers.example_mask`), with which several devices fill up a
-    batch that they do not divide, enter no moments and come out as 0.
+    Fillers (:func:`jaxbatch.layers.example_mask`), which fill up a batch that the number of devices does not divide, are left
+    out of the moments, and their outputs are 0.
     """
 
     epsilon: float = 1e-5
@@ -80,7 +80,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool, shift: Array | None = None) -> Array:
-        """``shift``: a bias of the convolution before, not yet added. It moves the mean and cancels."""
+        """``shift`` is the bias of the preceding convolution, not yet added. It only moves the mean, so it cancels."""
         if x.ndim != 4:
             raise ValueError(f"BatchNorm takes (B, H, W, C) and got shape {x.shape}. Features without pixels: x[:, None, None, :].")
         channels = (x.shape[3],)
@@ -100,7 +100,7 @@ class BatchNorm(nn.Module):
         return out
 
     def _normalise(self, x, scale, bias):
-        """The result, and the moments to keep: mean and unbiased variance."""
+        """The result, and the moments to store: mean and unbiased variance."""
         mask = example_mask()
         if mask is not None and len(mask) != len(x):
             raise ValueError(
@@ -130,7 +130,7 @@ class BatchNorm(nn.Module):
         if mask is None:
             mean, variance = (leaf.mean(0) for leaf in moments)
             return out, mean, variance * _unbias(count_values(groups[0]))
-        counts = jax.vmap(count_values)(groups, masks)  # a group counts by its examples
+        counts = jax.vmap(count_values)(groups, masks)  # the weight of a group is its number of examples
         shares = (counts / jnp.maximum(counts.sum(), 1))[:, None]
         return out, (moments[0] * shares).sum(0), (moments[1] * _unbias(counts)[:, None] * shares).sum(0)
 
@@ -149,7 +149,7 @@ def _is_mapped(axis_name: str) -> bool:
 
 
 class ConvBatchNorm(nn.Module):
-    """Convolution, then batch normalisation. A bias before the normalisation is not added but moves its mean."""
+    """Convolution, then batch normalisation. The convolution's bias is not added: it only moves the stored mean."""
 
     features: int
     kernel_size: int
@@ -192,5 +192,5 @@ class ConvMaxPool(nn.Module):
             strides=self.strides,
             padding=self.padding,
         )
-        # A constant per channel can be added after the maximum, to a quarter of the pixels.
+        # A constant per channel does not change the maximum, so it is added afterwards, to fewer pixels.
         return out + bias.astype(x.dtype).reshape((-1, 1, 1, 1) if self.layout == "batch_minor" else (1, 1, 1, -1))

@@ -1,7 +1,7 @@
 r"""Batch normalisation over the examples and pixels of an array ``(B, H, W, C)``.
 
-Where a ``mask`` ``(B,)`` is given, slots in which it is False hold no example of their own: they enter no moment, come out
-as 0 and have no gradient. Without one, nothing is masked and nothing is computed for it.
+The moments of a batch are its mean and variance. A ``mask`` ``(B,)`` is False for slots that hold no example of their own
+(fillers). These are left out of the moments, their outputs are 0, and they have no gradient. No mask costs nothing.
 
 Axes: B examples, H × W pixels, C channels.
 """
@@ -35,7 +35,7 @@ def _moments(x, count):
 
 
 def count_values(x: Float[Array, "B H W C"], mask: Bool[Array, "B"] | None = None) -> int | Float[Array, ""]:
-    """The values that each channel has, over own examples and pixels: a plain number where nothing is masked.
+    """The number of values in each channel, over examples (without fillers) and pixels; a plain number without a mask.
 
     Example:
         >>> count_values(jnp.ones((3, 2, 2, 1))), count_values(jnp.ones((3, 2, 2, 1)), jnp.array([True, False, False])).item()
@@ -47,19 +47,19 @@ def count_values(x: Float[Array, "B H W C"], mask: Bool[Array, "B"] | None = Non
 
 
 def at_least_one(count: int | Float[Array, ""]) -> int | Float[Array, ""]:
-    """A divisor for sums that are 0 where there is nothing to count."""
+    """The count, but at least 1, so that a sum over nothing, which is 0, can be divided by it."""
     return count if isinstance(count, int) else jnp.maximum(count, 1)
 
 
 def clear(x: Float[Array, "B H W C"], mask: Bool[Array, "B"] | None) -> Float[Array, "B H W C"]:
-    """x with zeros in the slots that hold no example of their own, whatever was there."""
+    """Sets x to 0 in the slots that hold no example of their own, whatever they contain."""
     return x if mask is None else jnp.where(mask.reshape(-1, 1, 1, 1), x, jnp.zeros((), x.dtype))
 
 
 def channel_sum(x: Float[Array, "B H W C"]) -> Float[Array, "C"]:
     """The sum over examples and pixels, in two steps.
 
-    The first adds whole rows of W·C numbers: long vectors on a CPU, where C alone may be as short as 16.
+    The first step adds whole rows of W·C numbers. On a CPU these are long vectors, while C alone may be as small as 16.
 
     Example:
         >>> channel_sum(jnp.ones((2, 3, 4, 1))).tolist()
@@ -70,7 +70,7 @@ def channel_sum(x: Float[Array, "B H W C"]) -> Float[Array, "C"]:
 
 
 def shared_moments(x: Float[Array, "B H W C"], axis_name: str, mask: Bool[Array, "B"] | None = None) -> tuple[Float[Array, "C"], Float[Array, "C"]]:
-    """As :func:`channel_moments`, over the shares of all devices along a mapped axis; shares are of one size."""
+    """Like :func:`channel_moments`, over the shares of all devices along a mapped axis; all shares have the same size."""
     wide = clear(x.astype(jnp.promote_types(x.dtype, jnp.float32)), mask)
     if mask is None:
         count = count_values(x)
@@ -89,9 +89,9 @@ def synchronised_batch_norm(
     epsilon: float = 1e-5,
     mask: Bool[Array, "B"] | None = None,
 ) -> Float[Array, "B H W C"]:
-    """:func:`batch_norm` of the batch that lies in shares on the devices along a mapped axis.
+    """:func:`batch_norm` of a batch whose shares are on the devices along a mapped axis.
 
-    To be called under ``pmap`` or ``shard_map``; automatic gradients, which pass between the devices too.
+    Call it under ``pmap`` or ``shard_map``. JAX computes the gradients, which are exchanged between the devices too.
     """
     mean, variance = shared_moments(x, axis_name, mask)
     inverse = jax.lax.rsqrt(variance + epsilon)
@@ -111,7 +111,7 @@ def batch_norm(
     \overline{\mathrm dy} - \hat x\,\overline{\mathrm dy\,\hat x}\big]`, in two passes over the activations.
 
     Args:
-        x: activations; moments are taken in float32 at least, the result has x's type.
+        x: activations; moments are computed in float32 at least, and the result has x's type.
         scale: :math:`\gamma`.
         bias: :math:`\beta`.
         epsilon: added to the variance.
@@ -127,7 +127,7 @@ def batch_norm(
     """
 
     def forward(x, scale, bias, *counted):
-        # With zeros in masked slots the sums are those of the others, and only their number has to be told.
+        # Masked slots are zero and so do not change the sums; only the count of the others has to be passed in.
         mean, variance = _moments(x, counted[0] if counted else count_values(x))
         inverse = jax.lax.rsqrt(variance + epsilon)
         return affine(x, scale * inverse, bias - mean * scale * inverse), (x, scale, mean, inverse, *counted)
@@ -148,7 +148,7 @@ def batch_norm(
 
     if mask is None:
         return with_backward(forward, backward)(x, scale, bias)
-    count = at_least_one(count_values(x, mask))  # an argument: the functions above must not close over a traced value
+    count = at_least_one(count_values(x, mask))  # passed on, because forward and backward must not close over a traced value
     return clear(with_backward(forward, backward)(clear(x, mask), scale, bias, count), mask)
 
 
@@ -163,5 +163,5 @@ def affine(x: Float[Array, "B H W C"], slope: Float[Array, "C"], shift: Float[Ar
 
 
 def spread(per_channel: Float[Array, "C"]) -> Float[Array, "1 1 1 C"]:
-    """A number for each channel, ready to meet an array ``(B, H, W, C)``."""
+    """Reshapes a number for each channel to broadcast with an array ``(B, H, W, C)``."""
     return per_channel.reshape(1, 1, 1, -1)

@@ -12,13 +12,13 @@ from jaxbatch.layers.convolution import conv
 
 
 def max_pool(x: Array, window: int, *, layout: Layout) -> Array:
-    """Maximum over windows of ``window`` × ``window`` pixels that do not overlap; a rest at the edge is dropped.
+    """Maximum over windows of ``window`` × ``window`` pixels that do not overlap; incomplete windows at the edge are dropped.
 
-    Where several pixels tie, an accelerator (XLA's ``reduce_window``) sends the gradient to one of them and a CPU
-    lets them share it equally, many times faster: both are subgradients.
+    If several pixels are equal to the maximum, an accelerator (XLA's ``reduce_window``) sends the gradient to one of them. A
+    CPU shares it equally between them, which is many times faster there. Both are subgradients.
 
     Raises:
-        ValueError: a window larger than the image.
+        ValueError: the window is larger than the image.
 
     Example:
         >>> max_pool(jnp.arange(4.0).reshape(1, 2, 2, 1), 2, layout="native").item()
@@ -46,13 +46,12 @@ def conv_max_pool(
 ) -> Array:
     r"""``max_pool(conv(x, kernel), window)``, with a faster way in ``batch_minor``.
 
-    The p² = window² pixels that a pooling window compares are p² *phases* of the convolution. All phases
-    at a place see the same (k+p−1)² pixels of the input, so one matrix product computes them side by side:
-    the kernel, shifted to each phase and padded with zeros, is a (p²·O) × (k+p−1)²C matrix. Against
-    plain im2col the gathered patches shrink by p²k²/(k+p−1)² (2.8 for k = 5, p = 2) while the
-    multiplications grow by (k+p−1)²/k² (1.44), the product has p² times the rows, and the maximum is taken
-    over a leading axis, in long vectors. On CPU, memory is what decides. :func:`jaxbatch.layers.choose.choose_phases`
-    says where that pays; elsewhere im2col is used.
+    The p² = window² pixels that a pooling window compares are p² *phases* of the convolution. All phases at a place use the
+    same (k+p−1)² pixels of the input, so one matrix product computes them side by side: the kernel, shifted to each phase and
+    padded with zeros, is a (p²·O) × (k+p−1)²C matrix. Compared with plain im2col, the gathered patches are smaller by
+    p²k²/(k+p−1)² (2.8 for k = 5, p = 2), and the multiplications are more by (k+p−1)²/k² (1.44). The product has p² times the
+    rows, and the maximum is taken over a leading axis, in long vectors. On CPU the memory matters most.
+    :func:`jaxbatch.layers.choose.choose_phases` says where this is faster; elsewhere im2col is used.
 
     Raises:
         ValueError: as :func:`conv` and :func:`max_pool`.

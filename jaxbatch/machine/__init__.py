@@ -1,1 +1,1 @@
-"""Programs compiled and kept, their time and memory."""
+"""Compiles programs, keeps them, and measures their time and memory."""

@@ -1,7 +1,7 @@
-"""Compilation: kept from run to run, done ahead of need, and timed apart from the work.
+"""Compiles programs ahead of need, keeps them from run to run, and times compilation separately from training.
 
-A step is compiled for one batch size, so a schedule of batch sizes is a ladder of programs. Compiling one takes
-seconds; a change of size that has to wait for it stalls the run.
+A step is compiled for one batch size, so a schedule of batch sizes needs one program for each size. Compiling takes seconds,
+and a run that must wait for it at a change of size stalls.
 """
 
 import collections
@@ -20,20 +20,21 @@ from jaxbatch.paths import cache_folder, local_path
 
 
 def keep_compiled_programs(folder: str | os.PathLike | None = None) -> pathlib.Path | None:
-    """Compiled programs are kept on disk and found again by later runs, on this machine with these versions.
+    """Keeps compiled programs on disk, so that later runs on this machine with the same versions need not compile them.
 
-    The studies call it unless told ``--no-keep-compiled``. A folder that JAX has already been given, as through
-    ``JAX_COMPILATION_CACHE_DIR``, is left as it is.
+    The studies call it, except with ``--no-keep-compiled``. If JAX already has such a folder, for example from
+    ``JAX_COMPILATION_CACHE_DIR``, that folder is used.
 
     Args:
-        folder: where; ``None``: ``compiled`` in the user's cache folder.
+        folder: where to keep the programs; ``None``: ``compiled`` in the user's cache folder.
 
     Returns:
-        The folder in use. None where none is named and the user's cannot be had, as without a home or with one that is
-        read-only: programs are compiled anew then.
+        The folder in use. It is None if ``folder`` is None and the user's cache folder cannot be used, because there is no home
+        folder or it is read-only. Then every run compiles its programs again.
 
     Raises:
-        ValueError: a ``folder`` that is an address; OSError: one that cannot be made.
+        ValueError: ``folder`` is an address.
+        OSError: ``folder`` cannot be made.
     """
     chosen = getattr(jax.config, "jax_compilation_cache_dir", None)
     if chosen:
@@ -62,17 +63,17 @@ _lock = threading.Lock()
 
 
 def compile_ahead(function: Any, *arguments: Any, devices: Any = None) -> Callable[..., Any]:
-    """``function.lower(*arguments).compile()`` of what ``jax.jit`` or ``jax.pmap`` returned.
+    """Returns ``function.lower(*arguments).compile()``, or the same program from an earlier call.
 
-    A program is compiled once for its text: a run with another seed, or another function of the same text, finds it again.
-    Nothing is kept alive but the newest programs, and no function is taken for another because it has the same name, hash or
-    identity. Where ``jax.disable_jit`` holds when it is called, it runs operation by operation, which a compiled program would
-    refuse.
+    Programs are found by their text, the lowered code. So a run with another seed, or another function with the same text,
+    uses the same program, and two functions are never confused because of an equal name, hash or identity. Only the newest
+    programs stay in memory. Under ``jax.disable_jit`` a call runs the function operation by operation, because a compiled
+    program would raise an error.
 
     Args:
-        function: compiled, or about to be.
-        arguments: of which only shapes are used.
-        devices: those it is compiled for, if they are not the default one.
+        function: a result of ``jax.jit`` or ``jax.pmap``.
+        arguments: only their shapes are used.
+        devices: the devices that it is compiled for, if not the default device.
 
     Example:
         >>> double = compile_ahead(jax.jit(lambda x: 2 * x), 1.0)
@@ -85,14 +86,14 @@ def compile_ahead(function: Any, *arguments: Any, devices: Any = None) -> Callab
 
 
 def _compile_once(lowered: Any, devices: str) -> Any:
-    optimized = jax.config.read("jax_disable_most_optimizations")  # no part of the text
-    # Nor are arguments that nothing depends on, which the program takes all the same.
+    optimized = jax.config.read("jax_disable_most_optimizations")  # not part of the text
+    # Unused arguments are not part of the text either, but the program takes them, so the key holds args_info.
     key = hashlib.sha256(f"{devices} {optimized} {lowered.args_info} {lowered.out_tree} {lowered.as_text()}".encode()).hexdigest()
     with _lock:
         if key in _compiled:
             _compiled.move_to_end(key)
             return _compiled[key]
-    program = lowered.compile()  # without the lock: another thread may be minutes at another program
+    program = lowered.compile()  # without the lock, because compiling may take minutes and other threads compile too
     with _lock:
         _compiled[key] = program
         while len(_compiled) > _KEPT:
@@ -101,10 +102,9 @@ def _compile_once(lowered: Any, devices: str) -> Any:
 
 
 def call_compiled(function: Callable[..., Any], *arguments: Any) -> Any:
-    """``jax.jit(function)(*arguments)``, with the arrays that ``function`` closes over as arguments of the program.
+    """``jax.jit(function)(*arguments)``, but arrays that ``function`` closes over become arguments of the program.
 
-    Closed over, they would be constants of it, written out and compiled, as the parameters of a pretrained model that a
-    task starts from.
+    Otherwise such arrays, for example the parameters of a pretrained model, would be constants in the program and be compiled.
 
     Example:
         >>> pretrained = jax.numpy.ones(3)
@@ -115,7 +115,7 @@ def call_compiled(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def with_constants_as_arguments(function: Callable[..., Any], *arguments: Any) -> Callable[..., Any]:
-    """What :func:`call_compiled` calls, to be called several times with arguments of the same shapes.
+    """The program that :func:`call_compiled` calls, for several calls with arguments of the same shapes.
 
     Example:
         >>> pretrained = jax.numpy.ones(3)
@@ -133,17 +133,17 @@ def with_constants_as_arguments(function: Callable[..., Any], *arguments: Any) -
 
 
 class Program(NamedTuple):
-    """Something compiled, and the seconds that took."""
+    """A compiled program, and the seconds that compiling took."""
 
     run: Any
     compile_seconds: float
 
 
 class Programs:
-    """Programs by key, compiled when first asked for, or ahead of that in one background thread.
+    """Programs by key. They are compiled at the first request, or ahead of it in one background thread.
 
     Args:
-        compile: ``key -> program``. Called in another thread for what is asked for ahead.
+        compile: ``key -> program``. For programs compiled ahead, another thread calls it.
 
     Example:
         >>> with Programs(lambda power: lambda x: x**power) as programs:
@@ -156,24 +156,25 @@ class Programs:
         self._compile = compile
         self._futures: dict[Hashable, concurrent.futures.Future] = {}
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="jaxbatch-compile")
-        self._x64 = jax.config.jax_enable_x64  # type: ignore[attr-defined]  # a setting of the thread that asks; the background has its own
+        # The calling thread's setting; the background thread has its own.
+        self._x64 = jax.config.jax_enable_x64  # type: ignore[attr-defined]
 
     def ahead(self, keys: Iterable[Hashable]) -> None:
-        """Compiles in the background, in this order, what has not been asked for yet."""
+        """Compiles the programs that were not requested before, in the background and in this order."""
         for key in keys:
             if key not in self._futures:
                 self._futures[key] = self._thread.submit(self._timed, key)
 
     def __getitem__(self, key: Hashable) -> Program:
-        """The program, waited for if it is being compiled; an error in compiling is raised here."""
+        """The program. This waits while it is being compiled, and raises an error of its compilation."""
         future = self._futures.get(key)
-        if future is None or future.cancel():  # not begun: here and now, rather than behind the others
+        if future is None or future.cancel():  # not begun yet: compile it here, and do not wait for the others
             future = self._futures[key] = concurrent.futures.Future()
             future.set_result(self._timed(key))
         return future.result()
 
     def close(self) -> None:
-        """Leaves what has not begun; what has begun ends by itself."""
+        """Cancels compilations that have not begun, and does not wait for one that has."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def __enter__(self):

@@ -1,4 +1,4 @@
-"""Memory of a compiled program, known before it is run."""
+"""The memory that a compiled program needs, known before the program runs."""
 
 from typing import Any
 
@@ -6,14 +6,14 @@ from typing import Any
 def program_memory(program: Any) -> int:
     """Bytes on the device that a compiled program needs while it runs: temporaries, arguments and results.
 
-    Results that reuse the memory of donated arguments count once. What else lies on the device, and the slack of its
-    allocator, come on top.
+    Results that reuse the memory of donated arguments count once. Other data on the device, and the overhead of its allocator,
+    need further memory.
 
     Args:
-        program: what ``jax.jit(f).lower(...).compile()`` returns.
+        program: the result of ``jax.jit(f).lower(...).compile()``.
 
     Raises:
-        ValueError: the platform's compiler does not tell.
+        ValueError: the platform's compiler does not report the memory.
 
     Example:
         >>> import jax, jax.numpy as jnp

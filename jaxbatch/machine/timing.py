@@ -1,7 +1,7 @@
-"""Timings that can be compared: every contender once a round, in shuffled order, in one process.
+"""Timings that can be compared: every function runs once a round, in shuffled order, in one process.
 
-Machines drift. A time measured a minute later than another says little about the two; the ratio of two
-times from the same round does.
+A computer's speed changes with time. So two times measured a minute apart can hardly be compared, but two times from the
+same round can.
 """
 
 import random
@@ -15,15 +15,15 @@ import jax
 def timed_rounds(functions: Mapping[Any, Callable[[], Any]], rounds: int, *, rest: float = 0.0, seed: int = 0) -> Iterator[dict[Any, float]]:
     """Runs every function once a round and yields the times in milliseconds.
 
-    A first round, which compiles and touches memory, is run and not yielded. The order within a round is
-    shuffled, so that none always follows the same neighbour.
+    A first round, which compiles and touches memory, is not yielded. The order within a round is shuffled, so that no function
+    always follows the same other one.
 
     Args:
-        functions: name (or any key) to a function of no arguments; its result is waited for.
+        functions: maps a name (or any key) to a function without arguments; the time includes waiting for its result.
         rounds: number of rounds to yield, at least 1.
-        rest: seconds to wait before each run. The threads of OpenMP and of XLA spin for milliseconds after their
-            last work, and what runs next on the same cores would pay for it.
-        seed: of the order.
+        rest: seconds to wait before each run. The threads of OpenMP and of XLA keep cores busy for milliseconds after their
+            last work, which would slow down the next run on the same cores.
+        seed: the seed of the order.
 
     Raises:
         ValueError: ``rounds`` below 1.

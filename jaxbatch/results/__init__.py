@@ -1,1 +1,1 @@
-"""What a study writes down and shows: records, tables, figures."""
+"""The output of a study: records, tables and figures."""

@@ -1,4 +1,4 @@
-"""The look of all figures: colour-blind-safe colours, plain axes, PNG and PDF from one drawing."""
+"""The style of all figures: colours for colour-blind readers, plain axes, and both PNG and PDF from one drawing."""
 
 import pathlib
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxbatch.intervals import Interval
 
-# Okabe and Ito's palette, told apart by all common forms of colour blindness, in print too.
+# Okabe and Ito's palette: people with any common form of colour blindness can distinguish its colours, in print too.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 STYLE: dict[Any, Any] = {
@@ -48,14 +48,14 @@ def save(figure, folder: pathlib.Path, name: str = "figure") -> pathlib.Path:
 
 
 def band(axes, places: Sequence[float], intervals: Sequence[Interval], *, color: str, scale: float = 1.0, **style) -> None:
-    """A line through the values with their intervals as a band; a place without an interval has no band."""
+    """Draws a line through the values, with their intervals as a band; a place without an interval has no band."""
     values, lows, highs = (scale * np.array([found[k] for found in intervals]) for k in range(3))
     axes.plot(places, values, color=color, **style)
     axes.fill_between(places, np.where(np.isnan(lows), values, lows), np.where(np.isnan(highs), values, highs), color=color, alpha=0.2, lw=0)
 
 
 def size_ticks(axes, sizes: Sequence[int]) -> None:
-    """A logarithmic axis of batch sizes, marked at those that were measured."""
+    """Makes the x-axis logarithmic, with marks at the measured batch sizes."""
     axes.set_xscale("log")
     axes.set_xticks(list(sizes), [f"{size:,}" for size in sizes])
     axes.set_xticks([], minor=True)
@@ -63,7 +63,7 @@ def size_ticks(axes, sizes: Sequence[int]) -> None:
 
 
 def log_values(axis) -> None:
-    """A logarithmic axis with plain numbers: 0.2, 1, 50, 10,000."""
+    """Makes an axis logarithmic, with plain numbers: 0.2, 1, 50, 10,000."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     if axis.get_scale() != "log":
@@ -85,7 +85,7 @@ def heat_map(
     reverse: bool = False,
     label: str,
 ) -> None:
-    """A table as coloured cells with their numbers; cells without a number are grey, ``crossed`` ones carry a cross."""
+    """Draws a table as coloured cells with their numbers. Cells without a number are grey; ``crossed`` cells have a cross."""
     from matplotlib import colormaps, colors
 
     finite = table[np.isfinite(table)]
@@ -111,7 +111,7 @@ def heat_map(
 
 
 def frame_cell(axes, column: int, row: int) -> None:
-    """A frame around one cell of a heat map."""
+    """Draws a frame around one cell of a heat map."""
     from matplotlib.patches import Rectangle
 
     axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, ec=COLORS[1], lw=2.5, zorder=3, clip_on=False))

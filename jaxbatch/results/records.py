@@ -1,7 +1,7 @@
-"""A run folder: what was asked, on what it ran, every measurement as one line, written the moment it is made.
+"""A run folder keeps a study's configuration, its provenance (code version, device) and its measurements.
 
-``<output_dir>/<study>/<hash of the configuration>/`` holds ``config.json``, ``records.jsonl`` (append-only, one
-flat record a line) and figures. The same command finds the same folder and goes on from what is there.
+``<output_dir>/<study>/<hash of the configuration>/`` holds ``config.json``, figures and ``records.jsonl`` (append-only, one
+flat record a line). Each measurement is written immediately. The same command finds the same folder and continues from there.
 """
 
 import hashlib
@@ -25,12 +25,12 @@ Record = dict[str, Any]
 
 
 class RunFolder:
-    """An open run folder. ``records`` are those of earlier calls of the same command and of this one."""
+    """An open run folder. ``records`` holds the records of earlier calls of the same command and of this call."""
 
     def __init__(self, path: pathlib.Path, records: list[Record], provenance: Record):
         self.path = path
         self.records = records
-        self.provenance = provenance  # of the call that began the folder
+        self.provenance = provenance  # of the call that made the folder
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Writes one record and makes sure it is on disk before returning."""
@@ -43,11 +43,11 @@ class RunFolder:
         self.records.append(flat)
 
     def find(self, **key: Any) -> list[Record]:
-        """The records that agree with ``key`` in every field it names."""
+        """The records that have the values of ``key`` in all of its fields."""
         return [record for record in self.records if all(record.get(name) == value for name, value in key.items())]
 
     def write(self, name: str, blob: bytes) -> None:
-        """Writes a file whole or not at all."""
+        """Writes a file completely or not at all."""
         part = self.path / f"{name}.part"
         part.write_bytes(blob)
         part.replace(self.path / name)
@@ -67,14 +67,14 @@ def open_run(
     Args:
         output_dir: parent of all run folders.
         study: the study's name.
-        config: what decides the results, JSON values only; its hash names the folder.
-        resume: whether to go on from records that are there.
-        overwrite: remove what is there first.
-        found: what is written down beside :func:`describe_provenance` when the folder is begun.
+        config: everything that determines the results, JSON values only; its hash names the folder.
+        resume: whether to continue from existing records.
+        overwrite: whether to remove existing records first.
+        found: further facts to store with :func:`describe_provenance` when the folder is made.
 
     Raises:
-        ValueError: records are there and neither ``resume`` nor ``overwrite`` is given; a folder that cannot be made; a
-            damaged record.
+        ValueError: there are records and neither ``resume`` nor ``overwrite`` is given; the folder cannot be made; a record is
+            damaged.
     """
     path = make_run_folder(output_dir, study, config)
     if overwrite:
@@ -97,10 +97,10 @@ def open_run(
 
 
 def make_run_folder(output_dir: str | os.PathLike, study: str, config: Mapping[str, Any]) -> pathlib.Path:
-    """The folder of a configuration, made where it is not there; what it holds stays.
+    """The folder of a configuration. It is made if it does not exist; existing files stay.
 
     Raises:
-        ValueError: it cannot be made.
+        ValueError: the folder cannot be made.
     """
     text = json.dumps(dict(config), sort_keys=True)
     path = local_path(output_dir, "output_dir") / study / hashlib.sha256(text.encode()).hexdigest()[:10]
@@ -112,7 +112,7 @@ def make_run_folder(output_dir: str | os.PathLike, study: str, config: Mapping[s
 
 
 def read_records(path: pathlib.Path) -> list[Record]:
-    """The records of a run folder. A last line cut short by a kill is removed from the file."""
+    """The records of a run folder. An incomplete last line, from a run that was killed, is removed from the file."""
     file = path / "records.jsonl"
     if not file.exists():
         return []
@@ -130,8 +130,8 @@ def read_records(path: pathlib.Path) -> list[Record]:
 
 
 def describe_provenance() -> Record:
-    """Commit, versions and device: what a number needs to be believed later."""
-    # Those of the modules that are loaded here: another of the same name may be installed.
+    """The commit, versions and device, which are needed to judge a measurement later."""
+    # The versions of the loaded modules, because other versions may be installed under the same names.
     versions = {name: importlib.import_module(name).__version__ for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
     device = jax.devices()[0]
     return {
@@ -146,12 +146,12 @@ def describe_provenance() -> Record:
 
 
 def describe_commit() -> Record:
-    """``commit`` and ``dirty`` of the checkout that this package is a tracked part of; None where it is of none.
+    """``commit`` and ``dirty`` (uncommitted changes) of the Git checkout that tracks this package; None if none does.
 
-    An environment inside somebody's own repository holds a copy of the package: that repository's commit says nothing of it.
+    A copy of the package may be installed inside another repository, whose commit says nothing about the package.
     """
     folder = pathlib.Path(__file__).resolve().parent
-    # A hook that Git runs names another repository in these.
+    # In a hook, Git sets these variables, and they may name another repository.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
 
     def git(*arguments):
@@ -168,7 +168,7 @@ def describe_commit() -> Record:
 
 
 def describe_cpu() -> str:
-    """The processor's name, as far as the system tells."""
+    """The processor's name, if the system gives it."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             for line in file:

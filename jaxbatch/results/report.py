@@ -1,4 +1,4 @@
-"""What a run shows: progress and tables."""
+"""Shows progress bars and tables."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from rich.table import Table
 
 
 def print_table(console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints a table: the first column to the left, numbers to the right; into a file as wide as it needs."""
+    """Prints a table, with the first column aligned left and the others right; in a file it is as wide as necessary."""
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index == 0, overflow="fold")
@@ -24,7 +24,7 @@ def print_table(console: Console, title: str, columns: Sequence[str], rows: Sequ
 
 
 def progress_bar(console: Console | None = None) -> Progress:
-    """A bar with examples/s and the time left, gone when done; a task is added with ``rate=""``."""
+    """A bar with examples/s and the time left, which disappears at the end; add a task with ``rate=""``."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -37,7 +37,7 @@ def progress_bar(console: Console | None = None) -> Progress:
 
 
 def track(records: Iterable[dict[str, Any]], console: Console | None = None) -> Iterator[dict[str, Any]]:
-    """Passes on the records of :func:`jaxbatch.fit` and shows a progress bar meanwhile.
+    """Yields the records of :func:`jaxbatch.fit` and shows a progress bar.
 
     Example:
         ``for record in jb.track(jb.fit(task, config)): ...``

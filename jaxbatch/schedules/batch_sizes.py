@@ -1,7 +1,7 @@
 """Batch sizes by epoch. Epochs are counted from 0.
 
-A schedule knows, beside the size, which *stage* it is in (how many changes came before) and its *nominal* size, what growth
-alone would have made of it: what a learning rate coupled to it (:mod:`jaxbatch.schedules.rates`) has to know.
+Besides the size, a schedule knows its *stage* (the number of changes so far) and its *nominal* size (the size without
+rounding and cap). A learning rate that is coupled to the schedule (:mod:`jaxbatch.schedules.rates`) needs both.
 """
 
 import dataclasses
@@ -10,17 +10,17 @@ from collections.abc import Callable, Mapping
 
 from jaxbatch.batches import steps_per_epoch
 
-LARGEST = 2**53  # examples: beyond it a float tells one whole number no longer from the next
+LARGEST = 2**53  # examples: above it a float cannot hold every whole number
 
 
 @dataclasses.dataclass(frozen=True)
 class BatchSizeSchedule:
-    """``epoch -> batch size``, with what a coupled learning rate has to know of it."""
+    """``epoch -> batch size``, with the stage and nominal size that a coupled learning rate needs."""
 
     size: Callable[[int], int]
-    stage: Callable[[int], int]  # changes up to and with this epoch
-    nominal: Callable[[int], float]  # what the size would be without rounding and cap; infinite where no float holds it
-    log_nominal: Callable[[int], float] | None = None  # its logarithm, finite always; None: that of ``nominal``
+    stage: Callable[[int], int]  # the number of changes up to this epoch, this epoch included
+    nominal: Callable[[int], float]  # the size without rounding and cap; infinite where no float holds it
+    log_nominal: Callable[[int], float] | None = None  # its logarithm, always finite; None: computed from ``nominal``
 
     def __call__(self, epoch: int) -> int:
         """The batch size of an epoch."""
@@ -28,19 +28,19 @@ class BatchSizeSchedule:
 
 
 def adabatch_schedule(*, batch_size: int, growth: float = 2, every: int = 20, max_batch_size: int | None = None) -> BatchSizeSchedule:
-    """The batch grows by a factor every so many epochs, up to a cap.
+    """A schedule whose batch grows by a factor every ``every`` epochs, up to a cap.
 
     Args:
-        batch_size: at the start.
-        growth: factor of each change, at least 1; 1 keeps the batch and still counts the changes, which makes the
-            fixed arm of a comparison. Sizes are rounded to the nearest whole number, halves up, from the exact product:
-            rounding does not add up.
+        batch_size: the size at the start.
+        growth: the factor of each change, at least 1. With 1 the batch stays as it is and the changes still count, which
+            makes the fixed arm of a comparison. Each size is the exact product rounded to the nearest whole number (halves
+            up), so rounding errors do not add up.
         every: epochs between changes.
-        max_batch_size: no batch is larger; a product above it becomes it.
+        max_batch_size: the cap: no batch is larger.
 
     Raises:
-        ValueError: sizes or ``every`` below 1, a growth below 1, a cap below the start; when asked for an epoch whose size
-            no number holds, without a cap.
+        ValueError: a size or ``every`` is below 1, the growth is below 1, or the cap is below the start. Without a cap, the
+            schedule raises it for an epoch whose size is too large to be held exactly.
 
     Example:
         >>> schedule = adabatch_schedule(batch_size=128, growth=2, every=20, max_batch_size=1000)
@@ -92,9 +92,9 @@ def constant_schedule(batch_size: int, *, every: int = 20) -> BatchSizeSchedule:
 
 
 def increase_instead_of_decay(*, batch_size: int, decay: float, every: int, max_batch_size: int | None = None) -> BatchSizeSchedule:
-    """Where a schedule would multiply the rate by ``decay``, the batch is divided by it.
+    """A schedule that divides the batch size by ``decay`` where another would multiply the rate by ``decay``.
 
-    Couple it with ``decay=1``: the rate stays as it is until the cap is reached, and decays from there on.
+    Couple it with ``decay=1``: then the rate is constant until the batch reaches the cap, and decays after that.
 
     Example:
         >>> schedule = increase_instead_of_decay(batch_size=128, decay=0.2, every=60, max_batch_size=1000)
@@ -116,13 +116,13 @@ def increase_instead_of_decay(*, batch_size: int, decay: float, every: int, max_
 
 
 def milestone_schedule(sizes: Mapping[int, int]) -> BatchSizeSchedule:
-    """Batch sizes from given epochs on.
+    """A schedule that changes the batch size at given epochs.
 
     Args:
-        sizes: epoch to the size from there on; epoch 0 must be among them.
+        sizes: maps an epoch to the size from that epoch on; epoch 0 must be among them.
 
     Raises:
-        ValueError: no epoch 0, an epoch below 0, a size below 1.
+        ValueError: epoch 0 is missing, an epoch is below 0, or a size is below 1.
 
     Example:
         >>> schedule = milestone_schedule({0: 128, 30: 512, 60: 256})
@@ -140,7 +140,7 @@ def milestone_schedule(sizes: Mapping[int, int]) -> BatchSizeSchedule:
 
 
 def as_schedule(schedule: int | Callable[[int], int]) -> BatchSizeSchedule:
-    """A number, or any function of the epoch, as a schedule whose stages are its changes.
+    """Turns a number, or any function of the epoch, into a schedule; a new stage begins at each change of size.
 
     Example:
         >>> schedule = as_schedule(lambda epoch: 64 if epoch < 2 else 128)
@@ -158,10 +158,10 @@ def as_schedule(schedule: int | Callable[[int], int]) -> BatchSizeSchedule:
 
 
 def count_steps(schedule: int | Callable[[int], int], num_examples: int, num_epochs: int) -> list[int]:
-    """Updates in each epoch, partial batches dropped.
+    """The number of updates in each epoch; partial batches are dropped.
 
     Raises:
-        ValueError: a batch larger than the data set; the message names the first such epoch.
+        ValueError: a batch is larger than the data set; the message names the first such epoch.
 
     Example:
         >>> count_steps(adabatch_schedule(batch_size=128, every=20), 50_000, 100)[::20]

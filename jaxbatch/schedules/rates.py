@@ -1,17 +1,17 @@
-r"""Learning rates: coupled to a schedule of batch sizes, shaped along a run, carried from one batch size to another.
+r"""Learning rates: coupled to a schedule of batch sizes, shaped along a run, or scaled from one batch size to another.
 
-What SGD feels of the pair is the *effective* rate, learning rate ÷ batch size. A fixed batch whose rate falls by
-:math:`\beta` and a batch that grows by :math:`\gamma` while its rate falls by :math:`\gamma\beta` have the same. So a batch-size
-schedule knows, beside the size, which *stage* it is in (how many changes came before) and its *nominal* size, what
-growth alone would have made of it; the coupled rate is
+SGD depends mainly on the *effective* rate, which is learning rate ÷ batch size. A fixed batch whose rate is multiplied by
+:math:`\beta`, and a batch that grows by :math:`\gamma` while its rate is multiplied by :math:`\gamma\beta`, have the same
+effective rate. So a batch-size schedule also knows its *stage* (the number of changes so far) and its *nominal* size (the
+size without rounding and cap). The coupled rate is
 
 .. math:: \eta(e) = \eta_0\, \delta^{\text{stage}(e)}\, \frac{\text{size}(e)}{\text{nominal}(e)},
 
-with the rate's own decay :math:`\delta` at each change. Where rounding or a cap keeps the batch smaller than it should have
-become, the rate takes over what is missing, and the effective rate is exact.
+where :math:`\delta` is the rate's own decay at each change. If rounding or a cap keeps the batch smaller than its nominal
+size, the rate falls by the same factor, so that the effective rate is exact.
 
-Epochs are counted from 0. The number of updates in an epoch falls as the batch grows, so every rate here is a function of
-the position in the run in epochs, looked up by update step.
+Epochs are counted from 0. The number of updates in an epoch falls as the batch grows. So every rate is defined by the
+position in the run, in epochs, and looked up by update step.
 """
 
 import math
@@ -42,25 +42,23 @@ def coupled_learning_rate(
     r"""The learning rate that goes with a batch-size schedule, as an optax schedule over update steps.
 
     Args:
-        schedule: of batch sizes; a number is one that never changes.
-        init: rate at the start.
-        decay: factor of the rate at each change, beside what a cap or rounding of the batch asks for. AdaBatch's
-            adaptive arm: 0.75, with growth 2; its fixed arm: 0.375, with growth 1.
-        num_examples: in the training set; with the batch size it gives the updates in an epoch, partial batches
-            dropped.
-        num_epochs: of the run. Later steps have the last epoch's rate.
-        shape: a further factor by the position in the run in epochs, such as :func:`cosine` or :func:`cyclic`.
-        warmup: a linear rise over this long, in ``steps``, ``examples`` or ``epochs``, up to what the rate would be
-            anyway.
-        warmup_init: where the rise starts, as a rate.
-        num_groups: that of :class:`jaxbatch.FitConfig`. A batch is K updates then, all of them at its batch's rate.
+        schedule: the batch sizes; a number stands for a size that never changes.
+        init: the rate at the start.
+        decay: the factor of the rate at each change, besides the factor that a cap or rounding of the batch causes. AdaBatch's
+            adaptive arm uses 0.75, with growth 2; its fixed arm uses 0.375, with growth 1.
+        num_examples: the size of the training set. It gives the number of updates in an epoch; partial batches are dropped.
+        num_epochs: the length of the run. Later steps have the last epoch's rate.
+        shape: a further factor, a function of the position in the run in epochs, such as :func:`cosine` or :func:`cyclic`.
+        warmup: the length of a linear rise, in ``steps``, ``examples`` or ``epochs``, up to the rate without a warmup.
+        warmup_init: the rate at which the rise starts.
+        num_groups: K, as in :class:`jaxbatch.FitConfig`. Then a batch makes K updates, all at the rate of the batch.
 
     Returns:
         ``count -> rate``, usable inside jit; ``count`` is the optimizer's number of updates so far.
 
     Raises:
-        ValueError: a rate or decay not above 0, a warmup without a unit, a batch larger than the data set or a rate that is
-            no float32 (naming the epoch).
+        ValueError: a rate or decay is not above 0, a warmup has no unit, a batch is larger than the data set, or a rate does
+            not fit into float32 (the message names the epoch).
 
     Example:
         >>> from jaxbatch import adabatch_schedule
@@ -111,7 +109,7 @@ def coupled_learning_rate(
 
 
 def _scales(schedule: BatchSizeSchedule, decay: float, init: float, num_epochs: int) -> Float[np.ndarray, "epochs"]:
-    """What ``init`` is multiplied by in each epoch: by logarithms, because decay and growth alone may overflow."""
+    """The factor of ``init`` in each epoch, computed with logarithms, because decay and growth alone may overflow."""
     log_nominal = schedule.log_nominal or (lambda epoch: math.log(schedule.nominal(epoch)))
     logs = [schedule.stage(e) * math.log(decay) + math.log(schedule(e)) - log_nominal(e) for e in range(num_epochs)]
     for epoch, log in enumerate(logs):
@@ -151,7 +149,7 @@ def cyclic(period: float, low: float = 0.1) -> RateByEpoch:
 
 
 def step_decay(decay: float, every: float) -> RateByEpoch:
-    """A factor of ``decay`` every so many epochs, whatever the batch does.
+    """A factor that is multiplied by ``decay`` every ``every`` epochs, whatever the batch size.
 
     Example:
         >>> [round(float(step_decay(0.1, 30)(position)), 3) for position in (0.0, 29.9, 30.0, 60.0)]
@@ -163,16 +161,16 @@ def step_decay(decay: float, every: float) -> RateByEpoch:
 
 
 def scale_learning_rate(rule: str, base_lr: float, base_batch_size: int, batch_size: int) -> float:
-    """A learning rate carried from one batch size to another.
+    """Scales a learning rate from one batch size to another.
 
     Args:
         rule: ``"linear"`` (rate ∝ B), ``"sqrt"`` (rate ∝ √B) or ``"none"``.
-        base_lr: rate found good at ``base_batch_size``.
+        base_lr: a rate that works well at ``base_batch_size``.
         base_batch_size: examples.
         batch_size: examples.
 
     Raises:
-        ValueError: another rule; a rate or size not above 0; a rate that becomes too large to be a number.
+        ValueError: the rule is unknown, a rate or size is not above 0, or the scaled rate is too large for a float.
 
     Example:
         >>> [scale_learning_rate(rule, 0.1, 256, 1024) for rule in ("linear", "sqrt", "none")]

@@ -1,1 +1,1 @@
-"""From a task to a trained model: steps, epochs, whole runs, several devices, many runs at once, checkpoints."""
+"""Trains models on tasks: steps, epochs, whole runs, several devices, many runs at once, checkpoints."""

@@ -1,8 +1,8 @@
-"""The state of a run on disk: written whole or not at all, the newest good one found again.
+"""Checkpoints: the state of a run on disk, written completely or not at all. A run continues from the newest good one.
 
-What is kept is a :class:`jaxbatch.TrainState`: parameters, optimizer state (with its count of updates, the place in a
-learning-rate schedule), model state, and the number of updates, which with the configuration gives the place in the
-batch-size schedule and in the order of examples.
+A checkpoint holds a :class:`jaxbatch.TrainState`: parameters, model state, optimizer state, and the number of updates. The
+optimizer state counts updates too, which gives the place in a learning-rate schedule. The number of updates and the
+configuration give the place in the batch-size schedule and in the order of examples.
 """
 
 import errno
@@ -30,28 +30,27 @@ from jaxbatch.training.tasks import Task, fingerprint
 def fit_with_checkpoints(
     task: Task, config: FitConfig, checkpoint_dir: str | os.PathLike, *, every: int = 1, keep: int = 2
 ) -> Iterator[dict[str, Any]]:
-    """:func:`jaxbatch.fit`, whose state goes to disk every so many records; the same call goes on from there.
+    """Runs :func:`jaxbatch.fit` and saves its state every ``every`` records; the same call continues an interrupted run.
 
-    A run that was killed, wherever, and taken up again ends on CPU in the same bits as one that was not: what a step
-    computes is a function of the state and its place in the order of examples, and both are kept.
+    On CPU, a run that was killed at any point and continued ends with the same bits as an uninterrupted run. The reason: a
+    step depends only on the state and its place in the order of examples, and a checkpoint gives both.
 
-    A longer run is another run, with another plan: give :func:`jaxbatch.fit` the ``state`` of the last record.
+    A longer duration has another plan, so it is refused. To make a run longer, give :func:`jaxbatch.fit` its last ``state``.
 
     Args:
-        task, config: as :func:`jaxbatch.fit` takes them. The optimizer and the model are not written down: give the same.
+        task, config: as for :func:`jaxbatch.fit`. Give the same optimizer and model again: they are not saved.
         checkpoint_dir: a folder for this run alone.
-        every: records between checkpoints; after the last record there always is one.
-        keep: how many of the newest stay on disk.
+        every: records between checkpoints; the last record always gets one.
+        keep: how many of the newest checkpoints stay on disk.
 
     Yields:
-        The records of :func:`jaxbatch.fit` that come after the newest good checkpoint. A checkpoint is written when the
-        next record is asked for, so that whoever writes down what is yielded misses none; after a kill some may come a
-        second time, with the same numbers. A state that is not finite is not kept. A damaged checkpoint is passed over with
-        a warning that names it.
+        The records of :func:`jaxbatch.fit` after the newest good checkpoint. A checkpoint is written when the next record is
+        requested, so a caller that saves each record loses none. After a kill some records may come a second time, with the
+        same numbers. A state that is not finite is not saved. A damaged checkpoint is skipped, with a warning that names it.
 
     Raises:
-        ValueError: ``every`` or ``keep`` below 1, or a folder that holds a run with other training data, another seed or plan
-            of batch sizes, or in which something cannot be read (permission, a failing disk): nothing is trained or removed.
+        ValueError: ``every`` or ``keep`` is below 1; the folder holds a run with other training data, another seed or another
+            plan of batch sizes; or a file in it cannot be read (permission, a failing disk). Nothing is trained or removed.
 
     Example:
         >>> import tempfile, optax, jax.numpy as jnp
@@ -82,30 +81,29 @@ def fit_with_checkpoints(
     shapes = jax.eval_shape(lambda: as_arrays(init_state(task, config.optimizer, config.seed)))
     state = checkpoints.latest(shapes)
     if state is not None and ends and int(state.step) // (config.num_groups or 1) >= ends[-1]:
-        return  # the run is whole, and the same call again has nothing to add
+        return  # the run is complete, so there is nothing left to do
     for record in fit(task, config, state=state):
         batches, state, number = record["batches"], record["state"], ends.index(record["batches"]) + 1
         wanted = not record["diverged"] and (number % every == 0 or number == len(ends))
         yield record
         if wanted:
-            checkpoints.save(batches, state._replace(progress=()))  # a function of the number of updates and the plan
+            checkpoints.save(batches, state._replace(progress=()))  # progress follows from the number of updates and the plan
 
 
 class Checkpoints:
     """A folder of checkpoints of one run.
 
-    Writing goes through orbax: into a folder beside, which is renamed when complete, so that a kill leaves the one before.
-    A checkpoint is a folder ``step_<number>``; nothing by another name is read, written or removed.
+    orbax writes a checkpoint into a temporary folder and renames it when it is complete. So a kill while writing leaves the
+    earlier checkpoints intact. A checkpoint is a folder ``step_<number>``; folders with other names are never read or removed.
 
     Args:
-        folder: made if it is not there.
-        about: what the run is, JSON values only; a folder that holds another run is refused.
-        keep: how many of the newest stay.
+        folder: created if it does not exist.
+        about: describes the run, with JSON values only; a folder that holds another run is refused.
+        keep: how many of the newest checkpoints stay.
 
     Raises:
-        ValueError: ``keep`` below 1, a folder of another run, one with checkpoints of nobody knows which run, or one that
-            cannot be read; from ``latest``, a state of other
-            shapes, or a checkpoint that cannot be read.
+        ValueError: ``keep`` is below 1; the folder belongs to another run, holds checkpoints of an unknown run, or cannot be
+            read; from ``latest``: the state has other shapes, or a checkpoint cannot be read.
     """
 
     def __init__(self, folder: str | os.PathLike, about: dict[str, Any], *, keep: int = 2):
@@ -134,14 +132,14 @@ class Checkpoints:
             part.replace(file)
 
     def save(self, step: int, state: PyTree) -> None:
-        """Writes a checkpoint and removes the oldest beyond ``keep``; returns when it is on disk.
+        """Writes a checkpoint, waits until it is on disk, and removes the oldest so that ``keep`` remain.
 
-        Those of later steps stay: they are damaged, and this run has not come to them again.
+        Checkpoints of later steps stay. They are damaged, and this run has not reached their steps again.
         """
         ocp = _orbax()
         path = self.folder / _name(step)
         if path.exists():
-            shutil.rmtree(path)  # a damaged one: a good one would have been gone on from
+            shutil.rmtree(path)  # it is damaged: otherwise the run would have continued from it
         ocp.save(path, pack(state))
         for old in [other for other in self.steps() if other <= step][: -self._keep]:
             shutil.rmtree(self.folder / _name(old))
@@ -149,16 +147,16 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """The steps that have a complete checkpoint, oldest first."""
         try:
-            # Not "if it is a folder": a link that leads nowhere would be no checkpoint, and the run would begin anew.
+            # Not path.is_dir(): it is False for a broken link, which would be skipped, and the run would start from zero.
             named = [(_NAME.fullmatch(path.name), path) for path in self.folder.iterdir()]
             return sorted(int(match[1]) for match, path in named if match and not path.is_file())
         except OSError as error:
             raise ValueError(_cannot_read(self.folder, error)) from error
 
     def latest(self, like: PyTree) -> PyTree | None:
-        """The newest checkpoint that is not damaged, as a pytree of the shapes of ``like``; None where there is none.
+        """The newest checkpoint that is not damaged, as a pytree with the shapes of ``like``; None if there is none.
 
-        Damaged ones are passed over, each with a warning.
+        Damaged checkpoints are skipped, each with a warning.
         """
         ocp = _orbax()
         for step in reversed(self.steps()):
@@ -178,7 +176,7 @@ class Checkpoints:
         return None
 
 
-_FORMAT = 2  # raised when folders are named or filled in another way, so that an older one is told and not passed over
+_FORMAT = 2  # raise this number when the form of the folders changes, so that an older one gives an error and is not skipped
 _NAME = re.compile(r"step_(\d+)")
 
 
@@ -204,14 +202,14 @@ def _cannot_read(path: pathlib.Path, error: BaseException) -> str:
     return f"{path} cannot be read ({error}). Nothing was trained or removed: make it readable, or take another checkpoint_dir."
 
 
-_OF_DAMAGE = (None, errno.ENOENT, errno.ENOTDIR, errno.EINVAL)  # a file is gone, or not what it should be
+_OF_DAMAGE = (None, errno.ENOENT, errno.ENOTDIR, errno.EINVAL)  # errors that mean damage: a file is missing or wrong
 
 
 def _why_unreadable(path: pathlib.Path, error: BaseException) -> BaseException | None:
-    """What keeps a checkpoint from being read, which may be good; None where it was read and is damaged."""
+    """The error that prevents reading a checkpoint that may be good; None if it can be read and so is damaged."""
     waiting: list[BaseException | None] = [error]
     known: set[int] = set()
-    while waiting:  # orbax wraps what went wrong, several times and in groups
+    while waiting:  # orbax wraps the original error, several times and in groups
         one = waiting.pop()
         if one is None or id(one) in known:
             continue
@@ -240,7 +238,7 @@ def _brief(value: Any) -> str:
 
 
 def _orbax():
-    """Imported on use: it takes longer than JAX."""
+    """Imports orbax only when it is used, because its import takes longer than JAX's."""
     from orbax.checkpoint import v1
 
     return v1

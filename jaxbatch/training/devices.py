@@ -1,15 +1,15 @@
-"""The same steps over several devices: each takes its share of every batch, gradients are summed, all make one update.
+"""Runs a step on several devices: each works on its share of every batch, gradients are summed, and all make one update.
 
-What a step computes is that of one device up to the order of summation: the same global batch in the same order of
-examples. A batch that the number of devices N does not divide is filled up with masked examples, which count for
-nothing in the loss and the gradient. Batch normalisation takes the moments of a device's share unless its layers are
-given the axis :data:`AXIS` (then they are those of the global batch); fillers enter none of them. Running moments, as any
-aux of a loss, are averaged over the devices, each weighing by its number of examples.
+The result is that of one device up to the order of summation, with the same global batch and the same order of examples. If
+the number of devices N does not divide a batch, shares are filled up with *fillers*: masked copies of real examples, which
+do not count in the loss and the gradient. Batch normalisation takes the moments (mean and variance) of a device's share, or
+those of the global batch if its layers are given the axis :data:`AXIS`; fillers are left out of both. Running moments, like
+any auxiliary output (aux) of a loss, are averaged over the devices, weighted by their numbers of examples.
 
-What a loss sees: its device's share, fillers included. They are real examples a second time, and what the loss returns
-for them is dropped. A model of your own that couples examples, as by ``lax.pmean(..., AXIS)``, would count them: let it leave
-out those where :func:`jaxbatch.layers.example_mask` is False (a mean over all devices is ``psum(sum of own values) /
-psum(number of own values)``), or take a batch size that N divides. Layers of :mod:`jaxbatch.layers` do this themselves.
+A loss function gets its device's share, fillers included, and its losses of the fillers are dropped. A model of your own
+that couples examples, for example by ``lax.pmean(..., AXIS)``, must ignore the fillers, or take a batch size that N divides.
+:func:`jaxbatch.layers.example_mask` is False for fillers, and a mean over all devices is ``psum(sum of own values) /
+psum(number of own values)``. The layers of :mod:`jaxbatch.layers` ignore fillers already.
 
 Axes: S steps, B examples in a batch, N devices, M = ⌈B / N⌉ examples on each.
 """
@@ -24,16 +24,16 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as Spec
 from jaxtyping import Bool, Int32
 
-AXIS = "devices"  # the name that collective operations inside a step go by
+AXIS = "devices"  # the axis name for collective operations inside a step
 Parallel = Literal["jit", "pmap"]
 
 
 def share_batches(
     indices: Int32[np.ndarray, "S B"], num_devices: int, num_groups: int = 1
 ) -> tuple[Int32[np.ndarray, "N S M"], Bool[np.ndarray, "N S M"]]:
-    """Each device's share of every batch, with a mask that is False where a slot holds no example of its own.
+    """Each device's share of every batch, with a mask that is False for fillers.
 
-    A share is contiguous; of a batch in K groups it is the share of each group in turn.
+    A share is contiguous. If a batch has K groups, a device's share is its share of each group in turn.
 
     Example:
         >>> shares, mask = share_batches(np.array([[5, 6, 7]], np.int32), 2)
@@ -55,17 +55,17 @@ def share_batches(
 
 
 def provide_devices(count: int) -> None:
-    """Makes sure of ``count`` devices: before JAX has started, a CPU is split into as many virtual ones.
+    """Makes sure that there are ``count`` devices. If JAX has not started yet, this splits a CPU into ``count`` virtual ones.
 
     Raises:
-        ValueError: there are fewer.
+        ValueError: there are fewer devices.
 
     Example:
         >>> provide_devices(1)
     """
     if count > 1:
-        with contextlib.suppress(RuntimeError):  # JAX has started: what there is will have to do
-            jax.config.update("jax_num_cpu_devices", count)  # has no part where there is an accelerator
+        with contextlib.suppress(RuntimeError):  # JAX has started: the number of devices cannot change any more
+            jax.config.update("jax_num_cpu_devices", count)  # has no effect on an accelerator
     if count > jax.device_count():
         raise ValueError(f"{count} devices were asked for, and JAX finds {jax.device_count()} here.")
 
@@ -79,23 +79,23 @@ def over_devices(
     outputs_split: bool = False,
     donate: tuple[int, ...] = (),
 ) -> tuple[Any, Callable[..., tuple]]:
-    """``function`` on every device, under the axis :data:`AXIS`; on a single one plainly compiled, without an axis.
+    """Compiles ``function`` to run on every device under the axis :data:`AXIS`; on a single device, without an axis.
 
     Args:
-        function: of pytrees. Unless ``outputs_split`` it must return the same on every device.
-        devices: N of them.
-        method: ``"pmap"``, or ``"jit"``: sharded arrays and ``shard_map``.
-        split: for each argument, whether its leaves ``(N, ...)`` are dealt out, one part a device, or all have it whole. On a
-            single device there is nothing to deal, and leaves have no such axis.
+        function: a function of pytrees. Unless ``outputs_split``, it must return the same on every device.
+        devices: the N devices.
+        method: ``"pmap"``, or ``"jit"``, which uses sharded arrays and ``shard_map``.
+        split: for each argument, True if its leaves ``(N, ...)`` are split, one part for each device, and False if every device
+            gets all of it. On a single device nothing is split, and leaves do not have the axis N.
         outputs_split: whether outputs are gathered to leaves ``(N, ...)``.
-        donate: numbers of the arguments whose memory is reused.
+        donate: the numbers of the arguments whose memory is reused.
 
     Returns:
-        The compiled function, which can also be lowered; and ``put(*arguments)``, which moves arguments to where the
-        function wants them, in the order of ``split``.
+        The compiled function, which can also be lowered; and ``put(*arguments)``, which moves arguments to the devices that
+        need them, in the order of ``split``.
 
     Raises:
-        ValueError: another ``method``.
+        ValueError: ``method`` is unknown.
 
     Example:
         >>> double, put = over_devices(lambda x: 2 * x, jax.devices()[:1], "jit", [True])
@@ -104,7 +104,7 @@ def over_devices(
     """
     if len(devices) == 1:
         return jax.jit(function, donate_argnums=donate), lambda *arguments: jax.device_put(arguments)
-    if not any(split):  # pmap wants something that is dealt out; what is whole on all devices is an array like any other
+    if not any(split):  # pmap needs an argument that is split; without one, jit does the same
         method = "jit" if method == "pmap" else method
     mesh = jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
     specs = tuple(Spec(AXIS) if dealt else Spec() for dealt in split)

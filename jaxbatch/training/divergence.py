@@ -1,7 +1,7 @@
-"""Divergence: the first loss that is not finite, or a state that no longer is.
+"""Finds divergence: the first loss that is not finite, or a state that is no longer finite.
 
-A loss may be finite where its gradient is not, as that of a square root at 0; then the parameters are lost with every loss
-still in order. So a record looks at both.
+A loss may be finite while its gradient is not, for example for a square root at 0. Then the parameters are lost although
+every loss still looks right. So each record checks both.
 
 Axes: S steps, R runs.
 """
@@ -26,14 +26,15 @@ def first_nonfinite(losses: Float[Array, "S"] | Float[np.ndarray, "S"]) -> int |
 
 
 def make_is_finite(start: PyTree, *, runs: bool = False) -> Callable[[PyTree], Bool[Array, "*R"]]:
-    """A compiled check of a state: whether all is finite that was so at the start.
+    """Makes a compiled check whether all leaves of a state that were finite at the start are still finite.
 
-    Parts of an optimizer's state may begin as infinite, as the best loss so far does in
-    ``optax.contrib.reduce_on_plateau``; what begins so is not looked at.
+    Parts of an optimizer's state may start as infinite, such as the best loss so far in ``optax.contrib.reduce_on_plateau``.
+    Such parts are not checked.
 
     Args:
-        start: a state as training begins with it: any pytree. Integers, keys and the like are not looked at.
-        runs: whether leaves have a leading axis R of runs, each judged by itself.
+        start: the state at the start of training, any pytree. Leaves that are not floating-point, such as integers and keys,
+            are not checked.
+        runs: whether leaves have a leading axis R of runs; then each run is checked separately.
 
     Returns:
         ``is_finite(state)``, of shape ``()`` or ``(R,)``.

@@ -1,14 +1,15 @@
-"""An epoch of a task, composed of three independent choices.
+"""Compiles an epoch of a task from three independent choices.
 
 * **Where examples come from**: arrays on the device, or a stream (``task.train_data``).
 * **How a batch's parts are summed**: groups with an update each (``num_groups``), microbatches one after another
-  (``microbatch_size``), shares of several devices (``devices``). One seed_epoch measures a part
+  (``microbatch_size``), shares of several devices (``devices``). One function computes the gradient of a part
   (:func:`jaxbatch.gradients.accumulation.summed_gradient`).
-* **How steps are looped**: ``lax.scan``, a Python loop over whole steps (:func:`jaxbatch.compile_epoch`), or one over their pieces
-  (:func:`jaxbatch.training.pieces.compile_epoch_in_pieces`), where a loop within a program is slow or has no data yet.
+* **How steps are looped**: ``lax.scan``, a Python loop over whole steps (:func:`jaxbatch.compile_epoch`), or a Python loop over
+  their pieces (:func:`jaxbatch.training.pieces.compile_epoch_in_pieces`). The last is for streams, and for models whose
+  compiled loops are slow.
 
-Every combination is defined and gives the numbers of one device that sees the batch whole, up to the order of summation; batch
-normalisation takes the moments of a part.
+Every combination is defined. Up to the order of summation, it gives the numbers of one device that sees the whole batch; only
+batch normalisation takes the moments of a part.
 
 Axes: S steps, B examples in a batch.
 """
@@ -43,26 +44,26 @@ def compile_task_epoch(
     devices: Sequence[jax.Device] | None = None,
     method: Parallel = "jit",
 ) -> Callable[..., tuple[TrainState, Array]]:
-    """``num_steps`` batches of a task, compiled here and now, looped the fastest way.
+    """Compiles ``num_steps`` batches of a task at once, with the fastest kind of loop.
 
     Args:
         task: see :class:`jaxbatch.Task`.
         optimizer: any optax optimizer.
-        state: of which only shapes are used.
+        state: only its shapes are used.
         num_steps: S.
         batch_size: B, over all devices.
-        num_groups: K updates a batch; ``None``: one.
-        microbatch_size: examples that a device works on at a time, at most; ``None``: what the task says.
-        devices: those that share every batch; ``None``: the default one.
-        method: how, see :func:`jaxbatch.training.devices.over_devices`.
+        num_groups: K, the updates per batch; ``None``: one.
+        microbatch_size: the most examples that a device works on at a time; ``None``: as the task says.
+        devices: the devices that share every batch; ``None``: the default device.
+        method: how devices are used, see :func:`jaxbatch.training.devices.over_devices`.
 
     Returns:
-        ``run(state, data, indices, [seed, epoch]) -> (state, losses)``, ``indices`` ``(S, B)``; the last argument may be left
-        out where nothing is random. The incoming state's memory is reused.
+        ``run(state, data, indices, [seed, epoch]) -> (state, losses)`` with ``indices`` ``(S, B)``. The last argument may be
+        left out if nothing is random. The incoming state's memory is reused.
 
     Raises:
-        ValueError: K that does not divide B, no device, a ``prepare`` that changes an example with the others in its batch
-            where it sees parts of one.
+        ValueError: K does not divide B, there is no device, or ``prepare`` gets parts of a batch and its result for an example
+            depends on the other examples.
     """
     devices = jax.devices()[:1] if devices is None else devices
     groups, axis = 1 if num_groups is None else num_groups, AXIS if len(devices) > 1 else None

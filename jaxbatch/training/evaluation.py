@@ -1,4 +1,4 @@
-"""Mean metrics over a data set, in one program or part by part.
+"""Mean metrics over a data set, computed in one program or part by part.
 
 Axes: N examples in the data set.
 """
@@ -22,10 +22,11 @@ from jaxbatch.sums import widen
 def make_evaluate(
     metrics_fn: Callable[[PyTree, PyTree], dict[str, Array]], num_examples: int, batch_size: int = 500
 ) -> Callable[[PyTree, PyTree], dict[str, Array]]:
-    """Mean metrics over a data set: ``evaluate(params, data) -> {name: scalar}``, compiled.
+    """Makes a compiled ``evaluate(params, data) -> {name: scalar}``, which returns mean metrics over a data set.
 
-    The last batch is padded and masked, so every example counts once; a metric must not couple examples, as batch
-    normalisation with ``train=True`` does, or padding would count. ``data`` may be a :class:`jaxbatch.data.streams.Stream`.
+    The last batch is padded and masked, so every example counts once. A metric must not couple examples, as batch
+    normalisation with ``train=True`` does; otherwise padding would count. ``data`` may be a
+    :class:`jaxbatch.data.streams.Stream`.
 
     Example:
         >>> evaluate = make_evaluate(lambda w, x: {"loss": (x - w) ** 2}, num_examples=3, batch_size=2)
@@ -58,7 +59,7 @@ def make_evaluate(
 
     one_batch, one_part = jax.jit(sums), jax.jit(sums_of)
 
-    slow = None  # found out at the first call, from the shapes
+    slow = None  # set at the first call, from the shapes
 
     def evaluate(params, data):
         nonlocal slow
@@ -68,7 +69,7 @@ def make_evaluate(
         if is_stream(data):
             batches = jax.tree.map(np.asarray, cut())
             examples = prefetch(data.parts(batches.indices), depth=1)
-            # Each is waited for, or the host would pile up parts that the device has not come to.
+            # Wait for each part; otherwise parts that the device has not reached would fill the host's memory.
             parts = [jax.block_until_ready(one_part(params, *pair)) for pair in zip(examples, batches.mask, strict=True)]
             return mean(_stack(parts))
         if slow is None:
@@ -83,7 +84,7 @@ def make_evaluate(
 
 
 def _stack(parts):
-    """On the host unless traced: a program that joins thousands of scalars would have a line for each."""
+    """Stacks on the host unless traced, because a program that joins thousands of scalars would have a line for each."""
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(parts)):
         return jax.tree.map(lambda *totals: jnp.stack(totals), *parts)
     return jax.tree.map(lambda *totals: jnp.asarray(np.stack(totals)), *jax.device_get(parts))

@@ -1,4 +1,4 @@
-"""A whole run: planned epoch by epoch, compiled ahead, told in records.
+"""Trains a whole run: it is planned epoch by epoch, compiled ahead of need, and reported in records.
 
 Axes: S steps.
 """
@@ -34,35 +34,34 @@ from jaxbatch.training.tasks import Task
 
 
 def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> Iterator[dict[str, Any]]:
-    """Trains and yields ``evaluations_per_epoch`` records an epoch (and one at the end of a duration that ends within).
+    """Trains and yields ``evaluations_per_epoch`` records an epoch, and one more if the duration ends between two of them.
 
     An epoch is one compiled program, or a Python loop over a compiled step where that is faster
-    (:mod:`jaxbatch.training.loops`). With a schedule of batch sizes the next size is compiled in the background while the
-    run goes on.
+    (:mod:`jaxbatch.training.loops`). With a schedule of batch sizes, the next size is compiled in the background during
+    training.
 
     Args:
         task: see :func:`classification_task`, or any :class:`Task` made of plain functions.
         config: see :class:`FitConfig`.
-        state: where to go on: the ``state`` of an earlier record, which knows how many examples of which epoch it has seen.
-            With another batch size what is left of that epoch is cut anew: no example comes twice. ``duration`` counts from
-            the start of that run, not from here. A state that was stepped elsewhere, or whose ``step`` was set by hand, is
-            taken to have followed ``config`` for ``step`` updates. ``None``: start from the seed.
+        state: the ``state`` of an earlier record, to continue from. It knows its epoch and how many examples of it were seen.
+            With another batch size, the rest of that epoch is cut into new batches, and no example comes twice. ``duration``
+            counts from the start of the earlier run. If a state was changed elsewhere, or its ``step`` was set by hand, it is
+            assumed to have followed ``config`` for ``step`` updates. ``None``: start from the seed.
 
     Yields:
-        ``batches`` and ``examples`` seen, ``total_batches`` to come to, ``batch_size``, ``updates`` (calls of the optimizer:
-        ``optax.MultiSteps`` changes the parameters at some of them only), ``epoch`` (a fraction), mean training ``loss`` since
-        the last record, ``test_<name>`` of every metric,
-        ``train_seconds`` (computation since the last record), ``compile_seconds`` of the programs first used in it
-        and ``stall_seconds``, the part of those that the run had to wait for; ``diverged``, and ``state``. A loss or a
-        state that is not finite ends the run with a last record: ``diverged`` True, and ``diverged_at_batch``, the first
-        batch whose loss is not finite, or the record's last where only the state is not. A task without ``test_data`` has
-        no ``test_<name>``.
+        Records with ``batches`` and ``examples`` seen, ``total_batches`` of the run, ``batch_size``, ``updates`` (calls of the
+        optimizer; ``optax.MultiSteps`` changes the parameters only at some of them), ``epoch`` (a fraction), mean training
+        ``loss`` since the last record, ``test_<name>`` of every metric, ``train_seconds`` (computation since the last record),
+        ``compile_seconds`` of the programs first used in this record, ``stall_seconds`` (the part of these for which the run
+        had to wait), ``diverged``, ``diverged_at_batch`` and ``state``. If a loss or the state is not finite, the run ends with
+        a last record: ``diverged`` is True, and ``diverged_at_batch`` is the first batch whose loss is not finite, or the last
+        batch of the record if only the state is not finite. Without ``test_data`` there is no ``test_<name>``.
 
     Raises:
-        ValueError: a batch larger than the data set, a duration without a unit, metrics that are not one value per example,
-            more devices than there are, a ``prepare`` that changes an example with the others in its batch where it sees parts
-            of one, data whose leaves disagree on the number of examples, a seed outside [0, 2**32),
-            a ``state`` that is at or past the end of ``duration``, an optimizer that is none or is a line search.
+        ValueError: a batch is larger than the data set; the duration has no unit; metrics are not one value per example; there
+            are too few devices; ``prepare`` gets parts of a batch and its result for an example depends on the other examples;
+            the leaves of the data disagree on the number of examples; the seed is outside [0, 2**32); ``state`` is at or past
+            the end of ``duration``; the optimizer is not one of optax's or is a line search.
 
     Example:
         >>> import optax
@@ -77,7 +76,7 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
     """
     config, num_examples = python_numbers(config), task.num_examples
     check_seed(config.seed)
-    plan_segments(config, num_examples)  # complains of what is wrong with it
+    plan_segments(config, num_examples)  # raises an error if the plan is wrong
     params = state.params if state is not None else start_shapes(task)
     check_params(params)
     check_optimizer(config.optimizer, params)
@@ -85,7 +84,7 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
     begun = state is not None
     state = as_arrays(state if begun else init_state(task, config.optimizer, config.seed))
     progress = _progress(config, state, num_examples)
-    state = state._replace(progress=())  # of the host's concern; programs do without
+    state = state._replace(progress=())  # only the host needs it
     segments = plan_segments(config, num_examples, start=progress)
     total = progress.batches + sum(segment.num_batches for segment in segments)
     if not segments and config.duration.amount > 0:
@@ -96,10 +95,10 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
         if config.compile_first:
             programs.ahead(segment.program for segment in segments)
             for segment in segments:
-                programs[segment.program]  # what the background has not begun is compiled here, beside it
+                programs[segment.program]  # programs that the background thread has not begun are compiled here, in parallel
         waited = time.perf_counter() - started
         for number, segment in enumerate(segments):
-            state = jax.tree.map(jnp.copy, state)  # the caller may keep what was yielded; the program reuses its memory
+            state = jax.tree.map(jnp.copy, state)  # the caller may keep the yielded state, and the program reuses memory
             key, count = segment.program, segment.num_batches
             started = time.perf_counter()
             program = programs[key]
@@ -111,7 +110,7 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
             seed_epoch = config.seed, segment.epoch
             state, losses = jax.block_until_ready(program.run(state, task.train_data, indices, seed_epoch))
             seconds = time.perf_counter() - started
-            losses = np.asarray(losses)  # its length changes with the batch size: each would be another program
+            losses = np.asarray(losses)  # on the host, because on the device each length would need another program
             progress = advance(progress, segment)
             bad = first_nonfinite(losses)
             if bad is None and not is_finite(state):
@@ -174,7 +173,7 @@ def _past_the_end(config: FitConfig, state: TrainState, progress: Progress, num_
 
 
 def _epoch_compiler(task: Task, config: FitConfig, state: TrainState):
-    """``(batch_size, num_batches) -> program``; only shapes are kept of the state."""
+    """Makes ``(batch_size, num_batches) -> program``; only the shapes of the state are kept."""
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
     if config.num_devices < 1:
         raise ValueError(f"num_devices={config.num_devices} must be at least 1.")

@@ -1,7 +1,7 @@
-"""Many steps, many batches: as one compiled loop where that is fastest, else as a Python loop over a compiled step.
+"""Runs many steps: in one compiled loop where that is fastest, else in a Python loop over a compiled step.
 
-Inside a compiled loop XLA:CPU has no fast convolution (:func:`jaxbatch.layers.loops_are_slow`); a network built on them
-runs several times faster one compiled step at a time, and neither way waits for the host between steps.
+Inside a compiled loop XLA:CPU has no fast convolution (:func:`jaxbatch.layers.loops_are_slow`). So a network with such
+convolutions runs several times faster in a Python loop. Neither loop waits for the host between steps.
 
 Axes: S steps, B examples in a batch.
 """
@@ -29,13 +29,12 @@ Loop = Literal["scan", "python"]
 
 
 def make_epoch(step: Step, prepare: Prepare | None = None) -> Callable[..., tuple[Any, Array]]:
-    """Any number of steps over data on the device, as one compiled program.
+    """Makes one compiled program of any number of steps over data on the device.
 
     Args:
         step: ``(state, batch) -> (state, losses)``.
-        prepare: what happens to a batch first, as augmentation: ``(keys, batch) -> batch`` with one key for each
-            example (:func:`jaxbatch.augment.example_keys`). Then ``run`` takes a fourth argument, the array
-            ``[seed, epoch]``.
+        prepare: changes a batch before the step, for example augments it: ``(keys, batch) -> batch``, with one key for each
+            example (:func:`jaxbatch.augment.example_keys`). Then ``run`` takes a fourth argument, the array ``[seed, epoch]``.
 
     Returns:
         ``run(state, data, indices) -> (state, losses)``: ``indices`` ``(S, B)`` say which examples go into
@@ -68,7 +67,7 @@ def _one_step(step, prepare, state, data, index, seed_epoch, *mask):
 
 
 def batch_shapes(data: PyTree, batch_size: int, prepare: Prepare | None = None) -> PyTree:
-    """The shapes of a batch as the loss sees it: cut from the data, then prepared.
+    """The shapes of a batch as the loss gets it, after ``prepare``.
 
     Example:
         >>> batch_shapes(jnp.ones((5, 3)), 2, lambda keys, x: (x, keys))
@@ -104,27 +103,27 @@ def compile_epoch(
     method: Parallel = "jit",
     num_groups: int = 1,
 ) -> Callable[..., tuple[Any, Array]]:
-    """What :func:`make_epoch` does, compiled here and now for ``num_steps`` batches, looped the fastest way.
+    """Does what :func:`make_epoch` does, but compiles at once, for ``num_steps`` batches, with the fastest kind of loop.
 
     Args:
         step: ``(state, batch) -> (state, losses)``; on several devices ``(state, share, mask) -> (state, loss)`` along
             :data:`jaxbatch.training.devices.AXIS`, see :func:`jaxbatch.make_train_step`.
-        state: of which only shapes are used.
-        data: leaves ``(N, ...)``, of which only shapes are used; several devices each have them whole.
-        num_steps: S; a Python loop takes any S whatever it was compiled for.
+        state: only its shapes are used.
+        data: leaves ``(N, ...)``; only their shapes are used. Each device gets all of the data.
+        num_steps: S; a Python loop accepts any other S too.
         batch_size: B, over all devices.
         prepare: see :func:`make_epoch`.
         loop: ``"scan"``, ``"python"``, or ``None`` for :func:`choose_loop`.
-        devices: those that share every batch; ``None``: the default one.
-        method: how, see :func:`jaxbatch.training.devices.over_devices`.
-        num_groups: K, where the step makes K updates from groups that the devices share.
+        devices: the devices that share every batch; ``None``: the default device.
+        method: how devices are used, see :func:`jaxbatch.training.devices.over_devices`.
+        num_groups: K, if the step makes K updates from groups that the devices share.
 
     Returns:
-        ``run(state, data, indices) -> (state, losses)``, as :func:`make_epoch`; with ``prepare`` it takes ``[seed,
-        epoch]`` beside.
+        ``run(state, data, indices) -> (state, losses)``, as from :func:`make_epoch`. With ``prepare`` it also takes ``[seed,
+        epoch]``.
 
     Raises:
-        ValueError: another ``loop`` or ``method``, no device.
+        ValueError: ``loop`` or ``method`` is unknown, or there is no device.
     """
     devices = jax.devices()[:1] if devices is None else devices
     count = len(devices)
@@ -132,7 +131,7 @@ def compile_epoch(
         raise ValueError("devices is empty: at least 1 is needed.")
     leading_axis(data, "data")  # JAX would clamp an index beyond a shorter leaf, silently
     share = num_groups * -(-batch_size // num_groups // count)
-    filled_up = share * count > batch_size  # then some slots hold no example of their own
+    filled_up = share * count > batch_size  # then some slots hold fillers
     state, data = _shapes(state), _shapes(data)
     loop = loop or choose_loop(step if count == 1 else _under_axis(step), state, data, share, prepare)
     if loop not in ("scan", "python"):
@@ -168,7 +167,7 @@ def compile_epoch(
             for number in range(len(indices)):
                 batch = (index[number], None) if count == 1 else (index[:, number], mask[:, number])
                 state, loss = program(state, data, *batch, seed_epoch)
-                losses.append(loss)  # a promise: nothing is waited for here
+                losses.append(loss)  # computed asynchronously: this does not wait
             losses = jnp.asarray(np.array(jax.device_get(losses)))
         return (through_host(state), through_host(losses)) if count > 1 else (state, losses)
 
@@ -176,12 +175,12 @@ def compile_epoch(
 
 
 def _under_axis(step: Step) -> Step:
-    """The step along an axis of one device, to be looked into."""
+    """The step along an axis of one device, for tracing only."""
     return lambda state, share: jax.vmap(lambda share: step(state, share, None), axis_name=AXIS)(jax.tree.map(lambda leaf: leaf[None], share))
 
 
 def as_seed_epoch(*seed_epoch: Any) -> tuple[UInt32[np.ndarray, "2"], ...]:
-    """``[seed, epoch]`` as a program takes it, which holds every seed that :func:`jaxbatch.batches.check_seed` allows.
+    """``[seed, epoch]`` in the type that programs take; it holds every seed that :func:`jaxbatch.batches.check_seed` allows.
 
     Example:
         >>> as_seed_epoch([2**32 - 1, 3]), as_seed_epoch()

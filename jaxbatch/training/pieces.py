@@ -1,8 +1,8 @@
-"""A step in pieces: gradients summed over parts of a batch by a Python loop, then an update.
+"""Runs a step in pieces: a Python loop sums gradients over parts of a batch, then comes an update.
 
-For networks on XLA's convolutions, which are slow inside compiled loops on CPU, where a batch is larger than the device holds;
-and for examples that come in a stream. Everything else accumulates in a compiled loop within the step
-(:func:`jaxbatch.make_train_step` with ``microbatch_size``). The numbers are the same.
+This is for data in a stream. It is also for large batches through networks with XLA's convolutions, which are slow inside
+compiled loops on CPU. All other tasks accumulate in a compiled loop within the step (:func:`jaxbatch.make_train_step` with
+``microbatch_size``). The numbers are the same.
 
 Axes: S steps, B examples in a batch, K groups, N devices.
 """
@@ -36,7 +36,7 @@ _IN_FLIGHT = 2  # parts of a stream that the host may be ahead of the device
 
 
 class Pieces(NamedTuple):
-    """An update in pieces, as pure functions."""
+    """The pieces of an update, as pure functions."""
 
     begin: Callable[[TrainState], PyTree]  # -> total
     add: Callable[..., tuple[PyTree, Array]]  # (total, params, data, index, mask, seed_epoch) -> (total, the part's summed loss)
@@ -46,7 +46,7 @@ class Pieces(NamedTuple):
 def make_pieces(task: Task, optimizer: Optimizer, group_size: int, *, axis: str | None = None) -> Pieces:
     """The pieces of an update from the gradient of ``group_size`` examples, over all parts and devices.
 
-    ``data`` are a part's examples where they come in a stream, else those of the whole training set, on the device.
+    ``data`` are the examples of a part if the task has a stream, else the whole training set on the device.
     """
     has_aux, streamed = task.update_model_state is not None, is_stream(task.train_data)
 
@@ -84,25 +84,25 @@ def compile_epoch_in_pieces(
     method: Parallel = "jit",
     num_groups: int = 1,
 ) -> Callable[..., tuple[TrainState, Array]]:
-    """Steps on batches of ``batch_size`` in the memory of ``microbatch_size``, compiled here and now.
+    """Compiles steps on batches of ``batch_size`` that only need the memory of ``microbatch_size`` examples.
 
-    The last part counts by its number of examples, so a gradient is that of the mean loss of its batch or group. Batch
-    normalisation takes the moments of a part, and the running ones are updated by each in turn. The parts of a stream are
-    decoded and moved to the devices while they work on those before; what is ahead is bounded, so memory is that of a few
-    parts whatever the batch size.
+    A part counts by its number of examples, so the gradient is that of the mean loss of the batch or group. Batch
+    normalisation takes the moments of a part, and each part in turn updates the running moments. While the devices work on
+    one part of a stream, the next ones are decoded and moved to them. The number of parts ahead is bounded, so that memory is
+    that of a few parts, whatever the batch size.
 
     Args:
         task: as :func:`jaxbatch.fit` takes it.
-        optimizer: any optax optimizer; K updates a batch.
-        state: of which only shapes are used.
+        optimizer: any optax optimizer; it makes K updates per batch.
+        state: only its shapes are used.
         batch_size: B, over all devices.
-        microbatch_size: examples on each device at a time, at most; ``None``: its whole share.
-        devices: those that share every part; ``None``: the default one.
+        microbatch_size: the most examples on each device at a time; ``None``: its whole share.
+        devices: the devices that share every part; ``None``: the default device.
         method: see :func:`jaxbatch.training.devices.over_devices`.
-        num_groups: K: that many updates a batch, each from the gradient of a group at the batch's first parameters.
+        num_groups: K, the updates per batch, each from a group's gradient at the parameters before the batch.
 
     Returns:
-        ``run(state, data, indices, [seed, epoch]) -> (state, losses)``; the last argument may be left out where nothing is
+        ``run(state, data, indices, [seed, epoch]) -> (state, losses)``. The last argument may be left out if nothing is
         random. The incoming state's memory is reused, unless K updates need it.
     """
     check_num_groups(num_groups, batch_size)
@@ -126,7 +126,7 @@ def compile_epoch_in_pieces(
             else _shapes(task.train_data)
         )
         index, mask = (jax.ShapeDtypeStruct(lead, dtype) for dtype in (jnp.int32, jnp.bool_))
-        # Where the devices divide it every slot holds an example of its own.
+        # If the number of devices divides the length, there are no fillers and no mask is needed.
         function = pieces.add if length % count else _without_mask(pieces.add)
         add_part, deal = over_devices(function, devices, method, split, donate=(0,))
         adds[length] = compile_ahead(add_part, totals, state.params, data, index, mask, seed_epoch_shape, devices=devices)
@@ -149,10 +149,10 @@ def compile_epoch_in_pieces(
                     length, part = next(ready)
                     total, part_loss = adds[length](total, start, *part, seed_epoch)
                     behind.append(part_loss)
-                    if streamed and len(behind) > _IN_FLIGHT:  # or the host would pile up parts that the device has not come to
+                    if streamed and len(behind) > _IN_FLIGHT:  # otherwise waiting parts would fill the host's memory
                         jax.block_until_ready(behind.popleft())
                 state, loss = finish(state, total)
-                of_batch.append(loss)  # a promise: nothing is waited for here
+                of_batch.append(loss)  # computed asynchronously: this does not wait
             losses.append(of_batch)
         return through_host(state) if count > 1 else state, jnp.asarray(np.array(jax.device_get(losses)).mean(1))
 
@@ -160,7 +160,7 @@ def compile_epoch_in_pieces(
 
 
 def _cut_shares(groups: np.ndarray, size: int, count: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Each part's length, with indices and mask as ``count`` devices are dealt them."""
+    """Yields each part's length, and its indices and mask as split over ``count`` devices."""
     for group in groups:
         for start in range(0, len(group), size):
             shares, mask = share_batches(group[None, start : start + size], count)
@@ -169,7 +169,7 @@ def _cut_shares(groups: np.ndarray, size: int, count: int) -> Iterator[tuple[int
 
 
 def _decoded_parts(stream: Stream, cut: Callable[[], Iterator], seed_epoch: tuple[int, int], deal: Callable) -> Iterator[tuple[int, tuple]]:
-    """The parts of a stream, decoded and moved to the devices in another thread."""
+    """Yields the parts of a stream; another thread decodes them and moves them to the devices."""
 
     def put(item):
         examples, (length, shares, mask) = item

@@ -1,4 +1,4 @@
-"""What a run is to do: its settings, and the batches of every epoch.
+"""The plan of a run: its settings, and the batches of every epoch.
 
 Everything here is counted on the host, in Python's integers.
 """
@@ -20,12 +20,12 @@ class FitConfig(NamedTuple):
     ``batch_size`` is a number or a schedule ``epoch -> number``, epochs counted from 0. The learning rate that goes
     with a schedule is an optax schedule inside ``optimizer``, which counts updates: ``num_groups`` of them a batch.
     ``evaluations_per_epoch`` says how often a record is made; it changes no number of the training itself.
-    ``microbatch_size`` bounds the examples that a device works on at a time: a larger batch is accumulated and the schedule
-    stays as it is. ``num_devices`` share every batch, by
-    ``parallel``: ``"jit"`` or ``"pmap"`` (:mod:`jaxbatch.training.devices`). ``compile_first`` has every batch size of the run
-    compiled before its first step: for stages that are shorter than compilation, and where times are compared.
-    ``eval_params``: ``(opt_state, params) -> params`` at which the test metrics are taken, for optimizers that train at other
-    parameters than they end with, as ``optax.contrib.schedule_free_eval_params``, or average them. ``None``: those trained.
+    ``microbatch_size`` bounds the examples that a device works on at a time. The gradient of a larger batch is accumulated, and
+    the schedule does not change. ``num_devices`` devices share every batch; ``parallel`` (``"jit"`` or ``"pmap"``) says how
+    (:mod:`jaxbatch.training.devices`). ``compile_first`` compiles every batch size of the run before its first step. Use it if
+    stages are shorter than compilation, or to compare times. ``eval_params`` is ``(opt_state, params) -> params`` and gives the
+    parameters for the test metrics. Some optimizers need it because they average the parameters or train at others than the
+    final ones, see ``optax.contrib.schedule_free_eval_params``. ``None`` takes the trained parameters.
     """
 
     optimizer: Optimizer
@@ -42,7 +42,7 @@ class FitConfig(NamedTuple):
 
 
 def python_numbers(config: FitConfig) -> FitConfig:
-    """The same with Python's numbers in place of NumPy's, which JSON does not know.
+    """Replaces NumPy's numbers, which JSON does not know, with Python's.
 
     Example:
         >>> python_numbers(FitConfig(None, np.int64(4))).batch_size
@@ -52,19 +52,19 @@ def python_numbers(config: FitConfig) -> FitConfig:
 
 
 class Progress(NamedTuple):
-    """How far a run has come, in Python's integers: what it goes on from, with any batch size."""
+    """How far a run has come, in Python's integers. A run can continue from here with any batch size."""
 
     epoch: int = 0
-    offset: int = 0  # examples of this epoch's order that are behind it
+    offset: int = 0  # the number of examples of this epoch that it has seen
     batches: int = 0
     examples: int = 0
 
 
 class Segment(NamedTuple):
-    """Batches of one size within one epoch, evaluated at the end."""
+    """Batches of one size within one epoch, with an evaluation at the end."""
 
     epoch: int
-    first: int  # the example of the epoch's order that comes first
+    first: int  # the place of its first example in the epoch's order
     batch_size: int
     num_batches: int
     end: float  # where this ends, in epochs
@@ -72,7 +72,7 @@ class Segment(NamedTuple):
 
     @property
     def program(self) -> tuple[int, int]:
-        """What its program depends on: the size and the number of its batches."""
+        """The size and the number of its batches, on which its program depends."""
         return self.batch_size, self.num_batches
 
     @property
@@ -82,13 +82,13 @@ class Segment(NamedTuple):
 
 
 def plan_segments(config: FitConfig, num_examples: int, *, start: Progress = Progress()) -> list[Segment]:
-    """What is left to train from ``start``: the segments of each epoch.
+    """The segments that are left to train from ``start``, epoch by epoch.
 
-    An epoch has ``evaluations_per_epoch`` of them, as even as whole batches allow, and no more than it has batches. Of an
-    epoch that was begun, with batches of whatever size, the examples that are left are cut into batches.
+    An epoch has ``evaluations_per_epoch`` segments, of sizes as equal as whole batches allow, and at most one per batch. If an
+    epoch has already begun, its remaining examples are cut into batches, whatever the earlier batch sizes were.
 
     Raises:
-        ValueError: a batch larger than the data set, a duration without a unit, fewer than 1 evaluation an epoch.
+        ValueError: a batch is larger than the data set, the duration has no unit, or there is less than 1 evaluation an epoch.
 
     Example:
         >>> doubling = FitConfig(None, lambda epoch: 2 * 2**epoch, epochs(3))
@@ -126,16 +126,16 @@ def _batch_size(config: FitConfig, epoch: int) -> int:
     size = config.batch_size(epoch) if callable(config.batch_size) else config.batch_size
     if not isinstance(size, int | np.integer):
         raise ValueError(f"batch_size={size!r} must be a whole number, or a schedule that gives one for an epoch.")
-    return int(size)  # NumPy's would overflow in sums
+    return int(size)  # NumPy's integers would overflow in sums
 
 
 def _batches_to(end: int, offset: int, size: int) -> int:
-    """Batches from one example of an epoch's order to another, rounded up."""
+    """The number of batches between two places in an epoch's order, rounded up."""
     return max(0, -(-(end - offset) // size))
 
 
 def advance(progress: Progress, segment: Segment) -> Progress:
-    """Where a run is after a segment.
+    """The progress of a run after a segment.
 
     Example:
         >>> advance(Progress(), Segment(0, 0, 4, 2, 0.5, False)), advance(Progress(), Segment(0, 0, 4, 4, 1.0, True))
@@ -146,7 +146,7 @@ def advance(progress: Progress, segment: Segment) -> Progress:
 
 
 def progress_after(config: FitConfig, num_examples: int, batches: int) -> Progress:
-    """Where a run by this plan is after so many batches.
+    """The progress of a run with this plan after ``batches`` batches.
 
     Example:
         >>> progress_after(FitConfig(None, lambda epoch: 2 * 2**epoch), 8, 5)
@@ -163,11 +163,11 @@ def progress_after(config: FitConfig, num_examples: int, batches: int) -> Progre
     raise AssertionError("epochs do not end")
 
 
-_WORD = 2**30  # a state has no integers of 64 bits
+_WORD = 2**30  # a state has no 64-bit integers, so the number of examples is stored in two parts
 
 
 def write_progress(progress: Progress, updates: int) -> Int32[np.ndarray, "6"]:
-    """Progress as an array, which a state can hold, with the number of updates that it belongs to.
+    """Writes progress, and the number of updates that belongs to it, as an array, which a state can hold.
 
     Example:
         >>> write_progress(Progress(3, 8, 700, 10**12), 700).tolist()
@@ -178,7 +178,7 @@ def write_progress(progress: Progress, updates: int) -> Int32[np.ndarray, "6"]:
 
 
 def read_progress(written: Any, updates: int) -> Progress | None:
-    """What :func:`write_progress` wrote; None where nothing was, or the state has been stepped or set back since.
+    """Reads what :func:`write_progress` wrote; None if there is nothing, or if ``updates`` has changed since.
 
     Example:
         >>> read_progress(write_progress(Progress(3, 8, 700, 10**12), 700), 700)

@@ -17,7 +17,7 @@ from jaxbatch.machine.compiling import call_compiled
 from jaxbatch.training.evaluation import make_evaluate
 from jaxbatch.training.tasks import Task, UpdateModelState, count_examples
 
-_INIT = 0x696E6974  # "init": keeps the keys of initialisation apart from those of shuffling
+_INIT = 0x696E6974  # "init": makes the keys of initialisation differ from the keys of shuffling
 
 
 class TrainState(NamedTuple):
@@ -25,9 +25,9 @@ class TrainState(NamedTuple):
 
     params: PyTree
     opt_state: PyTree
-    step: Int32[Array, ""]  # calls of the optimizer so far; optax.MultiSteps makes one update of several
-    model_state: PyTree = ()  # what the model keeps beside its parameters
-    progress: PyTree = ()  # how far fit has come in epochs and examples (jaxbatch.training.plans.write_progress); no step changes it
+    step: Int32[Array, ""]  # calls of the optimizer so far; optax.MultiSteps makes one update from several calls
+    model_state: PyTree = ()  # the model's state besides its parameters, such as running moments
+    progress: PyTree = ()  # how far fit has come, from jaxbatch.training.plans.write_progress; steps do not change it
 
 
 def init_state(task: Task, optimizer: Optimizer, seed: int | np.integer | UInt32[Array, ""]) -> TrainState:
@@ -39,7 +39,7 @@ def init_state(task: Task, optimizer: Optimizer, seed: int | np.integer | UInt32
         >>> bool((init_state(task, optax.sgd(0.1), 3).params == init_state(task, optax.sgd(0.1), 3).params).all())
         True
     """
-    if not isinstance(seed, jax.Array):  # those of a sweep are traced, and checked before
+    if not isinstance(seed, jax.Array):  # the seeds of a sweep are traced, and were checked before
         check_seed(seed)
     start = call_compiled(task.init, jax.random.fold_in(jax.random.key(seed), _INIT))
     params, model_state = (start, ()) if task.update_model_state is None else start
@@ -47,7 +47,7 @@ def init_state(task: Task, optimizer: Optimizer, seed: int | np.integer | UInt32
 
 
 def start_shapes(task: Task) -> PyTree:
-    """The shapes of the parameters that a task starts from, traced and not made.
+    """The shapes of the parameters at a task's start; the parameters are only traced, not computed.
 
     Example:
         >>> start_shapes(Task(lambda key: jnp.ones(3), None, None, jnp.zeros((4, 1)), None)).shape
@@ -60,15 +60,15 @@ def start_shapes(task: Task) -> PyTree:
 def make_test(
     task: Task, batch_size: int = 500, eval_params: Callable[[PyTree, PyTree], PyTree] | None = None
 ) -> Callable[[PyTree, TrainState], dict[str, Array]]:
-    """``test(test_data, state) -> {name: mean over the test set}``; of a task without ``test_data`` there is nothing to tell.
+    """Makes ``test(test_data, state) -> {name: mean over the test set}``; it returns ``{}`` for a task without ``test_data``.
 
     Args:
-        task: of which metrics and test data are used.
+        task: only its metrics and test data are used.
         batch_size: examples at a time.
         eval_params: see :class:`jaxbatch.FitConfig`.
 
     Raises:
-        ValueError: test data whose leaves disagree, or that come without ``metrics_fn``.
+        ValueError: the leaves of the test data disagree on the number of examples, or there is no ``metrics_fn`` for them.
     """
     if task.test_data is None:
         return lambda data, state: {}
@@ -85,7 +85,7 @@ def make_test(
 
 
 def evaluated(task: Task, state: TrainState) -> PyTree:
-    """What the task's ``metrics_fn`` takes: the parameters, or ``(params, model_state)``."""
+    """The first argument of the task's ``metrics_fn``: the parameters, or ``(params, model_state)``."""
     return state.params if task.update_model_state is None else (state.params, state.model_state)
 
 
@@ -107,19 +107,19 @@ def make_train_step(
         batch_size: B, static: another size needs another step.
         num_groups: None for one update on the mean gradient; K for K updates from K groups' gradients
             (:func:`jaxbatch.split_backward`).
-        microbatch_size: examples worked on at a time; the result is the same, memory and cache differ.
-        update_model_state: given, ``loss_fn`` returns ``(losses, aux)``, see :class:`jaxbatch.Task`; with groups or
-            microbatches it is called for each one's aux in turn. (Batch normalisation then takes the moments of a group
-            or microbatch: *ghost* batch norm.)
-        axis: name of an axis of devices along which the step runs, each with its share of every group.
+        microbatch_size: examples worked on at a time. It changes the use of memory and cache, but not the result.
+        update_model_state: if given, ``loss_fn`` returns ``(losses, aux)``, see :class:`jaxbatch.Task`. With groups or
+            microbatches it is called for each one's aux in turn. (Then batch normalisation takes the moments of a group or
+            microbatch, which is called *ghost* batch norm.)
+        axis: the name of an axis of devices along which the step runs; each device has its share of every group.
 
     Returns:
-        ``step(state, batch) -> (state, losses)``; the losses are those at the incoming parameters. Along an axis
-        ``step(state, share, mask) -> (state, mean loss of the batch)``, ``mask`` False for examples that fill up the share;
-        None where none do.
+        ``step(state, batch) -> (state, losses)``; the losses are computed at the incoming parameters. With ``axis`` it is
+        ``step(state, share, mask) -> (state, mean loss of the batch)``; ``mask`` is False for fillers, and None if there are
+        none.
 
     Raises:
-        ValueError: from the step, for a batch of another size.
+        ValueError: the step gets a batch of another size.
 
     Example:
         >>> import optax
@@ -144,7 +144,7 @@ def make_train_step(
         settings = {"has_aux": has_aux, "microbatch_size": microbatch_size, "mask": mask, "batch_size": batch_size, "axis": axis}
         params, opt_state, losses, aux, means = update_by_groups(loss_fn, optimizer, state.params, state.opt_state, batch, groups, **settings)
         model_state = state.model_state
-        if has_aux:  # leading axes of groups and microbatches
+        if has_aux:  # aux has leading axes of groups and microbatches
             model_state = update_in_turn(update_model_state, model_state, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), aux))
         state = state._replace(params=params, opt_state=opt_state, step=state.step + groups, model_state=model_state)
         return state, losses if axis is None else means.mean()
@@ -153,7 +153,7 @@ def make_train_step(
 
 
 def update_in_turn(update_model_state: UpdateModelState, model_state: PyTree, aux: PyTree) -> PyTree:
-    """The model's state after each of several aux, stacked along the leading axis, has updated it.
+    """Updates the model's state with several aux, one after another; they are stacked along the leading axis.
 
     Example:
         >>> update_in_turn(lambda old, new: 10 * old + new, jnp.array(1), jnp.array([2, 3])).item()
@@ -165,7 +165,7 @@ def update_in_turn(update_model_state: UpdateModelState, model_state: PyTree, au
 
 
 def apply_gradient(state: TrainState, optimizer: Optimizer, gradient: PyTree, model_state: PyTree, loss: Float[Array, ""]) -> TrainState:
-    """The state after one update; ``loss`` is the batch's mean, for optimizers that want it."""
+    """The state after one update; ``loss`` is the batch's mean loss, for optimizers that use it."""
     params, opt_state = update(optimizer, gradient, state.opt_state, state.params, loss)
     return state._replace(params=params, opt_state=opt_state, step=state.step + 1, model_state=model_state)
 
@@ -173,7 +173,7 @@ def apply_gradient(state: TrainState, optimizer: Optimizer, gradient: PyTree, mo
 def make_task_step(
     task: Task, optimizer: Optimizer, batch_size: int, *, num_groups: int | None = None, axis: str | None = None
 ) -> Callable[..., tuple[TrainState, Float[Array, "..."]]]:
-    """:func:`make_train_step` with all that a task says of its loss."""
+    """:func:`make_train_step` with the loss and the settings of a task."""
     return make_train_step(
         task.loss_fn,
         optimizer,

@@ -1,8 +1,7 @@
-"""Many runs of one compiled program: learning rates × seeds.
+"""Trains many runs of one compiled program, for example learning rates × seeds.
 
-On an accelerator a small network leaves most of the device idle, so the runs go side by side in one program (``vmap``).
-A CPU runs the same program for several of them at a time, one in each thread: a step on few examples keeps only one
-core busy.
+On an accelerator a small network leaves most of the device idle, so one program computes all runs side by side (``vmap``). On
+a CPU several threads run the same program, each for another run, because a step on few examples keeps only one core busy.
 
 Axes: R runs, S steps, B examples in a batch.
 """
@@ -47,34 +46,33 @@ def sweep(
 ) -> Iterator[dict[str, Any]]:
     """Trains R runs at once and yields ``evaluations_per_epoch`` records an epoch.
 
-    Each run is what :func:`jaxbatch.fit` makes of ``make_optimizer(setting)`` and its seed: the same start, the same
-    order of examples, the same updates up to rounding.
+    Each run equals :func:`jaxbatch.fit` with ``make_optimizer(setting)`` and its seed: it has the same start, the same order of
+    examples and, up to rounding, the same updates.
 
     Args:
         task: see :func:`jaxbatch.classification_task`.
-        make_optimizer: ``setting -> optimizer``; the setting is a traced number (or pytree of them), so it may be a
-            learning rate but must not decide the program, as in an ``if``.
-        settings: pytree with leading axis R, as an array of learning rates.
+        make_optimizer: ``setting -> optimizer``. The setting is a traced number (or a pytree of them). So it may be a learning
+            rate, but must not change the program, for example through an ``if``.
+        settings: a pytree with leading axis R, such as an array of learning rates.
         seeds: R integers.
-        batch_size: B, the same for all runs: another size is another program.
+        batch_size: B, the same for all runs, because another size needs another program.
         duration: see :class:`jaxbatch.FitConfig`.
         evaluations_per_epoch: see :class:`jaxbatch.FitConfig`.
-        after: where to go on: ``batches``, ``diverged_at_batch`` and ``state`` of an earlier record of the same sweep; after
-            its last one nothing is left to yield.
-        runs: ``"vmap"``: side by side in one program. ``"threads"``: the program of one run, as many at a time as
-            there are cores. ``"map"``: one after another in one program. ``None``: threads on CPU, vmap elsewhere.
+        after: ``batches``, ``diverged_at_batch`` and ``state`` of an earlier record of the same sweep, to continue from. After
+            its last record the sweep yields nothing.
+        runs: ``"vmap"``: all runs side by side in one program. ``"threads"``: a program for one run, in as many threads as
+            there are cores. ``"map"``: one run after another in one program. ``None``: threads on CPU, vmap elsewhere.
         eval_params: see :class:`jaxbatch.FitConfig`.
 
     Yields:
-        ``batches``, ``total_batches``, ``examples``, ``epoch``, ``train_seconds`` and ``compile_seconds`` of all runs
-        together; arrays ``(R,)`` ``loss``, ``test_<name>`` of every metric and ``diverged_at_batch`` (see
-        :func:`jaxbatch.fit`; -1 where losses and state are finite; a run that diverged goes on as not a number, or is left out
-        where that saves its time); and ``state``,
-        leaves ``(R, ...)``.
+        Records with ``batches``, ``total_batches``, ``examples``, ``epoch``, ``train_seconds`` and ``compile_seconds`` of all
+        runs together; arrays ``(R,)`` of ``loss``, ``test_<name>`` of every metric and ``diverged_at_batch`` (see
+        :func:`jaxbatch.fit`; -1 where losses and state are finite); and ``state`` with leaves ``(R, ...)``. A run that has
+        diverged goes on with NaN, or is not computed any further where that saves time.
 
     Raises:
-        ValueError: as many settings as seeds are wanted; another ``runs``; data that are a stream; and what
-            :func:`jaxbatch.fit` raises for its data, sizes, seeds and optimizer.
+        ValueError: the numbers of settings and seeds differ; ``runs`` is unknown; the data are a stream; and the errors of
+            :func:`jaxbatch.fit` for its data, sizes, seeds and optimizer.
 
     Example:
         >>> import optax
@@ -141,7 +139,7 @@ def sweep(
 
 
 def start_states(task: Task, make_optimizer: Callable[[Any], Optimizer], settings: Any, seeds: Sequence[int | np.integer]) -> TrainState:
-    """What each of R runs starts from, leaves ``(R, ...)``.
+    """The start states of R runs, with leaves ``(R, ...)``.
 
     Example:
         >>> import optax
@@ -154,7 +152,7 @@ def start_states(task: Task, make_optimizer: Callable[[Any], Optimizer], setting
 
 
 def choose_runs(platform: str | None = None) -> Runs:
-    """How several runs are made at once on a platform.
+    """The way to train several runs at once on a platform.
 
     Example:
         >>> choose_runs("gpu"), choose_runs("cpu")
@@ -164,9 +162,9 @@ def choose_runs(platform: str | None = None) -> Runs:
 
 
 def _over_runs(function, runs: Runs):
-    """``function(data, *trees)`` of each run, results stacked: the data are the same for all, the trees have an axis R.
+    """Applies ``function(data, *trees)`` to each run and stacks the results. Runs share the data; the trees have an axis R.
 
-    The data are an argument: what a program closes over becomes a constant of it, written out and compiled.
+    The data are an argument, because arrays that a program closes over become constants in it, which are compiled too.
     """
     if runs == "vmap":
         return jax.jit(lambda data, *trees: jax.vmap(lambda *args: function(data, *args))(*trees))
@@ -174,7 +172,7 @@ def _over_runs(function, runs: Runs):
         return jax.jit(lambda data, *trees: lax.map(lambda args: function(data, *args), trees))
     if runs != "threads":
         raise ValueError(f"runs={runs!r} must be 'vmap', 'threads', 'map' or None.")
-    x64 = jax.config.jax_enable_x64  # type: ignore[attr-defined]  # a setting of the thread that asks; the others have their own
+    x64 = jax.config.jax_enable_x64  # type: ignore[attr-defined]  # the calling thread's setting; other threads have their own
 
     def one(args):
         with jax.enable_x64(x64):
@@ -190,7 +188,7 @@ def _over_runs(function, runs: Runs):
 
 
 def _compiler(task: Task, make_optimizer, settings, states, batch_size: int, runs: Runs):
-    """``num_batches -> program``, a program being ``(states, indices, seed_epochs, alive) -> (states, losses)``."""
+    """Makes ``num_batches -> program``; a program is ``(states, indices, seed_epochs, alive) -> (states, losses)``."""
 
     def needed(seed_epoch):
         return () if task.prepare is None else (seed_epoch,)

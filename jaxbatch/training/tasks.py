@@ -1,4 +1,4 @@
-"""Tasks: what is to be learned, from which data.
+"""Tasks. A task joins a model's functions (init, loss, metrics) with the data to learn from.
 
 Axes: N examples in the data set, M in the test set, B in a batch.
 """
@@ -31,15 +31,15 @@ UpdateModelState = Callable[[PyTree, PyTree], PyTree]  # (model_state, aux) -> m
 
 
 class Task(NamedTuple):
-    """What is to be learned: how parameters start, the loss and metrics of each example, the data.
+    """How parameters start, the loss and metrics of each example, and the data.
 
-    A model with state of its own, as the running moments of batch normalisation, gives ``update_model_state``. Then
-    ``init`` returns ``(params, model_state)``, ``loss_fn`` returns ``(losses, aux)``, the metrics are taken of
+    A model with a state of its own, such as the running moments of batch normalisation, needs ``update_model_state``. Then
+    ``init`` returns ``(params, model_state)``, ``loss_fn`` returns ``(losses, aux)``, the metrics get
     ``(params, model_state)``, and after each step the state becomes ``update_model_state(model_state, aux)``.
 
-    ``prepare`` and ``loss_fn`` are called on parts of a batch: a group, a microbatch, a device's share. What they make of an
-    example must not depend on the others in the batch, as a weight divided by the batch's sum of weights would: each part
-    has another sum. ``fit`` refuses such a ``prepare`` where it would see parts.
+    ``prepare`` and ``loss_fn`` are called on parts of a batch: a group, a microbatch, a device's share. So their result for an
+    example must not depend on the other examples. For example, a weight divided by the batch's sum of weights would depend on
+    them, and each part has another sum. ``fit`` refuses such a ``prepare`` if it would get parts.
     """
 
     init: Callable[[Array], PyTree]  # key -> params
@@ -47,7 +47,7 @@ class Task(NamedTuple):
     metrics_fn: MetricsFn | None  # (params, batch) -> {"loss": (B,), "accuracy": (B,), ...}, any names
     train_data: PyTree | Stream  # leaves (N, ...)
     test_data: PyTree | Stream | None  # leaves (M, ...); None: no metrics are taken
-    microbatch_size: int | None = None  # examples whose activations stay in cache; None: all at once
+    microbatch_size: int | None = None  # the number of examples whose activations fit in the cache; None: all at once
     update_model_state: UpdateModelState | None = None
     prepare: Prepare | None = None  # (a key for each example, batch) -> batch, in training only: augmentation, keys for dropout
 
@@ -61,7 +61,7 @@ def count_examples(data: PyTree | Stream, name: str = "train_data") -> int:
     """Examples in a data set, be it on the device or a stream.
 
     Raises:
-        ValueError: leaves that are no arrays or disagree on the number of examples, an empty set.
+        ValueError: leaves are no arrays or disagree on the number of examples, or the set is empty.
     """
     if not is_stream(data):
         return leading_axis(data, name)
@@ -71,8 +71,9 @@ def count_examples(data: PyTree | Stream, name: str = "train_data") -> int:
 
 
 def fingerprint(data: Any) -> str | None:
-    """What tells training data from others of the same size: a digest of every leaf. None of a stream that has no
-    ``fingerprint`` of its own.
+    """A digest of every leaf, which differs for other training data of the same size.
+
+    For a stream it is the stream's ``fingerprint``, or None if it has none.
 
     Example:
         >>> fingerprint(np.arange(3)) == fingerprint(np.arange(3)), fingerprint(np.arange(3)) == fingerprint(np.arange(3)[::-1])
@@ -88,23 +89,22 @@ def fingerprint(data: Any) -> str | None:
 
 
 def classification_task(model, dataset: Dataset, *, microbatch_size: int | None = None, augment: AugmentFn | None = None) -> Task:
-    """The task of a Flax Linen ``model`` on a data set, data moved to the device once.
+    """The task of a Flax Linen ``model`` on a data set; the data are moved to the device once.
 
     Args:
-        model: a module whose ``apply(variables, images)`` returns logits; in training it is called with ``train=True`` if
-            it takes that. If it has a collection ``batch_stats``, it must leave the batch's own moments there, as
-            :class:`jaxbatch.layers.BatchNorm`. Random numbers, as for dropout, it does not get: their keys ride in the
-            batch of a :class:`Task` of your own.
+        model: a module whose ``apply(variables, images)`` returns logits. If it accepts ``train``, training passes
+            ``train=True``. If it has a collection ``batch_stats``, it must store the batch's own moments there, as
+            :class:`jaxbatch.layers.BatchNorm` does. It gets no random numbers, for example for dropout. A model that needs them
+            needs a :class:`Task` of your own, whose batches hold the keys.
         dataset: from :func:`jaxbatch.load_dataset`.
-        microbatch_size: examples worked on at a time. ``None``: on CPU 64, where larger batches fall out of the cache,
-            unless the model is built on XLA's convolutions or couples its examples; all at once elsewhere.
-        augment: ``(keys, images) -> images``, what happens to raw training images, as
-            :func:`jaxbatch.augment.crop_and_flip`.
+        microbatch_size: examples worked on at a time. ``None``: 64 on CPU, where larger batches do not fit in the cache, unless
+            the model has XLA's convolutions or couples its examples; all at once elsewhere.
+        augment: ``(keys, images) -> images``, changes raw training images, as :func:`jaxbatch.augment.crop_and_flip` does.
 
     Raises:
-        ValueError: a model that is no Flax Linen module, wants random numbers in training, has ``flax.linen.BatchNorm``, or
-            keeps variables beside its parameters that are not in ``batch_stats``; and what
-            :func:`jaxbatch.data.checked.check_dataset` finds.
+        ValueError: the model is no Flax Linen module, needs random numbers in training, has ``flax.linen.BatchNorm``, or keeps
+            variables that are neither parameters nor in ``batch_stats``; or :func:`jaxbatch.data.checked.check_dataset` finds
+            an error.
 
     Example:
         >>> from jaxbatch import SimpleCNN, load_dataset
@@ -121,10 +121,10 @@ def classification_task(model, dataset: Dataset, *, microbatch_size: int | None 
 
 
 def streamed_task(model, dataset: ImageDataset, *, image_size: int = 224, num_workers: int | None = None, ahead: int | None = None) -> Task:
-    """The task of a Flax Linen ``model`` on compressed images, decoded as training needs them.
+    """The task of a Flax Linen ``model`` on compressed images, which are decoded when training needs them.
 
-    Every image is cut at random on its way to the model; see :func:`jaxbatch.data.images.random_crop`. ``fit`` sums
-    gradients over parts of ``microbatch_size`` examples, so that memory is bounded whatever the batch size.
+    Every training image is cropped at random, see :func:`jaxbatch.data.images.random_crop`. ``fit`` sums gradients over parts
+    of ``microbatch_size`` examples, so that memory is bounded whatever the batch size.
 
     Args:
         model: as :func:`classification_task` takes it.
@@ -173,7 +173,7 @@ def _task_of(model, image_shape, dataset, train_data, test_data, microbatch_size
 
 
 def _check_collections(model, variables: PyTree) -> None:
-    """Refuses variables that are neither parameters nor moments: an optimizer would move them."""
+    """Refuses variables that are neither parameters nor moments, because an optimizer would change them."""
     others = sorted(set(variables) - {"params", "batch_stats"})
     if others:
         raise ValueError(
@@ -184,7 +184,7 @@ def _check_collections(model, variables: PyTree) -> None:
 
 
 def _check_training(model, trace: Callable[[], object]) -> None:
-    """Refuses models that would train without an error and not as they are meant to."""
+    """Refuses models that would train without an error but wrongly."""
     name = type(model).__name__
     remedy = "Make a jaxbatch.Task whose batches hold a key for each example: docs/own_model.md shows how."
 
@@ -206,7 +206,7 @@ def _check_training(model, trace: Callable[[], object]) -> None:
 
 
 def running_average(model_state: PyTree, moments: PyTree, momentum: float = 0.1) -> PyTree:
-    """``(1 - momentum) * model_state + momentum * found``: PyTorch's rule for the moments of batch normalisation.
+    """``(1 - momentum) * model_state + momentum * moments``: PyTorch's rule for the moments of batch normalisation.
 
     Example:
         >>> running_average(jnp.array(1.0), jnp.array(3.0), 0.5).item()
