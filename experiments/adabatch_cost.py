@@ -9,7 +9,7 @@ import jaxbatch as jb
 from jaxbatch.augment import normalise
 from jaxbatch.machine.timing import timed_rounds
 from jaxbatch.results.records import Record
-from jaxbatch.training.devices import over_devices
+from jaxbatch.training.devices import AXIS, over_devices
 
 
 def measure_cost(models: Mapping[int, object], dataset: jb.Dataset, sizes: Mapping[int, Sequence[int]], method: str, rounds: int) -> Iterator[Record]:
@@ -63,6 +63,6 @@ def _passes(model, across: bool):
     def backward(variables, images, cotangent):
         product = lambda params: (forward({**variables, "params": params}, images) * cotangent).sum()
         gradient = jax.grad(product)(variables["params"])
-        return jax.lax.psum(gradient, jb.parallel.AXIS) if across else gradient
+        return jax.lax.psum(gradient, AXIS) if across else gradient
 
     return forward, backward

@@ -126,7 +126,7 @@ def speed_study(task):
         jb.compile_epoch(step, carry, task.train_data, 2, SIZE)(jax.tree.map(jnp.copy, carry), task.train_data, indices)
 
 
-def cost_study(task):
+def cost_study(task, count=1):
     class Network(nn.Module):
         @nn.compact
         def __call__(self, images, train=False):
@@ -136,7 +136,7 @@ def cost_study(task):
     labels = np.asarray(task.train_data[1])
     shape = (0.5,) * images.shape[3]
     dataset = jb.Dataset("random", images, labels, images, labels, 3, shape, shape)
-    list(adabatch_cost.measure_cost({1: Network()}, dataset, {1: [SIZE]}, "jit", 1))
+    list(adabatch_cost.measure_cost({1: Network(), count: Network()}, dataset, {count: [SIZE]}, "jit", 1))
 
 
 PATHS = {
@@ -216,6 +216,7 @@ t.PATHS = {
     "two devices, stream": lambda task: t.fit(t.streamed(task), num_devices=2, microbatch_size=3),
     "two devices, stream, pmap": lambda task: t.fit(t.streamed(task), num_devices=2, parallel="pmap"),
     "two devices, Python loop": lambda task: t.fit(task, num_devices=2),
+    "two devices, study of cost": lambda task: t.cost_study(task, 2),
 }
 for path in t.PATHS:
     grown, small, large = t.growth(path, pathlib.Path(sys.argv[1]))
@@ -229,4 +230,4 @@ def test_programs_for_several_devices(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", RUN, str(tmp_path)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "5 paths\n"
+    assert done.stdout == "6 paths\n"
