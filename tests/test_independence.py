@@ -198,3 +198,52 @@ def test_a_cut_batch_may_not(loss_fn, data, settings):
     with pytest.raises(ValueError, match="prepare changes an example with the others in its batch"):
         gradient_of(task_of(loss_fn, share_of_weights, data), **settings)
     np.testing.assert_allclose(gradient_of(task_of(loss_fn, doubled, data), **settings), 8.0, rtol=1e-5)
+
+
+# Groups of one example on the other paths, and functions that look alike
+
+
+def normalised_task(kind, streamed=False):
+    loss_fn, params, batch = model_loss(kind)
+    data = batch
+    if streamed:
+        parts = lambda indices, place=(0, 0): (jax.tree.map(lambda leaf: np.asarray(leaf)[index], batch) for index in indices)
+        data = type("Streamed", (), {"parts": staticmethod(parts)})()
+        data.num_examples, data.example = 6, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), batch)
+    return jb.Task(lambda key: params, loss_fn, None, data, None)
+
+
+@pytest.mark.parametrize("kind", ["ours", "flax"])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_run_in_groups_of_one_is_refused_too(kind, streamed):
+    task = normalised_task(kind, streamed)
+    with pytest.raises(ValueError, match=REFUSED):
+        next(jb.fit(task, jb.FitConfig(optax.sgd(0.1), 6, jb.steps(1), num_groups=6)))
+    next(jb.fit(task, jb.FitConfig(optax.sgd(0.1), 6, jb.steps(1), num_groups=3)))  # ghost batch norm
+
+
+class Alike:
+    """Losses that are equal and have one hash, whatever they compute; one that changes its mind."""
+
+    def __init__(self, coupled):
+        self.coupled = coupled
+
+    def __eq__(self, other):
+        return isinstance(other, Alike)
+
+    def __hash__(self):
+        return 7
+
+    def __call__(self, w, x):
+        return (x - x.mean(0, keepdims=True)) @ w if self.coupled else x @ w
+
+
+def test_no_loss_is_taken_for_another():
+    jb.per_example_gradients(Alike(False), jnp.ones(3), X)
+    with pytest.raises(ValueError, match=REFUSED):
+        jb.per_example_gradients(Alike(True), jnp.ones(3), X)
+    changing = Alike(False)
+    jb.per_example_gradients(changing, jnp.ones(3), X)
+    changing.coupled = True
+    with pytest.raises(ValueError, match=REFUSED):
+        jb.per_example_gradients(changing, jnp.ones(3), X)

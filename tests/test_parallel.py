@@ -120,6 +120,17 @@ for changes, text in (({"num_devices": 5}, "num_devices=5"), ({"num_devices": 2,
         last(plain, 8, **changes)
     except ValueError as error:
         found[f"refused {text}"] = 0.0 if text in str(error) else 1.0
+for method in ("jit", "pmap"):
+    try:
+        last(network(axis_name=AXIS), 4, num_devices=2, parallel=method, num_groups=4)
+    except ValueError as error:
+        found[f"refused groups of one {method}"] = 0.0 if "the loss of an example changes with the others" in str(error) else 1.0
+convolution = lambda w, x: jax.lax.conv(x, w, (1, 1), "VALID").sum((1, 2, 3))
+for number in (0, 1):  # the same text, for another device
+    place = jax.devices()[number]
+    arguments = jax.device_put((jnp.ones((1, 1, 1, 1)), jnp.arange(4.0).reshape(4, 1, 1, 1)), place)
+    gradient = jb.accumulated_gradient(convolution, *arguments, 2)
+    found[f"on device {number}"] = abs(float(gradient.sum()) - 1.5) if gradient.devices() == {place} else 1.0
 weighted = plain._replace(prepare=lambda keys, batch: batch | {"y": batch["y"] / jnp.abs(batch["y"]).sum()})
 for method in ("jit", "pmap"):
     try:
@@ -163,7 +174,8 @@ def test_a_split_step_is_that_of_one_device_that_has_the_batch(found):
 
 def test_a_schedule_and_refusals(found):
     assert found["schedule"] < 1e-5
-    assert sum(key.startswith("refused") for key in found) == 4
+    assert found["on device 0"] == found["on device 1"] == 0
+    assert sum(key.startswith("refused") for key in found) == 6
     assert all(value == 0 for key, value in found.items() if key.startswith("refused"))
 
 

@@ -8,6 +8,7 @@ import pytest
 
 import jaxbatch as jb
 from jaxbatch.training.devices import AXIS
+from jaxbatch.training.epochs import compile_task_epoch
 from jaxbatch.training.pieces import compile_epoch_in_pieces
 from jaxbatch.training.steps import make_task_step
 
@@ -131,3 +132,18 @@ def test_sweeps_take_them_there_too(runs):
     config = jb.FitConfig(optax.contrib.schedule_free_sgd(0.3), 4, jb.epochs(2), eval_params=settings["eval_params"])
     *_, alone = jb.fit(TASK, config)
     assert last["test_loss"][0] == pytest.approx(alone["test_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: jb.make_train_step(LOSS, OPTIMIZER, 4, num_groups=0), "num_groups=0 must be at least 1"),
+        (lambda: jb.split_backward(LOSS, optax.sgd(0.1), 1, method="all")(jnp.array(0.0), optax.sgd(0.1).init(0.0), X), "method='all' must be"),
+        (lambda: compile_task_epoch(TASK, OPTIMIZER, jb.init_state(TASK, OPTIMIZER, 0), 1, 4, devices=[]), "devices is empty"),
+        (lambda: compile_task_epoch(TASK, OPTIMIZER, jb.init_state(TASK, OPTIMIZER, 0), 1, 4, method="mpi"), "method='mpi' must be"),
+        (lambda: compile_task_epoch(TASK, OPTIMIZER, jb.init_state(TASK, OPTIMIZER, 0), 1, 4, num_groups=3), "num_groups=3 does not divide"),
+    ],
+)
+def test_what_makes_no_step_is_refused_by_name(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -6,7 +6,6 @@ own, and so no gradient of its own. Without this check the result would be a num
 Axes: B examples.
 """
 
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -17,14 +16,12 @@ from jaxtyping import PyTree
 
 from jaxbatch.data.streams import is_stream
 from jaxbatch.gradients.groups import LossFn, losses_and_aux
-from jaxbatch.machine.compiling import with_constants_as_arguments
+from jaxbatch.machine.compiling import compile_ahead, take_out_constants
 from jaxbatch.states import is_key
-
-_known: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # loss_fn -> shapes for which it passed the check
 
 
 def check_independent_losses(loss_fn: LossFn, params: PyTree, batch: PyTree, *, has_aux: bool = False) -> None:
-    """Checks that an example's loss does not depend on the others, once for each function and shapes of its arguments.
+    """Checks that an example's loss does not depend on the others.
 
     The check computes the first example's loss in a batch with the second example, and in a batch with a copy of itself, and
     compares the two. Within ``jit`` there are no examples yet, so random ones of the same shapes are used. If a loss is not
@@ -40,15 +37,11 @@ def check_independent_losses(loss_fn: LossFn, params: PyTree, batch: PyTree, *, 
         ValueError: the loss of an example changes with the others in its batch, as through batch normalisation, so one
         example has no gradient of its own. Take groups of several examples, or a model without such layers.
     """
-    shapes = str(jax.tree.map(lambda leaf: (jnp.shape(leaf)[1:], jnp.result_type(leaf)), batch)), str(jax.tree.map(jnp.shape, params))
-    if shapes in _known_of(loss_fn):
-        return
     if company_matters(lambda params, batch: losses_and_aux(loss_fn, params, batch, has_aux)[0], params, batch):
         raise ValueError(
             "the loss of an example changes with the others in its batch, as through batch normalisation, so one example has no "
             "gradient of its own. Take groups of several examples, or a model without such layers."
         )
-    _known_of(loss_fn).add(shapes)
 
 
 def check_independent_prepare(task: Any) -> None:
@@ -90,17 +83,13 @@ def company_matters(function: Callable[[PyTree, PyTree], PyTree], params: PyTree
         first, second = (jax.tree.map(lambda leaf: _example(leaf, n, random), batch) for n in (0, 1))
         join = lambda *examples: jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *examples)
         others, itself = join(first, second), join(first, first)
-        run = with_constants_as_arguments(function, params, others)
-        results = [jax.tree.map(lambda leaf: leaf[0], run(params, both)) for both in (others, itself)]
+        run, constants = take_out_constants(function, params, others)
+        if any(isinstance(constant, jax.core.Tracer) for constant in constants):
+            return False  # the function closes over traced values from outside, which are not known yet
+        program = compile_ahead(jax.jit(run), constants, params, others)
+        results = [jax.tree.map(lambda leaf: leaf[0], program(constants, params, both)) for both in (others, itself)]
         pairs = zip(*(jax.tree.leaves(result) for result in results), strict=True)
         return any(_differ(*pair) for pair in pairs)
-
-
-def _known_of(loss_fn) -> set:
-    try:
-        return _known.setdefault(loss_fn, set())
-    except TypeError:  # the function has no weak references or no hash, so it is checked at every call
-        return set()
 
 
 def _as_shaped(leaf: Any) -> Any:
@@ -132,10 +121,7 @@ def _example(leaf, number: int, random: np.random.Generator):
 def _differ(one, other) -> bool:
     if is_key(one):
         one, other = jax.random.key_data(one), jax.random.key_data(other)
-    try:
-        one, other = np.asarray(one), np.asarray(other)
-    except jax.errors.TracerArrayConversionError:  # depends on a traced value from outside, which is not known yet
-        return False
+    one, other = np.asarray(one), np.asarray(other)
     if not jnp.issubdtype(one.dtype, jnp.inexact):
         return bool((one != other).any())
     rounding = float(jnp.finfo(one.dtype).eps) ** 0.5

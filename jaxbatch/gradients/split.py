@@ -136,7 +136,7 @@ def update_by_groups(
         gradient, loss = gradient_and_loss
         return update(optimizer, gradient, state[1], state[0], loss)
 
-    method = "unroll" if num_groups == 1 else method or choose_method(loss_fn, params, batch, size)
+    method = method or ("unroll" if num_groups == 1 else choose_method(loss_fn, params, batch, size))
     start = params, opt_state
     groups = fold(
         measure, (batch, mask), size, method=method, at_a_time=vmap_at_a_time(size) if method == "vmap" else None, start=start, combine=combine

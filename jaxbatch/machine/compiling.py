@@ -72,7 +72,7 @@ def compile_ahead(function: Any, *arguments: Any, devices: Any = None) -> Callab
 
     Args:
         function: a result of ``jax.jit`` or ``jax.pmap``.
-        arguments: only their shapes are used.
+        arguments: only their shapes are used, and the devices of those that are arrays.
         devices: the devices that it is compiled for, if not the default device.
 
     Example:
@@ -81,14 +81,17 @@ def compile_ahead(function: Any, *arguments: Any, devices: Any = None) -> Callab
         ...     double(3.0)
         6.0
     """
-    program = _compile_once(function.lower(*arguments), str(devices))
+    leaves = jax.tree.leaves(arguments)
+    here = {str(leaf.sharding) for leaf in leaves if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)}
+    where = f"{devices} {sorted(here)} {jax.config.jax_default_device}"  # type: ignore[attr-defined]
+    program = _compile_once(function.lower(*arguments), where)
     return lambda *arguments: (function if jax.config.jax_disable_jit else program)(*arguments)  # type: ignore[attr-defined]
 
 
-def _compile_once(lowered: Any, devices: str) -> Any:
-    optimized = jax.config.read("jax_disable_most_optimizations")  # not part of the text
-    # Unused arguments are not part of the text either, but the program takes them, so the key holds args_info.
-    key = hashlib.sha256(f"{devices} {optimized} {lowered.args_info} {lowered.out_tree} {lowered.as_text()}".encode()).hexdigest()
+def _compile_once(lowered: Any, where: str) -> Any:
+    # The text does not say where a program runs, how much it is optimized, and which arguments it takes without using them.
+    optimized = jax.config.read("jax_disable_most_optimizations")
+    key = hashlib.sha256(f"{where} {optimized} {lowered.args_info} {lowered.out_tree} {lowered.as_text()}".encode()).hexdigest()
     with _lock:
         if key in _compiled:
             _compiled.move_to_end(key)
@@ -111,25 +114,26 @@ def call_compiled(function: Callable[..., Any], *arguments: Any) -> Any:
         >>> call_compiled(lambda scale: scale * pretrained, 2.0)
         Array([2., 2., 2.], dtype=float32)
     """
-    return with_constants_as_arguments(function, *arguments)(*arguments)
+    run, constants = take_out_constants(function, *arguments)
+    return jax.jit(run)(constants, *arguments)
 
 
-def with_constants_as_arguments(function: Callable[..., Any], *arguments: Any) -> Callable[..., Any]:
-    """The program that :func:`call_compiled` calls, for several calls with arguments of the same shapes.
+def take_out_constants(function: Callable[..., Any], *arguments: Any) -> tuple[Callable[..., Any], list[Any]]:
+    """``run(constants, *arguments)`` and the arrays ``constants`` that ``function`` closes over.
 
     Example:
         >>> pretrained = jax.numpy.ones(3)
-        >>> run = with_constants_as_arguments(lambda scale: scale * pretrained, 2.0)
-        >>> run(3.0), run(4.0)
-        (Array([3., 3., 3.], dtype=float32), Array([4., 4., 4.], dtype=float32))
+        >>> run, constants = take_out_constants(lambda scale: scale * pretrained, 2.0)
+        >>> run(constants, 3.0), len(constants)
+        (Array([3., 3., 3.], dtype=float32), 1)
     """
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
 
-    @jax.jit
-    def run(constants, leaves):
-        return jax.core.eval_jaxpr(closed.jaxpr, constants, *leaves)
+    def run(constants, *arguments):
+        leaves = jax.core.eval_jaxpr(closed.jaxpr, constants, *jax.tree.leaves(arguments))
+        return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
-    return lambda *arguments: jax.tree.unflatten(jax.tree.structure(shapes), run(closed.consts, jax.tree.leaves(arguments)))
+    return run, closed.consts
 
 
 class Program(NamedTuple):

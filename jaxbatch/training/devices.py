@@ -95,13 +95,17 @@ def over_devices(
         need them, in the order of ``split``.
 
     Raises:
-        ValueError: ``method`` is unknown.
+        ValueError: ``method`` is unknown, or there is no device.
 
     Example:
         >>> double, put = over_devices(lambda x: 2 * x, jax.devices()[:1], "jit", [True])
         >>> float(double(*put(3.0)))
         6.0
     """
+    if not devices:
+        raise ValueError("devices is empty: at least 1 is needed.")
+    if method not in ("jit", "pmap"):
+        raise ValueError(f"method={method!r} must be 'pmap' or 'jit'.")
     if len(devices) == 1:
         return jax.jit(function, donate_argnums=donate), lambda *arguments: jax.device_put(arguments)
     if not any(split):  # pmap needs an argument that is split; without one, jit does the same
@@ -115,8 +119,6 @@ def over_devices(
     if method == "pmap":
         axes = tuple(0 if dealt else None for dealt in split)
         return jax.pmap(function, AXIS, in_axes=axes, out_axes=0 if outputs_split else None, devices=devices, donate_argnums=donate), put
-    if method != "jit":
-        raise ValueError(f"method={method!r} must be 'pmap' or 'jit'.")
 
     def own_part(*arguments):
         taken = (jax.tree.map(lambda leaf: leaf[0], one) if dealt else one for one, dealt in zip(arguments, split, strict=True))

@@ -18,11 +18,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from jaxbatch.data.streams import is_stream
-from jaxbatch.gradients.groups import check_microbatch_size, check_num_groups
-from jaxbatch.gradients.independence import check_independent_prepare
+from jaxbatch.gradients.groups import LossFn, check_microbatch_size, check_num_groups
+from jaxbatch.gradients.independence import check_independent_losses, check_independent_prepare
 from jaxbatch.gradients.updates import Optimizer
 from jaxbatch.layers import loops_are_slow
 from jaxbatch.training.devices import AXIS, Parallel
@@ -62,8 +62,8 @@ def compile_task_epoch(
         left out if nothing is random. The incoming state's memory is reused.
 
     Raises:
-        ValueError: K does not divide B, there is no device, or ``prepare`` gets parts of a batch and its result for an example
-            depends on the other examples.
+        ValueError: K does not divide B; there is no device; ``prepare`` gets parts of a batch, or the loss groups of one
+            example, and its result for an example depends on the other examples.
     """
     devices = jax.devices()[:1] if devices is None else devices
     groups, axis = 1 if num_groups is None else num_groups, AXIS if len(devices) > 1 else None
@@ -72,15 +72,31 @@ def compile_task_epoch(
     if microbatch_size is not None:
         task = task._replace(microbatch_size=min(microbatch_size, task.microbatch_size or microbatch_size))
     state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
-    streamed, cut = is_stream(task.train_data), microbatch_size is not None and batch_size // groups > microbatch_size * len(devices)
-    in_pieces = streamed or (
-        cut and loops_are_slow(task.loss_fn, state.params, batch_shapes(task.train_data, task.microbatch_size or batch_size, task.prepare))
-    )
+    cut = microbatch_size is not None and batch_size // groups > microbatch_size * len(devices)
+    slow = lambda: loops_are_slow(task.loss_fn, state.params, _shapes_of_batch(task, task.microbatch_size or batch_size))
+    in_pieces = is_stream(task.train_data) or (cut and slow())
     if axis or (in_pieces and (cut or groups > 1)):
         check_independent_prepare(task)  # elsewhere it sees the batch whole
+    if groups == batch_size > 1 and (axis or in_pieces):  # elsewhere the step itself checks
+        check_independent_losses(_along_an_axis(task.loss_fn), state.params, _shapes_of_batch(task, 2), has_aux=task.update_model_state is not None)
     over: dict[str, Any] = {"devices": devices, "method": method, "num_groups": groups}
     if in_pieces:
         return compile_epoch_in_pieces(task, optimizer, state, batch_size, microbatch_size, **over)
     step = make_task_step(task, optimizer, batch_size, num_groups=num_groups, axis=axis)
     run = compile_epoch(step, state, task.train_data, num_steps, batch_size, prepare=task.prepare, **over)
     return lambda state, data, indices, *seed_epoch: run(state, data, indices, *(seed_epoch if task.prepare is not None else ()))
+
+
+def _shapes_of_batch(task: Task, size: int) -> PyTree:
+    """The shapes of so many examples as the loss gets them."""
+    data = task.train_data
+    if is_stream(data):
+        data = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), data.example)
+    return batch_shapes(data, size, task.prepare)
+
+
+def _along_an_axis(loss_fn: LossFn) -> LossFn:
+    """The loss along an axis of one device, which layers that use the axis need."""
+    alone = lambda tree: jax.tree.map(lambda leaf: leaf[None], tree)
+    along = lambda params, batch: jax.vmap(lambda part: loss_fn(params, part), axis_name=AXIS)(alone(batch))
+    return lambda params, batch: jax.tree.map(lambda leaf: leaf[0], along(params, batch))

@@ -132,7 +132,7 @@ def make_train_step(
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1.")
     check_microbatch_size(microbatch_size)
-    groups, has_aux = num_groups or 1, update_model_state is not None
+    groups, has_aux = 1 if num_groups is None else num_groups, update_model_state is not None
     if groups < 1:
         raise ValueError(f"num_groups={num_groups} must be at least 1.")
 
