@@ -20,8 +20,9 @@ def test_imports_point_one_way():
 
 
 def test_modules_are_short():
-    lengths = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in modules()}
-    assert len(lengths) > 40 and {path: length for path, length in lengths.items() if length > LONGEST_MODULE} == {}
+    paths = [path for folder in ("jaxbatch", "experiments", "scripts", "tests") for path in (ROOT / folder).rglob("*.py")]
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in paths}
+    assert len(lengths) > 150 and {path: length for path, length in lengths.items() if length > LONGEST_MODULE} == {}
 
 
 def test_functions_are_short():

@@ -9,8 +9,9 @@ import pytest
 import jaxbatch as jb
 from tests.test_gradients import assert_close
 from tests.test_loops import convolution_task
+from tests.test_moments import batch_norm_task
 from tests.test_streams import Arrays
-from tests.test_train import batch_norm_task, task  # noqa: F401 (a fixture)
+from tests.test_train import task  # noqa: F401 (a fixture)
 
 RATES, SEEDS = [0.001, 0.01, 0.02], [3, 3, 8]
 
