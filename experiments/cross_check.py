@@ -9,6 +9,7 @@ backend that JAX finds is checked, in every precision, plain, jitted, inside `sc
     python -m experiments.cross_check                               four minutes
     python -m experiments.cross_check --save here.npz               for another machine to compare with:
     python -m experiments.cross_check --against here.npz
+    python -m experiments.cross_check --compile-for h100,v5e --quick    two minutes: compiles every step for devices that are not here
 """
 
 import contextlib
@@ -23,12 +24,13 @@ import jax
 from rich.console import Console
 
 import jaxbatch
-from experiments import cross_check_report
+from experiments import cross_check_compiled, cross_check_report
 from experiments.checks.case import ROUNDING
 from experiments.checks.cases import all_cases
 from experiments.checks.files import check_save, compare, load, load_others, save
 from experiments.checks.run import Output, run_cases
 from experiments.command_line import one_line_errors, parse
+from jaxbatch.machine.cross_compiling import missing_compiler
 from jaxbatch.paths import local_path
 from jaxbatch.results.records import describe_provenance, make_run_folder, open_run
 from jaxbatch.results.report import progress_bar
@@ -56,6 +58,8 @@ class Config:
     """Folder for the table's records and the figure."""
     backend: str | None = None
     """Check only this backend: cpu, gpu or tpu. Default: all that JAX finds."""
+    compile_for: tuple[str, ...] = ()
+    """Compute nothing; compile every step for these targets, such as h100 v5e, and list what is suspicious in the programs."""
 
 
 def resolve(config: Config) -> Config:
@@ -71,6 +75,10 @@ def resolve(config: Config) -> Config:
         raise ValueError(f"--backend {config.backend} must be cpu, gpu or tpu.")
     if config.seed < 0:
         raise ValueError(f"--seed {config.seed} must be at least 0.")
+    for name in config.compile_for:
+        missing = missing_compiler(jaxbatch.find_target(name))
+        if missing:
+            raise ValueError(f"--compile-for {missing}")
     if config.backend not in (None, jax.default_backend()) and config.backend not in find_backends():
         raise ValueError(f"--backend {config.backend}: JAX finds only {', '.join(find_backends())} here.")
     return config
@@ -122,6 +130,8 @@ def check_elsewhere(config: Config, backend: str) -> tuple[list[Output], dict]:
 def cross_check(config: Config, console: Console) -> bool:
     """Runs everything, shows it, and returns whether all agree."""
     config = resolve(config)
+    if config.compile_for:
+        return cross_check_compiled.compile_all(config, console)
     # A wrong path must stop the program now, before minutes of computing and before anything is removed.
     others = load_others(local_path(config.against, "--against"), config.seed) if config.against else []
     if config.save:

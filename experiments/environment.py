@@ -1,5 +1,6 @@
 """What must be set before JAX is loaded: huge pages for its memory, and the log level of XLA."""
 
+import importlib.util
 import os
 import pathlib
 import sys
@@ -23,6 +24,20 @@ def settle(environ: dict[str, str] = os.environ) -> None:
         before = environ.get("GLIBC_TUNABLES")
         environ["GLIBC_TUNABLES"] = f"{before}:{_TUNABLE}" if before else _TUNABLE
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], dict(environ))
+    if importlib.util.find_spec("jax_cuda12_plugin") or importlib.util.find_spec("jax_cuda13_plugin"):
+        load_jax_silently()
+
+
+def load_jax_silently() -> None:
+    """Imports JAX without what a CUDA compiler prints when it is loaded and finds no driver; no log level changes that."""
+    before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        import jax  # noqa: F401
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(nowhere)
 
 
 def wants_huge_pages(environ: Mapping[str, str], enabled: str) -> bool:

@@ -77,7 +77,7 @@ def make_watched_step(task: Task, optimizer: optax.GradientTransformation):
 
     def step(watched, batch):
         state, before = watched
-        losses, gradient = jb.losses_and_mean_gradient(task.loss_fn, state.params, batch, microbatch_size=task.microbatch_size)
+        losses, gradient = jb.losses_and_mean_gradient(task.loss_fn, state.params, batch, microbatch_size=task.examples_at_a_time)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         state = TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
         seen = losses.mean(), jb.cosine_similarity(gradient, before), optax.tree.norm(gradient)
@@ -97,13 +97,13 @@ class Programs(NamedTuple):
 def make_programs(task: Task, config: Config) -> Programs:
     """The study's programs."""
     step = make_watched_step(task, optax.sgd(config.learning_rate, config.momentum))
-    part = task.microbatch_size or task.num_examples
+    part = task.examples_at_a_time or task.num_examples
 
     def take(data, index):
         return jax.tree.map(lambda leaf: leaf[index], data)
 
     def compare(params, full, index, data):
-        _, gradient = jb.losses_and_mean_gradient(task.loss_fn, params, take(data, index), microbatch_size=task.microbatch_size)
+        _, gradient = jb.losses_and_mean_gradient(task.loss_fn, params, take(data, index), microbatch_size=task.examples_at_a_time)
         return jb.relative_squared_error(gradient, full), jb.cosine_similarity(gradient, full)
 
     return Programs(

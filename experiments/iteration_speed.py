@@ -80,7 +80,7 @@ def forward_only(task: Task, batch_size: int):
     """A step that computes the losses and no gradient, in the microbatches of the training step."""
 
     def step(params, batch):
-        part = even_part(batch_size, task.microbatch_size or batch_size)
+        part = even_part(batch_size, task.examples_at_a_time or batch_size)
         return params, fold(lambda some: Part(examples=task.loss_fn(params, some)), batch, part, at_a_time=1).examples
 
     return step
@@ -91,7 +91,7 @@ def gradient_only(task: Task):
 
     def step(carry, batch):
         params, _ = carry
-        losses, gradient = jb.losses_and_mean_gradient(task.loss_fn, params, batch, microbatch_size=task.microbatch_size)
+        losses, gradient = jb.losses_and_mean_gradient(task.loss_fn, params, batch, microbatch_size=task.examples_at_a_time)
         return (params, gradient), losses
 
     return step

@@ -26,12 +26,12 @@ def measure_exactness(task: Task, config, known: Collection[int] = ()) -> Iterat
 
     @jax.jit
     def one_step(params, batch, rate):
-        _, gradient = jb.losses_and_mean_gradient(task.loss_fn, params, batch, microbatch_size=task.microbatch_size)
+        _, gradient = jb.losses_and_mean_gradient(task.loss_fn, params, batch, microbatch_size=task.examples_at_a_time)
         return optax.apply_updates(params, optax.tree.scale(-rate, gradient))
 
     optimizer = optax.sgd(config.learning_rate)
     for groups in sorted(({divisors[i] for i in spread} | {config.num_groups}) - set(known)):
-        split = jb.split_backward(task.loss_fn, optimizer, groups, microbatch_size=task.microbatch_size)
+        split = jb.split_backward(task.loss_fn, optimizer, groups, microbatch_size=task.examples_at_a_time)
         mine, theirs = split(params, optimizer.init(params), batch)[0], one_step(params, batch, groups * config.learning_rate)
         moved = optax.tree.norm(optax.tree.sub(mine, params))
         yield {

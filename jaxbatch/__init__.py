@@ -1,5 +1,8 @@
 """jaxbatch helps to choose a batch size and the learning rate for it, and to train with very large batches."""
 
+from jaxbatch.advice.largest_batch import find_largest_batch, max_batch_size
+from jaxbatch.advice.memory import Memory, memory_profile
+from jaxbatch.advice.memory_plan import memory_plan
 from jaxbatch.backend import BackendCheck, check_backend
 from jaxbatch.batches import (
     Duration,
@@ -32,11 +35,14 @@ from jaxbatch.gradients.noise import (
     gradient_statistics,
     relative_squared_error,
 )
+from jaxbatch.gradients.recompute import recompute
 from jaxbatch.gradients.split import largest_stable_curvature, split_backward
 from jaxbatch.intervals import Interval, interval, ratio_of_means
 from jaxbatch.losses import classification_loss, classification_metrics, correct, cross_entropy
 from jaxbatch.machine.compiling import keep_compiled_programs
 from jaxbatch.machine.memory import program_memory
+from jaxbatch.machine.platform import skip_absent_accelerators
+from jaxbatch.machine.targets import TARGETS, Target, find_target
 from jaxbatch.models import MLP, VGG19BN, AlexNet, ResNet20, ResNet50, SimpleCNN
 from jaxbatch.results.report import track
 from jaxbatch.schedules.batch_sizes import (
@@ -56,11 +62,15 @@ from jaxbatch.training.steps import TrainState, init_state, make_train_step
 from jaxbatch.training.sweeps import sweep
 from jaxbatch.training.tasks import Task, classification_task, streamed_task
 
+# Before JAX starts. It changes nothing unless compilers for accelerators are installed that are not here.
+skip_absent_accelerators()
+
 __version__ = "0.1.0"
 
 __all__ = [
     "DATASETS",
     "MLP",
+    "TARGETS",
     "VGG19BN",
     "AlexNet",
     "BackendCheck",
@@ -73,9 +83,11 @@ __all__ = [
     "ImageDataset",
     "IndexBatches",
     "Interval",
+    "Memory",
     "ResNet20",
     "ResNet50",
     "SimpleCNN",
+    "Target",
     "Task",
     "TrainState",
     "accumulated_gradient",
@@ -98,6 +110,8 @@ __all__ = [
     "epoch_order",
     "epochs",
     "examples",
+    "find_largest_batch",
+    "find_target",
     "fit",
     "fit_with_checkpoints",
     "gradient_noise_scale",
@@ -115,6 +129,9 @@ __all__ = [
     "make_epoch",
     "make_evaluate",
     "make_train_step",
+    "max_batch_size",
+    "memory_plan",
+    "memory_profile",
     "milestone_schedule",
     "num_steps",
     "open_images",
@@ -122,6 +139,7 @@ __all__ = [
     "prefetch",
     "program_memory",
     "ratio_of_means",
+    "recompute",
     "relative_squared_error",
     "scale_learning_rate",
     "split_backward",

@@ -63,7 +63,7 @@ def cast_like(tree: PyTree, like: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf, wanted: leaf.astype(jnp.result_type(wanted)), tree, like)
 
 
-def mean_loss(losses: Float[Array, "B"]) -> Float[Array, ""]:
+def mean_loss(losses: Float[Array, "..."]) -> Float[Array, ""]:
     """The mean of one loss per example, in float32 at least.
 
     Example:

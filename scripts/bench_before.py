@@ -98,7 +98,7 @@ def make_work(kind: str, model: str, batch_size: int, steps: int):
 
         return work
     if kind == "split":
-        step = jb.split_backward(task.loss_fn, optimizer, 10, microbatch_size=task.microbatch_size)
+        step = jb.split_backward(task.loss_fn, optimizer, 10, microbatch_size=getattr(task, "examples_at_a_time", task.microbatch_size))
         once = lambda: step(state.params, state.opt_state, task.train_data)
     else:
         gradients = jax.jit(lambda params, batch: jb.per_example_gradients(task.loss_fn, params, batch))

@@ -17,8 +17,8 @@ def split(rounds: int, batch_size: int, num_groups: int) -> list[dict]:
     task, optimizer = random_task(jb.SimpleCNN(), batch_size), optax.sgd(RATE, MOMENTUM)
     params = init_state(task, optimizer, 0).params
     arguments = (params, optimizer.init(params), task.train_data)
-    plain = jb.split_backward(task.loss_fn, optimizer, 1, microbatch_size=task.microbatch_size)
-    ours = jb.split_backward(task.loss_fn, optimizer, num_groups, microbatch_size=task.microbatch_size)
+    plain = jb.split_backward(task.loss_fn, optimizer, 1, microbatch_size=task.examples_at_a_time)
+    ours = jb.split_backward(task.loss_fn, optimizer, num_groups, microbatch_size=task.examples_at_a_time)
     naive = make_masked_step(task.loss_fn, optimizer, num_groups)
     contenders = {
         "ours": lambda: ours(*arguments),
@@ -41,7 +41,7 @@ def gradients(rounds: int, batch_size: int) -> list[dict]:
     task, optimizer = random_task(jb.SimpleCNN(), batch_size), optax.sgd(RATE, MOMENTUM)
     params = init_state(task, optimizer, 0).params
     opt_state = optimizer.init(params)
-    plain = jb.split_backward(task.loss_fn, optimizer, 1, microbatch_size=task.microbatch_size)
+    plain = jb.split_backward(task.loss_fn, optimizer, 1, microbatch_size=task.examples_at_a_time)
     ours = jax.jit(lambda params, batch: jb.per_example_gradients(task.loss_fn, params, batch))
     contenders = {
         "ours": lambda: ours(params, task.train_data),

@@ -25,7 +25,7 @@ while [ $# -gt 0 ]; do
     *) stages+=("$1"); shift ;;
   esac
 done
-[ ${#stages[@]} -gt 0 ] || stages=(check memory networks sweep target train split speed)
+[ ${#stages[@]} -gt 0 ] || stages=(check memory networks sweep target train split speed adabatch)
 
 python=python3
 [ -x .venv/bin/python ] && [ -z "${VIRTUAL_ENV:-}" ] && python=.venv/bin/python
@@ -66,13 +66,21 @@ target() {
   has_mnist || { echo "MNIST is not there"; return 0; }
   bench target --accuracy $(pick 0.9 0.98) --json "$folder/target.jsonl"
 }
+adabatch() { # the 18 runs go on where the last call stopped: call the stage until it is done
+  [ -d "${JAXBATCH_DATA_DIR:-/nowhere}/cifar-10-batches-bin" ] || [ -n "$quick" ] || { echo "CIFAR-10 is not there"; return 0; }
+  for dataset in $(pick digits "cifar10 cifar100"); do
+    for model in $(pick mlp "resnet20 alexnet vgg19_bn"); do
+      "$python" -m experiments.adabatch --dataset "$dataset" --model "$model" --seeds 1 --output-dir "$folder" ${quick:+--quick}
+    done
+  done
+}
 
 platform=$("$python" -c "import jax; print(jax.default_backend())")
 failed=0
 for stage in "${stages[@]}"; do
-  case " check memory train networks split speed sweep target " in
+  case " check memory train networks split speed sweep target adabatch " in
     *" $stage "*) ;;
-    *) echo "device_day.sh: no stage $stage; there are check memory train networks split speed sweep target." >&2; exit 2 ;;
+    *) echo "device_day.sh: no stage $stage; there are check memory train networks split speed sweep target adabatch." >&2; exit 2 ;;
   esac
   folder="$output/$stage"
   [ -e "$folder/done" ] && continue

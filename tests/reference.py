@@ -115,7 +115,7 @@ def step_of_shares(task, state, batch, num_devices, rate):
     """
     size = jax.tree.leaves(batch)[0].shape[0]
     share = -(-size // num_devices)
-    length = min(task.microbatch_size or share, share)
+    length = min(task.examples_at_a_time or share, share)
 
     def part_of_mean(params, part):
         losses, aux = task.loss_fn(params, part)

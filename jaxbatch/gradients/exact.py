@@ -18,6 +18,7 @@ from jaxbatch.gradients.accumulation import mean_gradient
 from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size, check_num_groups, check_one_aux, losses_and_aux
 from jaxbatch.gradients.independence import check_independent_losses
 from jaxbatch.gradients.parts import CPU_VMAP, Method, Part, choose_method, fold, vmap_at_a_time
+from jaxbatch.machine.platform import compiled_platform
 
 
 def per_example_gradients(loss_fn: LossFn, params: PyTree, batch: PyTree, *, microbatch_size: int | None = None) -> PyTree[Float[Array, "B ..."]]:
@@ -50,7 +51,7 @@ def per_example_gradients(loss_fn: LossFn, params: PyTree, batch: PyTree, *, mic
     batch_size = check_loss(loss_fn, params, batch)
     check_independent_losses(loss_fn, params, batch)
     if microbatch_size is None:
-        microbatch_size = CPU_VMAP if jax.default_backend() == "cpu" else batch_size
+        microbatch_size = CPU_VMAP if compiled_platform() == "cpu" else batch_size
     check_microbatch_size(microbatch_size)
 
     def gradient(one):

@@ -16,6 +16,7 @@ from jaxtyping import PyTree
 
 from jaxbatch.gradients.groups import LossFn, leading_axis
 from jaxbatch.layers import loops_are_slow
+from jaxbatch.machine.platform import compiled_platform
 from jaxbatch.sums import add, widen, zero_sum
 
 Method = Literal["map", "vmap", "unroll"]
@@ -127,16 +128,16 @@ def choose_method(loss_fn: LossFn, params: PyTree, batch: PyTree, size: int) -> 
         >>> choose_method(loss_fn, jnp.array(0.0), jnp.ones(4), 1), choose_method(loss_fn, jnp.array(0.0), jnp.ones(4), 2)
         ('vmap', 'map')
     """
-    if jax.default_backend() != "cpu" or size == 1:
+    if compiled_platform() != "cpu" or size == 1:
         return "vmap"
     return "unroll" if loops_are_slow(loss_fn, params, jax.tree.map(lambda leaf: leaf[:size], batch)) else "map"
 
 
 def vmap_at_a_time(size: int) -> int | None:
     """The number of parts side by side: on CPU as many single examples as fit in its cache, else None, which means all."""
-    return CPU_VMAP if jax.default_backend() == "cpu" and size == 1 else None
+    return CPU_VMAP if compiled_platform() == "cpu" and size == 1 else None
 
 
 def side_by_side() -> int:
     """The number of parts of a batch that a compiled loop computes at the same time on this platform."""
-    return CPU_SIDE_BY_SIDE if jax.default_backend() == "cpu" else 1
+    return CPU_SIDE_BY_SIDE if compiled_platform() == "cpu" else 1

@@ -32,6 +32,8 @@ from typing import Any, Literal
 import jax
 from jax.extend import core
 
+from jaxbatch.machine.platform import compiled_platform
+
 Layout = Literal["batch_minor", "native"]
 Way = Literal["platform", "product", "dense", "patches", "xla"]
 
@@ -42,13 +44,13 @@ DENSE_EXAMPLES = 16  # with fewer examples, filling the matrix costs more than i
 
 
 def choose_layout(platform: str | None = None) -> Layout:
-    """The fastest layout of a network with few channels on a platform (default: the one JAX computes on).
+    """The fastest layout of a network with few channels on a platform (default: the one that is compiled for).
 
     Example:
         >>> choose_layout("cpu"), choose_layout("gpu")
         ('batch_minor', 'native')
     """
-    return "batch_minor" if (platform or jax.default_backend()) == "cpu" else "native"
+    return "batch_minor" if (platform or compiled_platform()) == "cpu" else "native"
 
 
 def choose_conv(image: tuple[int, int], kernel_size: int, *, batch_size: int, padding: int = 0, platform: str | None = None) -> Way:
@@ -58,7 +60,7 @@ def choose_conv(image: tuple[int, int], kernel_size: int, *, batch_size: int, pa
         >>> [choose_conv((side, side), 3, batch_size=128, padding=1, platform="cpu") for side in (2, 32)]
         ['dense', 'xla']
     """
-    if (platform or jax.default_backend()) != "cpu":
+    if (platform or compiled_platform()) != "cpu":
         return "platform"
     if kernel_size == 1 and padding == 0:
         return "product"
@@ -100,7 +102,7 @@ def choose_reshaped_pool(platform: str | None = None) -> bool:
 
     On CPU the gradient of ``reduce_window`` is slow; on an accelerator ``reduce_window`` is fast.
     """
-    return (platform or jax.default_backend()) == "cpu"
+    return (platform or compiled_platform()) == "cpu"
 
 
 def loops_are_slow(function, *arguments: Any, platform: str | None = None) -> bool:
@@ -113,7 +115,7 @@ def loops_are_slow(function, *arguments: Any, platform: str | None = None) -> bo
         >>> loops_are_slow(lambda x: x @ x, jnp.ones(3), platform="cpu")
         False
     """
-    if (platform or jax.default_backend()) != "cpu":
+    if (platform or compiled_platform()) != "cpu":
         return False
     return _has_convolution(jax.make_jaxpr(function)(*arguments).jaxpr)
 

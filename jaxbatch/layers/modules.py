@@ -137,7 +137,7 @@ class BatchNorm(nn.Module):
 
 def _unbias(count):
     """n / (n - 1), and 1 for a single value."""
-    return count / (max(count - 1, 1) if isinstance(count, int) else jnp.maximum(count - 1, 1))
+    return count / (max(count - 1, 1) if isinstance(count, float) else jnp.maximum(count - 1, 1))
 
 
 def _is_mapped(axis_name: str) -> bool:

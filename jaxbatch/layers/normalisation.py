@@ -34,21 +34,21 @@ def _moments(x, count):
     return mean, jnp.maximum(square - mean * mean, 0)
 
 
-def count_values(x: Float[Array, "B H W C"], mask: Bool[Array, "B"] | None = None) -> int | Float[Array, ""]:
+def count_values(x: Float[Array, "B H W C"], mask: Bool[Array, "B"] | None = None) -> float | Float[Array, ""]:
     """The number of values in each channel, over examples (without fillers) and pixels; a plain number without a mask.
 
     Example:
         >>> count_values(jnp.ones((3, 2, 2, 1))), count_values(jnp.ones((3, 2, 2, 1)), jnp.array([True, False, False])).item()
-        (12, 4.0)
+        (12.0, 4.0)
     """
     if mask is None:
-        return x.size // x.shape[3]
+        return float(x.size // x.shape[3])  # of 2,000,000 images it is more than an int32 holds
     return mask.sum(dtype=jnp.promote_types(x.dtype, jnp.float32)) * (x.shape[1] * x.shape[2])
 
 
-def at_least_one(count: int | Float[Array, ""]) -> int | Float[Array, ""]:
+def at_least_one(count: float | Float[Array, ""]) -> float | Float[Array, ""]:
     """The count, but at least 1, so that a sum over nothing, which is 0, can be divided by it."""
-    return count if isinstance(count, int) else jnp.maximum(count, 1)
+    return count if isinstance(count, float) else jnp.maximum(count, 1)
 
 
 def clear(x: Float[Array, "B H W C"], mask: Bool[Array, "B"] | None) -> Float[Array, "B H W C"]:

@@ -20,11 +20,12 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as Spec
 from jaxtyping import Bool, Int32
 
-AXIS = "devices"  # the axis name for collective operations inside a step
+from jaxbatch.machine.cross_compiling import AXIS  # the axis name for collective operations inside a step
+
 Parallel = Literal["jit", "pmap"]
 
 
@@ -72,7 +73,7 @@ def provide_devices(count: int) -> None:
 
 def over_devices(
     function: Callable[..., Any],
-    devices: Sequence[jax.Device],
+    devices: Sequence[jax.Device] | AbstractMesh,
     method: Parallel,
     split: Sequence[bool],
     *,
@@ -83,7 +84,8 @@ def over_devices(
 
     Args:
         function: a function of pytrees. Unless ``outputs_split``, it must return the same on every device.
-        devices: the N devices.
+        devices: the N devices, or a mesh of N devices that are not here (:func:`jaxbatch.machine.cross_compiling.target_mesh`);
+            its programs can only be compiled.
         method: ``"pmap"``, or ``"jit"``, which uses sharded arrays and ``shard_map``.
         split: for each argument, True if its leaves ``(N, ...)`` are split, one part for each device, and False if every device
             gets all of it. On a single device nothing is split, and leaves do not have the axis N.
@@ -102,23 +104,28 @@ def over_devices(
         >>> float(double(*put(3.0)))
         6.0
     """
-    if not devices:
+    here = () if isinstance(devices, AbstractMesh) else devices
+    if not isinstance(devices, AbstractMesh) and not here:
         raise ValueError("devices is empty: at least 1 is needed.")
     if method not in ("jit", "pmap"):
         raise ValueError(f"method={method!r} must be 'pmap' or 'jit'.")
-    if len(devices) == 1:
+    if (devices.size if isinstance(devices, AbstractMesh) else len(here)) == 1:
         return jax.jit(function, donate_argnums=donate), lambda *arguments: jax.device_put(arguments)
     if not any(split):  # pmap needs an argument that is split; without one, jit does the same
         method = "jit" if method == "pmap" else method
-    mesh = jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+    mesh: jax.sharding.Mesh | AbstractMesh
+    if isinstance(devices, AbstractMesh):
+        mesh = devices
+    else:
+        mesh = jax.make_mesh((len(here),), (AXIS,), axis_types=(AxisType.Auto,), devices=here)
     specs = tuple(Spec(AXIS) if dealt else Spec() for dealt in split)
 
     def put(*arguments):
         return tuple(jax.device_put(one, NamedSharding(mesh, spec)) for one, spec in zip(arguments, specs, strict=False))
 
-    if method == "pmap":
+    if method == "pmap" and here:
         axes = tuple(0 if dealt else None for dealt in split)
-        return jax.pmap(function, AXIS, in_axes=axes, out_axes=0 if outputs_split else None, devices=devices, donate_argnums=donate), put
+        return jax.pmap(function, AXIS, in_axes=axes, out_axes=0 if outputs_split else None, devices=here, donate_argnums=donate), put
 
     def own_part(*arguments):
         taken = (jax.tree.map(lambda leaf: leaf[0], one) if dealt else one for one, dealt in zip(arguments, split, strict=True))

@@ -29,7 +29,7 @@ from jaxbatch.training.devices import AXIS, Parallel
 from jaxbatch.training.loops import batch_shapes, compile_epoch
 from jaxbatch.training.pieces import compile_epoch_in_pieces
 from jaxbatch.training.steps import TrainState, make_task_step
-from jaxbatch.training.tasks import Task
+from jaxbatch.training.tasks import Task, smallest
 
 
 def compile_task_epoch(
@@ -70,11 +70,10 @@ def compile_task_epoch(
     check_num_groups(groups, batch_size)
     check_microbatch_size(microbatch_size)
     if microbatch_size is not None:
-        task = task._replace(microbatch_size=min(microbatch_size, task.microbatch_size or microbatch_size))
+        task = task._replace(microbatch_size=smallest(microbatch_size, task.microbatch_size))
     state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
     cut = microbatch_size is not None and batch_size // groups > microbatch_size * len(devices)
-    slow = lambda: loops_are_slow(task.loss_fn, state.params, _shapes_of_batch(task, task.microbatch_size or batch_size))
-    in_pieces = is_stream(task.train_data) or (cut and slow())
+    in_pieces = runs_in_pieces(task, state, batch_size, cut)
     if axis or (in_pieces and (cut or groups > 1)):
         check_independent_prepare(task)  # elsewhere it sees the batch whole
     if groups == batch_size > 1 and (axis or in_pieces):  # elsewhere the step itself checks
@@ -85,6 +84,12 @@ def compile_task_epoch(
     step = make_task_step(task, optimizer, batch_size, num_groups=num_groups, axis=axis)
     run = compile_epoch(step, state, task.train_data, num_steps, batch_size, prepare=task.prepare, **over)
     return lambda state, data, indices, *seed_epoch: run(state, data, indices, *(seed_epoch if task.prepare is not None else ()))
+
+
+def runs_in_pieces(task: Task, state: Any, batch_size: int, cut: bool) -> bool:
+    """Whether a Python loop runs the pieces of a step: for a stream, and for a batch that is cut if compiled loops are slow."""
+    slow = lambda: loops_are_slow(task.loss_fn, state.params, _shapes_of_batch(task, task.examples_at_a_time or batch_size))
+    return is_stream(task.train_data) or (cut and slow())
 
 
 def _shapes_of_batch(task: Task, size: int) -> PyTree:

@@ -53,12 +53,13 @@ def make_epoch(step: Step, prepare: Prepare | None = None) -> Callable[..., tupl
 
     def run(state, data, indices, seed_epoch=None):
         leading_axis(data, "data")  # JAX would clamp an index beyond a shorter leaf, silently
-        return lax.scan(lambda state, index: _one_step(step, prepare, state, data, index, seed_epoch), state, indices)
+        return lax.scan(lambda state, index: one_step(step, prepare, state, data, index, seed_epoch), state, indices)
 
     return jax.jit(run, donate_argnums=0)
 
 
-def _one_step(step, prepare, state, data, index, seed_epoch, *mask):
+def one_step(step: Step, prepare: Prepare | None, state: Any, data: PyTree, index: Array, seed_epoch: Any, *mask: Any):
+    """Takes the examples ``index`` from the data, prepares them and makes a step: ``-> (state, mean loss)``."""
     batch = jax.tree.map(lambda leaf: leaf[index], data)
     if prepare is not None:
         batch = prepare(example_keys(seed_epoch[0], seed_epoch[1], index), batch)
@@ -139,7 +140,7 @@ def compile_epoch(
 
     def one(state, data, index, mask, seed_epoch):
         given = () if count == 1 else (mask if filled_up else None,)
-        return _one_step(step, prepare, state, data, index, seed_epoch, *given)
+        return one_step(step, prepare, state, data, index, seed_epoch, *given)
 
     def all_steps(state, data, index, mask, seed_epoch):
         return lax.scan(lambda state, batch: one(state, data, *batch, seed_epoch), state, (index, mask))

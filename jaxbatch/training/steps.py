@@ -179,7 +179,7 @@ def make_task_step(
         optimizer,
         batch_size,
         num_groups=num_groups,
-        microbatch_size=task.microbatch_size,
+        microbatch_size=task.examples_at_a_time,
         update_model_state=task.update_model_state,
         axis=axis,
     )

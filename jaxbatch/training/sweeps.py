@@ -22,6 +22,7 @@ from jaxbatch.gradients.groups import check_params
 from jaxbatch.gradients.updates import Optimizer, check_optimizer
 from jaxbatch.machine.compiling import Programs, call_compiled, compile_ahead
 from jaxbatch.machine.cores import num_cores
+from jaxbatch.machine.platform import compiled_platform
 from jaxbatch.training.divergence import make_is_finite
 from jaxbatch.training.loops import compile_epoch, make_epoch
 from jaxbatch.training.plans import FitConfig, plan_segments, progress_after
@@ -158,7 +159,7 @@ def choose_runs(platform: str | None = None) -> Runs:
         >>> choose_runs("gpu"), choose_runs("cpu")
         ('vmap', 'threads')
     """
-    return "threads" if (platform or jax.default_backend()) == "cpu" else "vmap"
+    return "threads" if (platform or compiled_platform()) == "cpu" else "vmap"
 
 
 def _over_runs(function, runs: Runs):

@@ -22,6 +22,7 @@ from jaxbatch.data.streams import Stream, image_streams, is_stream
 from jaxbatch.gradients.groups import LossFn, leading_axis
 from jaxbatch.layers import loops_are_slow
 from jaxbatch.losses import classification_loss, classification_metrics
+from jaxbatch.machine.platform import compiled_platform, compiling_for
 from jaxbatch.states import pack
 from jaxbatch.training.loops import Prepare
 
@@ -47,14 +48,30 @@ class Task(NamedTuple):
     metrics_fn: MetricsFn | None  # (params, batch) -> {"loss": (B,), "accuracy": (B,), ...}, any names
     train_data: PyTree | Stream  # leaves (N, ...)
     test_data: PyTree | Stream | None  # leaves (M, ...); None: no metrics are taken
-    microbatch_size: int | None = None  # the number of examples whose activations fit in the cache; None: all at once
+    microbatch_size: int | None = None  # the most examples worked on at a time; None: all, or cpu_microbatch_size on CPU
     update_model_state: UpdateModelState | None = None
     prepare: Prepare | None = None  # (a key for each example, batch) -> batch, in training only: augmentation, keys for dropout
+    cpu_microbatch_size: int | None = None  # on CPU, the number of examples whose activations fit in the cache
 
     @property
     def num_examples(self) -> int:
         """Examples in the training set."""
         return count_examples(self.train_data)
+
+    @property
+    def examples_at_a_time(self) -> int | None:
+        """The most examples worked on at a time on the platform that is compiled for; None: all."""
+        return smallest(self.microbatch_size, self.cpu_microbatch_size if compiled_platform() == "cpu" else None)
+
+
+def smallest(*sizes: int | None) -> int | None:
+    """The smallest size; None stands for no bound.
+
+    Example:
+        >>> smallest(None, 64, 8), smallest(None, None)
+        (8, None)
+    """
+    return min((size for size in sizes if size is not None), default=None)
 
 
 def count_examples(data: PyTree | Stream, name: str = "train_data") -> int:
@@ -114,7 +131,7 @@ def classification_task(model, dataset: Dataset, *, microbatch_size: int | None 
     check_dataset(dataset)
     train_data = (jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels))
     test_data = (jnp.asarray(dataset.test_images), jnp.asarray(dataset.test_labels))
-    task = _task_of(model, dataset.train_images.shape[1:], dataset, train_data, test_data, microbatch_size)
+    task = task_of_model(model, dataset.train_images.shape[1:], dataset, train_data, test_data, microbatch_size)
     if augment is None:
         return task
     return task._replace(prepare=lambda keys, batch: (augment(keys, batch[0]), batch[1]))
@@ -133,10 +150,11 @@ def streamed_task(model, dataset: ImageDataset, *, image_size: int = 224, num_wo
         num_workers, ahead: see :class:`jaxbatch.data.streams.Decoders`; ``task.train_data.decoders.close()`` ends the processes.
     """
     train, test = image_streams(dataset, image_size=image_size, num_workers=num_workers, ahead=ahead)
-    return _task_of(model, (image_size, image_size, 3), dataset, train, test, None)
+    return task_of_model(model, (image_size, image_size, 3), dataset, train, test, None)
 
 
-def _task_of(model, image_shape, dataset, train_data, test_data, microbatch_size: int | None) -> Task:
+def task_of_model(model, image_shape, dataset, train_data, test_data, microbatch_size: int | None) -> Task:
+    """The task of a Flax Linen model on any data; of ``dataset`` only ``mean`` and ``std`` are used."""
     if not isinstance(model, nn.Module):
         raise ValueError(f"model={type(model).__name__} is no flax.linen module. Others make a jaxbatch.Task: docs/own_model.md shows how.")
     image = jnp.zeros((1, *image_shape))
@@ -159,8 +177,10 @@ def _task_of(model, image_shape, dataset, train_data, test_data, microbatch_size
     def evaluate(variables, images):
         return model.apply({**variables[0], **variables[1]} if stateful else variables, images)
 
-    if microbatch_size is None and jax.default_backend() == "cpu" and not stateful:
-        microbatch_size = None if loops_are_slow(model.apply, variables, image) else 64
+    in_cache = None
+    if microbatch_size is None and not stateful:
+        with compiling_for("cpu"):
+            in_cache = None if loops_are_slow(model.apply, variables, image) else 64
     return Task(
         init=init,
         loss_fn=classification_loss(apply_train, dataset.mean, dataset.std, has_aux=stateful),
@@ -169,6 +189,7 @@ def _task_of(model, image_shape, dataset, train_data, test_data, microbatch_size
         test_data=test_data,
         microbatch_size=microbatch_size,
         update_model_state=running_average if stateful else None,
+        cpu_microbatch_size=in_cache,
     )
 
 

@@ -1,0 +1,177 @@
+"""Which batch fits on which accelerator? Told by the accelerators' compilers, without one.
+
+For each target the study finds the largest batch whose training step fits, any integer, and verifies it: that size is compiled
+and fits, and the next one is compiled and does not. Only shapes are used: nothing is trained and no data set is loaded.
+
+    python -m experiments.memory                                        about 1 minute: SimpleCNN on this machine and an H100
+    python -m experiments.memory --model resnet50 --dtype bfloat16 --targets a100-40,h100,v5e       about 3 minutes
+    python -m experiments.memory --model vgg19_bn --targets t4 --batch-size 8192 --num-devices 3    about 1 minute: how to fit it
+
+Targets that are not here need their compilers: pip install -e '.[cuda-compiler,tpu-compiler]'. docs/memory.md says how far the
+numbers were compared with real devices, and what the bound on time can say.
+"""
+
+import concurrent.futures
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+from rich.console import Console
+
+import jaxbatch as jb
+from experiments import memory_report
+from experiments.memory_task import OPTIMIZERS, SHAPES, USUAL, DataName, Network, OptimizerName, shape_task
+from experiments.study import StudyConfig, open_study, run_study, show_results
+from jaxbatch.advice.largest_batch import MARGIN, find_largest_batch
+from jaxbatch.advice.memory import Effort, Memory, memory_profile
+from jaxbatch.advice.time_bound import compute_takes_over, make_step_bound, work_by_batch_size
+from jaxbatch.machine.cores import num_cores
+from jaxbatch.machine.cross_compiling import missing_compiler
+from jaxbatch.machine.roofline import Work
+from jaxbatch.machine.targets import as_bytes
+from jaxbatch.results.records import Record, RunFolder
+
+LADDER = (64, 256, 1024)  # sizes of the figure besides those of the search, where a compilation takes seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(StudyConfig):
+    """Flags of the study."""
+
+    model: Network = "simple_cnn"
+    """Network: simple_cnn, mlp, alexnet, resnet20, vgg19_bn, resnet50."""
+    dataset: DataName | None = None
+    """Data set, whose shapes are used: digits, mnist, fashion_mnist, kmnist, cifar10, cifar100, imagenet (224 pixels, streamed).
+    Default: mnist for simple_cnn and mlp, imagenet for resnet50, cifar10 for the others."""
+    optimizer: OptimizerName = "momentum"
+    """Optimizer: sgd, momentum, adam, adamw."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type that the network computes in; parameters are float32."""
+    targets: tuple[str, ...] | None = None
+    """Accelerators, such as h100 t4 v5e; here is the device that JAX computes on. Default: here, and h100 if its compiler is there."""
+    budget: str | None = None
+    """Memory that a step may need on each device, such as 8GiB. Default: what JAX's programs can use on the target."""
+    margin: float = MARGIN
+    """Share of the budget that is left free."""
+    batch_size: int | None = None
+    """Also say how to run this batch, which may be too large: microbatches, and activations that are computed again."""
+    split: int | None = None
+    """Number of updates from the groups of a batch, see split_backward."""
+    num_devices: int = 1
+    """Number of devices that share every batch; batch sizes are those of all devices."""
+    effort: Effort = "least"
+    """Of the TPU compiler. With least, it is 4 times as fast, and memory comes out larger: up to 5% with large batches."""
+    seeds: int = 1
+    """Not used by this study: nothing in it is random."""
+
+
+def resolve(config: Config) -> Config:
+    """Fills in the default targets and the data set, and checks."""
+    targets = config.targets
+    if targets is None:
+        targets = ("here", "h100") if missing_compiler(jb.find_target("h100")) is None and not config.quick else ("here",)
+    if not targets:
+        raise ValueError("--targets needs at least one name.")
+    for name in targets:
+        missing = missing_compiler(jb.find_target(name))
+        if missing:
+            raise ValueError(f"--targets {missing}")
+    for flag, value in (("batch-size", config.batch_size), ("split", config.split), ("num-devices", config.num_devices)):
+        if value is not None and value < 1:
+            raise ValueError(f"--{flag} {value} must be at least 1.")
+    if not 0 <= config.margin < 1:
+        raise ValueError(f"--margin {config.margin} must be at least 0 and below 1.")
+    if config.budget is not None:
+        as_bytes(config.budget)
+    dataset = config.dataset or USUAL.get(config.model, "cifar10")
+    if config.model in ("alexnet", "resnet20", "vgg19_bn", "resnet50") and min(SHAPES[dataset][1][:2]) < 32:
+        raise ValueError(f"--model {config.model} needs images of 32 pixels or more; --dataset {dataset} has {SHAPES[dataset][1][0]}.")
+    return dataclasses.replace(config, targets=targets, dataset=dataset)
+
+
+def measure_target(config: Config, name: str, work: Callable[[int], Work]) -> Iterator[Record]:
+    """Finds the largest batch of one target: a record for each compiled size, one for the answer, and one for the plan."""
+    target, optimizer = jb.find_target(name), OPTIMIZERS[config.optimizer]
+    task = shape_task(config.model, config.dataset, config.dtype)
+    settings = {"num_groups": config.split, "num_devices": config.num_devices, "effort": config.effort}
+    place = {"target": name, "title": target.title}
+    found = find_largest_batch(task, optimizer=optimizer, target=target, budget=config.budget, margin=config.margin, **settings)
+    unit = (config.split or 1) * config.num_devices
+    ladder = [size // unit * unit for size in LADDER if unit <= size < found.batch_size]
+    quickly = max(memory.compile_seconds for memory in found.profile.values()) < 5
+    missing = [size for size in ladder if size not in found.profile and quickly and not config.quick]
+    profile = found.profile | memory_profile(task, missing, optimizer=optimizer, target=target, **settings)
+    bound = make_step_bound(task, target, work) if target.peak and target.bandwidth else None
+    bounds = {}
+    for size, memory in sorted(profile.items()):
+        record = {"kind": "size", **place, **memory._asdict(), "total": memory.total, "compiled_in_search": size in found.profile}
+        if bound and not memory.refused:
+            bounds[size] = bound(_on_one_device(memory, config.num_devices))
+            record |= {"bound_ms": 1e3 * bounds[size].seconds, "compute_ms": 1e3 * bounds[size].bound.compute}
+        yield record
+    ends = [bounds[size] for size in (min(bounds), max(bounds))] if len(bounds) > 1 else []
+    takes_over = compute_takes_over(*ends) if ends else None
+    yield {
+        "kind": "largest",
+        **place,
+        "batch_size": found.batch_size,
+        "verified": found.next_memory is not None,
+        "limit": found.limit,
+        "bytes_per_example": found.bytes_per_example,
+        "fixed_bytes": found.fixed_bytes,
+        "compilations": len(found.profile),
+        "compile_seconds": sum(memory.compile_seconds for memory in found.profile.values()),
+        "compute_from": takes_over and takes_over * config.num_devices,
+        "caveat": jb.advice.memory.caveat(target),
+    }
+    if config.batch_size is not None:
+        yield {"kind": "plan", **place, **_plan(config, task, optimizer, target)}
+
+
+def _plan(config: Config, task: jb.Task, optimizer, target) -> Record:
+    plan = jb.memory_plan(
+        task,
+        optimizer=optimizer,
+        batch_size=config.batch_size,
+        target=target,
+        num_devices=config.num_devices,
+        budget=config.budget,
+        margin=config.margin,
+        frontier=not config.quick,
+    )
+    options = [{**option._asdict(), "memory": option.memory.total} for option in plan.options]
+    return {"batch_size": config.batch_size, "sentence": str(plan), "options": options}
+
+
+def _on_one_device(memory: Memory, num_devices: int) -> Memory:
+    return memory._replace(batch_size=-(-memory.batch_size // num_devices))
+
+
+def measure(config: Config, run: RunFolder) -> Iterator[Record]:
+    """Works out the targets that are missing, on as many cores as there are."""
+    known = {record["target"] for record in run.find(kind="plan" if config.batch_size else "largest")}
+    wanted = [name for name in config.targets if name not in known]
+    task = shape_task(config.model, config.dataset, config.dtype)
+    work = work_by_batch_size(task, OPTIMIZERS[config.optimizer]) if wanted else None
+    with concurrent.futures.ThreadPoolExecutor(num_cores()) as pool:
+        futures = [pool.submit(lambda name: list(measure_target(config, name, work)), name) for name in wanted]
+        for done in concurrent.futures.as_completed(futures):
+            yield from done.result()
+
+
+def study(config: Config, console: Console) -> None:
+    """Measures what is missing, then shows what the files hold."""
+    config = resolve(config)
+    run = open_study("memory", config, console)
+    for record in measure(config, run):
+        run.append(record)
+    show_results(console, config, run, memory_report)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """The command line."""
+    run_study(Config, __doc__, study, args)
+
+
+if __name__ == "__main__":
+    main()

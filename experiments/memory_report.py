@@ -1,0 +1,106 @@
+"""Tables, figure and answer of the memory study, from its records alone."""
+
+import pathlib
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from experiments.study import describe_setting
+from jaxbatch.machine.targets import format_bytes
+from jaxbatch.results import plots
+from jaxbatch.results.records import Record
+from jaxbatch.results.report import print_table
+
+
+def _of(records: Sequence[Record], kind: str) -> list[Record]:
+    """The records of a kind, one a target (the newest), in the order of the answer's size."""
+    newest = {(record["target"], record["batch_size"] if kind == "size" else None): record for record in records if record["kind"] == kind}
+    return sorted(newest.values(), key=lambda record: record["batch_size"])
+
+
+def _sizes(records: Sequence[Record], target: str) -> list[Record]:
+    return [record for record in _of(records, "size") if record["target"] == target]
+
+
+def print_tables(console: Console, config, records: Sequence[Record], provenance: Record) -> None:
+    """The largest batch by target, the parts of its memory, and how to fit a batch that was asked for."""
+    extra = [f"{config.num_devices} devices"] if config.num_devices > 1 else []
+    extra += [f"split in {config.split}"] if config.split else []
+    describe_setting(console, config, provenance, config.dtype, config.optimizer, *extra)
+    rows, parts = [], []
+    for answer in _of(records, "largest"):
+        mine = {record["batch_size"]: record for record in _sizes(records, answer["target"])}
+        memory = mine[answer["batch_size"]]
+        searched = ", ".join(f"{size:,}" for size, record in mine.items() if record["compiled_in_search"])
+        at_least = "" if answer["verified"] else "≥ "
+        bound = f"{memory['bound_ms']:.3g}" if "bound_ms" in memory else "–"
+        taken = "–" if answer["compute_from"] is None else f"{max(1, answer['compute_from']):,.0f}"
+        rows.append(
+            [
+                answer["title"],
+                f"{at_least}{answer['batch_size']:,}",
+                format_bytes(answer["limit"]),
+                format_bytes(answer["bytes_per_example"]),
+                format_bytes(answer["fixed_bytes"]),
+                bound,
+                taken,
+                searched,
+                f"{answer['compile_seconds']:.0f}",
+            ]
+        )
+        names = ("parameters", "optimizer_state", "model_state", "data", "temporaries", "results", "total")
+        parts.append([answer["title"], f"{answer['batch_size']:,}", *(format_bytes(memory[name]) for name in names)])
+    columns = ["target", "largest batch", "may need", "an example", "fixed", "bound, ms", "compute from", "compiled", "s"]
+    print_table(console, "Largest batch that fits", columns, rows)
+    print_table(
+        console,
+        "Memory of that batch, each device",
+        ["target", "batch", "parameters", "optimizer", "model state", "data", "activations etc.", "results", "total"],
+        parts,
+    )
+    for plan in _of(records, "plan"):
+        rows = [
+            [
+                option["keep"],
+                f"{option['microbatch_size']:,}" if option["microbatch_size"] else "does not fit",
+                f"{option['accumulation_steps']:,}" if option["microbatch_size"] else "–",
+                f"{option['operations']:.2f} ×",
+                format_bytes(option["memory"]),
+            ]
+            for option in plan["options"]
+        ]
+        title = f"A batch of {plan['batch_size']:,} on {plan['title']}: activations that are kept, and the largest microbatch"
+        print_table(console, title, ["kept", "microbatch", "parts", "operations", "memory"], rows)
+
+
+def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> pathlib.Path:
+    """Bytes by batch size, a line a target; ceilings are dashed, answers are rings."""
+    figure, axes = plots.subplots(figsize=(7, 4.5))
+    for number, answer in enumerate(_of(records, "largest")):
+        color = plots.COLORS[number % len(plots.COLORS)]
+        mine = [record for record in _sizes(records, answer["target"]) if not record["refused"]]
+        sizes, totals = [record["batch_size"] for record in mine], [record["total"] / 2**30 for record in mine]
+        axes.plot(sizes, totals, "o-", ms=3, color=color, label=f"{answer['title']}: {answer['batch_size']:,}")
+        axes.axhline(answer["limit"] / 2**30, color=color, ls="--", lw=1)
+        axes.plot(answer["batch_size"], answer["limit"] / 2**30, "o", ms=10, mfc="none", color=color)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    plots.log_values(axes.xaxis)
+    plots.log_values(axes.yaxis)
+    axes.set_xlabel("batch size")
+    axes.set_ylabel("memory of a training step, GiB")
+    axes.legend(title="target: largest batch", fontsize=9)
+    return plots.save(figure, folder)
+
+
+def verdict(config, records: Sequence[Record]) -> list[str]:
+    """The answer in sentences."""
+    sentences = []
+    for answer in _of(records, "largest"):
+        share = f" over {config.num_devices} devices" if config.num_devices > 1 else ""
+        limit = "no limit was found up to" if not answer["verified"] else "the largest batch that fits is"
+        sentences.append(f"{answer['title']}{share}: {limit} {answer['batch_size']:,}.")
+    sentences += dict.fromkeys(answer["caveat"] for answer in _of(records, "largest") if answer["caveat"])
+    if any(record.get("bound_ms") for record in records):
+        sentences.append("Times are lower bounds from the data sheets' peaks, not measurements.")
+    return sentences + [plan["sentence"] for plan in _of(records, "plan")]

@@ -1,0 +1,173 @@
+"""The largest batch whose step fits in a device's memory: found on a line through compiled sizes, and verified by compiling.
+
+Memory grows almost linearly with the batch, apart from small batches, where workspaces of fixed size weigh, and apart from
+TPUs near their limit, where the compiler starts to compute things twice in order to fit. So the answer is never taken from
+the line: the size that is returned was compiled and fits, and the next one was compiled and does not.
+"""
+
+import bisect
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from jaxbatch.advice.memory import Memory, make_measure
+from jaxbatch.machine.targets import Target, as_bytes, find_target, format_bytes
+from jaxbatch.training.tasks import Task
+
+FIRST = 64  # the first size that is compiled; from here on most networks' memory is a line
+CAP = 2**24  # larger than any batch that anybody trains with; memory that does not grow would otherwise have no end
+UNKNOWN = 2**60  # bytes; a compiler that refuses without a number is taken to need more
+MARGIN = 0.05  # docs/memory.md: the median error against real devices is below it, the worst is 10%
+
+
+class LargestBatch(NamedTuple):
+    """The answer and what it rests on."""
+
+    batch_size: int
+    memory: Memory  # of a step with this batch
+    next_memory: Memory | None  # of the next larger one, which does not fit; None: even the cap fits
+    limit: int  # bytes that a step may need: the budget less the margin
+    profile: dict[int, Memory]  # everything that was compiled
+
+    @property
+    def bytes_per_example(self) -> float:
+        """The slope of the line between the smallest and the largest compiled size that fit."""
+        small, large = self._ends()
+        return (large.total - small.total) / max(1, large.batch_size - small.batch_size)
+
+    @property
+    def fixed_bytes(self) -> float:
+        """Where that line meets a batch of no example."""
+        small, _ = self._ends()
+        return small.total - self.bytes_per_example * small.batch_size
+
+    def _ends(self) -> tuple[Memory, Memory]:
+        fit = sorted(size for size, memory in self.profile.items() if memory.total <= self.limit)
+        return self.profile[fit[0]], self.profile[fit[-1]]
+
+
+def max_batch_size(
+    task: Task | Callable[..., Any],
+    *,
+    optimizer: Any = None,
+    target: str | Target = "here",
+    budget: str | float | None = None,
+    margin: float = MARGIN,
+    **settings: Any,
+) -> int:
+    """The largest batch size, any integer, whose training step fits on a target. Nothing is run.
+
+    Args:
+        task, optimizer, target: as :func:`jaxbatch.memory_profile` takes them. A data set on the device counts.
+        budget: bytes that the step may need on each device, such as ``"8GiB"``. ``None``: what JAX's programs can use on the
+            target (three quarters of a GPU's memory by default).
+        margin: the share of the budget that is left free, because the compiler does not know the allocator's overhead.
+        settings: ``num_groups``, ``num_devices`` (the answer is a multiple of both), ``microbatch_size``, ``arguments``,
+            ``donate``: see :func:`jaxbatch.memory_profile`.
+
+    Raises:
+        ValueError: not even the smallest batch fits, and by how much; or the settings are wrong.
+
+    Example:
+        >>> import optax
+        >>> from jaxbatch import MLP, classification_task, load_dataset, memory_profile
+        >>> task = classification_task(MLP(), load_dataset("digits"), microbatch_size=10**6)
+        >>> size = max_batch_size(task, optimizer=optax.sgd(0.1), target="cpu", budget="256MiB", margin=0)
+        >>> profile = memory_profile(task, [size, size + 1], optimizer=optax.sgd(0.1), target="cpu")
+        >>> profile[size].total <= 2**28 < profile[size + 1].total
+        True
+    """
+    return find_largest_batch(task, optimizer=optimizer, target=target, budget=budget, margin=margin, **settings).batch_size
+
+
+def find_largest_batch(
+    task: Task | Callable[..., Any],
+    *,
+    optimizer: Any = None,
+    target: str | Target = "here",
+    budget: str | float | None = None,
+    margin: float = MARGIN,
+    **settings: Any,
+) -> LargestBatch:
+    """:func:`max_batch_size` with everything that the answer rests on."""
+    place = find_target(target)
+    if not 0 <= margin < 1:
+        raise ValueError(f"margin={margin} must be at least 0 and below 1.")
+    limit = int((place.usable if budget is None else as_bytes(budget)) * (1 - margin))
+    if limit < 1:
+        raise ValueError(f"budget=None, and the memory of {place.title} is not known: give budget, for example '16GiB'.")
+    unit = (settings.get("num_groups") or 1) * (settings.get("num_devices") or 1)  # other sizes leave devices with fillers
+    measure = make_measure(task, optimizer=optimizer, target=place, **settings)
+    profile: dict[int, Memory] = {}
+
+    def need(size: int) -> int:
+        if size not in profile:
+            profile[size] = measure(size)
+        return profile[size].total
+
+    kept = lambda: min(sum(memory[1:5]) for memory in profile.values())  # parameters, states and data
+    size = search_largest(need, limit, range(unit, max(unit, CAP) + 1, unit), FIRST, kept)
+    if size == 0:
+        raise ValueError(_too_large(profile[unit], place, limit, margin))
+    return LargestBatch(size, profile[size], profile.get(size + unit), limit, dict(sorted(profile.items())))
+
+
+def search_largest(need: Callable[[int], int], limit: int, sizes: Sequence[int], first: int, fixed: Callable[[], int] = lambda: 0) -> int:
+    """The largest of ``sizes`` that needs at most ``limit``, while the next one needs more; 0 if not even the smallest fits.
+
+    Looks where the line through two known sizes near the limit meets it. If the need is no line, the search goes
+    on in growing steps, and then halves the interval of possible answers.
+
+    Args:
+        need: the bytes that a size needs; they grow with the size.
+        limit: see above.
+        sizes: in ascending order, for example a ``range``.
+        first: about where to look first.
+        fixed: what every size needs, asked for after the first look; for the second look.
+
+    Example:
+        >>> looks = []
+        >>> search_largest(lambda n: looks.append(n) or 100 + 7 * n, 10_000, range(1, 2**20), 64), looks
+        (1414, [64, 1051, 1414, 1415])
+    """
+    known: dict[int, int] = {}
+    low, high, gap = -1, len(sizes), 1  # the answer's place is at least low and below high
+    place = min(bisect.bisect_left(sizes, first), high - 1)
+    while high - low > 1:
+        size = sizes[place]
+        known[size] = need(size)
+        low, high = (place, high) if known[size] <= limit else (low, place)
+        guess = _meets_limit(known, limit, fixed)
+        bracketed = low >= 0 and high < len(sizes)
+        place = (low if low >= 0 else high) if guess is None else bisect.bisect_right(sizes, guess) - 1
+        if bracketed:
+            place = (low + high) // 2 if guess is None or len(known) > 6 else place
+        elif place <= low:  # the line says that low is the answer: see whether the next one fits, then ever larger ones
+            place, gap = low + gap, 8 * gap
+        elif place >= high:
+            place, gap = high - gap, 8 * gap
+        place = max(low + 1, min(place, high - 1))
+    return sizes[low] if low >= 0 else 0
+
+
+def _meets_limit(known: dict[int, int], limit: int, fixed: Callable[[], int]) -> int | None:
+    """Where the line through two known sizes near the limit, but not near each other, meets it; None: there is none."""
+    told = sorted((size for size in known if known[size] < UNKNOWN), key=lambda size: abs(known[size] - limit))
+    if len(told) == 1:  # somewhat less than the line says, so that the second look probably fits
+        slope = max(1, known[told[0]] - fixed()) / told[0]
+        return int(0.9 * max(0, limit - fixed()) / slope)
+    apart = [size for size in told if abs(size - told[0]) > told[0] // 20]  # on CPU, sizes nearby differ by chance
+    if not apart:
+        return None
+    a, b = told[0], apart[0]
+    slope = (known[b] - known[a]) / (b - a)
+    return int(a + (limit - known[a]) / slope) if slope > 0 else None
+
+
+def _too_large(memory: Memory, target: Target, limit: int, margin: float) -> str:
+    free = f" (the budget less the margin of {margin:.0%})" if margin else ""
+    kept = format_bytes(memory.parameters + memory.optimizer_state)
+    return (
+        f"batch_size={memory.batch_size} already needs {format_bytes(memory.total)} on {target.title}, and {format_bytes(limit)}{free} are there: "
+        f"{format_bytes(memory.total - limit)} too much. Parameters and optimizer state are {kept}, "
+        f"data {format_bytes(memory.data)}, activations and workspaces {format_bytes(memory.temporaries)}."
+    )

@@ -1,0 +1,128 @@
+"""How to run a batch that does not fit: in microbatches, on several devices, and with activations that are computed again.
+
+Axes: B examples in a batch, N devices.
+"""
+
+from typing import Any, NamedTuple
+
+from jaxbatch.advice.largest_batch import MARGIN, search_largest
+from jaxbatch.advice.memory import Memory, caveat, memory_profile
+from jaxbatch.advice.time_bound import step_work
+from jaxbatch.batches import even_part
+from jaxbatch.gradients.recompute import KEEPS, Keep, recompute
+from jaxbatch.gradients.updates import Optimizer
+from jaxbatch.machine.targets import Target, as_bytes, find_target, format_bytes
+from jaxbatch.training.tasks import Task
+
+
+class Option(NamedTuple):
+    """One way to fit a batch."""
+
+    keep: Keep  # which activations are kept, see jaxbatch.recompute
+    microbatch_size: int  # examples on a device at a time; 0: not even one fits
+    accumulation_steps: int
+    operations: float  # floating-point operations of a step, relative to keeping everything
+    memory: Memory
+
+
+class MemoryPlan(NamedTuple):
+    """What to set so that a batch fits."""
+
+    batch_size: int
+    num_devices: int
+    target: Target
+    limit: int  # bytes on each device
+    chosen: Option
+    options: tuple[Option, ...]  # in the order of their operations; without ``frontier`` it ends with the chosen one
+
+    def __str__(self) -> str:
+        keep, microbatch, parts, operations, memory = self.chosen
+        devices = f" on each of {self.num_devices} devices" if self.num_devices > 1 else ""
+        cut = f"microbatch_size={microbatch}, {parts} parts{devices}" if parts > 1 else f"no microbatches{devices}"
+        extra = "" if keep == "everything" else f", loss_fn=jaxbatch.recompute(loss_fn, {keep!r}) at {operations:.2f} times the operations"
+        needs = f"{format_bytes(memory.total)} of {format_bytes(self.limit)}"
+        return f"A batch of {self.batch_size:,} fits on {self.target.title} with {cut}{extra}: {needs}. {caveat(self.target)}".strip()
+
+
+def memory_plan(
+    task: Task,
+    *,
+    optimizer: Optimizer,
+    batch_size: int,
+    target: str | Target = "here",
+    num_devices: int = 1,
+    budget: str | float | None = None,
+    margin: float = MARGIN,
+    frontier: bool = False,
+) -> MemoryPlan:
+    """The largest microbatch that fits, and, only where not even one example does, which activations to compute again.
+
+    Args:
+        task, optimizer, target, budget, margin: as :func:`jaxbatch.max_batch_size` takes them.
+        batch_size: B, over all devices.
+        num_devices: N.
+        frontier: whether to work out all ways to keep activations, not only the first that fits. Larger microbatches may be
+            worth more operations.
+
+    Returns:
+        The plan. ``plan.chosen.microbatch_size`` goes into :class:`jaxbatch.FitConfig`; ``str(plan)`` is a sentence.
+
+    Raises:
+        ValueError: nothing fits, and by how much.
+
+    Example:
+        >>> import optax
+        >>> from jaxbatch import MLP, classification_task, load_dataset
+        >>> task = classification_task(MLP(), load_dataset("digits"), microbatch_size=10**6)
+        >>> plan = memory_plan(task, optimizer=optax.sgd(0.1), batch_size=2**20, target="cpu", budget="1GiB")
+        >>> plan.chosen.keep, plan.chosen.accumulation_steps > 1, plan.chosen.memory.total <= plan.limit
+        ('everything', True, True)
+    """
+    place = find_target(target)
+    limit = int((place.usable if budget is None else as_bytes(budget)) * (1 - margin))
+    share = -(-batch_size // num_devices)
+    settings: dict[str, Any] = {"optimizer": optimizer, "target": place, "num_devices": num_devices}
+    options: list[Option] = []
+    for keep in KEEPS:
+        changed = task._replace(loss_fn=recompute(task.loss_fn, keep))
+        known: dict[int, Memory] = {}
+
+        def need(size: int, changed=changed, known=known) -> int:
+            if size not in known:
+                known[size] = memory_profile(changed, [batch_size], microbatch_size=size, **settings)[batch_size]
+            return known[size].total
+
+        sizes = even_parts(share)
+        size = share if need(share) <= limit else search_largest(need, limit, sizes[:-1] or [1], sizes[len(sizes) // 2])
+        parts = -(-share // size) if size else 0
+        options.append(Option(keep, size, parts, _relative_operations(task, optimizer, keep), known[size or sizes[0]]))
+        if size and not frontier:
+            break
+    fitting = [option for option in options if option.microbatch_size]
+    if not fitting:
+        least = min(options, key=lambda option: option.memory.total).memory
+        raise ValueError(
+            f"batch_size={batch_size} does not fit on {place.title} in any way: one example at a time with activations computed again needs "
+            f"{format_bytes(least.total)}, {format_bytes(least.total - limit)} more than the {format_bytes(limit)} that are there. Parameters and "
+            f"optimizer state are {format_bytes(least.parameters + least.optimizer_state)}, data {format_bytes(least.data)}."
+        )
+    return MemoryPlan(batch_size, num_devices, place, limit, fitting[0], tuple(options))
+
+
+def even_parts(share: int) -> list[int]:
+    """The sizes of parts that a share is cut into, in ascending order; equal parts, where there is a divisor nearby.
+
+    Example:
+        >>> even_parts(12)
+        [1, 2, 3, 4, 6, 12]
+    """
+    counts = {round(share ** (step / 400)) for step in range(401)} | set(range(1, min(share, 64) + 1))
+    return sorted({even_part(share, -(-share // count)) for count in counts} | {1, share})
+
+
+def _relative_operations(task: Task, optimizer: Optimizer, keep: Keep) -> float:
+    if keep == "everything":
+        return 1.0
+    plain = task._replace(microbatch_size=None, cpu_microbatch_size=None)
+    changed = plain._replace(loss_fn=recompute(task.loss_fn, keep))
+    return step_work(changed, optimizer, 8).operations / step_work(plain, optimizer, 8).operations

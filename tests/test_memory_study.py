@@ -1,0 +1,82 @@
+"""The memory study from the command line, on this machine's CPU."""
+
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+
+import pytest
+
+
+def run(*flags):
+    return subprocess.run([sys.executable, "-m", "experiments.memory", *flags], capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def quick_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("memory")
+    flags = ("--quick", "--model", "mlp", "--dataset", "digits", "--targets", "here,cpu", "--budget", "2GiB", "--batch-size", "1500000")
+    done = run(*flags, "--output-dir", str(folder))
+    assert (done.returncode, done.stderr) == (0, "")
+    return folder, flags, done.stdout
+
+
+def test_answers_tables_and_figure(quick_run):
+    folder, _, text = quick_run
+    for part in ("Largest batch that fits", "Memory of that batch", "the largest batch that fits is", "A batch of 1,500,000 on"):
+        assert part in text
+    (path,) = folder.glob("memory/*/records.jsonl")
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    answers = {record["target"]: record for record in records if record["kind"] == "largest"}
+    assert set(answers) == {"here", "cpu"}
+    for target, answer in answers.items():
+        sizes = {record["batch_size"]: record for record in records if record["kind"] == "size" and record["target"] == target}
+        size = answer["batch_size"]
+        assert answer["verified"]
+        assert sizes[size]["total"] <= answer["limit"] == int(0.95 * 2**31) < sizes[size + 1]["total"]
+    assert (path.parent / "figure.png").stat().st_size > 10_000
+
+
+def test_nothing_is_compiled_again(quick_run):
+    folder, flags, _ = quick_run
+    (path,) = folder.glob("memory/*/records.jsonl")
+    before = path.read_text()
+    done = run(*flags, "--output-dir", str(folder))
+    assert "Going on from" in done.stdout
+    assert path.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--targets", "h1000"], "h100"),
+        (["--budget", "much"], "budget='much'"),
+        (["--margin", "1"], "--margin 1.0"),
+        (["--batch-size", "0"], "--batch-size 0"),
+        (["--split", "0"], "--split 0"),
+        (["--model", "resnet20", "--dataset", "mnist"], "32 pixels"),
+        (["--targets", "here", "--num-devices", "2"], "num_devices=2"),
+        (["--budget", "1KiB", "--model", "mlp", "--targets", "cpu"], "too much"),
+        (["--model", "resnet21"], "--model resnet21"),
+    ],
+)
+def test_wrong_flags_are_one_line(flags, message, tmp_path):
+    done = run(*flags, "--output-dir", str(tmp_path))
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert message in done.stderr
+
+
+BUDGET = pathlib.Path(__file__).with_name("budget_child.py")
+
+
+@pytest.mark.slow
+def test_the_predicted_largest_batch_runs_in_its_budget_and_a_larger_one_does_not():
+    """A process may take as many bytes as the budget; the predicted batch runs, 1.15 times it does not."""
+    ends = {factor: subprocess.run([sys.executable, BUDGET, str(factor)], capture_output=True, text=True) for factor in (1.0, 1.15)}
+    if ends[1.0].returncode == 77:
+        pytest.skip("this process may not make control groups")
+    assert "ran" in ends[1.0].stdout, ends[1.0].stderr[-500:]
+    assert "ran" not in ends[1.15].stdout
+    assert ends[1.15].returncode == -signal.SIGKILL  # by the system, because the group is out of memory
