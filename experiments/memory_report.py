@@ -31,7 +31,7 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
     for answer in _of(records, "largest"):
         mine = {record["batch_size"]: record for record in _sizes(records, answer["target"])}
         memory = mine[answer["batch_size"]]
-        searched = ", ".join(f"{size:,}" for size, record in mine.items() if record["compiled_in_search"])
+        searched = sum(record["compiled_in_search"] for record in mine.values())
         at_least = "" if answer["verified"] else "≥ "
         bound = f"{memory['bound_ms']:.3g}" if "bound_ms" in memory else "–"
         taken = "–" if answer["compute_from"] is None else f"{max(1, answer['compute_from']):,.0f}"
@@ -44,14 +44,15 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
                 format_bytes(answer["fixed_bytes"]),
                 bound,
                 taken,
-                searched,
+                str(searched),
                 f"{answer['compile_seconds']:.0f}",
             ]
         )
         names = ("parameters", "optimizer_state", "model_state", "data", "temporaries", "results", "total")
         parts.append([answer["title"], f"{answer['batch_size']:,}", *(format_bytes(memory[name]) for name in names)])
-    columns = ["target", "largest batch", "may need", "an example", "fixed", "bound, ms", "compute from", "compiled", "s"]
-    print_table(console, "Largest batch that fits", columns, rows)
+    columns = ["target", "largest batch", "limit", "per example", "fixed", "least ms", "compute-bound from", "sizes compiled", "compile s"]
+    share = f", over {config.num_devices} devices; memory is that of each" if config.num_devices > 1 else ""
+    print_table(console, f"Largest batch that fits{share}", columns, rows)
     print_table(
         console,
         "Memory of that batch, each device",
@@ -88,8 +89,8 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
     plots.log_values(axes.xaxis)
     plots.log_values(axes.yaxis)
     axes.set_xlabel("batch size")
-    axes.set_ylabel("memory of a training step, GiB")
-    axes.legend(title="target: largest batch", fontsize=9)
+    axes.set_ylabel("memory of a step on each device, GiB" if config.num_devices > 1 else "memory of a training step, GiB")
+    axes.legend(title="target: largest batch (ring), limit dashed", fontsize=9)
     return plots.save(figure, folder)
 
 
@@ -98,7 +99,7 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
     sentences = []
     for answer in _of(records, "largest"):
         share = f" over {config.num_devices} devices" if config.num_devices > 1 else ""
-        limit = "no limit was found up to" if not answer["verified"] else "the largest batch that fits is"
+        limit = "the largest batch that fits is" if answer["verified"] else "everything fits up to where the search ends,"
         sentences.append(f"{answer['title']}{share}: {limit} {answer['batch_size']:,}.")
     sentences += dict.fromkeys(answer["caveat"] for answer in _of(records, "largest") if answer["caveat"])
     if any(record.get("bound_ms") for record in records):

@@ -132,7 +132,7 @@ def test_groups_keep_the_largest_batch_divisible(task):
 def test_what_does_not_fit_says_by_how_much(task):
     with pytest.raises(ValueError, match=r"batch_size=1 already needs .* too much. Parameters and optimizer state are"):
         jb.max_batch_size(task, optimizer=MOMENTUM, target="cpu", budget="50KiB")
-    with pytest.raises(ValueError, match=r"does not fit .* in any way: .* more than"):
+    with pytest.raises(ValueError, match=r"does not fit .*, even with one example at a time .* more than"):
         jb.memory_plan(task, optimizer=MOMENTUM, target="cpu", budget="50KiB", batch_size=100)
 
 
@@ -190,3 +190,28 @@ def test_what_was_not_compared_with_a_device_says_so():
     assert "H200" in caveat(jb.find_target("h200")) and "not compared" not in caveat(jb.find_target("h200"))
     assert "H200" in caveat(jb.find_target("h100")) and "not compared" in caveat(jb.find_target("h100"))
     assert caveat(jb.find_target("cpu")) == ""
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda task: jb.memory_profile(task, [0], optimizer=MOMENTUM, target="cpu"), "0 must be a whole number"),
+        (lambda task: jb.max_batch_size(task, optimizer=MOMENTUM, target="cpu", num_device=2), "num_device is no setting"),
+        (lambda task: jb.memory_profile(lambda x: x, [1], arguments=lambda size: jnp.ones(size), target="cpu"), "must return a tuple"),
+        (lambda task: jb.memory_profile(lambda x: x, [1], target="cpu"), "needs a function, batch_size ->"),
+        (lambda task: jb.memory_profile(lambda x: x, [1], optimizer=MOMENTUM, arguments=lambda n: (1.0,), target="cpu"), "optimizer: this is for"),
+        (lambda task: jb.max_batch_size(lambda x: x, arguments=lambda n: (jnp.ones(3),), target="cpu"), "does not depend on the batch size"),
+        (lambda task: jb.memory_plan(task, optimizer=MOMENTUM, batch_size=2**20, target="cpu", budget="64MiB"), "take a smaller batch_size"),
+        (lambda task: jb.memory_plan(task, optimizer=MOMENTUM, batch_size=8, target="cpu", budget="500KiB"), "whatever the batch"),
+    ],
+)
+def test_mistakes_are_named(task, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(task)
+
+
+def test_a_search_that_ends_at_its_cap_says_so(monkeypatch):
+    monkeypatch.setattr("jaxbatch.advice.largest_batch.CAP", 5000)
+    task = jb.classification_task(jb.MLP((4,)), jb.load_dataset("digits"))
+    found = find_largest_batch(task, optimizer=optax.sgd(0.1), target="cpu")
+    assert (found.batch_size, found.next_memory) == (5000, None)

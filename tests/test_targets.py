@@ -35,7 +35,18 @@ def test_names_are_found_however_they_are_written(text, name):
     assert find_target(text).name == name
 
 
-@pytest.mark.parametrize(("text", "near"), [("a100", "a100-40"), ("h1000", "h100"), ("1080ti", "gtx1080ti"), ("v5", "v5e")])
+@pytest.mark.parametrize(
+    ("text", "near"),
+    [
+        ("a100", "a100-40"),
+        ("h1000", "h100"),
+        ("1080ti", "gtx1080ti"),
+        ("v5", "v5e"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("gpu", "p100"),
+        ("tpu", "v5e"),
+    ],
+)
 def test_unknown_names_get_near_misses(text, near):
     with pytest.raises(ValueError, match=rf"target='{text}' is unknown. Similar: .*{near}") as error:
         find_target(text)

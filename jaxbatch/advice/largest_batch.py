@@ -2,7 +2,8 @@
 
 Memory grows almost linearly with the batch, apart from small batches, where workspaces of fixed size weigh, and apart from
 TPUs near their limit, where the compiler starts to compute things twice in order to fit. So the answer is never taken from
-the line: the size that is returned was compiled and fits, and the next one was compiled and does not.
+the line: the size that is returned was compiled and fits, and the next one was compiled and does not. Compilers choose
+algorithms by size, so memory may also fall from one size to the next; then a larger size may fit again, which is not looked for.
 """
 
 import bisect
@@ -56,6 +57,9 @@ def max_batch_size(
 ) -> int:
     """The largest batch size, any integer, whose training step fits on a target. Nothing is run.
 
+    This size fits and the next one does not, both compiled. The search ends at 2²⁴ = 16,777,216 examples; if this is the
+    answer, it is only known that at least so many fit.
+
     Args:
         task, optimizer, target: as :func:`jaxbatch.memory_profile` takes them. A data set on the device counts.
         budget: bytes that the step may need on each device, such as ``"8GiB"``. ``None``: what JAX's programs can use on the
@@ -65,7 +69,8 @@ def max_batch_size(
             ``donate``: see :func:`jaxbatch.memory_profile`.
 
     Raises:
-        ValueError: not even the smallest batch fits, and by how much; or the settings are wrong.
+        ValueError: not even the smallest batch fits, and by how much; memory does not depend on the size; or the settings are
+            wrong.
 
     Example:
         >>> import optax
@@ -108,6 +113,8 @@ def find_largest_batch(
     size = search_largest(need, limit, range(unit, max(unit, CAP) + 1, unit), FIRST, kept)
     if size == 0:
         raise ValueError(_too_large(profile[unit], place, limit, margin))
+    if len(profile) > 1 and len({memory.total for memory in profile.values()}) == 1:
+        raise ValueError("memory does not depend on the batch size: does the function `arguments` use the size that it gets?")
     return LargestBatch(size, profile[size], profile.get(size + unit), limit, dict(sorted(profile.items())))
 
 

@@ -27,8 +27,8 @@ CPU_SCRATCH = 7 * 2**20
 _LEAST_EFFORT = {"exec_time_optimization_effort": -1.0}
 _UNMEASURED = "This is what the compiler says; it was not compared with a real {title}."
 _GPU = (
-    "On a real H200, networks with batch normalisation needed within 5% of such a number, and AlexNet in float32 up to 12 times as much, "
-    "because kernels that are chosen on the device may take more workspace (docs/memory.md)."
+    "On a real H200, ResNets and VGG needed within 5% of such a number, SimpleCNN up to 10% more, and AlexNet in float32 up to 12 times as much: "
+    "kernels that are chosen on the device may take more workspace (docs/memory.md)."
 )
 
 
@@ -90,17 +90,12 @@ def memory_profile(
         >>> profile[32].optimizer_state >= 2 * profile[32].parameters, profile[64].total > profile[32].total
         (True, True)
     """
-    measure = make_measure(
-        task,
-        optimizer=optimizer,
-        target=target,
-        num_groups=num_groups,
-        microbatch_size=microbatch_size,
-        num_devices=num_devices,
-        arguments=arguments,
-        donate=donate,
-        effort=effort,
-    )
+    settings = {"num_groups": num_groups, "microbatch_size": microbatch_size, "num_devices": num_devices}
+    usual = {"num_groups": None, "microbatch_size": None, "num_devices": 1}
+    changed = {name: value for name, value in settings.items() if value != usual[name]}
+    measure = make_measure(task, optimizer=optimizer, target=target, arguments=arguments, donate=donate, effort=effort, **changed)
+    if not isinstance(batch_sizes, Iterable):
+        raise ValueError(f"batch_sizes={batch_sizes!r} must be a list of sizes, as [{batch_sizes}].")
     return {size: measure(size) for size in batch_sizes}
 
 
@@ -123,17 +118,28 @@ def make_measure(
         raise ValueError(f"effort={effort!r} must be 'full' or 'least'.")
     options = _LEAST_EFFORT if effort == "least" and place.platform == "tpu" else {}
     if not isinstance(task, Task):
-        if arguments is None:
-            raise ValueError("arguments=None: a step of your own needs arguments, a function batch_size -> its arguments.")
-        return lambda size: _memory_of_function(place, task, arguments(size), donate, size, options)
+        if arguments is None or not callable(arguments):
+            raise ValueError(f"arguments={type(arguments).__name__}: a step of your own needs a function, batch_size -> (its arguments, ...).")
+        if optimizer is not None or settings:
+            given = ", ".join(["optimizer"] * (optimizer is not None) + list(settings))
+            raise ValueError(f"{given}: this is for a jaxbatch.Task; a step of your own takes only arguments and donate.")
+        return lambda size: _memory_of_function(place, task, _listed(arguments(_whole(size))), donate, size, options)
+    unknown = sorted(set(settings) - {"num_groups", "microbatch_size", "num_devices"})
+    if unknown:
+        raise ValueError(f"{unknown[0]} is no setting; there are num_groups, microbatch_size, num_devices, effort.")
     if optimizer is None:
         raise ValueError("optimizer=None: its state takes memory, so give the optax optimizer that you train with.")
     start = jax.eval_shape(task.init, jax.random.key(0))
     check_optimizer(optimizer, start if task.update_model_state is None else start[0])
     if place.is_here and settings.get("num_devices", 1) > 1:
-        raise ValueError(f"num_devices={settings['num_devices']} needs a target that is not here; target={place.name!r} is one device.")
+        raise ValueError(
+            f"num_devices={settings['num_devices']} needs an accelerator as target, such as 'h100'; {place.name!r} stands for one device."
+        )
+    if settings.get("num_groups") is not None and settings["num_groups"] < 1:
+        raise ValueError(f"num_groups={settings['num_groups']} must be at least 1.")
 
     def measure(size: int) -> Memory:
+        size = _whole(size)
         with compiling_for(place.platform):
             programs = step_programs(task, optimizer, size, **settings)
         count = settings.get("num_devices", 1)
@@ -170,6 +176,18 @@ def _memory_of_function(target: Target, function, arguments, donate, batch_size:
     own, results = _bytes(list(arguments)), max(0, compiled.results - compiled.aliased)
     temporaries = max(0, compiled.total - own - results) + _scratch(target)
     return Memory(batch_size, 0, 0, 0, own, temporaries, results, compiled.seconds, compiled.refused)
+
+
+def _whole(size: Any) -> int:
+    if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
+        raise ValueError(f"batch_sizes: {size!r} must be a whole number of at least 1.")
+    return int(size)
+
+
+def _listed(arguments: Any) -> Sequence[PyTree]:
+    if not isinstance(arguments, tuple | list):
+        raise ValueError(f"arguments: the function must return a tuple of the step's arguments, not {type(arguments).__name__}.")
+    return arguments
 
 
 def _scratch(target: Target) -> int:

@@ -3,12 +3,16 @@
 Axes: B examples in a batch, N devices.
 """
 
+import math
 from typing import Any, NamedTuple
 
+import jax
+
 from jaxbatch.advice.largest_batch import MARGIN, search_largest
-from jaxbatch.advice.memory import Memory, caveat, memory_profile
+from jaxbatch.advice.memory import Memory, memory_profile
 from jaxbatch.advice.time_bound import step_work
 from jaxbatch.batches import even_part
+from jaxbatch.data.streams import is_stream
 from jaxbatch.gradients.recompute import KEEPS, Keep, recompute
 from jaxbatch.gradients.updates import Optimizer
 from jaxbatch.machine.targets import Target, as_bytes, find_target, format_bytes
@@ -38,10 +42,11 @@ class MemoryPlan(NamedTuple):
     def __str__(self) -> str:
         keep, microbatch, parts, operations, memory = self.chosen
         devices = f" on each of {self.num_devices} devices" if self.num_devices > 1 else ""
-        cut = f"microbatch_size={microbatch}, {parts} parts{devices}" if parts > 1 else f"no microbatches{devices}"
+        cut = f"with microbatch_size={microbatch}, {parts} parts{devices}" if parts > 1 else "without microbatches"
         extra = "" if keep == "everything" else f", loss_fn=jaxbatch.recompute(loss_fn, {keep!r}) at {operations:.2f} times the operations"
-        needs = f"{format_bytes(memory.total)} of {format_bytes(self.limit)}"
-        return f"A batch of {self.batch_size:,} fits on {self.target.title} with {cut}{extra}: {needs}. {caveat(self.target)}".strip()
+        each = f"each of {self.num_devices} devices" if self.num_devices > 1 else "a step"
+        needs = f"{each} needs {format_bytes(memory.total)} of {format_bytes(self.limit)}"
+        return f"A batch of {self.batch_size:,} fits on {self.target.title} {cut}{extra}: {needs}."
 
 
 def memory_plan(
@@ -78,6 +83,8 @@ def memory_plan(
         >>> plan.chosen.keep, plan.chosen.accumulation_steps > 1, plan.chosen.memory.total <= plan.limit
         ('everything', True, True)
     """
+    if not isinstance(task, Task):
+        raise ValueError(f"task={type(task).__name__} must be a jaxbatch.Task: only of a task it is known how to cut its batches.")
     place = find_target(target)
     limit = int((place.usable if budget is None else as_bytes(budget)) * (1 - margin))
     share = -(-batch_size // num_devices)
@@ -100,13 +107,26 @@ def memory_plan(
             break
     fitting = [option for option in options if option.microbatch_size]
     if not fitting:
-        least = min(options, key=lambda option: option.memory.total).memory
-        raise ValueError(
-            f"batch_size={batch_size} does not fit on {place.title} in any way: one example at a time with activations computed again needs "
-            f"{format_bytes(least.total)}, {format_bytes(least.total - limit)} more than the {format_bytes(limit)} that are there. Parameters and "
-            f"optimizer state are {format_bytes(least.parameters + least.optimizer_state)}, data {format_bytes(least.data)}."
-        )
+        raise ValueError(_no_way(min(options, key=lambda option: option.memory.total).memory, task, place, limit, share))
     return MemoryPlan(batch_size, num_devices, place, limit, fitting[0], tuple(options))
+
+
+def _no_way(least: Memory, task: Task, place: Target, limit: int, share: int) -> str:
+    kept = least.parameters + least.optimizer_state
+    batch = (
+        0 if is_stream(task.train_data) else share * sum(leaf.dtype.itemsize * math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(task.train_data))
+    )
+    if kept + least.parameters > limit:  # the gradient is as large as the parameters
+        remedy = "Parameters, optimizer state and gradient alone do not fit, whatever the batch"
+    elif batch > least.temporaries // 2:
+        remedy = f"The examples of the batch alone are {format_bytes(batch)} on each device: take a smaller batch_size or more devices"
+    else:
+        remedy = "Take a larger device or a smaller model"
+    return (
+        f"batch_size={least.batch_size} does not fit on {place.title}, even with one example at a time and activations computed again: it needs "
+        f"{format_bytes(least.total)}, {format_bytes(least.total - limit)} more than the {format_bytes(limit)} that are there. {remedy}. "
+        f"(Parameters and optimizer state {format_bytes(kept)}, data {format_bytes(least.data)}, the rest {format_bytes(least.temporaries)}.)"
+    )
 
 
 def even_parts(share: int) -> list[int]:

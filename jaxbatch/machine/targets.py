@@ -111,7 +111,9 @@ def find_target(name: "str | Target") -> Target:
     if plain in known:
         return TARGETS[known[plain]]
     near = difflib.get_close_matches(plain, [*known, *_NAMES_HERE], 3, 0.5)
-    starts = [key for key in known if plain and key.startswith(plain)]
+    starts = [key for key in known if plain and (key.startswith(plain) or key in plain)]
+    if plain in ("gpu", "cuda", "tpu"):
+        starts, near = [key for key, one in known.items() if TARGETS[one].platform == ("tpu" if plain == "tpu" else "gpu")], []
     similar = ", ".join(known.get(key, key) for key in dict.fromkeys(starts + near))
     similar = f" Similar: {similar}." if similar else ""
     raise ValueError(f"target={name!r} is unknown.{similar} All: {', '.join([*_NAMES_HERE, *TARGETS])}.")
