@@ -2,7 +2,8 @@
 
 import sys
 
-from experiments.environment import settle, started_as_module
+from experiments.environment import load_jax_silently, settle, started_as_module
 
 if started_as_module(__name__, sys.argv, sys.orig_argv):
     settle()
+load_jax_silently()

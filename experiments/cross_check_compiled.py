@@ -8,7 +8,7 @@ from rich.text import Text
 
 import jaxbatch
 from experiments.checks.compile_for import all_jobs, explain, is_explained, run_jobs
-from jaxbatch.advice.memory import caveat
+from jaxbatch.advice.memory import caveats
 from jaxbatch.machine.cores import num_cores
 from jaxbatch.machine.targets import find_target, format_bytes
 from jaxbatch.results.records import Record, open_run
@@ -71,6 +71,6 @@ def closing(records: Sequence[Record]) -> list[str]:
         failed = sum(bool(record["failure"]) for record in mine)
         odd = sum(not is_explained(record) for record in mine)
         target = find_target(place)
-        unsaid = caveat(target) or "Nothing was run."
+        unsaid = " ".join(caveats(target)) or "Nothing was run."
         sentences.append(f"{target.title}: {len(mine) - failed} of {len(mine)} programs compile, {odd} with something unexplained. {unsaid}")
     return sentences

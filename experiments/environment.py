@@ -24,12 +24,12 @@ def settle(environ: dict[str, str] = os.environ) -> None:
         before = environ.get("GLIBC_TUNABLES")
         environ["GLIBC_TUNABLES"] = f"{before}:{_TUNABLE}" if before else _TUNABLE
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], dict(environ))
-    if importlib.util.find_spec("jax_cuda12_plugin") or importlib.util.find_spec("jax_cuda13_plugin"):
-        load_jax_silently()
 
 
 def load_jax_silently() -> None:
-    """Imports JAX without what a CUDA compiler prints when it is loaded and finds no driver; no log level changes that."""
+    """Imports JAX without what a CUDA compiler, if there is one, prints when it finds no driver; no log level changes that."""
+    if not any(map(importlib.util.find_spec, ("jax_cuda12_plugin", "jax_cuda13_plugin"))):
+        return
     before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:

@@ -23,7 +23,7 @@ from experiments import memory_report
 from experiments.memory_task import OPTIMIZERS, SHAPES, USUAL, DataName, Network, OptimizerName, shape_task
 from experiments.study import StudyConfig, open_study, run_study, show_results
 from jaxbatch.advice.largest_batch import MARGIN, find_largest_batch
-from jaxbatch.advice.memory import Effort, Memory, memory_profile
+from jaxbatch.advice.memory import Effort, Memory, caveats, memory_profile
 from jaxbatch.advice.time_bound import compute_takes_over, make_step_bound, work_by_batch_size
 from jaxbatch.machine.cores import num_cores
 from jaxbatch.machine.cross_compiling import missing_compiler
@@ -122,7 +122,7 @@ def measure_target(config: Config, name: str, work: Callable[[int], Work]) -> It
         "compilations": len(found.profile),
         "compile_seconds": sum(memory.compile_seconds for memory in found.profile.values()),
         "compute_from": takes_over and takes_over * config.num_devices,
-        "caveat": jb.advice.memory.caveat(target),
+        "caveats": caveats(target),
     }
     if config.batch_size is not None:
         yield {"kind": "plan", **place, **_plan(config, task, optimizer, target)}

@@ -101,7 +101,8 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
         share = f" over {config.num_devices} devices" if config.num_devices > 1 else ""
         limit = "the largest batch that fits is" if answer["verified"] else "everything fits up to where the search ends,"
         sentences.append(f"{answer['title']}{share}: {limit} {answer['batch_size']:,}.")
-    sentences += dict.fromkeys(answer["caveat"] for answer in _of(records, "largest") if answer["caveat"])
+    caveats = [part for answer in _of(records, "largest") for part in answer["caveats"]]
+    sentences += dict.fromkeys(caveats)  # each once
     if any(record.get("bound_ms") for record in records):
         sentences.append("Times are lower bounds from the data sheets' peaks, not measurements.")
     return sentences + [plan["sentence"] for plan in _of(records, "plan")]

@@ -10,6 +10,7 @@ import pathlib
 
 import numpy as np
 
+import experiments  # noqa: F401 (loads JAX without a message)
 import jaxbatch as jb
 from experiments.command_line import one_line_errors, parse
 

@@ -16,7 +16,7 @@ from jaxbatch.gradients.updates import Optimizer, check_optimizer
 from jaxbatch.machine.cores import num_cores
 from jaxbatch.machine.cross_compiling import compile_for, missing_compiler
 from jaxbatch.machine.platform import compiling_for
-from jaxbatch.machine.targets import Target, find_target, format_bytes
+from jaxbatch.machine.targets import Target, find_target
 from jaxbatch.training.step_programs import StepProgram, step_programs
 from jaxbatch.training.tasks import Task
 
@@ -205,19 +205,14 @@ def _bytes_of_leaf(leaf: Any) -> int:
     return int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
 
 
-def caveat(target: Target) -> str:
-    """What has to be said beside a number for a target; empty where such numbers were compared with the device.
+def caveats(target: Target) -> list[str]:
+    """What has to be said beside a number for a target, in sentences; none where such numbers were compared with the device.
 
     Example:
-        >>> caveat(find_target("v5e"))
-        'This is what the compiler says; it was not compared with a real TPU v5e.'
-        >>> caveat(find_target("cpu"))
-        ''
+        >>> caveats(find_target("v5e"))
+        ['This is what the compiler says; it was not compared with a real TPU v5e.']
+        >>> caveats(find_target("cpu"))
+        []
     """
     sentences = [] if target.is_measured else [_UNMEASURED.format(title=target.title)]
-    return " ".join(sentences + ([_GPU] if target.platform == "gpu" and not target.is_here else []))
-
-
-def sentence(memory: Memory, target: Target) -> str:
-    """One sentence on a step's memory."""
-    return f"A batch of {memory.batch_size:,} needs {format_bytes(memory.total)} on {target.title}. {caveat(target)}".strip()
+    return sentences + ([_GPU] if target.platform == "gpu" and not target.is_here else [])

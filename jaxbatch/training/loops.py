@@ -58,7 +58,7 @@ def make_epoch(step: Step, prepare: Prepare | None = None) -> Callable[..., tupl
     return jax.jit(run, donate_argnums=0)
 
 
-def one_step(step: Step, prepare: Prepare | None, state: Any, data: PyTree, index: Array, seed_epoch: Any, *mask: Any):
+def one_step(step: Step, prepare: Prepare | None, state: Any, data: PyTree, index: Any, seed_epoch: Any, *mask: Any):
     """Takes the examples ``index`` from the data, prepares them and makes a step: ``-> (state, mean loss)``."""
     batch = jax.tree.map(lambda leaf: leaf[index], data)
     if prepare is not None:
