@@ -100,6 +100,7 @@ def test_figures_for_h100():
     assert found[16384] == pytest.approx(found[128] + slope * (16384 - 128), rel=0.01)
 
 
+@pytest.mark.slow
 @needs_cuda
 def test_the_largest_batch_is_that_of_bisection_in_few_compilations():
     task = shapes_task(jb.SimpleCNN(), (28, 28, 1), 1000)

@@ -1,7 +1,9 @@
 """The script for the day a GPU is at hand runs on a CPU too, with tiny sizes; a finished stage is not run again."""
 
+import os
 import pathlib
 import subprocess
+import sys
 
 import pytest
 
@@ -9,7 +11,8 @@ SCRIPT = pathlib.Path(__file__).resolve().parents[1] / "scripts" / "device_day.s
 
 
 def run(*flags):
-    return subprocess.run(["bash", str(SCRIPT), *flags], capture_output=True, text=True)
+    here = {"PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}", "VIRTUAL_ENV": sys.prefix}  # the script takes python3
+    return subprocess.run(["bash", str(SCRIPT), *flags], env=os.environ | here, capture_output=True, text=True)
 
 
 @pytest.mark.slow

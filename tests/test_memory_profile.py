@@ -111,7 +111,7 @@ def test_a_step_of_ones_own():
     assert both[largest].total <= 2**27 < both[largest + 1].total
 
 
-@pytest.mark.parametrize("budget", [2**27, 2**30])
+@pytest.mark.parametrize("budget", [2**27, pytest.param(2**30, marks=pytest.mark.slow)])
 def test_the_largest_batch_is_that_of_bisection(task, budget):
     need = lambda size: jb.memory_profile(task, [size], optimizer=MOMENTUM, target="cpu")[size].total
     found = find_largest_batch(task, optimizer=MOMENTUM, target="cpu", budget=budget, margin=0)

@@ -146,12 +146,16 @@ def search_largest(need: Callable[[int], int], limit: int, sizes: Sequence[int],
         guess = _meets_limit(known, limit, fixed)
         bracketed = low >= 0 and high < len(sizes)
         place = (low if low >= 0 else high) if guess is None else bisect.bisect_right(sizes, guess) - 1
-        if bracketed:
-            place = (low + high) // 2 if guess is None or len(known) > 6 else place
+        if bracketed and (guess is None or len(known) > 12):
+            place = (low + high) // 2
         elif place <= low:  # the line says that low is the answer: see whether the next one fits, then ever larger ones
             place, gap = low + gap, 8 * gap
         elif place >= high:
             place, gap = high - gap, 8 * gap
+        else:
+            gap = 1
+        if bracketed and not low < place < high:  # a jump beyond the other end
+            place, gap = (low + high) // 2, 1
         place = max(low + 1, min(place, high - 1))
     return sizes[low] if low >= 0 else 0
 
