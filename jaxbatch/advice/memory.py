@@ -27,9 +27,8 @@ CPU_SCRATCH = 7 * 2**20
 _LEAST_EFFORT = {"exec_time_optimization_effort": -1.0}
 _UNMEASURED = "This is what the compiler says; it was not compared with a real {title}."
 _GPU = (
-    "On a real H200, steps of ResNets and VGG above 500 MiB needed within 5% of such a number, SimpleCNN up to 10% more, smaller steps up to 110 MiB more, "
-    "and AlexNet in float32 up to 12 times as much: "
-    "kernels that are chosen on the device may take more workspace (docs/memory.md)."
+    "On a real H200, steps of ResNets and VGG above 500 MiB needed within 5% of such a number, SimpleCNN up to 10% more, smaller steps up to "
+    "110 MiB more, and AlexNet in float32 up to 12 times as much: kernels that are chosen on the device may take more workspace (docs/memory.md)."
 )
 
 
