@@ -140,7 +140,7 @@ def _plan(config: Config, task: jb.Task, optimizer, target) -> Record:
         frontier=not config.quick,
     )
     options = [{**option._asdict(), "memory": option.memory.total} for option in plan.options]
-    return {"batch_size": config.batch_size, "sentence": str(plan), "options": options}
+    return {"batch_size": config.batch_size, "sentence": plan.sentence, "options": options}
 
 
 def _on_one_device(memory: Memory, num_devices: int) -> Memory:

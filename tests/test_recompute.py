@@ -127,3 +127,5 @@ def test_a_plan_goes_from_microbatches_to_recomputation():
     again = jb.memory_profile(task, [2**17], optimizer=optax.sgd(0.1), target="cpu", microbatch_size=cut.chosen.microbatch_size)
     assert again[2**17].total == cut.chosen.memory.total
     assert f"microbatch_size={cut.chosen.microbatch_size}" in str(cut)
+    elsewhere = cut._replace(target=jb.find_target("v5e"))
+    assert str(elsewhere).endswith("it was not compared with a real TPU v5e.") and "compared" not in elsewhere.sentence

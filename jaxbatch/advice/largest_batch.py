@@ -17,7 +17,7 @@ from jaxbatch.training.tasks import Task
 FIRST = 64  # the first size that is compiled; from here on most networks' memory is a line
 CAP = 2**24  # larger than any batch that anybody trains with; memory that does not grow would otherwise have no end
 UNKNOWN = 2**60  # bytes; a compiler that refuses without a number is taken to need more
-MARGIN = 0.05  # docs/memory.md: the median error against real devices is below it, the worst is 10%
+MARGIN = 0.05  # enough for most steps in docs/memory.md, not for small convolutions in float32 on a GPU
 
 
 class LargestBatch(NamedTuple):

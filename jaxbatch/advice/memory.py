@@ -1,6 +1,6 @@
 """The memory that a training step needs on a device, which need not be here, by batch size.
 
-The numbers are the compiler's, from the very programs that :func:`jaxbatch.fit` runs. Nothing is run and nothing is allocated.
+The numbers are the compiler's, for the step that :func:`jaxbatch.fit` loops over. Nothing is run and nothing is allocated.
 
 Axes: B examples in a batch.
 """

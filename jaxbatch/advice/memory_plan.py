@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxbatch.advice.largest_batch import MARGIN, search_largest
-from jaxbatch.advice.memory import Memory, memory_profile
+from jaxbatch.advice.memory import Memory, caveats, memory_profile
 from jaxbatch.advice.time_bound import step_work
 from jaxbatch.batches import even_part
 from jaxbatch.data.streams import is_stream
@@ -40,6 +40,11 @@ class MemoryPlan(NamedTuple):
     options: tuple[Option, ...]  # in the order of their operations; without ``frontier`` it ends with the chosen one
 
     def __str__(self) -> str:
+        return " ".join([self.sentence, *caveats(self.target)])
+
+    @property
+    def sentence(self) -> str:
+        """What to set, without what has to be said beside a number for the target."""
         keep, microbatch, parts, operations, memory = self.chosen
         devices = f" on each of {self.num_devices} devices" if self.num_devices > 1 else ""
         cut = f"with microbatch_size={microbatch}, {parts} parts{devices}" if parts > 1 else "without microbatches"

@@ -97,7 +97,10 @@ def compile_for(
         if target.is_here:
             return _compile_here(target, flat, leaves, donated, with_text)
         program = jax.jit(flat, donate_argnums=donated)
-        exported = export.export(program, platforms=["tpu" if target.platform == "tpu" else "cuda"])(*leaves).serialize()
+        try:
+            exported = export.export(program, platforms=["tpu" if target.platform == "tpu" else "cuda"])(*leaves).serialize()
+        except NotImplementedError as error:  # JAX has an operation for other platforms only
+            raise CompilationError(" ".join(str(error).split())[:500]) from None
     request = {"platform": target.platform, "topology": _topology(target, num_devices), "count": num_devices, "exported": bytes(exported)}
     request |= {"donate": donated, "axis": AXIS, "split": dealt, "x64": bool(jax.config.jax_enable_x64)}  # type: ignore[attr-defined]
     return _read_answer(ask_compiler({**request, "with_text": with_text, "options": options or {}}))

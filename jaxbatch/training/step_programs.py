@@ -1,6 +1,6 @@
 """The programs of one training step as functions and shapes, to be compiled elsewhere than where they run.
 
-:func:`jaxbatch.fit` loops over these programs. They say what a step needs on each device: a program's own memory, and what lies
+:func:`jaxbatch.fit` loops over these steps, on accelerators within a compiled loop. They say what a step needs on each device: a program's own memory, and what lies
 there beside it.
 
 Axes: B examples in a batch, N devices, M = ⌈B / N⌉ examples on each.
@@ -124,10 +124,12 @@ def _pieces(task, optimizer, state, group_size: int, groups: int, microbatch_siz
     }
     ahead = {"batch ahead": [stream(lead[-1:])] * (_PARTS_OF_A_STREAM - 1)} if streamed else {}
     split = ("batch", "index", "mask")
-    beside = {"opt_state": state.opt_state, "model_state": state.model_state, **ahead}
+    # All gradients of a split are taken at the parameters before the batch, so from the first update on there are two of them.
+    before = {"params before the batch": state.params} if groups > 1 else {}
+    beside = {"opt_state": state.opt_state, "model_state": state.model_state, **ahead, **before}
     add = _over_mesh("add a part", pieces.add, arguments, ("total",), split, count)._replace(beside=beside)
     finish = _over_mesh("update", pieces.finish, {"state": state, "total": total}, ("state",) if groups == 1 else (), (), count)
-    return [add, finish._replace(beside=ahead if streamed else data)]
+    return [add, finish._replace(beside=(ahead if streamed else data) | before)]
 
 
 def _over_mesh(name, function, arguments, donate, split, count: int) -> StepProgram:
