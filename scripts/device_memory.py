@@ -60,7 +60,7 @@ def make_case(model: str, batch_size: int, dtype: str, optimizer_name: str):
     return task, optimizer
 
 
-def predict(record: dict, target: str) -> dict:
+def predict(record: dict, target: str, effort: str) -> dict:
     """The record with the bytes that the target's compiler, on this machine, says for the same step."""
 
     import jaxbatch as jb
@@ -72,8 +72,8 @@ def predict(record: dict, target: str) -> dict:
     with compiling_for(jb.find_target(target).platform):
         step = make_task_step(task, optimizer, record["batch_size"])
         arguments = lambda size: (state_shapes(task, optimizer), task.train_data)
-        memory = jb.memory_profile(step, [record["batch_size"]], target=target, arguments=arguments, donate=[0])[record["batch_size"]]
-    return {**record, "program_bytes": memory.total, "peak_bytes": 0}
+        memory = jb.memory_profile(step, [record["batch_size"]], target=target, arguments=arguments, donate=[0], effort=effort)[record["batch_size"]]
+    return {**record, "program_bytes": memory.total, "peak_bytes": 0, "compile_seconds": memory.compile_seconds}
 
 
 def measure(model: str, batch_size: int, dtype: str, optimizer_name: str) -> dict:
@@ -178,6 +178,8 @@ def main() -> None:
     parser.add_argument("--one", nargs=4, metavar=("MODEL", "SIZE", "DTYPE", "OPTIMIZER"), help="one case in this process")
     parser.add_argument("--table", help="print the errors of this file")
     parser.add_argument("--target", help="with --table: what this target's compiler predicts, instead of what the device's did")
+    parser.add_argument("--effort", choices=("full", "least"), default="full", help="with --target: of the TPU compiler")
+    parser.add_argument("--only", help="with --table: this network alone")
     flags = parser.parse_args()
     if flags.one:
         model, size, dtype, optimizer = flags.one
@@ -185,7 +187,8 @@ def main() -> None:
         return
     if flags.table:
         records = [json.loads(line) for line in pathlib.Path(flags.table).read_text().splitlines()]
-        print_errors([predict(record, flags.target) for record in records] if flags.target else records)
+        records = [record for record in records if flags.only in (None, record["model"])]
+        print_errors([predict(record, flags.target, flags.effort) for record in records] if flags.target else records)
         return
     if not flags.output:
         parser.error("--output FILE is needed.")

@@ -1,7 +1,7 @@
 """The programs of one training step as functions and shapes, to be compiled elsewhere than where they run.
 
-:func:`jaxbatch.fit` loops over these steps, on accelerators within a compiled loop. They say what a step needs on each device: a program's own memory, and what lies
-there beside it.
+:func:`jaxbatch.fit` loops over these steps, on accelerators within a compiled loop. The programs say what a step needs on each
+device: their own memory, and what lies there beside it.
 
 Axes: B examples in a batch, N devices, M = ⌈B / N⌉ examples on each.
 """
