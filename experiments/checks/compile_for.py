@@ -121,7 +121,8 @@ def find_suspicious(text: str, job: Job) -> list[str]:
 def _is_low_product(line: str) -> bool:
     """Whether a line is a product of floating-point numbers that is not computed in the highest precision, which was asked for."""
     product = re.search(r" (convolution|dot)\(|custom_call_target=\"__(cudnn\$conv|cublas\$)", line)
-    asked = "operand_precision={highest,highest}" in line or '"operand_precision":["HIGHEST","HIGHEST"]' in line
+    # A fused convolution has further operands, a bias or what is added, after the two that are multiplied.
+    asked = "operand_precision={highest,highest" in line or '"operand_precision":["HIGHEST","HIGHEST"]' in line
     return bool(product) and not asked and "s32[" not in line and "u32[" not in line
 
 
