@@ -1,5 +1,6 @@
 """jaxbatch helps to choose a batch size and the learning rate for it, and to train with very large batches."""
 
+from jaxbatch.advice.critical import CriticalFit, critical_batch_size
 from jaxbatch.advice.largest_batch import find_largest_batch, max_batch_size
 from jaxbatch.advice.memory import Memory, memory_profile
 from jaxbatch.advice.memory_plan import memory_plan
@@ -56,6 +57,7 @@ from jaxbatch.schedules.rates import cosine, coupled_learning_rate, cyclic, scal
 from jaxbatch.training.checkpoints import fit_with_checkpoints
 from jaxbatch.training.evaluation import make_evaluate
 from jaxbatch.training.fitting import fit
+from jaxbatch.training.goals import Goal, as_goal, fit_to_target
 from jaxbatch.training.loops import compile_epoch, make_epoch
 from jaxbatch.training.plans import FitConfig
 from jaxbatch.training.steps import TrainState, init_state, make_train_step
@@ -76,9 +78,11 @@ __all__ = [
     "BackendCheck",
     "BatchSizeSchedule",
     "ClippedSum",
+    "CriticalFit",
     "Dataset",
     "Duration",
     "FitConfig",
+    "Goal",
     "GradientStatistics",
     "ImageDataset",
     "IndexBatches",
@@ -92,6 +96,7 @@ __all__ = [
     "TrainState",
     "accumulated_gradient",
     "adabatch_schedule",
+    "as_goal",
     "check_backend",
     "classification_loss",
     "classification_metrics",
@@ -103,6 +108,7 @@ __all__ = [
     "cosine",
     "cosine_similarity",
     "coupled_learning_rate",
+    "critical_batch_size",
     "cross_entropy",
     "cut_batches",
     "cyclic",
@@ -113,6 +119,7 @@ __all__ = [
     "find_largest_batch",
     "find_target",
     "fit",
+    "fit_to_target",
     "fit_with_checkpoints",
     "gradient_noise_scale",
     "gradient_statistics",
