@@ -4,6 +4,8 @@ from jaxbatch.advice.critical import CriticalFit, critical_batch_size
 from jaxbatch.advice.largest_batch import find_largest_batch, max_batch_size
 from jaxbatch.advice.memory import Memory, memory_profile
 from jaxbatch.advice.memory_plan import memory_plan
+from jaxbatch.advice.throughput import Throughput, fit_throughput, predicted_throughput
+from jaxbatch.advice.timed_updates import measure_throughput
 from jaxbatch.backend import BackendCheck, check_backend
 from jaxbatch.batches import (
     Duration,
@@ -93,6 +95,7 @@ __all__ = [
     "SimpleCNN",
     "Target",
     "Task",
+    "Throughput",
     "TrainState",
     "accumulated_gradient",
     "adabatch_schedule",
@@ -119,6 +122,7 @@ __all__ = [
     "find_largest_batch",
     "find_target",
     "fit",
+    "fit_throughput",
     "fit_to_target",
     "fit_with_checkpoints",
     "gradient_noise_scale",
@@ -137,12 +141,14 @@ __all__ = [
     "make_evaluate",
     "make_train_step",
     "max_batch_size",
+    "measure_throughput",
     "memory_plan",
     "memory_profile",
     "milestone_schedule",
     "num_steps",
     "open_images",
     "per_example_gradients",
+    "predicted_throughput",
     "prefetch",
     "program_memory",
     "ratio_of_means",

@@ -1,0 +1,166 @@
+r"""The time of an update by batch size as a line, fitted to measured times or to bounds for an accelerator that is not here.
+
+A device that is idle between updates, or that a small batch does not fill, takes a time for each update that does not depend on
+the batch; beyond it, each example costs as much as the next: :math:`T(B) = \alpha + \beta B`. From the *knee*
+:math:`B = \alpha / \beta` on, more than half of the time goes to examples, and a larger batch saves less and less time per example.
+
+Axes: B examples in a batch, R rounds.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxbatch.advice.memory import make_measure
+from jaxbatch.advice.time_bound import make_step_bound, work_by_batch_size
+from jaxbatch.gradients.updates import Optimizer
+from jaxbatch.intervals import Interval, around, interval
+from jaxbatch.machine.targets import Target, find_target
+from jaxbatch.training.tasks import Task
+
+_RESAMPLES = 1000
+_ROUNDING = 1e-9  # of the longest time; a part of the line below it is zero but for rounding
+
+
+class Throughput(NamedTuple):
+    r"""The time of an update as a line :math:`T(B) = \alpha + \beta B`, and the times that the line was fitted to."""
+
+    seconds_per_update: Interval  # alpha
+    seconds_per_example: Interval  # beta
+    knee: Interval  # alpha / beta, in examples; 0: every example costs as much; inf: examples cost nothing yet
+    seconds: dict[int, Interval]  # median seconds of an update, by batch size
+    error: float  # the largest relative misfit of the line at the measured sizes; 0 with two sizes, whatever the truth
+    bound: bool = False  # whether ``seconds`` are lower bounds, not measurements; the line through them is none
+
+    def seconds_at(self, batch_size: float) -> float:
+        """Seconds of an update with any batch size, between the *measured* times on straight lines.
+
+        Where the line does not hold (see ``error``), the measured times are nearer to the truth. Outside the measured sizes the
+        nearest two are extended. There, an update on more examples takes at least as long, and at most in proportion longer.
+
+        Raises:
+            ValueError: ``batch_size`` is not above 0.
+
+        Example:
+            >>> found = fit_throughput({10: [2.0], 20: [3.0], 40: [4.0]})
+            >>> [round(found.seconds_at(size), 3) for size in (5, 15, 30, 80)]
+            [1.5, 2.5, 3.5, 6.0]
+        """
+        if not batch_size > 0:
+            raise ValueError(f"batch_size={batch_size} must be above 0.")
+        sizes = sorted(self.seconds)
+        times = [self.seconds[size].value for size in sizes]
+        if sizes[0] <= batch_size <= sizes[-1]:
+            return float(np.interp(batch_size, sizes, times))
+        here, other = (0, 1) if batch_size < sizes[0] else (-1, -2)
+        slope = (times[other] - times[here]) / (sizes[other] - sizes[here])
+        low, high = sorted((times[here], times[here] * batch_size / sizes[here]))
+        return min(max(times[here] + slope * (batch_size - sizes[here]), low), high)
+
+
+def fit_throughput(rounds: Mapping[int, Sequence[float]]) -> Throughput:
+    r"""Fits measured times of an update as :math:`T(B) = \alpha + \beta B` with :math:`\alpha, \beta \ge 0`.
+
+    Least squares of the relative error of the line at each size's median time. Medians, because now and then something else runs
+    on the same machine.
+
+    Args:
+        rounds: for each batch size, seconds per update ``(R,)``. The times at the same place were measured in the same round, so
+            they are resampled together: a machine that is slow for a round is slow for all sizes.
+
+    Returns:
+        The line with 95% bootstrap intervals over the rounds. The knee's upper end is infinite if the slope cannot be told from
+        zero. With one round the ends are NaN.
+
+    Raises:
+        ValueError: fewer than 2 batch sizes, a size below 1, sizes with different numbers of rounds, or times that are not finite
+            and above 0.
+
+    Example:
+        >>> found = fit_throughput({size: [0.002 + 0.0001 * size] * 3 for size in (1, 8, 64)})
+        >>> round(found.knee.value, 3), round(found.seconds_per_example.value, 6), found.error < 1e-9
+        (20.0, 0.0001, True)
+
+    References:
+        Qiao et al., `Pollux: Co-adaptive Cluster Scheduling for Goodput-Optimized Deep Learning
+        <https://arxiv.org/abs/2008.12260>`_, 2021, section 3.2: the same line for the time of a gradient, :math:`\alpha_\text{grad}
+        + \beta_\text{grad} m`.
+    """
+    if len(rounds) < 2:
+        raise ValueError(f"rounds holds {len(rounds)} batch sizes, and a line needs at least 2.")
+    first = len(next(iter(rounds.values())))
+    for size, times in rounds.items():
+        if size < 1 or not len(times) or not all(value > 0 and math.isfinite(value) for value in times):
+            raise ValueError(f"rounds[{size}]={list(times)} must hold finite seconds above 0, for a size of at least 1.")
+        if len(times) != first:
+            raise ValueError(f"rounds[{size}] holds {len(times)} times, and another size {first}: every round times every size.")
+    sizes = sorted(rounds)
+    table = np.stack([np.asarray(rounds[size], float) for size in sizes], 1)  # (R, sizes)
+    medians = np.median(table, 0)
+    values = _lines(sizes, medians)
+    draws = np.random.default_rng(0).integers(first, size=(_RESAMPLES, first))
+    drawn = _lines(sizes, np.median(table[draws], 1))
+    # An order statistic, not between two of them: one may be infinite.
+    ends = np.quantile(drawn, [0.025, 0.975], axis=-1, method="inverted_cdf") if first > 1 else np.full((2, 3), math.nan)
+    alpha, beta, knee = (around(value, low, high, first) for value, low, high in zip(values, *ends, strict=True))
+    error = float(np.abs((values[0] + values[1] * np.array(sizes)) / medians - 1).max())
+    return Throughput(alpha, beta, knee, {size: interval(rounds[size], np.median) for size in sizes}, error)
+
+
+def predicted_throughput(task: Task, optimizer: Optimizer, batch_sizes: Iterable[int], target: str | Target) -> Throughput:
+    """Lower bounds on the time of an update on an accelerator that need not be here, from its data sheet.
+
+    An update takes at least as long as its operations at the device's peak, and as its bytes at full bandwidth
+    (:mod:`jaxbatch.advice.time_bound`). Real updates take longer, small ones often many times as long: nothing here knows what it
+    costs to start one. So the knee comes out too small, and only says from which size on operations may decide.
+
+    Args:
+        task: see :class:`jaxbatch.Task`.
+        optimizer: any optax optimizer.
+        batch_sizes: at least 2 sizes B, whether or not they fit in the device's memory (:func:`jaxbatch.max_batch_size`).
+        target: a name of :data:`jaxbatch.TARGETS`, or a :class:`jaxbatch.Target`.
+
+    Returns:
+        ``seconds`` without ends, and ``bound=True``.
+
+    Raises:
+        ValueError: the target is unknown, its figures are not known, or its compiler is not installed.
+    """
+    sizes, place = check_sizes(batch_sizes), find_target(target)
+    if not place.peak or not place.bandwidth:
+        raise ValueError(f"target={place.name!r}: its peak and bandwidth are not known, so there is no bound. measure_throughput times this device.")
+    memory = make_measure(task, optimizer=optimizer, target=place)
+    bound = make_step_bound(task, place, work_by_batch_size(task, optimizer))
+    return fit_throughput({size: [bound(memory(size)).seconds] for size in sizes})._replace(bound=True)
+
+
+def check_sizes(batch_sizes: Iterable[int], num_examples: int | None = None) -> list[int]:
+    """At least two batch sizes, in ascending order, none above the data set.
+
+    Example:
+        >>> check_sizes([64, 8, 8], num_examples=100)
+        [8, 64]
+    """
+    if not isinstance(batch_sizes, Iterable):
+        raise ValueError(f"batch_sizes={batch_sizes!r} must be a list of sizes, as [16, 64, 256].")
+    sizes = sorted({int(size) for size in batch_sizes})
+    if len(sizes) < 2 or sizes[0] < 1:
+        raise ValueError(f"batch_sizes={sizes} must hold at least 2 different sizes, each at least 1.")
+    if num_examples is not None and sizes[-1] > num_examples:
+        raise ValueError(f"batch_sizes={sizes}: {sizes[-1]} is larger than the data set (num_examples={num_examples}). Leave it out.")
+    return sizes
+
+
+def _lines(sizes: Sequence[int], seconds: np.ndarray) -> np.ndarray:
+    """``[alpha, beta, alpha / beta]`` of least squared relative error, neither below 0, for times ``(..., sizes)``: ``(3, ...)``."""
+    size = np.array(sizes) / sizes[-1]
+    one, two = 1 / seconds, size / seconds  # the columns; the line is to be near 1 times them
+    a, b, c, d, e = (one**2).sum(-1), (one * two).sum(-1), (two**2).sum(-1), one.sum(-1), two.sum(-1)
+    alpha, slope = (c * d - b * e) / (a * c - b**2), (a * e - b * d) / (a * c - b**2)
+    least = _ROUNDING * seconds.max(-1)
+    flat, steep = slope < least, alpha < least  # never both, because the times are above 0; then the other part is fitted alone
+    alpha, slope = np.where(steep, 0, np.where(flat, d / a, alpha)), np.where(flat, 0, np.where(steep, e / c, slope))
+    with np.errstate(divide="ignore"):
+        return np.stack([alpha, slope / sizes[-1], sizes[-1] * alpha / slope])

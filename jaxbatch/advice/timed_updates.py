@@ -1,0 +1,135 @@
+"""Times updates with several batch sizes side by side, in the program that training runs.
+
+Axes: B examples in a batch, R rounds.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxbatch.advice.throughput import Throughput, check_sizes, fit_throughput
+from jaxbatch.batches import epoch_order
+from jaxbatch.data.streams import Stream, is_stream
+from jaxbatch.gradients.updates import Optimizer, check_optimizer
+from jaxbatch.machine.timing import timed_rounds
+from jaxbatch.training.epochs import compile_task_epoch
+from jaxbatch.training.steps import init_state, start_shapes
+from jaxbatch.training.tasks import Task
+
+_SHORT = 0.002  # seconds; calling a program takes a good part of less
+
+
+def measure_throughput(
+    task: Task,
+    optimizer: Optimizer,
+    batch_sizes: Iterable[int],
+    *,
+    rounds: int = 10,
+    seconds_per_timing: float = 0.05,
+    microbatch_size: int | None = None,
+    num_devices: int = 1,
+    loading: bool = False,
+) -> Throughput:
+    """Times the program that :func:`jaxbatch.fit` runs, with several batch sizes side by side.
+
+    Every size runs once a round, in shuffled order, so that a machine that slows down does so for all. What is timed is a row of
+    updates without evaluation. The model that they train is thrown away, whatever became of it; its times do not depend on it.
+
+    Args:
+        task: see :class:`jaxbatch.Task`.
+        optimizer: any optax optimizer.
+        batch_sizes: at least 2 sizes B, over all devices, none above the data set.
+        rounds: R.
+        seconds_per_timing: each timing runs as many updates as take about so long, and at least one. The measurement takes about
+            ``rounds * len(batch_sizes) * seconds_per_timing``, and the time to compile.
+        microbatch_size, num_devices: see :class:`jaxbatch.FitConfig`.
+        loading: whether the time to decode examples counts, for a task with a stream. ``False``: the same few examples are
+            given again and again; they are still moved to the device. Arrays on the device cost nothing but the gathering of a
+            batch, which always counts.
+
+    Raises:
+        ValueError: fewer than 2 sizes, one above the data set, too few devices, ``rounds`` below 1, a time that is not above 0, or
+            an optimizer that is not one of optax's.
+
+    Example:
+        >>> import optax
+        >>> from jaxbatch import MLP, classification_task, load_dataset
+        >>> task = classification_task(MLP(), load_dataset("digits"))
+        >>> found = measure_throughput(task, optax.sgd(0.1), [8, 512], rounds=3, seconds_per_timing=0.005)
+        >>> found.seconds[512].value > found.seconds[8].value, found.seconds[8].n
+        (True, 3)
+    """
+    sizes = check_sizes(batch_sizes, task.num_examples)
+    if not seconds_per_timing > 0:
+        raise ValueError(f"seconds_per_timing={seconds_per_timing} must be above 0.")
+    check_optimizer(optimizer, start_shapes(task))
+    devices = jax.devices()[:num_devices] if num_devices > 0 else []
+    if len(devices) != num_devices:
+        raise ValueError(f"num_devices={num_devices} must be at least 1, and JAX finds {len(jax.devices())} here.")
+    if is_stream(task.train_data) and not loading:
+        task = task._replace(train_data=_Ready(task.train_data))
+    order, kept = np.asarray(epoch_order(0, 0, task.num_examples)), [init_state(task, optimizer, 0)]
+
+    def updates(size: int, count: int) -> Callable[[], Any]:
+        run = compile_task_epoch(task, optimizer, kept[0], count, size, microbatch_size=microbatch_size, devices=devices)
+        indices = np.resize(order, (count, size))
+
+        def one_row():  # all sizes train one state, because copying a large one would take a good part of the time
+            kept[0], losses = run(kept[0], task.train_data, indices, (0, 0))
+            return losses
+
+        return one_row
+
+    functions, counts = _rows(updates, sizes, task.num_examples, seconds_per_timing)
+    times = list(timed_rounds(functions, rounds))
+    return fit_throughput({size: [of_round[size] / 1e3 / counts[size] for of_round in times] for size in sizes})
+
+
+class _Ready:
+    """A stream whose parts are decoded once and given again and again, for timing what comes after decoding."""
+
+    def __init__(self, stream: Stream):
+        self.num_examples, self.example = stream.num_examples, stream.example
+        self._stream = stream
+        self._parts: dict[int, Any] = {}
+
+    def parts(self, indices, seed_epoch=(0, 0)):
+        for part in indices:
+            if len(part) not in self._parts:
+                (self._parts[len(part)],) = self._stream.parts([part], seed_epoch)
+            yield self._parts[len(part)]
+
+
+def _rows(updates: Callable[[int, int], Callable[[], Any]], sizes: Sequence[int], num_examples: int, seconds: float) -> tuple[dict, dict]:
+    """For each size a row of updates that takes about so many seconds, and their number.
+
+    Compiling takes longer than all timings, so each size is compiled once, if it can be. The number of steps in its program has
+    to be known before, from the next larger size: a step with a smaller batch takes between as long and in proportion less.
+    """
+    functions, counts, expected = {}, {}, math.inf  # the first program has one step
+    for number, size in enumerate(sorted(sizes, reverse=True)):
+        most = num_examples // size  # as many as fit runs in one program
+        count = max(1, min(most, round(seconds / expected)))
+        row = updates(size, count)
+        took = _seconds(row)
+        if number == 0 and took < min(seconds, _SHORT) and most > 1:
+            count = min(most, math.ceil(seconds / took))
+            row = updates(size, count)
+            took = _seconds(row)
+        times = max(1, round(seconds / took))
+        functions[size], counts[size] = (lambda row=row, times=times: [row() for _ in range(times)][-1]), times * count
+        smaller = max((other for other in sizes if other < size), default=size)
+        expected = took / count * math.sqrt(smaller / size)
+    return functions, counts
+
+
+def _seconds(function: Callable[[], Any]) -> float:
+    """Of the second call, because the first touches new memory."""
+    jax.block_until_ready(function())
+    started = time.perf_counter()
+    jax.block_until_ready(function())
+    return time.perf_counter() - started
