@@ -1,0 +1,167 @@
+"""What :func:`jaxbatch.advise` answers: a batch size and a learning rate, with their reasons and doubts."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from jaxbatch.advice.probes import Probe
+from jaxbatch.advice.search import Estimate, Space
+from jaxbatch.advice.throughput import Throughput
+from jaxbatch.intervals import Interval, around
+from jaxbatch.training.goals import Goal
+
+Objective = Literal["time", "examples", "balanced"]
+_CLOSE = 1.1  # sizes that cost at most so many times the best belong to the range
+
+
+class Choice(NamedTuple):
+    """What is expected of one batch size at its best learning rate."""
+
+    batch_size: int
+    learning_rate: float
+    updates: Interval  # to the goal
+    examples: Interval
+    seconds: Interval  # of training
+    relative_cost: Interval  # the objective, relative to the advised setting
+    chance: float  # that it costs at most a tenth more than the best size
+    probes: int  # how many runs were made at this size
+
+
+class Advice(NamedTuple):
+    """A recommendation. If there is none, ``batch_size`` is None and ``doubts`` say why. Intervals hold 95%."""
+
+    batch_size: int | None
+    learning_rate: float | None
+    objective: Objective
+    goal: Goal
+    choices: tuple[Choice, ...]  # every batch size that was considered, in ascending order
+    close_sizes: tuple[int, ...]  # the sizes that are expected to cost at most a tenth more than the best
+    candidates: tuple[int, ...]  # the sizes that cannot be told from the best with these probes
+    critical_batch_size: Interval  # above it, larger batches save few updates
+    throughput: Throughput
+    largest_batch_size: int | None  # that memory holds; None: every size that was considered fits
+    expected_regret: float  # what the setting is expected to cost above the true best, as a part of it
+    probes: tuple[Probe, ...]
+    doubts: tuple[str, ...]
+    rules: tuple[str, ...]  # what to do with the other hyperparameters when the batch changes
+
+    @property
+    def choice(self) -> Choice:
+        """The row of the advised batch size."""
+        return next(choice for choice in self.choices if choice.batch_size == self.batch_size)
+
+    @property
+    def cost_seconds(self) -> float:
+        """Seconds of training that all probes took together, without compilation and evaluation."""
+        return sum(probe.updates * self.throughput.seconds_at(probe.batch_size) for probe in self.probes)
+
+    @property
+    def cost_examples(self) -> int:
+        """Examples that all probes saw together."""
+        return sum(probe.updates * probe.batch_size for probe in self.probes)
+
+    def sentences(self) -> list[str]:
+        """The answer in words."""
+        if self.batch_size is None:
+            return ["No advice.", *self.doubts]
+        choice, others = self.choice, [size for size in self.candidates if size != self.batch_size]
+        least = {"time": "the least time", "examples": "the fewest examples", "balanced": "the least of time × examples"}[self.objective]
+        told = (
+            f"It cannot be told from {_listed(others)} with these {len(self.probes)} probes."
+            if others
+            else f"No other size comes within a tenth of it, by these {len(self.probes)} probes."
+        )
+        low, high = min(self.close_sizes), max(self.close_sizes)
+        span = f"B = {low} to {high} are expected within 10% of the best" if low < high else f"Only B = {low} is expected within 10% of the best"
+        return [
+            f"Train with batch size {self.batch_size} and learning rate {self.learning_rate:.3g}: {least} to {self.goal}.",
+            f"{told} {span}.",
+            f"Expected: {choice.updates:,.0f} updates, {choice.examples:,.0f} examples, {choice.seconds:.3g} s of training.",
+            *self.reasons(),
+            *self.doubts,
+        ]
+
+    def reasons(self) -> list[str]:
+        """Where the device is busy, where noise stops mattering, and what memory holds."""
+        knee, critical = self.throughput.knee, self.critical_batch_size
+        how = "by its data sheet, which is a bound" if self.throughput.bound else "as timed"
+        between = math.sqrt(knee.value * critical.value)
+        theory = f" Theory puts the least time at √({critical.value:,.0f} × {knee.value:,.0f}) = {between:,.0f}." if 1 <= between < math.inf else ""
+        memory = "Every size considered fits in memory." if self.largest_batch_size is None else f"Memory holds {self.largest_batch_size:,} at most."
+        return [
+            f"The device is busy from B = {knee:,.0f} on ({how}). Larger batches stop to save updates around B = {critical:,.0f}.{theory} {memory}"
+        ]
+
+    def snippet(self, make_optimizer: str = "make_optimizer") -> str:
+        """Code that trains with the advised setting; ``make_optimizer`` is the name of the function that takes the rate."""
+        if self.batch_size is None:
+            return "# no advice: " + " ".join(self.doubts)
+        return (
+            f"optimizer = {make_optimizer}({self.learning_rate:.3g})\n"
+            f"config = jb.FitConfig(optimizer, batch_size={self.batch_size}, duration=jb.steps({round(2 * float(self.choice.updates))}))"
+        )
+
+
+def summarize(estimate: Estimate, space: Space, throughput: Throughput, probes: Sequence[Probe]) -> dict[str, Any]:
+    """The fields of :class:`Advice` that follow from an estimate."""
+    seconds = {size: throughput.seconds_at(size) for size in space.batch_sizes}
+    expected = estimate.log_cost.mean(0)
+    chosen = estimate.log_cost[:, estimate.best[0], estimate.best[1]]
+    by_size = estimate.log_cost.min(2)  # in every draw, a size at the best rate of that draw
+    near = by_size - by_size.min(1, keepdims=True) <= np.log(_CLOSE)
+    choices = []
+    for place, size in enumerate(space.batch_sizes):
+        rate = int(expected[place].argmin()) if place != estimate.best[0] else estimate.best[1]
+        updates = np.exp(estimate.log_updates[:, place, rate])
+        tried = sum(probe.batch_size == size for probe in probes)
+        relative = np.exp(estimate.log_cost[:, place, rate] - chosen)
+        choices.append(
+            Choice(
+                batch_size=size,
+                learning_rate=space.learning_rates[rate],
+                updates=_spread(updates, tried),
+                examples=_spread(updates * size, tried),
+                seconds=_spread(updates * seconds[size], tried),
+                relative_cost=_spread(relative, tried),
+                chance=float(near[:, place].mean()),
+                probes=tried,
+            )
+        )
+    least = expected.min()
+    return {
+        "batch_size": space.batch_sizes[estimate.best[0]],
+        "learning_rate": space.learning_rates[estimate.best[1]],
+        "choices": tuple(choices),
+        "close_sizes": tuple(size for size, costs in zip(space.batch_sizes, expected, strict=True) if costs.min() - least <= np.log(_CLOSE)),
+        "candidates": tuple(choice.batch_size for choice in choices if choice.chance >= 0.1),
+        "critical_batch_size": _spread(estimate.posterior.critical_batch_size, len(probes)),
+        "expected_regret": estimate.regret,
+    }
+
+
+def cost_of_update(objective: Objective, throughput: Throughput, batch_sizes: Sequence[int]) -> Mapping[int, float]:
+    """What an update costs at each size: seconds, examples, or the square root of their product.
+
+    Raises:
+        ValueError: the objective is unknown.
+    """
+    seconds = {size: throughput.seconds_at(size) for size in batch_sizes}
+    if objective == "time":
+        return seconds
+    if objective == "examples":
+        return {size: float(size) for size in batch_sizes}
+    if objective == "balanced":
+        return {size: float(np.sqrt(size * seconds[size])) for size in batch_sizes}
+    raise ValueError(f"objective={objective!r} must be 'time', 'examples' or 'balanced'.")
+
+
+def _spread(draws: np.ndarray, count: int) -> Interval:
+    """The median of draws with the interval that holds 95% of them; ``count`` runs are behind it."""
+    low, middle, high = np.quantile(draws, [0.025, 0.5, 0.975])
+    return around(float(middle), float(low), float(high), max(count, 2))
+
+
+def _listed(sizes: Sequence[int]) -> str:
+    return ", ".join(map(str, sizes[:-1])) + (" and " if len(sizes) > 1 else "") + str(sizes[-1]) if sizes else ""

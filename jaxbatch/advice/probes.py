@@ -1,0 +1,100 @@
+"""Probes: short runs to a goal, each at one batch size and one learning rate, that end as soon as they cannot matter.
+
+A probe that is stopped before the goal is *censored*: it is known to need more updates than it made, and this is used too.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxbatch.batches import Duration
+from jaxbatch.gradients.updates import Optimizer
+from jaxbatch.training.goals import Goal, fit_to_target
+from jaxbatch.training.plans import FitConfig
+from jaxbatch.training.steps import TrainState, init_state
+from jaxbatch.training.tasks import Task
+
+MakeOptimizer = Callable[[Any], Optimizer]  # learning rate -> optimizer
+
+
+class Probe(NamedTuple):
+    """What one run showed."""
+
+    batch_size: int
+    learning_rate: float
+    seed: int
+    updates: int  # to the goal if it was reached, else those that were made
+    reached: bool
+    diverged: bool
+    more_than: int  # the updates to the goal are more than this, if it was not reached
+    value: float  # the goal's metric at the end
+    best: float  # the best value on the way
+    loss: float  # mean training loss since the evaluation before the last one
+
+
+class RateState(NamedTuple):
+    """The state of :func:`with_rate_in_state`."""
+
+    learning_rate: jax.Array
+    inner: Any
+
+
+def with_rate_in_state(make_optimizer: MakeOptimizer) -> optax.GradientTransformation:
+    """An optimizer whose learning rate is part of its state, so that one compiled program serves all rates.
+
+    Example:
+        >>> optimizer, params = with_rate_in_state(optax.sgd), jnp.array(1.0)
+        >>> state = optimizer.init(params)._replace(learning_rate=jnp.array(0.5))
+        >>> optimizer.update(jnp.array(1.0), state, params)[0].item()
+        -0.5
+    """
+
+    def init(params):
+        return RateState(jnp.zeros(()), make_optimizer(jnp.zeros(())).init(params))
+
+    def step(gradient, state, params=None, *, value=None, **_):
+        optimizer = optax.with_extra_args_support(make_optimizer(state.learning_rate))
+        updates, inner = optimizer.update(gradient, state.inner, params, value=value)
+        return updates, RateState(state.learning_rate, inner)
+
+    return optax.GradientTransformationExtraArgs(init, step)
+
+
+class Prober(NamedTuple):
+    """Runs probes of one task. ``optimizer`` comes from :func:`with_rate_in_state`."""
+
+    task: Task
+    optimizer: Any
+    goal: Goal
+    longest: Duration
+    evaluations_per_epoch: int
+
+    def run(self, batch_size: int, learning_rate: float, seed: int) -> Iterator[Probe]:
+        """The run so far at each evaluation, until the goal, divergence, or the longest duration."""
+        yield from self._advance(batch_size, learning_rate, seed, None)
+
+    def _advance(self, batch_size: int, learning_rate: float, seed: int, state: TrainState | None) -> Iterator[Probe]:
+        if state is None:
+            state = init_state(self.task, self.optimizer, seed)
+            state = state._replace(opt_state=state.opt_state._replace(learning_rate=jnp.asarray(learning_rate, jnp.float32)))
+        config = FitConfig(self.optimizer, batch_size, self.longest, seed=seed, evaluations_per_epoch=self.evaluations_per_epoch)
+        best = -math.inf if self.goal.above else math.inf
+        for record in fit_to_target(self.task, config, self.goal, state=state):
+            value, updates = self.goal.in_record(record), record["updates"]
+            better = max if self.goal.above else min
+            best = best if math.isnan(value) else better(best, value)
+            yield Probe(batch_size, learning_rate, seed, updates, record["reached"], record["diverged"], updates, value, best, record["loss"])
+
+
+def stopped_at(probe: Probe, most: int) -> Probe:
+    """A probe that ends without the goal. One that diverged would not have reached it within ``most`` updates either.
+
+    Example:
+        >>> stopped_at(Probe(8, 1.0, 0, 5, False, True, 5, math.nan, 0.1, math.nan), 100).more_than
+        100
+    """
+    return probe._replace(more_than=max(most, probe.updates) if probe.diverged else probe.updates)

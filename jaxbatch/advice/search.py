@@ -1,0 +1,180 @@
+"""Chooses probes one after another, until the best batch size and learning rate are known well enough.
+
+First a *race* finds a rate that works at one middle size: rates over several powers of ten start side by side, and the worse
+half ends at each round. Then a model of all probes so far (:mod:`jaxbatch.advice.updates_model`) says which setting may be
+better than the best one, and that setting is probed. A probe ends when it has cost more than the best setting.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from jaxbatch.advice.probes import Probe, Prober, stopped_at
+from jaxbatch.advice.updates_model import Posterior, fit_updates, predict_log_updates
+
+_PATIENCE = 1.5  # a probe may cost so many times the best one before it ends
+_STRIDE = 8  # a probe's size is within this factor of sizes that have reached the goal
+_OPTIMISM = 1.0  # standard deviations by which an unknown setting may be better than expected
+
+
+class Space(NamedTuple):
+    """The settings to choose from, and what an update costs at each size, in the objective's unit."""
+
+    batch_sizes: tuple[int, ...]
+    learning_rates: tuple[float, ...]
+    cost_of_update: Mapping[int, float]
+
+    def log_costs(self) -> Float[np.ndarray, "S"]:
+        """The logarithm of an update's cost at every size."""
+        return np.log([self.cost_of_update[size] for size in self.batch_sizes])
+
+
+class Estimate(NamedTuple):
+    """What the model says of every setting: draws of the logarithm of the cost to the goal, axes (D, S, R)."""
+
+    posterior: Posterior
+    log_updates: Float[np.ndarray, "D S R"]
+    log_cost: Float[np.ndarray, "D S R"]
+    best: tuple[int, int]  # indices of size and rate
+
+    @property
+    def regret(self) -> float:
+        """The expected cost of the best setting above that of the true best one, as a part of it."""
+        chosen, least = self.log_cost[:, self.best[0], self.best[1]], self.log_cost.min((1, 2))
+        return float(np.expm1(np.mean(chosen - least)))
+
+
+class Outcome(NamedTuple):
+    """All probes, and the estimate from them; None if no probe reached the goal."""
+
+    probes: tuple[Probe, ...]
+    estimate: Estimate | None
+
+
+def search(
+    prober: Prober,
+    space: Space,
+    *,
+    first_size: int,
+    max_probes: int,
+    tolerance: float,
+    prefer: str,
+    seed: int,
+    known: Sequence[Probe] = (),
+    on_probe: Callable[[Probe, int], None] = lambda probe, number: None,
+    within_budget: Callable[[Sequence[Probe]], bool] = lambda probes: True,
+) -> Outcome:
+    """Runs the race, then probe after probe.
+
+    Args:
+        prober: runs a probe.
+        space: see :class:`Space`.
+        first_size: the size of the race.
+        max_probes: the most probes, those of the race included.
+        tolerance: the search ends when the expected regret is below this.
+        prefer: ``"smaller"`` or ``"larger"``: which size to take of those that cannot be told from the best.
+        seed: the seed of the first probe; each later one has its own.
+        known: the probes of an earlier call that was stopped, in their order. They are not run again.
+        on_probe: called with each new probe and its number.
+        within_budget: whether there is budget left after these probes.
+    """
+    probes = list(known)
+    if not any(probe.batch_size == first_size for probe in probes):
+        for probe in race(prober, space, first_size, seed):
+            on_probe(probe, len(probes))
+            probes.append(probe)
+    if not any(probe.reached for probe in probes):
+        return Outcome(tuple(probes), None)
+    estimate = make_estimate(probes, space, prefer)
+    while len(probes) < max_probes and within_budget(probes) and not is_settled(probes, space, estimate, tolerance):
+        size, rate = choose_next(probes, space, estimate)
+        probe = run_capped(prober, space, size, rate, seed + len(probes), probes)
+        on_probe(probe, len(probes))
+        probes.append(probe)
+        estimate = make_estimate(probes, space, prefer)
+    return Outcome(tuple(probes), estimate)
+
+
+def race(prober: Prober, space: Space, batch_size: int, seed: int) -> Iterator[Probe]:
+    """Rates side by side; after rounds of doubling length the half with the larger loss ends. Yields how each one ended."""
+    runners: dict[float, Iterator[Probe]] = {rate: prober.run(batch_size, rate, seed) for rate in space.learning_rates[::2]}
+    latest: dict[float, Probe] = {}
+    length = max(8, prober.task.num_examples // batch_size // 8)
+    while runners:
+        for rate in list(runners):
+            for probe in runners[rate]:
+                latest[rate] = probe
+                if probe.updates >= length or probe.reached:
+                    break
+            else:  # the longest duration is over, or the run diverged
+                del runners[rate]
+        winners = [probe for probe in latest.values() if probe.reached]
+        if winners:
+            break
+        ranked = sorted(runners, key=lambda rate: _order(latest[rate]))
+        for rate in ranked[max(2, math.ceil(len(ranked) / 2)) :]:
+            del runners[rate]
+        length *= 2
+    most = max((probe.updates for probe in latest.values()), default=0)
+    for probe in latest.values():
+        yield probe if probe.reached else stopped_at(probe, most)
+
+
+def _order(probe: Probe) -> float:
+    return probe.loss if math.isfinite(probe.loss) else math.inf
+
+
+def run_capped(prober: Prober, space: Space, batch_size: int, learning_rate: float, seed: int, probes: Sequence[Probe]) -> Probe:
+    """Runs a probe until it has cost too much to matter."""
+    least = min(probe.updates * space.cost_of_update[probe.batch_size] for probe in probes if probe.reached)
+    most = max(1, math.ceil(_PATIENCE * least / space.cost_of_update[batch_size]))
+    probe = first = None
+    for probe in prober.run(batch_size, learning_rate, seed):
+        if probe.reached:
+            return probe
+        if probe.updates >= most:
+            break
+        first = probe.loss if first is None else first
+        if probe.updates >= most / 4 and not probe.loss < first:
+            return probe._replace(more_than=most)  # what has not begun to learn in a quarter of the time is not ahead at the end
+    assert probe is not None
+    return stopped_at(probe, most)
+
+
+def make_estimate(probes: Sequence[Probe], space: Space, prefer: str) -> Estimate:
+    """Fits the model to all probes and finds the setting with the least expected cost."""
+    posterior = fit_updates(probes)
+    log_updates = predict_log_updates(posterior, space.batch_sizes, space.learning_rates)
+    log_cost = log_updates + space.log_costs()[:, None]
+    expected = log_cost.mean(0)
+    by_size = expected.min(1)
+    close = np.flatnonzero(by_size <= by_size.min() + 0.02)  # of sizes that cost the same, the one that is better otherwise
+    size = int(close[0] if prefer == "smaller" else close[-1])
+    return Estimate(posterior, log_updates, log_cost, (size, int(expected[size].argmin())))
+
+
+def choose_next(probes: Sequence[Probe], space: Space, estimate: Estimate) -> tuple[int, float]:
+    """The setting whose cost may be least: the expected logarithm less its standard deviation; each is probed twice at most."""
+    hopeful = estimate.log_cost.mean(0) - _OPTIMISM * estimate.log_cost.std(0)
+    reached = {probe.batch_size for probe in probes if probe.reached}
+    near = [min(reached) <= _STRIDE * size and size <= _STRIDE * max(reached) for size in space.batch_sizes]
+    hopeful[~np.array(near)] = math.inf  # the model is not trusted far from what it has seen
+    for place in np.ndindex(hopeful.shape):
+        setting = space.batch_sizes[place[0]], space.learning_rates[place[1]]
+        times = sum((probe.batch_size, probe.learning_rate) == setting for probe in probes)
+        hopeful[place] += 0.05 * times if times < 2 else math.inf
+    size, rate = np.unravel_index(hopeful.argmin(), hopeful.shape)
+    return space.batch_sizes[int(size)], space.learning_rates[int(rate)]
+
+
+def is_settled(probes: Sequence[Probe], space: Space, estimate: Estimate, tolerance: float) -> bool:
+    """Whether the regret is small, three sizes have been tuned, and the best setting reached the goal, as did a neighbour."""
+    tuned = {size for size in space.batch_sizes if len({p.learning_rate for p in probes if p.batch_size == size}) >= 2}
+    size, rate = estimate.best
+    sizes, rates = space.batch_sizes[max(0, size - 1) : size + 2], space.learning_rates[max(0, rate - 1) : rate + 2]
+    near = [probe for probe in probes if probe.reached and probe.batch_size in sizes and probe.learning_rate in rates]
+    itself = any((probe.batch_size, probe.learning_rate) == (space.batch_sizes[size], space.learning_rates[rate]) for probe in near)
+    return estimate.regret <= tolerance and len(tuned) >= min(3, len(space.batch_sizes)) and len(near) >= 2 and itself
