@@ -1,5 +1,7 @@
 """jaxbatch helps to choose a batch size and the learning rate for it, and to train with very large batches."""
 
+from jaxbatch.advice.advice import Advice
+from jaxbatch.advice.advising import advise
 from jaxbatch.advice.critical import CriticalFit, critical_batch_size
 from jaxbatch.advice.largest_batch import find_largest_batch, max_batch_size
 from jaxbatch.advice.memory import Memory, memory_profile
@@ -76,6 +78,7 @@ __all__ = [
     "MLP",
     "TARGETS",
     "VGG19BN",
+    "Advice",
     "AlexNet",
     "BackendCheck",
     "BatchSizeSchedule",
@@ -99,6 +102,7 @@ __all__ = [
     "TrainState",
     "accumulated_gradient",
     "adabatch_schedule",
+    "advise",
     "as_goal",
     "check_backend",
     "classification_loss",

@@ -1,0 +1,157 @@
+"""Which batch size should I train with, and which learning rate?
+
+The study times an update at several batch sizes and makes short runs, each at one batch size and rate, until a goal such as 95%
+accuracy. It chooses the runs one after another, fits a model of the updates to all of them, and recommends the setting that
+reaches the goal soonest (or with the fewest examples). Runs are judged on a sixth of the training set that is held out.
+--verify makes the full sweep too (sizes × rates × seeds), and says what the advised setting costs against the sweep's best.
+
+    python -m experiments.advise                      about a minute
+    python -m experiments.advise --dataset mnist --model mlp --optimizer adamw
+    python -m experiments.advise --verify             about 10 minutes
+
+The measured answer stands in docs/advice.md.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import optax
+from rich.console import Console
+
+import jaxbatch as jb
+from experiments import advise_figure, advise_records, advise_report, advise_verify
+from experiments.study import PROTOCOLS, StudyConfig, check_positive, open_study, run_study, show_results
+from experiments.study_task import Network, load_choosing_task
+from jaxbatch.advice.advice import Objective
+from jaxbatch.advice.advising import LEARNING_RATES, find_throughput, settle
+from jaxbatch.results.records import RunFolder
+from jaxbatch.results.report import progress_bar
+
+OptimizerName = Literal["sgd", "momentum", "adam", "adamw"]
+OPTIMIZERS: dict[str, Callable[[Any], Any]] = {
+    "sgd": optax.sgd,
+    "momentum": functools.partial(optax.sgd, momentum=0.9),
+    "adam": optax.adam,
+    "adamw": optax.adamw,
+}
+CODE = {"sgd": "optax.sgd", "momentum": "functools.partial(optax.sgd, momentum=0.9)", "adam": "optax.adam", "adamw": "optax.adamw"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(StudyConfig):
+    """Flags of the study."""
+
+    model: Network = "simple_cnn"
+    """The network: the study's convolutions, or one hidden layer of 128 units."""
+    optimizer: OptimizerName = "momentum"
+    """Optimizer: sgd, momentum (0.9), adam, adamw; its learning rate is part of the answer."""
+    target: str | None = None
+    """What to reach, as accuracy>0.95 or loss<0.3. Default: 0.95 accuracy for digits, 0.98 for mnist."""
+    objective: Objective = "time"
+    """What to save: time, examples, or balanced for both."""
+    device: str = "here"
+    """The device to train on: here, or an accelerator that is not here, such as h100; then times are bounds from its data sheet."""
+    memory: str | None = None
+    """Memory that a step may need, such as 8GiB. Default: what the device has."""
+    batch_sizes: tuple[int, ...] | None = None
+    """Batch sizes to choose from. Default: powers of two up to half the training set."""
+    learning_rates: tuple[float, ...] | None = None
+    """Learning rates to choose from. Default: four to a power of ten, from 0.0001 to 3.16."""
+    epochs: int = 30
+    """The longest run, should none reach the target sooner."""
+    evaluations_per_epoch: int = 12
+    """How often a run looks at the target."""
+    max_probes: int = 30
+    """The most runs."""
+    budget: float | None = None
+    """The most seconds for the runs."""
+    seeds: int = 3
+    """Seeds of --verify; the advice itself gives each run a seed of its own."""
+    validation_seed: int = 0
+    """Seed by which a sixth of the training set is held out."""
+    verify: bool = False
+    """Make the full sweep too and say what the advised setting costs against its best."""
+
+
+def resolve(config: Config) -> Config:
+    """Fills in the target, shrinks for --quick, and checks."""
+    if config.target is None:
+        config = dataclasses.replace(config, target=f"accuracy>{PROTOCOLS[config.dataset][1]:g}")
+    if config.quick:
+        config = dataclasses.replace(config, max_probes=min(config.max_probes, 14), evaluations_per_epoch=4, seeds=min(config.seeds, 2))
+    check_positive(config, "epochs", "evaluations_per_epoch", "max_probes", "budget", "seeds", "batch_sizes", "learning_rates")
+    return config
+
+
+def measure(config: Config, task: jb.Task, run: RunFolder, console: Console) -> None:
+    """Makes the measurements that are not in the run folder yet: the setting, the times of an update, then run after run."""
+    make_optimizer = OPTIMIZERS[config.optimizer]
+    rates = config.learning_rates or LEARNING_RATES
+    if not run.find(kind="setting"):
+        setting, _ = settle(
+            task,
+            config.target or "",
+            optimizer=make_optimizer,
+            objective=config.objective,
+            batch_sizes=config.batch_sizes,
+            evaluations_per_epoch=config.evaluations_per_epoch,
+            target=config.device,
+            memory=config.memory,
+            seed=0,
+            learning_rates=rates,
+        )
+        run.append(advise_records.write_setting(setting))
+    setting = advise_records.read_setting(run.records)
+    if not run.find(kind="throughput"):
+        throughput = find_throughput(task, make_optimizer(setting.learning_rates[0]), setting.batch_sizes, config.device)
+        run.append(advise_records.write_throughput(throughput))
+    with progress_bar(console) as progress:
+        bar = progress.add_task("runs", total=config.max_probes, rate="")
+
+        def on_probe(probe, number):
+            run.append(advise_records.write_probe(probe, number))
+            shown = f"B = {probe.batch_size}, rate {probe.learning_rate:.3g}: " + ("reached" if probe.reached else "ended early")
+            progress.update(bar, completed=number + 1, rate=shown)
+
+        advice = jb.advise(
+            task,
+            setting.goal,
+            optimizer=make_optimizer,
+            objective=config.objective,
+            batch_sizes=setting.batch_sizes,
+            longest=jb.epochs(config.epochs),
+            evaluations_per_epoch=config.evaluations_per_epoch,
+            target=config.device,
+            memory=config.memory,
+            budget=config.budget,
+            max_probes=config.max_probes,
+            throughput=advise_records.read_throughput(run.records),
+            known=advise_records.read_probes(run.records),
+            on_probe=on_probe,
+            learning_rates=rates,
+        )
+    if config.verify and advice.batch_size is not None:
+        advise_verify.verify(config, task, make_optimizer, advice, run, console)
+
+
+def study(config: Config, console: Console) -> None:
+    """Measures what is missing, then shows what the files hold."""
+    config = resolve(config)
+    task, _ = load_choosing_task(config)
+    run = open_study("advise", config, console)
+    measure(config, task, run, console)
+    show_results(console, config, run, advise_report, advise_figure)
+    advice = advise_records.read_advice(run.records)
+    if advice.batch_size is not None:
+        console.print(f"\nimport functools, optax\nimport jaxbatch as jb\n\n{advice.snippet(CODE[config.optimizer])}", soft_wrap=True, markup=False)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """The command line."""
+    run_study(Config, __doc__, study, args)
+
+
+if __name__ == "__main__":
+    main()

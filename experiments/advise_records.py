@@ -1,0 +1,70 @@
+"""Advice as flat records, and back."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from jaxbatch.advice.advice import Advice
+from jaxbatch.advice.advising import Setting, conclude
+from jaxbatch.advice.probes import Probe
+from jaxbatch.advice.throughput import Throughput
+from jaxbatch.intervals import Interval
+from jaxbatch.results.records import Record
+from jaxbatch.training.goals import as_goal
+
+_LINE = ("seconds_per_update", "seconds_per_example", "knee")
+
+
+def write_setting(setting: Setting) -> Record:
+    """What was settled before the first run."""
+    lists = {name: list(getattr(setting, name)) for name in ("batch_sizes", "learning_rates", "rules")}
+    return {"kind": "setting", **setting._asdict(), **lists, "goal": str(setting.goal)}
+
+
+def read_setting(records: Sequence[Record]) -> Setting:
+    """What :func:`write_setting` wrote."""
+    fields = dict(next(record for record in records if record["kind"] == "setting"))
+    del fields["kind"]
+    lists = {name: tuple(fields[name]) for name in ("batch_sizes", "learning_rates", "rules")}
+    return Setting(**{**fields, **lists, "goal": as_goal(fields["goal"])})
+
+
+def write_throughput(throughput: Throughput) -> Record:
+    """The times of an update. An end that is infinite is not written."""
+    fields: dict[str, Any] = {"kind": "throughput", "error": throughput.error, "bound": throughput.bound}
+    named = {name: getattr(throughput, name) for name in _LINE} | {f"seconds_{size}": value for size, value in throughput.seconds.items()}
+    for name, value in named.items():
+        fields |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high, f"{name}_n": value.n}
+    return fields | {"sizes": list(throughput.seconds)}
+
+
+def read_throughput(records: Sequence[Record]) -> Throughput:
+    """What :func:`write_throughput` wrote."""
+    record = next(record for record in records if record["kind"] == "throughput")
+
+    def read(name):
+        ends = [record[f"{name}{end}"] for end in ("", "_low", "_high")]
+        n = record[f"{name}_n"]
+        # JSON has neither infinity nor NaN. With one round there are no ends; else what is missing was infinite.
+        missing = [math.inf, math.nan if n == 1 else math.inf, math.nan if n == 1 else math.inf]
+        return Interval(*(other if end is None else end for end, other in zip(ends, missing, strict=True)), n)
+
+    seconds = {size: read(f"seconds_{size}") for size in record["sizes"]}
+    return Throughput(*(read(name) for name in _LINE), seconds, record["error"], record["bound"])
+
+
+def write_probe(probe: Probe, number: int) -> Record:
+    """A run."""
+    return {"kind": "probe", "number": number, **probe._asdict()}
+
+
+def read_probes(records: Sequence[Record]) -> list[Probe]:
+    """The runs in their order."""
+    rows = {record["number"]: record for record in records if record["kind"] == "probe"}
+    known = lambda value: math.nan if value is None else value
+    return [Probe(*(known(rows[number][name]) for name in Probe._fields)) for number in sorted(rows)]
+
+
+def read_advice(records: Sequence[Record]) -> Advice:
+    """The advice that follows from the records."""
+    return conclude(read_setting(records), read_throughput(records), read_probes(records))

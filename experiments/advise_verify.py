@@ -1,0 +1,180 @@
+"""The full sweep over batch sizes, learning rates and seeds, and what advice costs against its best.
+
+The sweep chooses its best setting by its own seeds; then both settings are judged on other seeds, so that neither gains from
+the luck of the runs that chose it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+
+import jaxbatch as jb
+from experiments.advise_records import read_advice, read_throughput
+from jaxbatch.advice.advice import Advice, cost_of_update
+from jaxbatch.intervals import Interval, interval, resampled
+from jaxbatch.results.records import Record, RunFolder
+from jaxbatch.results.report import progress_bar
+
+JUDGING_SEEDS = 1000  # added to the seeds on which settings are judged
+RATES = {"sgd": (0.001, 0.00316, 0.01, 0.0316, 0.1, 0.316, 1.0), "adam": (0.0001, 0.000316, 0.001, 0.00316, 0.01, 0.0316, 0.1)}
+SIZES = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+def sweep_size(
+    task: jb.Task,
+    make_optimizer: Callable[[Any], Any],
+    goal: jb.Goal,
+    batch_size: int,
+    pairs: Sequence[tuple[float, int]],
+    *,
+    epochs: float,
+    evaluations_per_epoch: int,
+    most_examples: float = np.inf,
+) -> Iterator[Record]:
+    """Trains all pairs of rate and seed at one batch size, until the rates that are left cannot be better than the best.
+
+    A careful person gives up a size that has seen ``most_examples``, too. So the sweep costs less than it might, and advice
+    that is to cost a tenth of it has less to spend.
+    """
+    updates, ran = np.full(len(pairs), np.nan), np.zeros(len(pairs), int)
+    rates = np.array([rate for rate, _ in pairs])
+    records = jb.sweep(
+        task,
+        make_optimizer,
+        jnp.asarray(rates),
+        [seed for _, seed in pairs],
+        batch_size=batch_size,
+        duration=jb.epochs(epochs),
+        evaluations_per_epoch=evaluations_per_epoch,
+    )
+    for record in records:
+        finite = record["diverged_at_batch"] < 0
+        alive = np.isnan(updates) & finite
+        ran = np.where(alive, record["batches"], ran)  # no run needs to go on past the goal
+        reached = np.array([goal.reached(float(value)) for value in record[f"test_{goal.metric}"]]) & alive
+        updates = np.where(reached, record["batches"], updates)
+        complete = [updates[rates == rate].max() for rate in set(rates) if np.isfinite(updates[rates == rate]).all()]
+        none_left = not (np.isnan(updates) & finite).any()
+        if none_left or record["examples"] >= most_examples or (complete and record["batches"] >= 1.5 * min(complete)):
+            break
+    for (rate, seed), value, count in zip(pairs, updates, ran, strict=True):
+        known = None if np.isnan(value) else int(value)
+        yield {"batch_size": batch_size, "learning_rate": rate, "seed": seed, "updates": known, "ran": int(count)}
+
+
+def by_setting(rows: Sequence[Record]) -> dict[tuple[int, float], list[Record]]:
+    """The rows of each batch size and learning rate."""
+    found: dict[tuple[int, float], list[Record]] = {}
+    for row in rows:
+        found.setdefault((row["batch_size"], row["learning_rate"]), []).append(row)
+    return found
+
+
+def mean_costs(rows: Sequence[Record], unit: Mapping[int, float]) -> dict[tuple[int, float], float]:
+    """The mean cost to the goal of every setting whose seeds all reach it."""
+    return {
+        setting: float(np.mean([row["updates"] * unit[setting[0]] for row in of]))
+        for setting, of in by_setting(rows).items()
+        if all(row["updates"] is not None for row in of)
+    }
+
+
+def fewest_examples(rows: Sequence[Record]) -> float:
+    """The fewest examples to the goal of a setting whose seeds all reach it; infinite if none does."""
+    return min(mean_costs(rows, {row["batch_size"]: row["batch_size"] for row in rows}).values(), default=np.inf)
+
+
+def run_sweep(
+    task: jb.Task,
+    make_optimizer: Callable[[Any], Any],
+    goal: jb.Goal,
+    *,
+    batch_sizes: Sequence[int],
+    learning_rates: Sequence[float],
+    seeds: int,
+    epochs: float,
+    evaluations_per_epoch: int,
+    known: Sequence[Record],
+    write: Callable[[Record], None],
+) -> None:
+    """Makes the runs of the sizes that are not known, from the middle outwards; each size is written whole."""
+    rows = list(known)
+    for size in sorted(batch_sizes, key=lambda size: abs(np.log(size / 48))):
+        if size not in {row["batch_size"] for row in rows}:
+            pairs = [(rate, seed) for rate in learning_rates for seed in range(seeds)]
+            settings: dict[str, Any] = {"epochs": epochs, "evaluations_per_epoch": evaluations_per_epoch}
+            fresh = list(sweep_size(task, make_optimizer, goal, size, pairs, most_examples=4 * fewest_examples(rows), **settings))
+            for row in fresh:
+                write(row)
+            rows += fresh
+
+
+def verify(config, task: jb.Task, make_optimizer: Callable[[Any], Any], advice: Advice, run: RunFolder, console: Console) -> None:
+    """Makes the sweep and the judging runs that are not in the run folder yet."""
+    sizes = [size for size in SIZES if size <= task.num_examples] if config.batch_sizes is None else config.batch_sizes
+    rates = config.learning_rates or RATES["adam" if config.optimizer.startswith("adam") else "sgd"]
+    common: dict[str, Any] = {"epochs": config.epochs, "evaluations_per_epoch": config.evaluations_per_epoch}
+    with progress_bar(console) as progress:
+        bar = progress.add_task("sweep", total=len(sizes) * len(rates) * config.seeds, rate="")
+
+        def write(row):
+            run.append({"kind": "sweep", **row})
+            progress.update(bar, advance=1)
+
+        settings: dict[str, Any] = {"batch_sizes": sizes, "learning_rates": rates, "seeds": config.seeds, **common}
+        run_sweep(task, make_optimizer, advice.goal, known=_whole_sizes(run, len(rates) * config.seeds), write=write, **settings)
+        unit = cost_of_update(config.objective, advice.throughput, sizes)
+        costs = mean_costs(run.find(kind="sweep"), unit)
+        for size, rate in dict.fromkeys([(advice.batch_size, advice.learning_rate), *([min(costs, key=costs.__getitem__)] if costs else [])]):
+            if not run.find(kind="judged", batch_size=size, learning_rate=rate):
+                pairs = [(rate, JUDGING_SEEDS + seed) for seed in range(config.seeds)]
+                for row in sweep_size(task, make_optimizer, advice.goal, size, pairs, **common):
+                    run.append({"kind": "judged", **row})
+
+
+def _whole_sizes(run: RunFolder, count: int) -> list[Record]:
+    rows = run.find(kind="sweep")
+    return [row for row in rows if sum(other["batch_size"] == row["batch_size"] for other in rows) >= count]
+
+
+class Verification(NamedTuple):
+    """The sweep's best setting and the advised one, judged on other seeds."""
+
+    rows: list[tuple[str, int, float, Interval, Interval]]  # name, size, rate, updates, regret
+    sentence: str
+
+
+def regret(advised: Sequence[Record], best: Sequence[Record], unit: Mapping[int, float]) -> Interval:
+    """The cost of the advised setting ÷ that of the sweep's best, with its interval over seeds; infinite where a run misses the goal."""
+    costs = [[np.inf if row["updates"] is None else row["updates"] * unit[row["batch_size"]] for row in rows] for rows in (advised, best)]
+    if not np.isfinite(costs).all():
+        value = np.inf if np.isfinite(costs[1]).all() else np.nan
+        return Interval(value, np.nan, np.nan, len(costs[0]))
+    return resampled(costs, lambda drawn: drawn[0].mean() / drawn[1].mean())
+
+
+def read_verification(config, records: Sequence[Record]) -> Verification | None:
+    """What the sweep says of the advice; None without --verify."""
+    rows, judged = ([record for record in records if record["kind"] == kind] for kind in ("sweep", "judged"))
+    if not judged:
+        return None
+    advice, throughput = read_advice(records), read_throughput(records)
+    sizes = {row["batch_size"] for row in (*rows, *judged)}
+    unit = cost_of_update(config.objective, throughput, sorted(sizes))
+    costs, of = mean_costs(rows, unit), by_setting(judged)
+    if not costs or advice.batch_size is None or advice.learning_rate is None:
+        return Verification([], "No setting of the sweep reached the goal with every seed, so there is nothing to compare with.")
+    best, mine = min(costs, key=costs.__getitem__), (advice.batch_size, advice.learning_rate)
+    known = lambda setting: interval([row["updates"] for row in of[setting]])
+    found = regret(of[mine], of[best], unit)
+    one = Interval(1.0, np.nan, np.nan, 1)
+    seconds = sum(row["ran"] * throughput.seconds_at(row["batch_size"]) for row in rows)
+    share = advice.cost_seconds / seconds
+    sentence = (
+        f"The advised setting costs {found:.2f} times the best of the sweep (B = {best[0]}, rate {best[1]:g}), both judged on {config.seeds} other "
+        f"seeds; the advice took {100 * share:.2g}% of the sweep's training time."
+    )
+    return Verification([("advised", *mine, known(mine), found), ("sweep's best", *best, known(best), one)], sentence)
