@@ -1,5 +1,6 @@
 """jaxbatch helps to choose a batch size and the learning rate for it, and to train with very large batches."""
 
+from jaxbatch.advice.branches import Branches, branch
 from jaxbatch.advice.critical import CriticalFit, critical_batch_size
 from jaxbatch.advice.largest_batch import find_largest_batch, max_batch_size
 from jaxbatch.advice.memory import Memory, memory_profile
@@ -79,6 +80,7 @@ __all__ = [
     "AlexNet",
     "BackendCheck",
     "BatchSizeSchedule",
+    "Branches",
     "ClippedSum",
     "CriticalFit",
     "Dataset",
@@ -100,6 +102,7 @@ __all__ = [
     "accumulated_gradient",
     "adabatch_schedule",
     "as_goal",
+    "branch",
     "check_backend",
     "classification_loss",
     "classification_metrics",
