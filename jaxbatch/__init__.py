@@ -2,6 +2,7 @@
 
 from jaxbatch.advice.advice import Advice
 from jaxbatch.advice.advising import advise
+from jaxbatch.advice.branches import Branches, branch
 from jaxbatch.advice.critical import CriticalFit, critical_batch_size
 from jaxbatch.advice.largest_batch import find_largest_batch, max_batch_size
 from jaxbatch.advice.memory import Memory, memory_profile
@@ -82,6 +83,7 @@ __all__ = [
     "AlexNet",
     "BackendCheck",
     "BatchSizeSchedule",
+    "Branches",
     "ClippedSum",
     "CriticalFit",
     "Dataset",
@@ -104,6 +106,7 @@ __all__ = [
     "adabatch_schedule",
     "advise",
     "as_goal",
+    "branch",
     "check_backend",
     "classification_loss",
     "classification_metrics",

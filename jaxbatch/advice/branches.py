@@ -1,0 +1,217 @@
+r"""The critical batch size by branching: short trainings from one state, each with a larger batch and a larger learning rate.
+
+Up to the critical batch size, k times the batch with a rate that is scaled by the right rule gets as far with the same examples.
+Branches try that out, so they need no assumption about gradients, and they measure what the rule can do as well as what the batch
+can: with a rate that is far from the best one they find a size that only holds for that rate.
+
+What the answer means can be computed for SGD with the linear rule on the quadratic loss :math:`\tfrac h2 |w - w_*|^2`, whose
+gradient has the noise :math:`\Sigma`. Let :math:`\delta = |w_0 - w_*|^2` at the branch, let :math:`B` and :math:`\eta` be its batch size
+and rate. After E examples a branch with factor k has the expected loss above the minimum
+
+.. math:: \tfrac h2 \Big(a_k^{2E/kB}\,\delta + \eta^2 \tfrac kB\,\mathrm{tr}\,\Sigma\,\frac{1 - a_k^{2E/kB}}{1 - a_k^2}\Big),
+   \qquad a_k = 1 - k \eta h.
+
+It hardly depends on k while :math:`k \eta h \ll 1`. With the best rate of one update,
+:math:`\eta = h^{-1} / (1 + B_\text{noise} / B)`, the product :math:`k \eta h` reaches 1 where :math:`kB = B + B_\text{noise}`: the critical size
+is of the order of the noise scale :math:`B_\text{noise} = \mathrm{tr}\,\Sigma / |G|^2`. With a rate c times smaller it is found c times
+larger.
+
+Axes: B examples in a batch of the state's run, E examples in a branch, R seeds.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from jaxbatch.batches import check_seed, epoch_order
+from jaxbatch.gradients.updates import Optimizer, check_optimizer
+from jaxbatch.intervals import Interval, around
+from jaxbatch.schedules.rates import scale_learning_rate
+from jaxbatch.states import as_arrays
+from jaxbatch.training.divergence import first_nonfinite, make_is_finite
+from jaxbatch.training.epochs import compile_task_epoch
+from jaxbatch.training.goals import metric_names
+from jaxbatch.training.steps import TrainState, make_test
+from jaxbatch.training.tasks import Task
+
+_BRANCH = 0x6272616E  # "bran": makes the order of a branch differ from that of a run with the same seed
+_RESAMPLES = 1000
+
+
+class Branches(NamedTuple):
+    """What came of the branches, and the critical batch size that follows."""
+
+    critical_batch_size: Interval  # the largest size that held; low: 0 if only the smallest did; high: inf if all did
+    metrics: dict[int, tuple[float, ...]]  # by batch size, one for each seed; infinitely bad where the branch diverged
+    learning_rates: dict[int, float]  # by batch size
+    tolerance: float
+    examples: int  # that all branches together trained on: the cost
+
+
+def branch(
+    task: Task,
+    make_optimizer: Callable[[float], Optimizer],
+    state: TrainState,
+    *,
+    learning_rate: float,
+    batch_size: int,
+    examples: int,
+    factors: Sequence[int] = (1, 2, 4, 8),
+    rule: str = "sqrt",
+    metric: str = "loss",
+    above: bool = False,
+    tolerance: float = 0.01,
+    seeds: Sequence[int] = (0, 1, 2),
+    microbatch_size: int | None = None,
+    eval_params: Callable[[PyTree, PyTree], PyTree] | None = None,
+) -> Branches:
+    r"""Trains short branches from a state, with k times its batch size, and finds the largest that loses nothing.
+
+    A branch with factor k trains on ``k * batch_size`` examples at a time, with the rate that the rule gives, from the state's
+    parameters and optimizer state. For a seed, all branches read the same examples in the same order, which is another order than
+    the run's that made the state: with the run's own next examples, all losses would step at the branch.
+
+    Then all branches are compared by a metric on the task's ``test_data``: at their ends, on the same examples. The mean training
+    loss would cost nothing, but it is that of the parameters on the way, and branches with fewer steps have fewer of them. The
+    metric at the end carries the noise of the last updates; several seeds average it out.
+
+    Args:
+        task: its ``test_data`` should be held out from training (:func:`jaxbatch.hold_out`), not the test set.
+        make_optimizer: ``learning_rate -> optimizer``, as ``optax.adamw``; the same kind that made the state.
+        state: the ``state`` of a record of :func:`jaxbatch.fit`. It is kept.
+        learning_rate: of the run that made the state, at the state.
+        batch_size: B, of that run.
+        examples: E of every branch, at most the data set. It is rounded down to whole batches of every branch. Take at least ten
+            batches of the largest branch: shorter ones are compared before the old rate is forgotten.
+        factors: k, whole numbers; 1 is added.
+        rule: ``"linear"`` for SGD, ``"sqrt"`` for Adam and its relatives, see :func:`jaxbatch.scale_learning_rate`.
+        metric: the name of a metric of the task.
+        above: whether larger values of the metric are better, as for an accuracy.
+        tolerance: how much worse than the branch with k = 1 the mean over seeds may be, in the units of the metric.
+        seeds: R whole numbers; each gives another order of examples.
+        microbatch_size, eval_params: see :class:`jaxbatch.FitConfig`.
+
+    Returns:
+        The critical batch size: the last size before the first that does not hold. Its interval reaches from the last size that
+        held to the first that did not, because nothing in between was tried, and further where other seeds would have changed the
+        answer (95% bootstrap). Where k = 2 already fails the critical size is at most 2B, and its lower end is 0. Where all hold
+        it is at least the largest size, and its upper end is infinite. All is NaN if a branch with k = 1 diverged.
+
+    Raises:
+        ValueError: a wrong number, an unknown metric or rule, ``examples`` above the data set or below a batch of the largest branch,
+            or an optimizer whose state is of another form than ``state`` or holds the learning rate.
+
+    Example:
+        >>> import optax
+        >>> from jaxbatch import FitConfig, fit, steps
+        >>> loss_fn = lambda w, x: 0.5 * (x - w) ** 2
+        >>> data = jax.random.normal(jax.random.key(0), (4096,))
+        >>> task = Task(lambda key: jnp.array(3.0), loss_fn, lambda w, x: {"loss": loss_fn(w, x)}, data, data)
+        >>> *_, record = fit(task, FitConfig(optax.sgd(0.02), batch_size=4, duration=steps(10)))
+        >>> settings = {"learning_rate": 0.02, "batch_size": 4, "factors": (1, 8, 128)}
+        >>> found = branch(task, optax.sgd, record["state"], examples=2048, rule="linear", **settings)
+        >>> found.critical_batch_size[:3], found.examples
+        ((32.0, 32.0, 512.0), 18432)
+
+    References:
+        Merrill et al., `Critical Batch Size Revisited <https://arxiv.org/abs/2505.23971>`_, 2025. The closed form is that of this
+        module's first lines.
+    """
+    sizes, count = _plan(task, batch_size, factors, examples, seeds, metric, tolerance)
+    rates = {size: scale_learning_rate(rule, learning_rate, batch_size, size) for size in sizes}
+    state = as_arrays(state)._replace(progress=())
+    _check_state(make_optimizer, rates, state)
+    test, is_finite = make_test(task, min(500, microbatch_size or 500), eval_params), make_is_finite(state)
+    found = {}
+    for size in sizes:
+        run = compile_task_epoch(task, make_optimizer(rates[size]), state, count // size, size, microbatch_size=microbatch_size)
+        ends = []
+        for seed in seeds:
+            order_seed = (int(seed) + _BRANCH) % 2**32
+            indices = np.asarray(epoch_order(order_seed, 0, task.num_examples))[:count].reshape(-1, size)
+            end, losses = run(jax.tree.map(jnp.copy, state), task.train_data, indices, (order_seed, 0))
+            value = float(test(task.test_data, end)[metric])
+            fine = first_nonfinite(losses) is None and bool(is_finite(end)) and math.isfinite(value)
+            ends.append(value if fine else -math.inf if above else math.inf)
+        found[size] = tuple(ends)
+    return Branches(critical_of_branches(found, tolerance, above=above), found, rates, tolerance, count * len(sizes) * len(seeds))
+
+
+def critical_of_branches(metrics: dict[int, tuple[float, ...]], tolerance: float, *, above: bool = False) -> Interval:
+    """The critical batch size from the metrics of branches that have been trained, for another tolerance for example.
+
+    Args:
+        metrics: by batch size, one value for each seed, in the same order of seeds; see :class:`Branches`.
+        tolerance, above: see :func:`branch`.
+
+    Example:
+        >>> critical_of_branches({8: (1.0, 1.1), 16: (1.0, 1.1), 32: (1.3, 1.5)}, 0.05)
+        Interval(value=16.0, low=16.0, high=32.0, n=2)
+    """
+    sizes = sorted(metrics)
+    table = np.array([metrics[size] for size in sizes]) * (-1 if above else 1)  # (sizes, R)
+    seeds = table.shape[1]
+    draws = np.random.default_rng(0).integers(seeds, size=(_RESAMPLES, seeds))  # the branches of a seed share their examples
+    with np.errstate(invalid="ignore"):
+        held, lows, highs = _ends(sizes, table.mean(1), tolerance)
+        drawn = [_ends(sizes, table[:, draw].mean(1), tolerance) for draw in draws] if seeds > 1 else [(held, lows, highs)]
+    known = np.array([ends for ends in drawn if not math.isnan(ends[0])])
+    if math.isnan(held) or len(known) <= len(drawn) / 2:
+        return Interval(math.nan, math.nan, math.nan, seeds)
+    low, high = (np.quantile(known[:, place], part, method="inverted_cdf") for place, part in ((1, 0.025), (2, 0.975)))
+    return around(held, low, high, seeds)
+
+
+def _ends(sizes: Sequence[int], means: np.ndarray, tolerance: float) -> tuple[float, float, float]:
+    """The largest size that held, and the sizes between which the critical one lies."""
+    if not math.isfinite(means[0]):
+        return math.nan, math.nan, math.nan
+    holds = means <= means[0] + tolerance
+    held = len(sizes) if holds.all() else int(np.argmin(holds))  # of them, from the smallest on
+    return float(sizes[held - 1]), float(sizes[held - 1]) if held > 1 else 0.0, float(sizes[held]) if held < len(sizes) else math.inf
+
+
+def _plan(
+    task: Task, batch_size: int, factors: Sequence[int], examples: int, seeds: Sequence[int], metric: str, tolerance: float
+) -> tuple[list[int], int]:
+    """The batch sizes in ascending order, and the examples of a branch in whole batches of each."""
+    if batch_size < 1 or tolerance < 0 or not math.isfinite(tolerance):
+        raise ValueError(f"batch_size={batch_size} must be at least 1, and tolerance={tolerance} at least 0 and finite.")
+    if not all(isinstance(factor, int | np.integer) and factor >= 1 for factor in factors) or max(factors, default=1) < 2:
+        raise ValueError(f"factors={tuple(factors)} must be whole numbers from 1 on, and one of them above 1.")
+    if not len(seeds):
+        raise ValueError("seeds is empty: at least 1 is needed.")
+    for seed in seeds:
+        check_seed(seed)
+    names = metric_names(task)
+    if metric not in names:
+        there = f"the task's metrics are {', '.join(names)}" if names else "it is taken on test_data by metrics_fn, and the task has not both"
+        raise ValueError(f"metric={metric!r}: {there}.")
+    sizes = sorted({batch_size * int(factor) for factor in (1, *factors)})
+    whole = math.lcm(*sizes)
+    if examples > task.num_examples:
+        raise ValueError(f"examples={examples} is above num_examples={task.num_examples}, and a branch reads no example twice. Take fewer.")
+    if examples < whole:
+        raise ValueError(f"examples={examples} holds no whole batches of every size {sizes}: take at least {whole}, better 10 times as many.")
+    return sizes, examples // whole * whole
+
+
+def _check_state(make_optimizer: Callable[[float], Optimizer], rates: dict[int, float], state: Any) -> None:
+    """Refuses an optimizer that could not go on from the state, or would go on with the state's rate instead of its own."""
+    low, high = (make_optimizer(rate) for rate in (min(rates.values()), 2 * max(rates.values())))
+    check_optimizer(low, state.params)
+    start, other = low.init(state.params), high.init(state.params)
+    form = lambda tree: jax.tree.map(lambda leaf: (jnp.shape(leaf), jnp.result_type(leaf)), tree)
+    if form(start) != form(state.opt_state):
+        raise ValueError("make_optimizer makes an optimizer whose state has another form than state.opt_state: give the kind that made the state.")
+    pairs = zip(jax.tree.leaves(start), jax.tree.leaves(other), strict=True)
+    if any(jnp.issubdtype(jnp.result_type(a), jnp.floating) and not bool(jnp.array_equal(a, b, equal_nan=True)) for a, b in pairs):
+        raise ValueError(
+            "make_optimizer keeps the learning rate in the optimizer's state (as optax.inject_hyperparams does), so every branch would "
+            "go on with the state's. Give a function whose optimizers have the rate as a constant, and a state of theirs."
+        )
