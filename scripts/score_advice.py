@@ -1,107 +1,222 @@
-"""Scores jaxbatch.advise against full sweeps: batch sizes, learning rates and seeds, case by case.
+"""Scores jaxbatch.advise against full sweeps over batch sizes, learning rates and seeds, case by case.
 
-python scripts/score_advice.py sweep --output score     every case's sweep; hours of two cores
+    python scripts/score_advice.py sweep --output score      every case's sweep; hours on two cores
+    python scripts/score_advice.py time --output score       the time of an update by batch size; nothing else may run
+    python scripts/score_advice.py advise --output score     advice for every case, for time and for examples
+    python scripts/score_advice.py judge --output score      advised, best and usual settings on seeds that none has seen
+    python scripts/score_advice.py table --output score      the table of docs/advice.md
+
+Each stage skips what it finds in the folder. The cases stand in scripts/advice_cases.py.
 """
 
 import argparse
 import json
 import pathlib
 import sys
+from typing import Any
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # works from a checkout that is not installed
+
+from experiments.environment import settle
+
+if __name__ == "__main__":
+    settle()
 
 import advice_cases
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 import jaxbatch as jb
+from experiments import advise_records
+from experiments.advise_verify import JUDGING_SEEDS, by_setting, mean_costs, regret, run_sweep, sweep_size
+from jaxbatch.advice.advice import cost_of_update
 
-SEEDS = 3
-
-
-def append(path: pathlib.Path, row: dict) -> None:
-    """Writes one row at the end of a file."""
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
-
-
-def read(path: pathlib.Path) -> list[dict]:
-    """The rows of a file; none if it does not exist."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+SEEDS, JUDGES = 3, 10
+OBJECTIVES = ("time", "examples")
+USUAL = ("largest", "32", "linear from 32", "noise scale")
 
 
-def sweep_size(case: advice_cases.Case, task: jb.Task, batch_size: int, pairs: list[tuple[float, int]], most_examples: float) -> list[dict]:
-    """Trains all pairs of rate and seed at one batch size, until the rates that are left cannot be better than the best.
+class Folder:
+    """The files of a case."""
 
-    A careful person gives up a size that has seen ``most_examples``, too. So the sweep costs less than it might, and advice
-    that costs a tenth of it has less to spend.
-    """
-    goal, updates = jb.as_goal(case.goal), np.full(len(pairs), np.nan)
-    rates = np.array([rate for rate, _ in pairs])
-    records = jb.sweep(
+    def __init__(self, folder: str, name: str):
+        self.root, self.name, self.case = pathlib.Path(folder), name, advice_cases.CASES[name]
+
+    def read(self, kind: str) -> list[dict]:
+        """The rows of a kind."""
+        path = self.root / f"{self.name}.{kind}.jsonl"
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+    def append(self, kind: str, row: dict) -> None:
+        """Writes one row."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with open(self.root / f"{self.name}.{kind}.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def unit(self, objective: str) -> dict[int, float]:
+        """The cost of an update at any size that may come up."""
+        throughput = advise_records.read_throughput(self.read("time"))
+        return dict(cost_of_update(objective, throughput, [2**power for power in range(14)]))  # type: ignore[arg-type]
+
+
+def sweep(folder: Folder) -> None:
+    """Makes the sweep."""
+    case, task = folder.case, folder.case.task()
+
+    def write(row):
+        folder.append("sweep", row)
+
+    run_sweep(
         task,
         case.make_optimizer,
-        jnp.asarray(rates),
-        [seed for _, seed in pairs],
-        batch_size=batch_size,
-        duration=jb.epochs(case.max_epochs),
+        jb.as_goal(case.goal),
+        batch_sizes=[size for size in case.batch_sizes if size <= task.num_examples],
+        learning_rates=case.learning_rates,
+        seeds=SEEDS,
+        epochs=case.max_epochs,
         evaluations_per_epoch=case.evaluations_per_epoch,
+        known=folder.read("sweep"),
+        write=write,
     )
-    ran = np.zeros(len(pairs), int)
-    for record in records:
-        alive = np.isnan(updates) & (record["diverged_at_batch"] < 0)
-        ran = np.where(alive, record["batches"], ran)  # what a user would run: no run goes on past the goal
-        values = record[f"test_{goal.metric}"]
-        reached = np.array([goal.reached(float(value)) for value in values]) & alive
-        updates = np.where(reached, record["batches"], updates)
-        complete = [updates[rates == rate].max() for rate in set(rates) if np.isfinite(updates[rates == rate]).all()]
-        none_left = not (np.isnan(updates) & (record["diverged_at_batch"] < 0)).any()
-        if none_left or record["examples"] >= most_examples or (complete and record["batches"] >= 1.5 * min(complete)):
-            break
-    rows = []
-    for index, (rate, seed) in enumerate(pairs):
-        to_goal = None if np.isnan(updates[index]) else int(updates[index])
-        rows.append({"batch_size": batch_size, "learning_rate": rate, "seed": seed, "updates": to_goal, "ran": int(ran[index])})
-    return rows
 
 
-def by_setting(rows: list[dict]) -> dict[tuple[int, float], list[dict]]:
-    """The rows of each batch size and learning rate."""
-    found: dict[tuple[int, float], list[dict]] = {}
-    for row in rows:
-        found.setdefault((row["batch_size"], row["learning_rate"]), []).append(row)
+def time_updates(folder: Folder) -> None:
+    """Times an update at every second size."""
+    task = folder.case.task()
+    sizes = [2**power for power in range(1, 12, 2) if 2**power <= task.num_examples]
+    throughput = jb.measure_throughput(task, folder.case.make_optimizer(0.001), sizes, rounds=9)
+    row = advise_records.write_throughput(throughput)
+    folder.append("time", {key: None if isinstance(value, float) and not np.isfinite(value) else value for key, value in row.items()})
+
+
+def advise(folder: Folder) -> None:
+    """Asks for advice for each objective."""
+    case, task = folder.case, folder.case.task()
+    throughput = advise_records.read_throughput(folder.read("time"))
+    for objective in OBJECTIVES:
+        if not any(row["objective"] == objective for row in folder.read("advice")):
+            advice = jb.advise(
+                task,
+                case.goal,
+                optimizer=case.make_optimizer,
+                objective=objective,  # type: ignore[arg-type]
+                longest=jb.epochs(case.max_epochs),
+                evaluations_per_epoch=case.evaluations_per_epoch,
+                throughput=throughput,
+                seed=500,
+            )
+            probes = [probe._asdict() for probe in advice.probes]
+            row = {"objective": objective, "batch_size": advice.batch_size, "learning_rate": advice.learning_rate, "doubts": advice.doubts}
+            row |= {"seconds": advice.cost_seconds, "probes": probes, "close_sizes": advice.close_sizes, "candidates": advice.candidates}
+            folder.append("advice", row | {"critical_batch_size": list(advice.critical_batch_size), "regret": advice.expected_regret})
+            print(f"{folder.name}, {objective}: B = {advice.batch_size}, rate {advice.learning_rate}", flush=True)
+
+
+def noise_scale(folder: Folder, task: jb.Task, rate: float) -> float:
+    """The gradient noise scale along a run at batch size 32."""
+    config = jb.FitConfig(folder.case.make_optimizer(rate), 32, jb.epochs(folder.case.max_epochs), evaluations_per_epoch=4)
+    statistics, random = [], np.random.default_rng(0)
+    measure = jax.jit(lambda params, batch: jb.gradient_statistics(task.loss_fn, params, batch))
+    for record in jb.fit_to_target(task, config, folder.case.goal):
+        index = random.integers(0, task.num_examples, 256)
+        statistics.append(measure(record["state"].params, jax.tree.map(lambda leaf: leaf[index], task.train_data)))
+    return float(jb.gradient_noise_scale(jax.tree.map(lambda *leaves: np.stack(leaves), *statistics)))
+
+
+def usual_settings(folder: Folder, task: jb.Task) -> dict[str, tuple[int, float]]:
+    """What people do instead. All but the linear rule get the best rate of the sweep at their size."""
+    best: dict[int, tuple[float, float]] = {}
+    for (size, rate), cost in mean_costs(folder.read("sweep"), folder.unit("examples")).items():
+        best[size] = min(best.get(size, (np.inf, rate)), (cost, rate))
+    found = {"largest": (max(best), best[max(best)][1])}  # of the sizes that reach the goal at all
+    if 32 in best:
+        rate = best[32][1]
+        found |= {"32": (32, rate), "linear from 32": (256, 8 * rate)}
+        scale = noise_scale(folder, task, rate)
+        if scale > 0:
+            nearest = min(best, key=lambda size: abs(np.log(size / scale)))
+            found["noise scale"] = (nearest, best[nearest][1])
     return found
 
 
-def fewest_examples(rows: list[dict]) -> float:
-    """The fewest examples to the goal of a setting whose seeds all reach it; infinite if none does."""
-    complete = [of for of in by_setting(rows).values() if all(row["updates"] is not None for row in of)]
-    return min((np.mean([row["updates"] * row["batch_size"] for row in of]) for of in complete), default=np.inf)
+def judge(folder: Folder) -> None:
+    """Runs the advised settings, the sweep's best and the usual ones on seeds that none has seen."""
+    case, task = folder.case, folder.case.task()
+    wanted = {}
+    for row in folder.read("advice"):
+        wanted[f"advised {row['objective']}"] = row["batch_size"], row["learning_rate"]
+    for objective in OBJECTIVES:
+        costs = mean_costs(folder.read("sweep"), folder.unit(objective))
+        wanted[f"best {objective}"] = min(costs, key=costs.__getitem__)
+    if not any(row["name"] == "32" for row in folder.read("named")):
+        for name, setting in usual_settings(folder, task).items():
+            folder.append("named", {"name": name, "batch_size": setting[0], "learning_rate": setting[1]})
+    for name, setting in wanted.items():
+        if not any(row["name"] == name for row in folder.read("named")):
+            folder.append("named", {"name": name, "batch_size": setting[0], "learning_rate": setting[1]})
+    for row in folder.read("named"):
+        size, rate = row["batch_size"], row["learning_rate"]
+        if size is not None and (size, rate) not in by_setting(folder.read("judged")):
+            pairs = [(rate, JUDGING_SEEDS + seed) for seed in range(JUDGES)]
+            settings: dict[str, Any] = {"epochs": case.max_epochs, "evaluations_per_epoch": case.evaluations_per_epoch}
+            for judged in sweep_size(task, case.make_optimizer, jb.as_goal(case.goal), size, pairs, **settings):
+                folder.append("judged", judged)
 
 
-def run_sweeps(names: list[str], folder: pathlib.Path) -> None:
-    """Makes the sweeps that are not in the folder yet."""
-    for name in names:
-        case = advice_cases.CASES[name]
-        path, task = folder / f"{name}.sweep.jsonl", case.task()
-        for size in sorted(case.batch_sizes, key=lambda size: abs(np.log(size / 48))):  # from the middle outwards
-            known = read(path)
-            if size <= task.num_examples and size not in {row["batch_size"] for row in known}:
-                pairs = [(rate, seed) for rate in case.learning_rates for seed in range(SEEDS)]
-                for row in sweep_size(case, task, size, pairs, 4 * fewest_examples(known)):
-                    append(path, row)
-                print(f"{name}: B = {size} done", flush=True)
+def table(folder: Folder) -> list[dict]:
+    """One row for each objective."""
+    named = {row["name"]: (row["batch_size"], row["learning_rate"]) for row in folder.read("named")}
+    judged, rows, seconds = by_setting(folder.read("judged")), [], folder.unit("time")
+    swept = sum(row["ran"] * seconds[row["batch_size"]] for row in folder.read("sweep"))
+    for advice in folder.read("advice"):
+        objective, unit = advice["objective"], folder.unit(advice["objective"])
+        mine, best = named[f"advised {objective}"], named[f"best {objective}"]
+        row = {"case": folder.name, "building": folder.case.building, "objective": objective, "advised": mine, "best": best}
+        row["regret"] = regret(judged[mine], judged[best], unit)
+        row["share"] = advice["seconds"] / swept
+        row["probes"] = len(advice["probes"])
+        for name in USUAL:
+            row[name] = regret(judged[named[name]], judged[best], unit).value if name in named else np.nan
+        rows.append(row)
+    return rows
+
+
+def print_table(folders: list[Folder]) -> None:
+    """The table in Markdown, and what it comes to."""
+    rows = [row for folder in folders if folder.read("judged") for row in table(folder)]
+    print("| case | objective | advised | sweep's best | regret | cost ÷ sweep | runs | " + " | ".join(USUAL) + " |")
+    print("|---|---|---|---|---|---|---|" + "---|" * len(USUAL))
+    for row in rows:
+        (size, rate), (best_size, best_rate) = row["advised"], row["best"]
+        usual = " | ".join(f"{row[name]:.2f}" for name in USUAL)
+        name = row["case"] + (" (building)" if row["building"] else "")
+        print(
+            f"| {name} | {row['objective']} | {size}, {rate:.3g} | {best_size}, {best_rate:.3g} | {row['regret']:.2f} | {row['share']:.3f} | {row['probes']} | {usual} |"
+        )
+    scored = [row for row in rows if not row["building"]]
+    for name, values in {"advise": [row["regret"].value for row in scored]} | {name: [row[name] for row in scored] for name in USUAL}.items():
+        print(f"{name}: median regret {np.nanmedian(values):.2f}, worst {np.nanmax(values):.2f}, over {len(values)} scored cases")
+    print(f"cost ÷ sweep: median {np.median([row['share'] for row in scored]):.3f}, worst {max(row['share'] for row in scored):.3f}")
+
+
+STAGES = {"sweep": sweep, "time": time_updates, "advise": advise, "judge": judge}
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["sweep"])
+    parser.add_argument("stage", choices=[*STAGES, "table"])
     parser.add_argument("--output", default="score")
     parser.add_argument("--cases", nargs="*", default=list(advice_cases.CASES))
     options = parser.parse_args()
-    folder = pathlib.Path(options.output)
-    folder.mkdir(parents=True, exist_ok=True)
     jb.keep_compiled_programs()
-    run_sweeps(options.cases, folder)
+    folders = [Folder(options.output, name) for name in options.cases]
+    if options.stage == "table":
+        print_table(folders)
+    for folder in folders if options.stage != "table" else []:
+        if options.stage != "time" or not folder.read("time"):
+            STAGES[options.stage](folder)
+            print(f"{folder.name}: {options.stage} done", flush=True)
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ from scipy.special import log_ndtr
 from jaxbatch.advice.probes import Probe
 
 # Priors of (log S_min, log B_c, log eta_max, p, log a, log c, log sigma); the first and third are centred on the probes.
-_MEAN = np.array([0.0, np.log(64.0), 0.0, 0.75, np.log(0.8), np.log(2.0), np.log(0.12)])
-_SPREAD = np.array([4.0, 2.0, 4.0, 0.25, 0.4, 0.5, 0.35])
+_MEAN = np.array([0.0, np.log(64.0), 0.0, 0.75, np.log(0.8), np.log(2.0), np.log(0.2)])
+_SPREAD = np.array([4.0, 2.0, 4.0, 0.25, 0.4, 0.5, 0.5])
 _CHAINS, _ITERATIONS, _KEPT_FROM = 60, 1500, 700
 _OUTLIER = 0.02  # the chance of a run for which the model does not hold
 _SIZE_LENGTH, _RATE_LENGTH = 2.0, 0.6  # of the Gaussian process: factors of 2 in B, factors of 10 in the rate
