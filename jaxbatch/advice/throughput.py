@@ -114,7 +114,8 @@ def predicted_throughput(task: Task, optimizer: Optimizer, batch_sizes: Iterable
 
     An update takes at least as long as its operations at the device's peak, and as its bytes at full bandwidth
     (:mod:`jaxbatch.advice.time_bound`). Real updates take longer, small ones often many times as long: nothing here knows what it
-    costs to start one. So the knee comes out too small, and only says from which size on operations may decide.
+    costs to start one. So the knee of the bounds is not that of the device. It says where the bytes that every update moves, those of
+    parameters and optimizer state, weigh as much as the examples.
 
     Args:
         task: see :class:`jaxbatch.Task`.
