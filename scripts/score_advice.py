@@ -190,9 +190,8 @@ def print_table(folders: list[Folder]) -> None:
         (size, rate), (best_size, best_rate) = row["advised"], row["best"]
         usual = " | ".join(f"{row[name]:.2f}" for name in USUAL)
         name = row["case"] + (" (building)" if row["building"] else "")
-        print(
-            f"| {name} | {row['objective']} | {size}, {rate:.3g} | {best_size}, {best_rate:.3g} | {row['regret']:.2f} | {row['share']:.3f} | {row['probes']} | {usual} |"
-        )
+        cells = [name, row["objective"], f"{size}, {rate:.3g}", f"{best_size}, {best_rate:.3g}", f"{row['regret']:.2f}"]
+        print("| " + " | ".join([*cells, f"{row['share']:.3f}", str(row["probes"]), usual]) + " |")
     scored = [row for row in rows if not row["building"]]
     for name, values in {"advise": [row["regret"].value for row in scored]} | {name: [row[name] for row in scored] for name in USUAL}.items():
         print(f"{name}: median regret {np.nanmedian(values):.2f}, worst {np.nanmax(values):.2f}, over {len(values)} scored cases")

@@ -81,13 +81,27 @@ class Prober(NamedTuple):
         if state is None:
             state = init_state(self.task, self.optimizer, seed)
             state = state._replace(opt_state=state.opt_state._replace(learning_rate=jnp.asarray(learning_rate, jnp.float32)))
-        config = FitConfig(self.optimizer, batch_size, self.longest, seed=seed, evaluations_per_epoch=self.evaluations_per_epoch)
+        looks = even_looks(self.task.num_examples // batch_size, self.evaluations_per_epoch)
+        config = FitConfig(self.optimizer, batch_size, self.longest, seed=seed, evaluations_per_epoch=looks)
         best = -math.inf if self.goal.above else math.inf
         for record in fit_to_target(self.task, config, self.goal, state=state):
             value, updates = self.goal.in_record(record), record["updates"]
             better = max if self.goal.above else min
             best = best if math.isnan(value) else better(best, value)
             yield Probe(batch_size, learning_rate, seed, updates, record["reached"], record["diverged"], updates, value, best, record["loss"])
+
+
+def even_looks(steps_per_epoch: int, looks: int) -> int:
+    """About so many evaluations an epoch, with as many updates before each, if possible: other lengths need other programs.
+
+    Example:
+        >>> even_looks(18, 12), even_looks(37, 12), even_looks(5, 12)
+        (9, 12, 5)
+    """
+    if steps_per_epoch <= looks:
+        return max(1, steps_per_epoch)
+    near = range(looks * 2 // 3, looks * 3 // 2 + 1)
+    return min(near, key=lambda count: (steps_per_epoch % count != 0, abs(count - looks)))
 
 
 def stopped_at(probe: Probe, most: int) -> Probe:

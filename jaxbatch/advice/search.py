@@ -7,17 +7,27 @@ better than the best one, and that setting is probed. A probe ends when it has c
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
 
-from jaxbatch.advice.probes import Probe, Prober, stopped_at
+from jaxbatch.advice.probes import Probe, stopped_at
 from jaxbatch.advice.updates_model import Posterior, fit_updates, predict_log_updates
 
 _PATIENCE = 1.5  # a probe may cost so many times the best one before it ends
 _STRIDE = 8  # a probe's size is within this factor of sizes that have reached the goal
 _OPTIMISM = 1.0  # standard deviations by which an unknown setting may be better than expected
+
+
+@runtime_checkable
+class Runs(Protocol):
+    """What makes runs: :class:`jaxbatch.advice.probes.Prober`, or a simulation."""
+
+    task: Any  # of which only ``num_examples`` is used
+
+    def run(self, batch_size: int, learning_rate: float, seed: int) -> Iterator[Probe]:
+        """The run so far at each evaluation."""
 
 
 class Space(NamedTuple):
@@ -55,7 +65,7 @@ class Outcome(NamedTuple):
 
 
 def search(
-    prober: Prober,
+    prober: Runs,
     space: Space,
     *,
     first_size: int,
@@ -98,7 +108,7 @@ def search(
     return Outcome(tuple(probes), estimate)
 
 
-def race(prober: Prober, space: Space, batch_size: int, seed: int) -> Iterator[Probe]:
+def race(prober: Runs, space: Space, batch_size: int, seed: int) -> Iterator[Probe]:
     """Rates side by side; after rounds of doubling length the half with the larger loss ends. Yields how each one ended."""
     runners: dict[float, Iterator[Probe]] = {rate: prober.run(batch_size, rate, seed) for rate in space.learning_rates[::2]}
     latest: dict[float, Probe] = {}
@@ -127,7 +137,7 @@ def _order(probe: Probe) -> float:
     return probe.loss if math.isfinite(probe.loss) else math.inf
 
 
-def run_capped(prober: Prober, space: Space, batch_size: int, learning_rate: float, seed: int, probes: Sequence[Probe]) -> Probe:
+def run_capped(prober: Runs, space: Space, batch_size: int, learning_rate: float, seed: int, probes: Sequence[Probe]) -> Probe:
     """Runs a probe until it has cost too much to matter."""
     least = min(probe.updates * space.cost_of_update[probe.batch_size] for probe in probes if probe.reached)
     most = max(1, math.ceil(_PATIENCE * least / space.cost_of_update[batch_size]))

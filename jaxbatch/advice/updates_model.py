@@ -20,14 +20,14 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy.special import log_ndtr
+from scipy.special import ndtr
 
 from jaxbatch.advice.probes import Probe
 
 # Priors of (log S_min, log B_c, log eta_max, p, log a, log c, log sigma); the first and third are centred on the probes.
 _MEAN = np.array([0.0, np.log(64.0), 0.0, 0.75, np.log(0.8), np.log(2.0), np.log(0.2)])
 _SPREAD = np.array([4.0, 2.0, 4.0, 0.25, 0.4, 0.5, 0.5])
-_CHAINS, _ITERATIONS, _KEPT_FROM = 60, 1500, 700
+_CHAINS, _ITERATIONS, _KEPT_FROM, _KEPT_EVERY = 150, 450, 250, 40
 _OUTLIER = 0.02  # the chance of a run for which the model does not hold
 _SIZE_LENGTH, _RATE_LENGTH = 2.0, 0.6  # of the Gaussian process: factors of 2 in B, factors of 10 in the rate
 
@@ -69,7 +69,7 @@ def fit_updates(probes: Sequence[Probe], *, seed: int = 0) -> Posterior:
         new = log_posterior(proposed)
         accepted = np.log(random.uniform(size=_CHAINS)) < new - heights
         chains, heights = np.where(accepted[:, None], proposed, chains), np.where(accepted, new, heights)
-        if iteration >= _KEPT_FROM and iteration % 100 == 0:
+        if iteration >= _KEPT_FROM and iteration % _KEPT_EVERY == 0:
             kept.append(chains)
     return Posterior(np.concatenate(kept), tuple(probes))
 
@@ -125,19 +125,19 @@ def _center(probes: Sequence[Probe]) -> np.ndarray:
 
 def _make_log_posterior(probes: Sequence[Probe], center: np.ndarray):
     reached, censored = [p for p in probes if p.reached], [p for p in probes if not p.reached]
-    sizes, rates, observed = _columns(reached)
-    inverse = np.linalg.inv(_kernel(sizes, rates, sizes, rates) + np.eye(len(reached)))
-    bound_sizes, bound_rates, _ = _columns(censored)
+    sizes, rates, _ = _columns([*reached, *censored])
+    observed, count = np.log([probe.updates for probe in reached]), len(reached)
+    inverse = np.linalg.inv(_kernel(sizes[:count], rates[:count], sizes[:count], rates[:count]) + np.eye(count))
     bounds = np.log([max(probe.more_than, 1) for probe in censored])
 
     def log_posterior(draws):
         sigma = np.exp(np.clip(draws[:, 6], -6, 2))
-        residual = observed - _log_updates(draws, sizes, rates)
-        squares = np.einsum("dn,nm,dm->d", residual, inverse, residual) / sigma**2
-        total = -0.5 * squares - len(reached) * np.log(sigma)
+        expected = _log_updates(draws, sizes, rates)
+        residual = observed - expected[:, :count]
+        total = -0.5 * ((residual @ inverse) * residual).sum(1) / sigma**2 - count * np.log(sigma)
         if len(bounds):
-            beyond = (_log_updates(draws, bound_sizes, bound_rates) - bounds) / (np.sqrt(2) * sigma[:, None])
-            total += np.log(_OUTLIER + (1 - _OUTLIER) * np.exp(log_ndtr(beyond))).sum(1)
+            beyond = (expected[:, count:] - bounds) / (np.sqrt(2) * sigma[:, None])
+            total += np.log(_OUTLIER + (1 - _OUTLIER) * ndtr(beyond)).sum(1)
         return total - 0.5 * (((draws - center) / _SPREAD) ** 2).sum(1)
 
     return log_posterior

@@ -63,7 +63,7 @@ def as_goal(goal: "str | Goal") -> Goal:
 
 
 def metric_names(task: Task) -> list[str]:
-    """The names of a task's metrics, in the order in which ``metrics_fn`` returns them; nothing is computed.
+    """The names of a task's metrics, in alphabetical order; nothing is computed.
 
     Example:
         >>> import jax.numpy as jnp
