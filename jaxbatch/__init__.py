@@ -2,6 +2,7 @@
 
 from jaxbatch.advice.critical import CriticalFit, critical_batch_size
 from jaxbatch.advice.largest_batch import find_largest_batch, max_batch_size
+from jaxbatch.advice.learning_rates import RateResult, rate_exponent, tune_learning_rate
 from jaxbatch.advice.memory import Memory, memory_profile
 from jaxbatch.advice.memory_plan import memory_plan
 from jaxbatch.backend import BackendCheck, check_backend
@@ -88,6 +89,7 @@ __all__ = [
     "IndexBatches",
     "Interval",
     "Memory",
+    "RateResult",
     "ResNet20",
     "ResNet50",
     "SimpleCNN",
@@ -145,6 +147,7 @@ __all__ = [
     "per_example_gradients",
     "prefetch",
     "program_memory",
+    "rate_exponent",
     "ratio_of_means",
     "recompute",
     "relative_squared_error",
@@ -157,4 +160,5 @@ __all__ = [
     "sum_of_gradients",
     "sweep",
     "track",
+    "tune_learning_rate",
 ]
