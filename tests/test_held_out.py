@@ -67,8 +67,8 @@ SMALL = ["--quick", "--model", "mlp", "--epochs", "2", "--seeds", "1"]
 SIZES = ["--batch-sizes", "60", "600"]
 STUDIES = {
     learning_rate_grid: [*SMALL, *SIZES, "--learning-rates", "0.01", "0.1"],
-    convergence: [*SMALL, *SIZES, "--tuned-rates", "0.3", "0.3", "--target-accuracy", "0.9"],
-    split_backward: [*SMALL, "--batch-size", "32", "--learning-rates", "0.03", "0.3", "--target-accuracy", "0.8"],
+    convergence: [*SMALL, *SIZES, "--tuned-rates", "0.3", "0.3", "--target", "accuracy>0.9"],
+    split_backward: [*SMALL, "--batch-size", "32", "--learning-rates", "0.03", "0.3", "--target", "accuracy>0.8"],
     adabatch: [*SMALL, "--batch-size", "16", "--max-batch-size", "32", "--num-examples", "600"],
 }
 

@@ -134,7 +134,7 @@ def test_ctrl_c_is_one_line(tmp_path):
         (["--learning-rates", "0.1", "0"], "--learning-rates 0.0 must be above 0"),
         (["--tune-seeds", "0"], "--tune-seeds 0 must be above 0"),
         (["--momentum", "1.5"], "--momentum 1.5"),
-        (["--target-accuracy", "98"], "--target-accuracy 98.0 must be between 0 and 1"),
+        (["--target", "accuracy>98"], "--target accuracy>98: an accuracy must be above a number between 0 and 1"),
         (["--dataset", "cifar-10"], "Did you mean 'cifar10'"),
         (["--dataset", "mnist", "--data-dir", "/no/such"], "data_dir='/no/such' is no folder"),
         (["--batch-sizee", "3"], "--batch-sizee"),
