@@ -19,7 +19,6 @@ from experiments.learning_rate_grid_report import verdict as grid_verdict
 from jaxbatch.advice.learning_rates import rate_exponent
 from jaxbatch.training.goals import Goal
 
-
 ACCURACY = Goal("accuracy", 0.98)
 
 
