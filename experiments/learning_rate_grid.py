@@ -17,14 +17,13 @@ import itertools
 import pathlib
 from collections.abc import Iterator, Sequence
 
-import flax.serialization
 import jax.numpy as jnp
 import numpy as np
 import optax
 from rich.console import Console
 
 import jaxbatch as jb
-from experiments import learning_rate_grid_report
+from experiments import in_flight, learning_rate_grid_report
 from experiments.study import check_positive, open_study, run_study, show_results
 from experiments.study_target import TargetConfig, num_updates, resolve_target
 from experiments.study_task import load_choosing_task
@@ -57,7 +56,7 @@ def resolve(config: Config, task: Task) -> Config:
     return dataclasses.replace(config, learning_rates=tuple(sorted(set(config.learning_rates))))
 
 
-def in_flight(run: RunFolder, batch_size: int) -> pathlib.Path:
+def file_of(run: RunFolder, batch_size: int) -> pathlib.Path:
     """The file that keeps the runs of a size until they have finished."""
     return run.path / f"in_flight_{batch_size}.msgpack"
 
@@ -66,12 +65,12 @@ def measure_size(task: Task, config: Config, batch_size: int, run: RunFolder, pr
     """Trains all rates and seeds at one batch size; keeps in the run folder what is needed to continue."""
     shape = (len(config.learning_rates), config.seeds)
     make_optimizer = functools.partial(optax.sgd, momentum=config.momentum)
-    path, after = in_flight(run, batch_size), None
+    path, after = file_of(run, batch_size), None
     if path.exists():
         rates, seeds = np.repeat(np.float32(config.learning_rates), config.seeds), [*range(config.seeds)] * shape[0]
         start = start_states(task, make_optimizer, jnp.array(rates), seeds)
-        template = {"batches": 0, "diverged_at_batch": np.zeros(shape), "updates_to_goal": np.zeros(shape), "state": start}
-        after = flax.serialization.from_bytes(template, path.read_bytes())
+        state, rest = in_flight.from_bytes(start, path.read_bytes())
+        after = {"state": state, **rest}
     records = jb.tune_learning_rate(
         task,
         make_optimizer,
@@ -98,8 +97,8 @@ def measure_size(task: Task, config: Config, batch_size: int, run: RunFolder, pr
                 **{f"validation_{name}": float(record[f"test_{name}"][place]) for name in metric_names(task)},
                 "diverged_at_update": int(record["diverged_at_batch"][place]),
             }
-        progress_so_far = {key: record[key] for key in ("batches", "diverged_at_batch", "updates_to_goal", "state")}
-        run.write(path.name, flax.serialization.to_bytes(progress_so_far))
+        rest = {key: record[key] for key in ("batches", "diverged_at_batch", "updates_to_goal")}
+        run.write(path.name, in_flight.to_bytes(record["state"], **rest))
         fresh, before = record["batches"] - before, record["batches"]
         rate = fresh * batch_size * shape[0] * shape[1] / record["train_seconds"]
         progress.update(bar, completed=before, total=record["total_batches"], rate=f"{rate:,.0f} examples/s")
@@ -118,7 +117,7 @@ def measure(config: Config, task: Task, run: RunFolder, console: Console) -> Non
     with progress_bar(console) as progress:
         for batch_size in sorted(config.batch_sizes, reverse=True):  # small sizes take longest
             if run.find(kind="size", batch_size=batch_size):
-                in_flight(run, batch_size).unlink(missing_ok=True)  # left by a kill right after the last record
+                file_of(run, batch_size).unlink(missing_ok=True)  # left by a kill right after the last record
                 continue
             for record in measure_size(task, config, batch_size, run, progress):
                 if identity(record) not in known:

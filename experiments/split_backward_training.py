@@ -4,11 +4,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import in_flight
 from experiments.goal_words import better, is_share
 from experiments.split_backward_steps import RULES, compare, is_finite, make_optimizer, make_step
 from experiments.study_task import prepared_once
@@ -130,7 +130,7 @@ def measure_training(trainer: Trainer, test_data, protocol: str, rates: Mapping[
             if steps is not None and all(is_finite(states[arm]) for arm in ("split", "scaled", "small")):
                 batch = jax.tree.map(lambda leaf: leaf[indices[0]], drawn)
                 yield place | {"kind": "distance"} | compare(steps, states, start, batch)
-            run.write(path.name, flax.serialization.to_bytes((seed, number + 1, states, seconds)))
+            run.write(path.name, in_flight.to_bytes(states, seed=seed, done=number + 1, seconds=seconds))
             show(1, len(arms) * indices.size / (time.perf_counter() - began))
         for arm in arms:
             found = test(evaluated(task, states[arm]), test_data) if is_finite(states[arm]) else {}
@@ -142,9 +142,9 @@ def measure_training(trainer: Trainer, test_data, protocol: str, rates: Mapping[
 def _load(path, seed: int, states, seconds) -> tuple[int, dict[str, TrainState], dict[str, float]]:
     """The number of finished segments of this seed, their states and seconds; for a new seed, those of the start."""
     if path.exists():
-        kept_seed, done, kept, spent = flax.serialization.from_bytes((0, 0, states, seconds), path.read_bytes())
-        if int(kept_seed) == seed:
-            return int(done), jax.tree.map(jnp.asarray, kept), spent
+        kept, rest = in_flight.from_bytes(states, path.read_bytes())
+        if rest["seed"] == seed:
+            return rest["done"], kept, rest["seconds"]
     return 0, states, seconds
 
 

@@ -139,7 +139,8 @@ def _told(place: Place, who: str) -> Iterator[None]:
 
 
 def _article(value: Any) -> str:
-    return "None" if value is None else f"a {type(value).__name__}"
+    name = type(value).__name__
+    return "None" if value is None else f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
 def _on_device(data: Any) -> Any:

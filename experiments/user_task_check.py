@@ -101,6 +101,8 @@ def _check(text: str, path: pathlib.Path, name: str, function: Callable | None, 
         line = _line_of(function, path)
         where = "" if line is None else f" (line {line})"
         told = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {first_line(error)}"
+        if not where and told.startswith(name):
+            raise ValueError(f"--task {text}: {told}") from error
         raise ValueError(f"--task {text}: {name}{where}: {told.removeprefix(name).lstrip(': ')}") from error
 
 
@@ -135,6 +137,8 @@ def _prepared(prepare: Callable, batch: Any, size: int) -> Any:
 
 
 def _losses(task: jb.Task, params: Any, batch: Any) -> Any:
+    if task.update_model_state is None and isinstance(jax.eval_shape(task.loss_fn, params, batch), tuple):
+        raise ValueError("it returned a tuple. If it is (losses, aux), the task needs update_model_state.")
     return jax.eval_shape(lambda p, b: losses_and_aux(task.loss_fn, p, b, task.update_model_state is not None), params, batch)
 
 
