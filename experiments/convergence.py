@@ -14,6 +14,7 @@ The measured answer stands in docs/mnist_study.md.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -30,7 +31,8 @@ from experiments.study_target import TargetConfig, num_updates, resolve_target
 from experiments.study_task import load_choosing_task
 from jaxbatch.results.records import Record, RunFolder
 from jaxbatch.results.report import progress_bar
-from jaxbatch.training.steps import TrainState, evaluated
+from jaxbatch.training.loops import batch_shapes
+from jaxbatch.training.steps import TrainState, evaluated, start_shapes
 from jaxbatch.training.tasks import Task, count_examples
 
 OTHER_SEEDS = 1000  # added to the seeds, so that no rate is judged by the runs that chose it
@@ -80,7 +82,7 @@ def find_tuned_rates(config: Config, task: Task, console: Console) -> dict[int, 
     return best_rates(grid, run.records)
 
 
-def measure_run(task: Task, config: Config, place: Record, test: Callable[[TrainState], float]) -> Iterator[Record]:
+def measure_run(task: Task, config: Config, place: Record, test: Callable[[TrainState], float], with_noise: bool) -> Iterator[Record]:
     """Trains until the target or the end. Yields the noise at every evaluation, then one last record of the run.
 
     Args:
@@ -88,6 +90,7 @@ def measure_run(task: Task, config: Config, place: Record, test: Callable[[Train
         config: of the study.
         place: what identifies the run: ``table``, ``batch_size``, ``seed`` and ``learning_rate``.
         test: computes the target's metric on the test set; called once.
+        with_noise: whether the gradient's noise is measured in the runs at tuned rates.
     """
     batch_size, seed = place["batch_size"], OTHER_SEEDS + place["seed"]
     fit_config = jb.FitConfig(
@@ -104,7 +107,7 @@ def measure_run(task: Task, config: Config, place: Record, test: Callable[[Train
         seconds += last["train_seconds"]
         measured = goal.in_record(last)  # the task's test data are the validation part
         best = better(goal, measured, best)
-        if place["table"] == "tuned" and not last["diverged"] and task.update_model_state is None:
+        if with_noise and place["table"] == "tuned" and not last["diverged"]:
             noise = measure_noise(task, last["state"].params, seed, last["updates"])
             yield {"kind": "noise", **place, "updates": last["updates"], validated: measured} | noise
     yield {
@@ -120,6 +123,16 @@ def measure_run(task: Task, config: Config, place: Record, test: Callable[[Train
         f"test_{name}": None if last["diverged"] else test(last["state"]),
         "diverged": last["diverged"],
     }
+
+
+def has_noise(task: Task) -> bool:
+    """Whether every example has a gradient of its own: not where the loss of one depends on the others in its batch."""
+    batch = batch_shapes(task.train_data, NOISE_EXAMPLES, task.prepare)
+    try:
+        jax.eval_shape(functools.partial(jb.gradient_statistics, task.loss_fn), start_shapes(task), batch)
+    except ValueError:
+        return False
+    return True
 
 
 def measure_noise(task: Task, params, seed: int, updates: int) -> Record:
@@ -163,7 +176,7 @@ def measure(config: Config, task: Task, test_data, rates: dict[str, dict[int, fl
     def identity(record):
         return tuple(record[name] for name in ("table", "batch_size", "seed", "learning_rate", "updates"))
 
-    known = {identity(record) for record in run.find(kind="noise")}
+    known, with_noise = {identity(record) for record in run.find(kind="noise")}, has_noise(task)
     with progress_bar(console) as progress:
         total = sum(len(sizes) for sizes in rates.values()) * config.seeds
         bar = progress.add_task("runs", total=total, rate="")
@@ -173,7 +186,7 @@ def measure(config: Config, task: Task, test_data, rates: dict[str, dict[int, fl
                 for seed in range(config.seeds):
                     place = {"table": table, "batch_size": batch_size, "seed": seed, "learning_rate": rate}
                     if not run.find(kind="run", **place):
-                        for record in measure_run(task, config, place, test):
+                        for record in measure_run(task, config, place, test, with_noise):
                             if record["kind"] == "run" or identity(record) not in known:
                                 run.append(record)
                     progress.update(bar, advance=1)

@@ -138,7 +138,8 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
         title += f"end: at the target, or of the budget; lost: diverged{', or fell below half of its best' if is_share(goal) else ''})"
         print_table(console, title, columns, rows)
     rows = [[stretch_in_words(goal, *ends), f"{found:,.0f}", str(found.n)] for ends, found in stretches(records, goal).items()]
-    print_table(console, "Gradient noise scale on the way, examples (tuned runs)", [f"validation {goal.metric}", "scale", "places"], rows)
+    if rows:
+        print_table(console, "Gradient noise scale on the way, examples (tuned runs)", [f"validation {goal.metric}", "scale", "places"], rows)
 
 
 def stretch_in_words(goal: Goal, low: float, high: float, to: str = " to ") -> str:
@@ -208,4 +209,6 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
             where = "below" if critical.high < low else "above" if critical.low > high else "within"
             text += f"; the critical batch size lies {where} what it goes through"
         sentences.append(text + ".")
+    elif getattr(config, "task", None) and not any(record["kind"] == "noise" for record in records):
+        sentences.append("No gradient noise scale: an example's loss depends on the others in its batch, so it has no gradient of its own.")
     return sentences

@@ -123,3 +123,12 @@ def test_the_best_rate_of_a_loss_is_the_one_that_ends_lowest(tmp_path, capsys):
     }
     assert np.isfinite(list(ends.values())).all() and ends[0.1] < ends[0.03]
     assert "No rate reaches a validation loss of at most 0.4 within the budget" in out or "updates to a validation loss of at most 0.4" in out
+
+
+def test_a_loss_that_couples_examples_leaves_out_the_noise(tmp_path, monkeypatch, capsys):
+    coupled = LINEAR.replace("return 0.5 * (batch[0] @ w", "return 0.5 * ((batch[0] - batch[0].mean(0, keepdims=True)) @ w")
+    monkeypatch.setitem(TASKS, "bare", (coupled, "loss<0.4"))
+    _, records = run(convergence, "bare", tmp_path)
+    out = capsys.readouterr().out
+    assert "No gradient noise scale: an example's loss depends on the others in its batch" in out and "on the way" not in out
+    assert {record["kind"] for record in records} == {"speed", "rate", "run"}
