@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from experiments.convergence_report import NAMES, fit_critical, runs_of, seconds, sizes_of, stretch_in_words, stretches, to_target
-from experiments.goal_words import in_words
+from experiments.goal_words import in_words, is_share
 from experiments.iteration_speed_report import has_loading, times
 from experiments.study import setting_of
 from jaxbatch.results import plots
@@ -65,7 +65,8 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
                 ms=7,
             )
             places.append(place)
-            labels.append(f"{stretch_in_words(goal, low, high, '–')}\nn = {scale.n}")
+            stretch = stretch_in_words(goal, low, high, "–" if is_share(goal) else " to\n")
+            labels.append(f"{stretch}\nn = {scale.n}")
     if found is not None and math.isfinite(found.critical_batch_size.value):
         right.axhline(found.critical_batch_size.value, color="grey", ls="--", label="critical batch size of the fit")
         if math.isfinite(found.critical_batch_size.high):

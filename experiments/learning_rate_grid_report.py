@@ -118,7 +118,8 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
     if is_share(goal):  # colours show the error on a logarithmic scale: from 98% to 99% is as large a step as from 60% to 80%
         plots.heat_map(left, 100 - 100 * ends, lambda v: f"{100 - v:.1f}", lost, log=True, reverse=True, label="validation error, %")
     else:
-        plots.heat_map(left, ends, lambda v: f"{v:.3g}", lost, reverse=not goal.above, label=f"validation {goal.metric}")
+        log = bool((ends[np.isfinite(ends)] > 1e-3).all())  # the scale's lowest value
+        plots.heat_map(left, ends, lambda v: f"{v:.3g}", lost, log=log, reverse=not goal.above, label=f"validation {goal.metric}")
     plots.heat_map(middle, updates, _short, lost, log=True, reverse=True, label="updates")
     for axes, title in ((left, heading(goal, "Validation {} at the end")), (middle, f"Updates to {in_short(goal)}")):
         axes.set(title=title, xlabel="batch size", ylabel="learning rate")
