@@ -66,11 +66,6 @@ def show(goal: Goal, values: Sequence[float | None], percent: str = ".2f", other
     return format(interval(shown), percent if is_share(goal) else other)
 
 
-def show_with_unit(goal: Goal, values: Sequence[float | None], percent: str = ".2f") -> str:
-    """:func:`show` within a sentence: ``50.00%``, or ``a loss of 0.125`` in front of which nothing stands."""
-    return show(goal, values, percent) + ("%" if is_share(goal) else "")
-
-
 def better(goal: Goal, one: float, other: float | None) -> float | None:
     """The better of two measurements, of which the second may be the first one's own beginning, None.
 
