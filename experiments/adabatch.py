@@ -10,6 +10,7 @@ Four arms (the ways to train that are compared) run for the same epochs. Every f
     python -m experiments.adabatch                                                  about 1 minute
     python -m experiments.adabatch --dataset cifar10 --model resnet20 --small       the protocol in small, on CPU
     python -m experiments.adabatch --devices 1,2,4                                  (b) on several devices as well
+    python -m experiments.adabatch --task my_task.py:make_task                      a task of your own, judged by its accuracy or loss
     python -m experiments.adabatch_figures --dataset cifar10                        all networks side by side, from their files
 
 The rate of (d) is chosen on a sixth of the training set, which is held out for this. Then all arms train on the whole
@@ -24,12 +25,11 @@ from typing import Literal
 
 from rich.console import Console
 
-import jaxbatch as jb
 from experiments import adabatch_report
-from experiments.adabatch_arms import make_fit_config, make_model, make_schedule
-from experiments.adabatch_cost import measure_cost
+from experiments.adabatch_arms import make_fit_config, make_schedule
+from experiments.adabatch_tasks import Tasks, load, network_tasks, user_tasks
 from experiments.study import (
-    StudyConfig,
+    TaskConfig,
     check_momentum,
     check_positive,
     open_study,
@@ -37,19 +37,16 @@ from experiments.study import (
     show_results,
 )
 from experiments.training import train_into
-from jaxbatch.augment import crop_and_flip
-from jaxbatch.data import pad_images
 from jaxbatch.results.records import RunFolder
 from jaxbatch.results.report import progress_bar
 from jaxbatch.schedules.batch_sizes import count_steps
 from jaxbatch.training.devices import provide_devices
 
-SMALLEST = {"alexnet": 32, "vgg19_bn": 32}  # pixels each way: with 28, the last pool of these networks leaves no pixel
 OTHER_SEED = 1000  # for the runs that choose the rate of (d)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(StudyConfig):
+class Config(TaskConfig):
     """Flags of the study."""
 
     model: Literal["simple_cnn", "mlp", "alexnet", "resnet20", "vgg19_bn"] = "simple_cnn"
@@ -98,22 +95,6 @@ class Config(StudyConfig):
     """Rounds in which forward and backward are timed."""
 
 
-def load(config: Config) -> jb.Dataset:
-    """The data set, cut to ``num_examples``; its images are padded if they are too small for the network."""
-    dataset = pad_images(jb.load_dataset(config.dataset, data_dir=config.data_dir), SMALLEST.get(config.model, 1))
-    if config.num_examples is None:
-        return dataset
-    if not 10 <= config.num_examples <= len(dataset.train_labels):
-        raise ValueError(f"--num-examples {config.num_examples} must be from 10 to {len(dataset.train_labels)}.")
-    test = 2 * config.num_examples // 5
-    return dataset._replace(
-        train_images=dataset.train_images[: config.num_examples],
-        train_labels=dataset.train_labels[: config.num_examples],
-        test_images=dataset.test_images[:test],
-        test_labels=dataset.test_labels[:test],
-    )
-
-
 def shrink(config: Config) -> Config:
     """Sets the values that --small stands for, except where other flags set them."""
     if not config.small:
@@ -140,7 +121,8 @@ def resolve(config: Config, num_examples: int) -> Config:
     epochs = config.epochs or (100 if is_cifar else 25)
     if config.warmup_epochs > epochs:
         raise ValueError(f"--warmup-epochs {config.warmup_epochs:g} is more than the {epochs} epochs of the run.")
-    start = config.batch_size or (16 if config.dataset == "digits" else 256 if config.model == "alexnet" else 128)
+    usual = 16 if config.dataset == "digits" else 256 if config.model == "alexnet" else 128
+    start = config.batch_size or (max(1, min(16, num_examples // 6)) if config.task else usual)
     config = dataclasses.replace(
         config,
         epochs=epochs,
@@ -156,28 +138,20 @@ def resolve(config: Config, num_examples: int) -> Config:
     return config
 
 
-def measure_costs(dataset: jb.Dataset, config: Config, run: RunFolder) -> None:
-    """Times the network's passes at every batch size that an arm has, on its number of devices."""
+def measure_costs(tasks: Tasks, config: Config, run: RunFolder) -> None:
+    """Times forward and backward passes at every batch size that an arm has, on its number of devices."""
     sizes = {arm: {make_schedule(config, arm)(epoch) for epoch in range(config.epochs)} for arm in ("adaptive", "large")}
     sizes = {count: sorted(sizes["adaptive"] | (sizes["large"] if count == 1 else set())) for count in config.devices}
     known = {(record["round"], record["devices"], record["batch_size"]) for record in run.find(kind="cost")}
     if len(known) < config.rounds * sum(map(len, sizes.values())):
-        models = {count: make_model(config, dataset.num_classes, count) for count in sizes}
-        for record in measure_cost(models, dataset, sizes, config.parallel, config.rounds):
+        for record in tasks.cost(sizes, config.rounds):
             if (record["round"], record["devices"], record["batch_size"]) not in known:
                 run.append(record)
 
 
-def measure(config: Config, dataset: jb.Dataset, run: RunFolder, console: Console) -> None:
+def measure(config: Config, tasks: Tasks, run: RunFolder, console: Console) -> None:
     """Makes the measurements that are not in the run folder yet."""
-    measure_costs(dataset, config, run)
-    augment = crop_and_flip if config.augment else None
-    task = jb.classification_task(make_model(config, dataset.num_classes), dataset, augment=augment)
-    shared = task
-    if make_model(config, 1, 2) != make_model(config, 1):  # the same network, with a name for the axis of the devices
-        model = make_model(config, dataset.num_classes, 2)
-        shared = task._replace(loss_fn=jb.classification_task(model, dataset, augment=augment).loss_fn)
-    choosing = jb.classification_task(make_model(config, dataset.num_classes), jb.hold_out(dataset, seed=config.validation_seed), augment=augment)
+    measure_costs(tasks, config, run)
     arms = adabatch_report.arms(config)
     with progress_bar(console) as progress:
         total = (len(config.tuned_rates) + len(arms) * config.seeds) * config.epochs
@@ -193,7 +167,7 @@ def measure(config: Config, dataset: jb.Dataset, run: RunFolder, console: Consol
                     if record["epoch"] not in known:
                         run.append(record | {"arm": arm})
                 return show(config.epochs)
-            used = choosing if arm == "tune" else shared if adabatch_report.devices_of(arm) > 1 else task
+            used = tasks.choosing if arm == "tune" else tasks.over_devices if adabatch_report.devices_of(arm) > 1 else tasks.whole
             fit_config = make_fit_config(config, arm, rate, seed, used.num_examples)
             place = {"arm": arm, "learning_rate": rate, "seed": seed}
             train_into(run, used, fit_config, place, show, judged_on="validation" if arm == "tune" else "test")
@@ -212,11 +186,16 @@ def study(config: Config, console: Console) -> None:
     """Measures what is missing, then shows what the files hold."""
     check_positive(config, "devices")
     provide_devices(max(config.devices, default=1))
-    config = shrink(config)
-    dataset = load(config)
-    config = resolve(config, len(dataset.train_labels))
-    run = open_study("adabatch", config, console)
-    measure(config, dataset, run, console)
+    if config.task:
+        tasks = user_tasks(config)
+        config = resolve(config, tasks.whole.num_examples)
+    else:
+        config = shrink(config)
+        dataset = load(config)
+        config = resolve(config, len(dataset.train_labels))
+        tasks = network_tasks(config, dataset)
+    run = open_study("adabatch", config, console, tasks.whole)
+    measure(config, tasks, run, console)
     show_results(console, config, run, adabatch_report)
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from rich.console import Console
 
 from experiments.sentences import compare_errors
-from experiments.study import describe_setting
+from experiments.study import data_of, describe_setting
 from jaxbatch.intervals import Interval, interval
 from jaxbatch.results import plots
 from jaxbatch.results.records import Record, RunFolder
@@ -46,12 +46,20 @@ def devices_of(arm: str) -> int:
     return int(arm.partition("_")[2] or 1)
 
 
+def judged_by(records: Sequence[Record]) -> str:
+    """``accuracy``; or ``loss``, for a task of the user's own that has no accuracy."""
+    names = {name for record in records if record["kind"] == "epoch" for name in record}
+    return "accuracy" if any(name.endswith("_accuracy") for name in names) else "loss"
+
+
 def best_rate(records: Sequence[Record]) -> float:
-    """The rate whose run ends with the highest validation accuracy, among the runs that choose; diverged runs do not count."""
-    ends = {}
+    """The rate whose run ends with the best validation accuracy (or loss), among the runs that choose; diverged runs do not count."""
+    metric, ends = judged_by(records), {}
+    sign, nothing = (1, -1.0) if metric == "accuracy" else (-1, -np.inf)
     for record in records:
         if record["kind"] == "epoch" and record["arm"] == "tune":
-            ends[record["learning_rate"]] = -1.0 if record["diverged"] else record["validation_accuracy"]
+            value = record[f"validation_{metric}"]
+            ends[record["learning_rate"]] = nothing if record["diverged"] or value is None else sign * value
     return max(ends, key=ends.get)
 
 
@@ -70,7 +78,9 @@ def table_of(config, records: Sequence[Record], arm: str, key: str) -> Float[np.
 
 
 def errors(config, records: Sequence[Record], arm: str) -> Float[np.ndarray, "S E"]:
-    """Test error in percent."""
+    """Test error in percent; or test loss, where :func:`judged_by` says so."""
+    if judged_by(records) == "loss":
+        return table_of(config, records, arm, "test_loss")
     return 100 * (1 - table_of(config, records, arm, "test_accuracy"))
 
 
@@ -110,13 +120,15 @@ def cost_by_size(records: Sequence[Record], num_devices: int) -> dict[int, Float
 
 def save_arrays(config, run: RunFolder) -> None:
     """``arrays.npz``: every value by seed and epoch, named ``<arm>_<key>``; the costs by size and round; the setting."""
-    arrays = {f"{arm}_{key}": table_of(config, run.records, arm, key) for arm in arms(config) for key in KEYS}
+    held = {name for record in run.find(kind="epoch") for name in record}
+    arrays = {f"{arm}_{key}": table_of(config, run.records, arm, key) for arm in arms(config) for key in KEYS if key in held}
     for count in config.devices:
         cost = cost_by_size(run.records, count)
         arrays[f"cost_{count}_batch_sizes"] = np.array(list(cost))
         for number, part in enumerate(PARTS):
             arrays[f"cost_{count}_{part}_ms"] = np.array([times[number] for times in cost.values()])
-    about = {name: getattr(config, name) for name in ("model", "dataset", "epochs", "every", "batch_size", "max_batch_size", "seeds", "devices")}
+    about = {name: getattr(config, name) for name in ("epochs", "every", "batch_size", "max_batch_size", "seeds", "devices")}
+    about |= {"model": config.model if config.task is None else data_of(config), "dataset": data_of(config)}
     about |= {"num_examples": config.num_examples, "dtype": config.dtype, "arms": arms(config)}
     about |= {"rates": {arm: rate_of(run.records, arm) for arm in arms(config)}}
     arrays |= {f"{arm}_{part}_seconds": cost_seconds(config, run.records, arm, part) for arm in arms(config) for part in PARTS}
@@ -128,15 +140,17 @@ def save_arrays(config, run: RunFolder) -> None:
 def print_tables(console: Console, config, records: Sequence[Record], provenance: Record) -> None:
     """Errors, seconds and speed-ups of the arms; the cost of an example at each batch size."""
     setting = f"SGD with momentum {config.momentum:g}, {config.epochs} epochs, a change every {config.every}"
-    describe_setting(console, config, provenance, config.dtype, setting)
+    describe_setting(console, config, provenance, *([] if config.task else [config.dtype]), setting)
+    what, unit = ("error", ", %") if judged_by(records) == "accuracy" else ("loss", "")
     everything = arms(config).items()
     rows = []
     for arm, name in everything:
         error = errors(config, records, arm)
-        rows.append([name, f"{rate_of(records, arm):g}", f"{interval(error[:, -1]):.2f}"])
-    print_table(console, "Test error after the last epoch, %", ["arm", "rate", "test error"], rows)
+        rows.append([name, f"{rate_of(records, arm):g}", format(interval(error[:, -1]), ".2f" if unit else ".4g")])
+    print_table(console, f"Test {what} after the last epoch{unit}", ["arm", "rate", f"test {what}"], rows)
     rows = [[name, *(f"{interval(cost_seconds(config, records, arm, part), np.median):.1f}" for part in PARTS)] for arm, name in everything]
-    print_table(console, "Seconds of the network's passes in a run", ["arm", *PARTS], rows)
+    passes = "the network's passes" if config.task is None else "the loss and its gradient"
+    print_table(console, f"Seconds of {passes} in a run", ["arm", *PARTS], rows)
     rows = []
     for arm, name in everything:
         times = (table_of(config, records, arm, f"{kind}_seconds") for kind in ("train", "compile", "stall"))
@@ -154,9 +168,9 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
     several = [arm for arm in arms(config) if devices_of(arm) > 1]
     last = {arm: errors(config, records, arm)[:, -1] for arm in arms(config)}
     others = [("small", "(a) small"), ("large", "(c) large"), ("tuned", "(d) tuned")]
-    sentences = []
+    sentences, what = [], "error" if judged_by(records) == "accuracy" else "loss"
     for other, name in others + [(arm, f"itself on {devices_of(arm)} devices") for arm in several]:
-        sentences.append(compare_errors("(b) adaptive", name, interval(last["adaptive"] - last[other]), "(b)"))
+        sentences.append(compare_errors("(b) adaptive", name, interval(last["adaptive"] - last[other]), "(b)", what))
     rates, best = sorted(config.tuned_rates), rate_of(records, "tuned")
     if len(rates) > 1 and best in (rates[0], rates[-1]):
         edge = "lowest" if best == rates[0] else "highest"
@@ -199,10 +213,12 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
             axes.axvline(change + 0.5, color="grey", lw=0.6, ls=":")
         axes.set(xlabel="epoch")
     left.set(ylabel="training loss", title="Loss")
-    middle.set(ylabel="test error, %", title="Test error")
+    what, unit = ("error", ", %") if judged_by(records) == "accuracy" else ("loss", "")
+    middle.set(ylabel=f"test {what}{unit}", title=f"Test {what}")
     middle.legend()
     cost = {count: cost_by_size(records, count) for count in config.devices}
     draw_throughput(right, cost)
-    right.set(title="Throughput of the network's passes")
-    figure.suptitle(f"{config.model} on {config.dataset}, {config.seeds} seeds; dotted: changes")
+    right.set(title="Throughput of the network's passes" if config.task is None else "Throughput of the loss and its gradient")
+    title = f"{config.model} on {config.dataset}" if config.task is None else data_of(config)
+    figure.suptitle(f"{title}, {config.seeds} seeds; dotted: changes")
     return plots.save(figure, folder)

@@ -22,7 +22,8 @@ from rich.console import Console
 
 import jaxbatch as jb
 from experiments import advise_figure, advise_records, advise_report, advise_verify
-from experiments.study import PROTOCOLS, StudyConfig, check_positive, open_study, run_study, show_results
+from experiments.study import TaskConfig, check_positive, open_study, run_study, show_results
+from experiments.study_target import fill_target
 from experiments.study_task import Network, load_choosing_task
 from jaxbatch.advice.advice import Objective
 from jaxbatch.advice.advising import LEARNING_RATES, find_throughput, settle
@@ -40,7 +41,7 @@ CODE = {"sgd": "optax.sgd", "momentum": "functools.partial(optax.sgd, momentum=0
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(StudyConfig):
+class Config(TaskConfig):
     """Flags of the study."""
 
     model: Network = "simple_cnn"
@@ -48,7 +49,8 @@ class Config(StudyConfig):
     optimizer: OptimizerName = "momentum"
     """Optimizer: sgd, momentum (0.9), adam, adamw; its learning rate is part of the answer."""
     target: str | None = None
-    """What to reach, as accuracy>0.95 or loss<0.3. Default: 0.95 accuracy for digits, 0.98 for mnist."""
+    """Metric to reach on the held-out part, with its direction, such as "accuracy>0.98" or "loss<0.4" (quoted, because of the
+    shell). Default: accuracy>0.95 for digits, accuracy>0.98 for mnist. Needed with --task."""
     objective: Objective = "time"
     """What to save: time, examples, or balanced for both."""
     device: str = "here"
@@ -59,8 +61,8 @@ class Config(StudyConfig):
     """Batch sizes to choose from. Default: powers of two up to half the training set."""
     learning_rates: tuple[float, ...] | None = None
     """Learning rates to choose from. Default: four to a power of ten, from 0.0001 to 3.16."""
-    epochs: int = 30
-    """The longest run, should none reach the target sooner."""
+    epochs: int | None = None
+    """The longest run, should none reach the target sooner. Default: 30 for digits, 15 for the others."""
     evaluations_per_epoch: int = 12
     """How often a run looks at the target."""
     max_probes: int = 30
@@ -75,10 +77,9 @@ class Config(StudyConfig):
     """Make the full sweep too and say what the advised setting costs against its best."""
 
 
-def resolve(config: Config) -> Config:
+def resolve(config: Config, task: jb.Task) -> Config:
     """Fills in the target, shrinks for --quick, and checks."""
-    if config.target is None:
-        config = dataclasses.replace(config, target=f"accuracy>{PROTOCOLS[config.dataset][1]:g}")
+    config = fill_target(config, task)
     if config.quick:
         config = dataclasses.replace(config, max_probes=min(config.max_probes, 14), evaluations_per_epoch=4, seeds=min(config.seeds, 2))
     check_positive(config, "epochs", "evaluations_per_epoch", "max_probes", "budget", "seeds", "batch_sizes", "learning_rates")
@@ -138,9 +139,9 @@ def measure(config: Config, task: jb.Task, run: RunFolder, console: Console) -> 
 
 def study(config: Config, console: Console) -> None:
     """Measures what is missing, then shows what the files hold."""
-    config = resolve(config)
     task, _ = load_choosing_task(config)
-    run = open_study("advise", config, console)
+    config = resolve(config, task)
+    run = open_study("advise", config, console, task)
     measure(config, task, run, console)
     show_results(console, config, run, advise_report, advise_figure)
     advice = advise_records.read_advice(run.records)

@@ -94,6 +94,9 @@ def check_values(config_type: type, args: Sequence[str]) -> None:
         for one in values if several else values[:1]:
             if not (optional and one == "None") and not _fits(kind, one):
                 raise ValueError(f"{flag} {one} must be {_describe(kind)}.")
+    for other in ("dataset", "data_dir", "model"):
+        if "task" in given and other in given:
+            raise ValueError(f"--task and --{other.replace('_', '-')} exclude each other: a task has data and a model of its own.")
     for field in dataclasses.fields(config_type):
         if field.default is field.default_factory is dataclasses.MISSING and field.name not in given:
             raise ValueError(f"--{field.name.replace('_', '-')} is needed.")

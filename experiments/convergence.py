@@ -1,18 +1,20 @@
-"""How many updates, epochs, examples and seconds does each batch size need to reach an accuracy?
+"""How many updates, epochs, examples and seconds does each batch size need to reach a target, such as an accuracy?
 
 Table 1 gives every size the same learning rate, as the study was first done. Table 2 gives each size the rate that
 experiments.learning_rate_grid found best for it, and uses other seeds than that grid; the grid is run first if its results
-are missing. Table 2 is the fair comparison. The accuracy is checked on a sixth of the training set that is held out (the
+are missing. Table 2 is the fair comparison. The target is checked on a sixth of the training set that is held out (the
 validation part); the test set is used once, at the end of a run. The study also fits the critical batch size (above it, a
 larger batch saves few updates) and measures the gradient noise scale (the gradient's variance ÷ its squared length).
 
     python -m experiments.convergence                      about 4 minutes, the grid included
     python -m experiments.convergence --dataset mnist      about 8 minutes after the grid
+    python -m experiments.convergence --task my_task.py:make_task --target "loss<0.4"      a task of your own
 
 The measured answer stands in docs/mnist_study.md.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -22,21 +24,16 @@ from rich.console import Console
 import jaxbatch as jb
 from experiments import convergence_figure, convergence_report, iteration_speed, learning_rate_grid
 from experiments.convergence_report import rate_of
+from experiments.goal_words import better, is_share
 from experiments.learning_rate_grid_report import best_rates
-from experiments.study import (
-    TargetConfig,
-    check_positive,
-    num_updates,
-    open_study,
-    resolve_target,
-    run_study,
-    show_results,
-)
+from experiments.study import check_positive, open_study, run_study, show_results
+from experiments.study_target import TargetConfig, num_updates, resolve_target
 from experiments.study_task import load_choosing_task
 from jaxbatch.results.records import Record, RunFolder
 from jaxbatch.results.report import progress_bar
-from jaxbatch.training.steps import TrainState, evaluated
-from jaxbatch.training.tasks import Task
+from jaxbatch.training.loops import batch_shapes
+from jaxbatch.training.steps import TrainState, evaluated, start_shapes
+from jaxbatch.training.tasks import Task, count_examples
 
 OTHER_SEEDS = 1000  # added to the seeds, so that no rate is judged by the runs that chose it
 NOISE_EXAMPLES = 600  # drawn at each evaluation for the gradient noise scale
@@ -59,12 +56,12 @@ class Config(TargetConfig):
     """Rounds in which an iteration with loading is timed."""
 
 
-def resolve(config: Config, num_examples: int) -> Config:
+def resolve(config: Config, task: Task) -> Config:
     """Fills in what depends on the data set, shrinks for --quick, and checks."""
     if config.tuned_rates is not None and config.batch_sizes is not None and len(config.tuned_rates) == len(config.batch_sizes):
         pairs = sorted(zip(config.batch_sizes, config.tuned_rates, strict=True))  # sizes are sorted below
         config = dataclasses.replace(config, tuned_rates=tuple(rate for _, rate in pairs))
-    config = resolve_target(config, num_examples)
+    config = resolve_target(config, task)
     if config.quick:
         config = dataclasses.replace(config, seeds=min(config.seeds, 2), speed_rounds=2)
     check_positive(config, "grid_seeds", "learning_rate", "speed_rounds", "tuned_rates")
@@ -79,20 +76,21 @@ def find_tuned_rates(config: Config, task: Task, console: Console) -> dict[int, 
         return dict(zip(config.batch_sizes, config.tuned_rates, strict=True))
     shared = {field.name for field in dataclasses.fields(TargetConfig)} - {"seeds", "overwrite", "resume", "evaluations_per_epoch"}
     grid = learning_rate_grid.Config(**{name: getattr(config, name) for name in shared}, seeds=config.grid_seeds)
-    grid = learning_rate_grid.resolve(grid, task.num_examples)
-    run = open_study("learning_rate_grid", grid, console)
+    grid = learning_rate_grid.resolve(grid, task)
+    run = open_study("learning_rate_grid", grid, console, task)
     learning_rate_grid.measure(grid, task, run, console)
     return best_rates(grid, run.records)
 
 
-def measure_run(task: Task, config: Config, place: Record, test: Callable[[TrainState], float]) -> Iterator[Record]:
+def measure_run(task: Task, config: Config, place: Record, test: Callable[[TrainState], float], with_noise: bool) -> Iterator[Record]:
     """Trains until the target or the end. Yields the noise at every evaluation, then one last record of the run.
 
     Args:
         task: its ``test_data`` are the validation part.
         config: of the study.
         place: what identifies the run: ``table``, ``batch_size``, ``seed`` and ``learning_rate``.
-        test: computes the accuracy on the test set; called once.
+        test: computes the target's metric on the test set; called once.
+        with_noise: whether the gradient's noise is measured in the runs at tuned rates.
     """
     batch_size, seed = place["batch_size"], OTHER_SEEDS + place["seed"]
     fit_config = jb.FitConfig(
@@ -102,29 +100,39 @@ def measure_run(task: Task, config: Config, place: Record, test: Callable[[Train
         seed=seed,
         evaluations_per_epoch=config.evaluations_per_epoch,
     )
-    seconds, best, last = 0.0, 0.0, None
-    for last in jb.fit(task, fit_config):
+    goal = jb.as_goal(config.target)
+    seconds, best, last = 0.0, 0.0 if is_share(goal) else None, None
+    name, validated = goal.metric, f"validation_{goal.metric}"
+    for last in jb.fit_to_target(task, fit_config, goal):
         seconds += last["train_seconds"]
-        accuracy = last["test_accuracy"]  # the task's test data are the validation part
-        best = max(best, accuracy)
-        if place["table"] == "tuned" and not last["diverged"]:
+        measured = goal.in_record(last)  # the task's test data are the validation part
+        best = better(goal, measured, best)
+        if with_noise and place["table"] == "tuned" and not last["diverged"]:
             noise = measure_noise(task, last["state"].params, seed, last["updates"])
-            yield {"kind": "noise", **place, "updates": last["updates"], "validation_accuracy": accuracy} | noise
-        if accuracy >= config.target_accuracy:
-            break
+            yield {"kind": "noise", **place, "updates": last["updates"], validated: measured} | noise
     yield {
         "kind": "run",
         **place,
-        "reached": accuracy >= config.target_accuracy,
+        "reached": last["reached"],
         "updates": last["updates"],
         "epochs": last["epoch"],
         "examples": last["examples"],
         "compute_seconds": seconds,
-        "validation_accuracy": accuracy,
-        "best_validation_accuracy": best,
-        "test_accuracy": None if last["diverged"] else test(last["state"]),
+        validated: measured,
+        f"best_{validated}": best,
+        f"test_{name}": None if last["diverged"] else test(last["state"]),
         "diverged": last["diverged"],
     }
+
+
+def has_noise(task: Task) -> bool:
+    """Whether every example has a gradient of its own: not where the loss of one depends on the others in its batch."""
+    batch = batch_shapes(task.train_data, NOISE_EXAMPLES, task.prepare)
+    try:
+        jax.eval_shape(functools.partial(jb.gradient_statistics, task.loss_fn), start_shapes(task), batch)
+    except ValueError:
+        return False
+    return True
 
 
 def measure_noise(task: Task, params, seed: int, updates: int) -> Record:
@@ -132,6 +140,8 @@ def measure_noise(task: Task, params, seed: int, updates: int) -> Record:
     key = jax.random.fold_in(jax.random.key(seed), updates)
     index = jax.random.randint(key, (NOISE_EXAMPLES,), 0, task.num_examples)
     batch = jax.tree.map(lambda leaf: leaf[index], task.train_data)
+    if task.prepare is not None:
+        batch = task.prepare(jax.random.split(key, NOISE_EXAMPLES), batch)
     found = _statistics(task.loss_fn, params, batch)
     return {"signal": float(found.signal), "trace": float(found.trace)}
 
@@ -147,7 +157,7 @@ def note_rate(run: RunFolder, table: str, batch_size: int, rate: float) -> None:
 
 def measure_speed(config: Config, task: Task, run: RunFolder) -> None:
     """Times the iterations of all sizes side by side, for the rounds that are not in the run folder yet."""
-    speed = iteration_speed.Config(batch_sizes=config.batch_sizes, rounds=config.speed_rounds)
+    speed = iteration_speed.Config(task=config.task, batch_sizes=config.batch_sizes, rounds=config.speed_rounds)
     if config.quick:
         speed = dataclasses.replace(speed, examples_per_round=600)
     for record in iteration_speed.measure_missing_speed(task, speed, run.records):
@@ -158,15 +168,15 @@ def measure_speed(config: Config, task: Task, run: RunFolder) -> None:
 def measure(config: Config, task: Task, test_data, rates: dict[str, dict[int, float]], run: RunFolder, console: Console) -> None:
     """Makes the measurements that are not in the run folder yet: the speed of an iteration, then run after run."""
     measure_speed(config, task, run)
-    evaluate = jb.make_evaluate(task.metrics_fn, len(test_data[1]))
+    evaluate = jb.make_evaluate(task.metrics_fn, count_examples(test_data))
 
     def test(state):
-        return float(evaluate(evaluated(task, state), test_data)["accuracy"])
+        return float(evaluate(evaluated(task, state), test_data)[jb.as_goal(config.target).metric])
 
     def identity(record):
         return tuple(record[name] for name in ("table", "batch_size", "seed", "learning_rate", "updates"))
 
-    known = {identity(record) for record in run.find(kind="noise")}
+    known, with_noise = {identity(record) for record in run.find(kind="noise")}, has_noise(task)
     with progress_bar(console) as progress:
         total = sum(len(sizes) for sizes in rates.values()) * config.seeds
         bar = progress.add_task("runs", total=total, rate="")
@@ -176,7 +186,7 @@ def measure(config: Config, task: Task, test_data, rates: dict[str, dict[int, fl
                 for seed in range(config.seeds):
                     place = {"table": table, "batch_size": batch_size, "seed": seed, "learning_rate": rate}
                     if not run.find(kind="run", **place):
-                        for record in measure_run(task, config, place, test):
+                        for record in measure_run(task, config, place, test, with_noise):
                             if record["kind"] == "run" or identity(record) not in known:
                                 run.append(record)
                     progress.update(bar, advance=1)
@@ -185,9 +195,9 @@ def measure(config: Config, task: Task, test_data, rates: dict[str, dict[int, fl
 def study(config: Config, console: Console) -> None:
     """Measures what is missing, then shows what the files hold."""
     task, test_data = load_choosing_task(config)
-    config = resolve(config, task.num_examples)
+    config = resolve(config, task)
     rates = {"same": dict.fromkeys(config.batch_sizes, config.learning_rate), "tuned": find_tuned_rates(config, task, console)}
-    run = open_study("convergence", config, console)
+    run = open_study("convergence", config, console, task)
     measure(config, task, test_data, rates, run, console)
     show_results(console, config, run, convergence_report, convergence_figure)
 

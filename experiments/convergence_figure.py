@@ -6,14 +6,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from experiments.convergence_report import NAMES, fit_critical, runs_of, seconds, sizes_of, stretches, to_target
-from experiments.iteration_speed_report import times
+from experiments.convergence_report import NAMES, fit_critical, runs_of, seconds, sizes_of, stretch_in_words, stretches, to_target
+from experiments.goal_words import in_words, is_share
+from experiments.iteration_speed_report import has_loading, times
+from experiments.study import setting_of
 from jaxbatch.results import plots
 from jaxbatch.results.records import Record
+from jaxbatch.training.goals import as_goal
 
 
 def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> pathlib.Path:
-    """Updates and seconds to the target by batch size, and the noise scale by validation accuracy."""
+    """Updates and seconds to the target by batch size, and the noise scale by the validation metric."""
+    goal = as_goal(config.target)
     figure, (left, middle, right) = plots.subplots(1, 3, figsize=(15, 4.8))
     for (table, name), color, marker in zip(NAMES.items(), plots.COLORS, "os"):
         reached = [size for size in sizes_of(records, table) if any(row["reached"] for row in runs_of(records, table, size))]
@@ -22,8 +26,9 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
         style = {"color": color, "marker": marker}
         plots.band(left, reached, [to_target(rows[s], "updates") for s in reached], label=name, **style)
         plots.band(middle, reached, [seconds(records, rows[s], "resident") for s in reached], label=f"{name}: computation", **style)
-        loaded = [seconds(records, rows[s], "streamed") for s in reached]
-        plots.band(middle, reached, loaded, label=f"{name}: with loading", ls=":", mfc="white", **style)
+        if has_loading(records):
+            loaded = [seconds(records, rows[s], "streamed") for s in reached]
+            plots.band(middle, reached, loaded, label=f"{name}: with loading", ls=":", mfc="white", **style)
         spent = [max(row["updates"] for row in rows[size]) for size in missed]
         label = f"{name}: not reached by here" if missed else None
         left.plot(missed, spent, "^", color=color, mfc="white", ms=9, label=label)
@@ -35,9 +40,8 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
         x = np.geomspace(min(sizes), max(sizes), 100)
         curve = found.min_updates.value * (1 + found.critical_batch_size.value / x)
         left.plot(x, curve, "--", color="grey", lw=1.2, label=f"fit: B_crit = {found.critical_batch_size:,.0f}")
-    target = f"{100 * config.target_accuracy:g}%"
-    left.set(ylabel="updates", title=f"Updates to {target} validation accuracy")
-    middle.set(ylabel="seconds", title=f"Time to {target} validation accuracy")
+    left.set(ylabel="updates", title=f"Updates to {in_words(goal)}")
+    middle.set(ylabel="seconds", title=f"Time to {in_words(goal)}")
     for axes in (left, middle):
         axes.set_yscale("log")
         low, high = axes.get_ylim()
@@ -46,7 +50,7 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
         plots.size_ticks(axes, sizes)
         axes.legend(fontsize=9, loc="upper right")
     places, labels = [], []
-    for (low, high), scale in stretches(records).items():
+    for (low, high), scale in stretches(records, goal).items():
         if np.isfinite(scale.value) and scale.value > 0:
             place = len(places)
             top = scale.high if np.isfinite(scale.high) else scale.value * 10
@@ -61,7 +65,8 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
                 ms=7,
             )
             places.append(place)
-            labels.append(f"{100 * low:g}–{100 * high:g}%\nn = {scale.n}")
+            stretch = stretch_in_words(goal, low, high, "–" if is_share(goal) else " to\n")
+            labels.append(f"{stretch}\nn = {scale.n}")
     if found is not None and math.isfinite(found.critical_batch_size.value):
         right.axhline(found.critical_batch_size.value, color="grey", ls="--", label="critical batch size of the fit")
         if math.isfinite(found.critical_batch_size.high):
@@ -70,6 +75,6 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
     right.set_xticks(places, labels)
     right.margins(x=0.2)
     plots.log_values(right.yaxis)
-    right.set(xlabel="validation accuracy", ylabel="examples", title="Gradient noise scale on the way")
-    figure.suptitle(f"{config.dataset}, {config.model}, SGD with momentum {config.momentum:g}, {config.seeds} seeds, 95% intervals")
+    right.set(xlabel=f"validation {goal.metric}", ylabel="examples", title="Gradient noise scale on the way")
+    figure.suptitle(f"{setting_of(config)}, SGD with momentum {config.momentum:g}, {config.seeds} seeds, 95% intervals")
     return plots.save(figure, folder)

@@ -2,20 +2,23 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from rich.console import Console
 
-from experiments.iteration_speed_report import times
+from experiments.goal_words import has_collapsed, heading, in_short, in_words, is_share, show
+from experiments.iteration_speed_report import has_loading, times
 from experiments.study import describe_setting
+from jaxbatch.advice.critical import CriticalFit, critical_batch_size
 from jaxbatch.gradients.noise import GradientStatistics, gradient_noise_scale
-from jaxbatch.intervals import Interval, interval, resampled
+from jaxbatch.intervals import Interval, interval
 from jaxbatch.results.records import Record
 from jaxbatch.results.report import print_table
+from jaxbatch.training.goals import Goal, as_goal
 
 NAMES = {"same": "the same rate for all", "tuned": "rate tuned for each size"}
 STRETCHES = (0.0, 0.9, 0.95, 0.97, 1.0)  # bounds of validation accuracy; the noise scale is given between each two
+PARTS = 4  # stretches of a metric that is no accuracy, which has no bounds of its own
 
 
 def rate_of(records: Sequence[Record], table: str, batch_size: int) -> float | None:
@@ -36,9 +39,9 @@ def sizes_of(records: Sequence[Record], table: str) -> list[int]:
     return sorted({r["batch_size"] for r in records if r["kind"] == "run" and r["table"] == table})
 
 
-def is_lost(run: Record) -> bool:
+def is_lost(goal: Goal, run: Record) -> bool:
     """Whether a run has diverged, or has collapsed (ends below half of its best accuracy)."""
-    return run["diverged"] or run["validation_accuracy"] < 0.5 * run["best_validation_accuracy"]
+    return run["diverged"] or has_collapsed(goal, run[f"validation_{goal.metric}"], run[f"best_validation_{goal.metric}"])
 
 
 def to_target(rows: Sequence[Record], key: str) -> Interval:
@@ -64,55 +67,48 @@ def seconds(records: Sequence[Record], rows: Sequence[Record], name: str) -> Int
     return Interval(*(factor * part for part in updates[:3]), updates.n)
 
 
-class CriticalFit(NamedTuple):
-    """The fit of S = S_min (1 + B_crit / B)."""
-
-    min_updates: Interval
-    critical_batch_size: Interval
-
-
 def fit_critical(records: Sequence[Record], table: str) -> CriticalFit | None:
-    r"""Updates S to the target as :math:`S = S_\min (1 + B_\text{crit} / B)`, over the sizes that always reach it.
-
-    Least squares of the relative error, which is linear in :math:`S_\min` and :math:`E_\min = S_\min B_\text{crit}`.
-    Intervals over the seeds. None with fewer than 3 sizes.
-
-    References:
-        McCandlish et al., `An Empirical Model of Large-Batch Training <https://arxiv.org/abs/1812.06162>`_, 2018: eq. 2.7
-        in one variable.
-    """
+    """The critical batch size over the sizes that always reach the target; None with fewer than 3 of them."""
     sizes = all_reached(records, table)
     if len(sizes) < 3:
         return None
-    groups = [[row["updates"] for row in runs_of(records, table, size)] for size in sizes]
-
-    def solve(drawn):
-        rows = [(1 / value, 1 / (value * size)) for size, group in zip(sizes, drawn, strict=True) for value in group]
-        (least, examples), *_ = np.linalg.lstsq(np.array(rows), np.ones(len(rows)), rcond=None)
-        return least, examples
-
-    def critical(drawn):
-        least, examples = solve(drawn)
-        return examples / least if least > 0 else math.inf
-
-    return CriticalFit(resampled(groups, lambda drawn: solve(drawn)[0]), resampled(groups, critical))
+    return critical_batch_size({size: [row["updates"] for row in runs_of(records, table, size)] for size in sizes})
 
 
-def noise_scale(records: Sequence[Record], batch_size: int | None = None, low: float = 0.0, high: float = 1.0) -> Interval:
-    """The gradient noise scale over all evaluations of a size (or of all sizes), within an interval of validation accuracy."""
-    rows = [r for r in records if r["kind"] == "noise" and low <= r["validation_accuracy"] < high]
-    rows = [r for r in rows if batch_size in (None, r["batch_size"])]
-    now = {size: rate_of(records, "tuned", size) for size in {r["batch_size"] for r in rows}}
-    rows = [r for r in rows if r["learning_rate"] == now[r["batch_size"]]]
+def noise_scale(records: Sequence[Record], goal: Goal, batch_size: int | None = None, low: float = 0.0, high: float = 1.0) -> Interval:
+    """The gradient noise scale over all evaluations of a size (or of all sizes), within an interval of the validation metric."""
+    rows = [r for r in _noise_rows(records) if low <= (_measured(goal, r)) < high and batch_size in (None, r["batch_size"])]
     if not rows:
         return Interval(math.nan, math.nan, math.nan, 0)
     signal, trace = (np.array([math.nan if r[key] is None else r[key] for r in rows]) for key in ("signal", "trace"))
     return gradient_noise_scale(GradientStatistics(signal, trace))
 
 
-def stretches(records: Sequence[Record]) -> dict[tuple[float, float], Interval]:
-    """The noise scale within each interval of validation accuracy that has measurements."""
-    found = {ends: noise_scale(records, None, *ends) for ends in zip(STRETCHES, STRETCHES[1:])}
+def _noise_rows(records: Sequence[Record]) -> list[Record]:
+    """The measurements of the noise at the rates that the sizes have now."""
+    rows = [r for r in records if r["kind"] == "noise"]
+    now = {size: rate_of(records, "tuned", size) for size in {r["batch_size"] for r in rows}}
+    return [r for r in rows if r["learning_rate"] == now[r["batch_size"]]]
+
+
+def _measured(goal: Goal, row: Record) -> float:
+    value = row[f"validation_{goal.metric}"]
+    return math.nan if value is None else value
+
+
+def stretches(records: Sequence[Record], goal: Goal) -> dict[tuple[float, float], Interval]:
+    """The noise scale within each stretch of the validation metric that has measurements, from the start of training on.
+
+    The stretches of an accuracy are fixed; those of another metric hold equally many measurements.
+    """
+    if is_share(goal):
+        pairs = list(zip(STRETCHES, STRETCHES[1:]))
+    else:
+        values = [value for row in _noise_rows(records) if math.isfinite(value := _measured(goal, row))]
+        ends = np.quantile(values, np.linspace(0, 1, PARTS + 1)).tolist() if values else []
+        ends[-1:] = [math.nextafter(end, math.inf) for end in ends[-1:]]  # the last value belongs to the last stretch
+        pairs = list(zip(ends, ends[1:]))[:: 1 if goal.above else -1]
+    found = {ends: noise_scale(records, goal, None, *ends) for ends in pairs}
     return {ends: scale for ends, scale in found.items() if scale.n}
 
 
@@ -120,7 +116,7 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
     """Prints both tables on reaching the target, then the noise scale."""
     setting = f"SGD with momentum {config.momentum:g}, up to {config.epochs} epochs or {config.max_updates:,} updates"
     describe_setting(console, config, provenance, setting)
-    target = f"{100 * config.target_accuracy:g}%"
+    goal, loaded = as_goal(config.target), has_loading(records)
     for table, name in NAMES.items():
         rows = []
         for size in sizes_of(records, table):
@@ -129,25 +125,33 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
             if any(run["reached"] for run in runs):
                 numbers = to_target(runs, "updates"), to_target(runs, "epochs"), to_target(runs, "examples")
                 row += [f"{numbers[0]:,.0f}", f"{numbers[1]:.2f}", f"{numbers[2]:,.0f}"]
-                row += [f"{seconds(records, runs, 'resident'):.1f}", f"{seconds(records, runs, 'streamed'):.1f}"]
+                row += [f"{seconds(records, runs, way):.1f}" for way in ("resident", "streamed")[: 1 + loaded]]
             else:
-                row += [f"> {max(run['updates'] for run in runs):,}", f"> {max(run['epochs'] for run in runs):.0f}", *[""] * 3]
-            row.append(f"{interval([100 * run['best_validation_accuracy'] for run in runs]):.2f}")
-            row.append(f"{interval([100 * run['test_accuracy'] for run in runs if run['test_accuracy'] is not None]):.2f}")
-            row.append(f"{sum(is_lost(run) for run in runs)}/{len(runs)}")
+                row += [f"> {max(run['updates'] for run in runs):,}", f"> {max(run['epochs'] for run in runs):.0f}", *[""] * (2 + loaded)]
+            row.append(show(goal, [run[f"best_validation_{goal.metric}"] for run in runs]))
+            row.append(show(goal, [run[f"test_{goal.metric}"] for run in runs if run[f"test_{goal.metric}"] is not None]))
+            row.append(f"{sum(is_lost(goal, run) for run in runs)}/{len(runs)}")
             rows.append(row)
-        columns = ["B", "rate", "reached", "updates", "epochs", "examples", "computation, s", "with loading, s"]
-        columns += ["best validation accuracy, %", "test accuracy at the end, %", "lost"]
-        title = f"To {target} validation accuracy, {name} (means of the runs that reach it; seconds: updates × an iteration, timed "
-        title += "side by side; the end: at the target, or of the budget; lost: diverged, or fell below half of its best)"
+        columns = ["B", "rate", "reached", "updates", "epochs", "examples", "computation, s", *["with loading, s"] * loaded]
+        columns += [heading(goal, "best validation {}"), heading(goal, "test {} at the end"), "lost"]
+        title = f"To {in_words(goal)}, {name} (means of the runs that reach it; seconds: updates × an iteration, timed side by side; the "
+        title += f"end: at the target, or of the budget; lost: diverged{', or fell below half of its best' if is_share(goal) else ''})"
         print_table(console, title, columns, rows)
-    rows = [[f"{100 * low:g} to {100 * high:g}%", f"{found:,.0f}", str(found.n)] for (low, high), found in stretches(records).items()]
-    print_table(console, "Gradient noise scale on the way, examples (tuned runs)", ["validation accuracy", "scale", "places"], rows)
+    rows = [[stretch_in_words(goal, *ends), f"{found:,.0f}", str(found.n)] for ends, found in stretches(records, goal).items()]
+    if rows:
+        print_table(console, "Gradient noise scale on the way, examples (tuned runs)", [f"validation {goal.metric}", "scale", "places"], rows)
+
+
+def stretch_in_words(goal: Goal, low: float, high: float, to: str = " to ") -> str:
+    """A stretch of the metric, from where training comes."""
+    if is_share(goal):
+        return f"{100 * low:g}{to}{100 * high:g}%"
+    return to.join(f"{end:.3g}" for end in ((low, high) if goal.above else (high, low)))
 
 
 def verdict(config, records: Sequence[Record]) -> list[str]:
     """The sentences that the intervals allow, and no others."""
-    target, sentences = f"{100 * config.target_accuracy:g}%", []
+    goal, loaded, sentences = as_goal(config.target), has_loading(records), []
     for table, name in NAMES.items():
         reached = all_reached(records, table)
         missed = [size for size in sizes_of(records, table) if size not in reached]
@@ -155,22 +159,25 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
         if reached:
             runs = {size: runs_of(records, table, size) for size in reached}
             fewest = min(reached, key=lambda size: to_target(runs[size], "examples").value)
-            soonest, loaded = (min(reached, key=lambda size: seconds(records, runs[size], name).value) for name in ("resident", "streamed"))
-            text += f"B = {fewest} needs the fewest examples to {target} validation accuracy, B = {soonest} the least computation, "
-            text += f"B = {loaded} the least time with loading"
+            soonest, *slowed = (
+                min(reached, key=lambda size: seconds(records, runs[size], name).value) for name in ("resident", "streamed")[: 1 + loaded]
+            )
+            text += f"B = {fewest} needs the fewest examples to {in_words(goal)}, B = {soonest} the least computation"
+            text += "".join(f", B = {size} the least time with loading" for size in slowed)
         else:
-            text += f"no size always reaches {target} validation accuracy"
+            text += f"no size always reaches {in_words(goal)}"
         if missed:
             told = [f"{size} ({sum(run['reached'] for run in runs_of(records, table, size))} of {config.seeds})" for size in missed]
             text += f"; not always within the budget: B = {', '.join(told)}"
         sentences.append(text + ".")
         for size in missed:
-            lost = [run for run in runs_of(records, table, size) if is_lost(run)]
+            lost = [run for run in runs_of(records, table, size) if is_lost(goal, run)]
             if lost:
-                best, end = (interval([100 * run[key] for run in lost]) for key in ("best_validation_accuracy", "validation_accuracy"))
+                keys = [f"{part}validation_{goal.metric}" for part in ("best_", "")]
+                best, end = (show(goal, [run[key] for run in lost], ".1f") + "%" * is_share(goal) for key in keys)
                 sentences.append(
-                    f"B = {size} at rate {lost[0]['learning_rate']:g} is lost in {len(lost)} of {config.seeds} runs: from {best:.1f}% at "
-                    f"best to {end:.1f}% at the end."
+                    f"B = {size} at rate {lost[0]['learning_rate']:g} is lost in {len(lost)} of {config.seeds} runs: from {best} at "
+                    f"best to {end} at the end."
                 )
     both = sorted(set(all_reached(records, "same")) & set(all_reached(records, "tuned")))
     if both:
@@ -180,7 +187,7 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
         }
         most = max(gains, key=gains.get)
         sentences.append(
-            f"Tuning the rate saves most at B = {most}: {gains[most]:.3g} times fewer updates, of the sizes that reach {target} both ways."
+            f"Tuning the rate saves most at B = {most}: {gains[most]:.3g} times fewer updates, of the sizes that reach {in_short(goal)} both ways."
         )
     found = fit_critical(records, "tuned")
     if found is None:
@@ -190,7 +197,7 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
             f"Tuned, updates fit S = S_min (1 + B_crit / B) with S_min = {found.min_updates:,.0f} and B_crit = "
             f"{found.critical_batch_size:,.0f}, over {len(all_reached(records, 'tuned'))} sizes."
         )
-    scales = [scale for scale in stretches(records).values() if scale.n > 1]
+    scales = [scale for scale in stretches(records, goal).values() if scale.n > 1]
     if scales:
         first, last = scales[0], scales[-1]
         text = f"The gradient noise scale is {first:,.0f} examples at first"
@@ -202,4 +209,6 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
             where = "below" if critical.high < low else "above" if critical.low > high else "within"
             text += f"; the critical batch size lies {where} what it goes through"
         sentences.append(text + ".")
+    elif getattr(config, "task", None) and not any(record["kind"] == "noise" for record in records):
+        sentences.append("No gradient noise scale: an example's loss depends on the others in its batch, so it has no gradient of its own.")
     return sentences

@@ -6,6 +6,7 @@ error falls as 1 / B, where B is the batch size.
 
     python -m experiments.gradient_smoothness                      about 2 minutes
     python -m experiments.gradient_smoothness --dataset mnist      about 10 minutes
+    python -m experiments.gradient_smoothness --task my_task.py:make_task      a task of your own; its prepare is applied once
 
 The measured answer stands in docs/mnist_study.md.
 """
@@ -31,7 +32,7 @@ from experiments.study import (
     run_study,
     show_results,
 )
-from experiments.study_task import load_task
+from experiments.study_task import load_task, prepared_once, refuse_model_state
 from jaxbatch.batches import steps_per_epoch
 from jaxbatch.results.records import Record, RunFolder
 from jaxbatch.results.report import progress_bar
@@ -132,7 +133,7 @@ def measure_curve(task: Task, config: Config, batch_size: int, seed: int, progra
         "batch_size": batch_size,
         "seed": seed,
         "diverged_at_iteration": -1 if bad is None else bad,
-        "guess_loss": float(np.log(1 + int(task.train_data[1].max()))),  # the loss if all classes are equally likely
+        **({} if config.task else {"guess_loss": float(np.log(1 + int(task.train_data[1].max())))}),  # if all classes are equally likely
         "loss": rounded(loss),
         "cosine": rounded(cosine),
         "norm": rounded(norm),
@@ -187,8 +188,10 @@ def measure(config: Config, task: Task, run: RunFolder, console: Console) -> Non
 def study(config: Config, console: Console) -> None:
     """Measures what is missing, then shows what the files hold."""
     task = load_task(config)
+    refuse_model_state(config, task, "its gradient is that of a batch with a state of its own, and no full gradient of one state to compare it with")
     config = resolve(config, task.num_examples)
-    run = open_study("gradient_smoothness", config, console)
+    run = open_study("gradient_smoothness", config, console, task)
+    task = prepared_once(task)
     measure(config, task, run, console)
     show_results(console, config, run, gradient_smoothness_report)
 

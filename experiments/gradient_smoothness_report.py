@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from rich.console import Console
 
-from experiments.study import describe_setting, size_label
+from experiments.study import data_of, describe_setting, setting_of, size_label
 from jaxbatch.intervals import Interval, interval, resampled
 from jaxbatch.results import plots
 from jaxbatch.results.records import Record
@@ -55,19 +55,25 @@ def second_half(values: Float[np.ndarray, "T"]) -> float:
 
 
 def fate(records: Sequence[Record], batch_size: int) -> str:
-    """How the runs ended: learned, diverged (not finite), or worse than a guess."""
+    """How the runs ended: learned, diverged (not finite), or no better than a guess, or than the start where no guess is known."""
     rows = [record for record in records if record["kind"] == "curve" and record["batch_size"] == batch_size]
     diverged = [record["diverged_at_iteration"] for record in rows if record["diverged_at_iteration"] >= 0]
     if diverged:
         return f"{len(diverged)} of {len(rows)} diverged, first at iteration {min(diverged):,}"
-    lost = sum(not_learning(np.array(record["loss"], float), record["guess_loss"]) for record in rows)
-    return f"{lost} of {len(rows)} no better than a guess" if lost else "learned"
+    lost = sum(not_learning(np.array(record["loss"], float), record.get("guess_loss")) for record in rows)
+    than = "a guess" if "guess_loss" in rows[0] else "at the start"
+    return f"{lost} of {len(rows)} no better than {than}" if lost else "learned"
 
 
-def not_learning(loss: Float[np.ndarray, "T"], guess_loss: float) -> bool:
-    """Whether the mean loss over the last tenth is no better than that of a guess (all classes equally likely)."""
-    tail = loss[-max(1, len(loss) // 10) :]
-    return not np.isfinite(loss).all() or bool(tail.mean() > 0.98 * guess_loss)
+def not_learning(loss: Float[np.ndarray, "T"], guess_loss: float | None) -> bool:
+    """Whether the mean loss over the last tenth is no better than that of a guess (all classes equally likely).
+
+    None: what is learned may have no classes, and the mean over the first tenth takes the place of a guess.
+    """
+    tenth = max(1, len(loss) // 10)
+    if not np.isfinite(loss).all():
+        return True
+    return bool(loss[-tenth:].mean() > (loss[:tenth].mean() if guess_loss is None else 0.98 * guess_loss))
 
 
 def error_slope(config, records: Sequence[Record], place: str) -> Interval:
@@ -166,7 +172,9 @@ def _colors(config) -> dict[int, str]:
 def _limits(config, records) -> tuple[float, float]:
     """One scale of the loss for all pictures, which holds nearly all values; curves that jump higher end at its edge."""
     finite = [loss[np.isfinite(loss)] for size in config.batch_sizes for loss in curves(records, size, "loss")]
-    top = max((np.percentile(loss, 99) for loss in finite if len(loss)), default=1.0)
+    low, top = (pick((np.percentile(loss, part) for loss in finite if len(loss)), default=1.0) for pick, part in ((min, 1), (max, 99)))
+    if getattr(config, "task", None):  # its loss may have any size
+        return min(0.0, float(low)), float(top + 0.05 * abs(top))
     return 0.0, float(np.clip(top * 1.05, 0.5, 5.0))
 
 
@@ -176,7 +184,7 @@ def _draw_overlaid(config, records, folder) -> pathlib.Path:
         loss = curves(records, size, "loss")[0]
         axes.plot(np.arange(1, len(loss) + 1), loss, color=color, lw=0.8, label=f"B = {size:,}")
     axes.set(xlabel="iteration", ylabel="loss of the batch", ylim=_limits(config, records), xlim=(0, config.iterations))
-    axes.set_title(f"{config.dataset}, SGD at rate {config.learning_rate:g}, momentum {config.momentum:g}, one seed")
+    axes.set_title(f"{data_of(config)}, SGD at rate {config.learning_rate:g}, momentum {config.momentum:g}, one seed")
     legend = axes.legend(loc="upper right", frameon=True, framealpha=0.9)
     for line in legend.get_lines():
         line.set_linewidth(3)
@@ -198,22 +206,13 @@ def _draw_panels(config, records, folder) -> pathlib.Path:
         lower.text(0.97, 0.05, f"mean {mean:.2f}", transform=lower.transAxes, ha="right", va="bottom", fontsize=10, bbox=PLATE)
         what = fate(records, size)
         if what != "learned":
-            upper.text(
-                0.5,
-                0.5,
-                what.replace(", ", "\n").replace(" than", "\nthan"),
-                transform=upper.transAxes,
-                ha="center",
-                va="center",
-                color="black",
-                fontsize=10,
-                bbox=PLATE,
-            )
+            style = {"ha": "center", "va": "center", "color": "black", "fontsize": 10, "bbox": PLATE}
+            upper.text(0.5, 0.5, what.replace(", ", "\n").replace(" than", "\nthan"), transform=upper.transAxes, **style)
     panels[0][0].set(ylabel="loss of the batch", ylim=_limits(config, records))
     panels[1][0].set(ylabel="cosine with the\ngradient before", ylim=(-1.05, 1.05))
     figure.supxlabel("iteration", fontsize=11)
     figure.suptitle(
-        f"{config.dataset}, {config.model}, SGD at rate {config.learning_rate:g}, momentum {config.momentum:g}, one seed; "
+        f"{setting_of(config)}, SGD at rate {config.learning_rate:g}, momentum {config.momentum:g}, one seed; "
         f"numbers: second half, {config.seeds} seeds"
     )
     return plots.save(figure, folder, "figure")

@@ -6,6 +6,7 @@ works. It also times computation alone, loading alone, and the shares of forward
 
     python -m experiments.iteration_speed                      about 2 minutes
     python -m experiments.iteration_speed --dataset mnist      about 3 minutes
+    python -m experiments.iteration_speed --task my_task.py:make_task      a task of your own: what lies on the device, no loading
 
 The measured answer stands in docs/mnist_study.md.
 """
@@ -34,6 +35,7 @@ from experiments.study import (
 from experiments.study_task import load_task
 from jaxbatch.batches import even_part
 from jaxbatch.data.streaming import decode_png, encode_png, prefetch, shift
+from jaxbatch.gradients.groups import losses_and_aux
 from jaxbatch.gradients.parts import Part, fold
 from jaxbatch.machine.timing import timed_rounds
 from jaxbatch.results.records import Record, RunFolder
@@ -76,46 +78,69 @@ def host_batches(task: Task, blobs: list[bytes], indices: np.ndarray, seed: int 
         yield shift(images, offsets), labels[index]
 
 
+def loss_alone(task: Task):
+    """The task's loss function without what it returns beside the losses."""
+    has_aux = task.update_model_state is not None
+    return lambda params, batch: losses_and_aux(task.loss_fn, params, batch, has_aux)[0]
+
+
 def forward_only(task: Task, batch_size: int):
     """A step that computes the losses and no gradient, in the microbatches of the training step."""
+    loss = loss_alone(task)
 
     def step(params, batch):
         part = even_part(batch_size, task.examples_at_a_time or batch_size)
-        return params, fold(lambda some: Part(examples=task.loss_fn(params, some)), batch, part, at_a_time=1).examples
+        return params, fold(lambda some: Part(examples=loss(params, some)), batch, part, at_a_time=1).examples
 
     return step
 
 
 def gradient_only(task: Task):
     """A step that computes losses and gradient but no update; it returns the gradient, so that the compiler keeps it."""
+    loss = loss_alone(task)
 
     def step(carry, batch):
         params, _ = carry
-        losses, gradient = jb.losses_and_mean_gradient(task.loss_fn, params, batch, microbatch_size=task.examples_at_a_time)
+        losses, gradient = jb.losses_and_mean_gradient(loss, params, batch, microbatch_size=task.examples_at_a_time)
         return (params, gradient), losses
 
     return step
 
 
-def contenders(task: Task, config: Config, blobs: list[bytes], batch_size: int) -> tuple[dict[str, Any], int, float]:
-    """What is timed at one batch size, the number of iterations, and the seconds to compile the epoch."""
+def contenders(task: Task, config: Config, blobs: list[bytes] | None, batch_size: int) -> tuple[dict[str, Any], int, float]:
+    """What is timed at one batch size, the number of iterations, and the seconds to compile the epoch.
+
+    ``blobs`` are the images as PNG; None: the examples are no images, and loading is not timed.
+    """
     optimizer = optax.sgd(config.learning_rate, config.momentum)
     step = make_task_step(task, optimizer, batch_size)
     state = init_state(task, optimizer, 0)
     order = np.asarray(jb.epoch_order(0, 0, task.num_examples))
     count = int(np.clip(config.examples_per_round // batch_size, 4, 500))
     indices = np.resize(order, (count, batch_size))
+    rest = (task.train_data, indices, *(() if task.prepare is None else (np.zeros(2, np.uint32),)))  # seed and epoch
+
+    def compiled(step, carry):
+        return compile_epoch(step, carry, task.train_data, count, batch_size, prepare=task.prepare)
+
     started = time.perf_counter()
-    epoch = compile_epoch(step, state, task.train_data, count, batch_size)
+    epoch = compiled(step, state)
     compile_seconds = time.perf_counter() - started
     carry = (state.params, jax.tree.map(jnp.zeros_like, state.params))
-    forward = compile_epoch(forward_only(task, batch_size), state.params, task.train_data, count, batch_size)
-    gradient = compile_epoch(gradient_only(task), carry, task.train_data, count, batch_size)
-    ready = list(prefetch(host_batches(task, blobs, indices)))
-    one_step = jax.jit(step, donate_argnums=0)
+    forward, gradient = compiled(forward_only(task, batch_size), state.params), compiled(gradient_only(task), carry)
 
     def fresh(tree):
         return jax.tree.map(jnp.copy, tree)  # programs reuse the memory of their arguments
+
+    made = {
+        "resident": lambda: epoch(fresh(state), *rest),
+        "forward": lambda: forward(fresh(state.params), *rest),
+        "gradient": lambda: gradient(fresh(carry), *rest),
+    }
+    if blobs is None:
+        return made, count, compile_seconds
+    ready = list(prefetch(host_batches(task, blobs, indices)))
+    one_step = jax.jit(step, donate_argnums=0)
 
     def through(batches):
         now = fresh(state)
@@ -123,25 +148,19 @@ def contenders(task: Task, config: Config, blobs: list[bytes], batch_size: int) 
             now, losses = one_step(now, batch)
         return now, losses
 
-    return (
-        {
-            "resident": lambda: epoch(fresh(state), task.train_data, indices),
-            "streamed": lambda: through(prefetch(host_batches(task, blobs, indices))),
-            "compute": lambda: through(ready),
-            "loading": lambda: list(prefetch(host_batches(task, blobs, indices))),
-            "forward": lambda: forward(fresh(state.params), task.train_data, indices),
-            "gradient": lambda: gradient(fresh(carry), task.train_data, indices),
-        },
-        count,
-        compile_seconds,
-    )
+    made |= {
+        "streamed": lambda: through(prefetch(host_batches(task, blobs, indices))),
+        "compute": lambda: through(ready),
+        "loading": lambda: list(prefetch(host_batches(task, blobs, indices))),
+    }
+    return made, count, compile_seconds
 
 
 def measure_speed(task: Task, config: Config, first_round: int = 0) -> Iterator[Record]:
     """A record per round and batch size, in milliseconds per iteration; one per batch size with its compile time."""
     if first_round >= config.rounds:
         return
-    blobs = encode_png(np.asarray(task.train_data[0]))
+    blobs = None if config.task else encode_png(np.asarray(task.train_data[0]))
     functions, counts = {}, {}
     for size in config.batch_sizes:
         made, counts[size], compile_seconds = contenders(task, config, blobs, size)
@@ -181,7 +200,7 @@ def study(config: Config, console: Console) -> None:
     """Measures what is missing, then shows what the files hold."""
     task = load_task(config)
     config = resolve(config, task.num_examples)
-    run = open_study("iteration_speed", config, console)
+    run = open_study("iteration_speed", config, console, task)
     measure(config, task, run, console)
     show_results(console, config, run, iteration_speed_report)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from rich.console import Console
 
-from experiments.study import describe_setting
+from experiments.study import describe_setting, setting_of
 from jaxbatch.intervals import Interval, interval
 from jaxbatch.results import plots
 from jaxbatch.results.records import Record
@@ -16,6 +16,11 @@ from jaxbatch.results.report import print_table
 def rounds_of(records: Sequence[Record], batch_size: int) -> list[Record]:
     """The timed rounds of one batch size."""
     return [record for record in records if record["kind"] == "speed" and record["batch_size"] == batch_size]
+
+
+def has_loading(records: Sequence[Record]) -> bool:
+    """Whether loading was timed: only for images, and so not for a task of the user's own."""
+    return any("loading_ms" in record for record in records if record["kind"] == "speed")
 
 
 def times(records: Sequence[Record], batch_size: int, name: str) -> Interval:
@@ -60,34 +65,28 @@ def loading_decides_from(config, records: Sequence[Record]) -> float | None:
 def print_tables(console: Console, config, records: Sequence[Record], provenance: Record) -> None:
     """Prints the times of epochs and iterations, and the parts of an iteration."""
     describe_setting(console, config, provenance, f"{config.rounds} rounds")
-    per_epoch, compiles = iterations_per_epoch(records), {}
+    per_epoch, compiles, loaded = iterations_per_epoch(records), {}, has_loading(records)
     for record in records:
         if record["kind"] == "compile":
             compiles.setdefault(record["batch_size"], record["seconds"])  # the first: nothing was cached yet
     epochs, parts = [], []
     for size in config.batch_sizes:
-        seconds = {name: _scaled(times(records, size, name), per_epoch[size] / 1e3) for name in ("resident", "streamed", "compute")}
+        names = ("resident", "streamed", "compute") if loaded else ("resident",)
+        seconds = {name: _scaled(times(records, size, name), per_epoch[size] / 1e3) for name in names}
         rate = interval([1e3 * size / record["resident_ms"] for record in rounds_of(records, size)], np.median)
-        epochs.append(
-            [
-                f"{size:,}",
-                f"{per_epoch[size]:,}",
-                *(f"{seconds[name]:.2f}" for name in ("resident", "streamed", "compute")),
-                f"{rate:,.0f}",
-                f"{compiles[size]:.1f}",
-            ]
-        )
+        epochs.append([f"{size:,}", f"{per_epoch[size]:,}", *(f"{seconds[name]:.2f}" for name in names), f"{rate:,.0f}", f"{compiles[size]:.1f}"])
         parts.append(
             [
                 f"{size:,}",
-                *(f"{times(records, size, name):.3g}" for name in ("resident", "streamed", "compute", "loading")),
-                f"{ratio(records, size, 'loading', 'compute'):.2f}",
+                *(f"{times(records, size, name):.3g}" for name in (*names, *["loading"] * loaded)),
+                *([f"{ratio(records, size, 'loading', 'compute'):.2f}"] if loaded else []),
                 " / ".join(f"{100 * part:.0f}" for part in shares(records, size)),
             ]
         )
-    columns = ["B", "iterations", "resident, s", "with loading, s", "its computation alone, s", "resident examples/s", "compile, s"]
+    columns = ["B", "iterations", "resident, s", *["with loading, s", "its computation alone, s"] * loaded, "resident examples/s", "compile, s"]
     print_table(console, "An epoch (scaled up from the timed stretch)", columns, epochs)
-    columns = ["B", "resident", "with loading", "computation", "loading", "loading ÷ computation", "forward / backward / rest, %"]
+    columns = ["with loading", "computation", "loading", "loading ÷ computation"] * loaded
+    columns = ["B", "resident", *columns, "forward / backward / rest, %"]
     print_table(console, "An iteration, ms; shares of a resident step", columns, parts)
 
 
@@ -97,21 +96,10 @@ def _scaled(found: Interval, factor: float) -> Interval:
 
 def verdict(config, records: Sequence[Record]) -> list[str]:
     """The sentences that the intervals allow, and no others."""
-    sizes, per_epoch = config.batch_sizes, iterations_per_epoch(records)
-    sentences = []
-    place = loading_decides_from(config, records)
-    costs = [times(records, size, "loading").value / size for size in sizes]
-    clearly = [size for size in sizes if ratio(records, size, "loading", "compute").low > 1]
-    host = f"the host needs {1e3 * costs[-1]:.0f} microseconds an example at B = {sizes[-1]}"
-    surely = f" (the interval says so at B = {', '.join(map(str, clearly))})" if clearly else ""
-    if place is None:
-        sentences.append(f"Loading is hidden behind the computation up to B = {sizes[-1]}.")
-    elif place == sizes[0]:
-        sentences.append(f"Loading decides at every size: {host}, the step less{surely}.")
-    else:
-        sentences.append(f"Past a batch size of about {place:.2g} loading decides: {host}, the step less{surely}.")
+    sizes, per_epoch, loaded = config.batch_sizes, iterations_per_epoch(records), has_loading(records)
+    sentences = _loading_sentences(config, records) if loaded else []
     if len(sizes) > 1:
-        for name, what in (("resident", "on the device"), ("streamed", "with loading")):
+        for name, what in (("resident", "on the device"), ("streamed", "with loading"))[: 1 + loaded]:
             epoch = {size: times(records, size, name).value * per_epoch[size] for size in sizes}
             best = min(epoch, key=epoch.get)
             sentences.append(
@@ -123,47 +111,74 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
     return sentences
 
 
+def _loading_sentences(config, records: Sequence[Record]) -> list[str]:
+    sizes, place = config.batch_sizes, loading_decides_from(config, records)
+    costs = [times(records, size, "loading").value / size for size in sizes]
+    clearly = [size for size in sizes if ratio(records, size, "loading", "compute").low > 1]
+    host = f"the host needs {1e3 * costs[-1]:.0f} microseconds an example at B = {sizes[-1]}"
+    surely = f" (the interval says so at B = {', '.join(map(str, clearly))})" if clearly else ""
+    if place is None:
+        return [f"Loading is hidden behind the computation up to B = {sizes[-1]}."]
+    if place == sizes[0]:
+        return [f"Loading decides at every size: {host}, the step less{surely}."]
+    return [f"Past a batch size of about {place:.2g} loading decides: {host}, the step less{surely}."]
+
+
 def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> pathlib.Path:
     """Epoch time, loading against computation, and the shares of a step, by batch size."""
+    sizes, loaded = config.batch_sizes, has_loading(records)
+    widths = (1, 1, 0.8) if loaded else (1, 0.8)
+    figure, (left, *middle, right) = plots.subplots(1, len(widths), figsize=(5 * len(widths), 4.6), width_ratios=widths)
+    _draw_epochs(left, config, records)
+    if loaded:
+        _draw_loading(middle[0], config, records)
+    for axes in (left, *middle):
+        plots.log_values(axes.yaxis)
+        plots.size_ticks(axes, sizes)
+        axes.legend()
+    _draw_shares(right, sizes, records)
+    figure.suptitle(f"{setting_of(config)}, median of {config.rounds} rounds with 95% intervals")
+    return plots.save(figure, folder)
+
+
+def _draw_epochs(axes, config, records: Sequence[Record]) -> None:
     sizes, per_epoch = config.batch_sizes, iterations_per_epoch(records)
-    figure, (left, middle, right) = plots.subplots(1, 3, figsize=(15, 4.6), width_ratios=(1, 1, 0.8))
-    for name, label, color, dash in (
+    lines = (
         ("resident", "data on the device", plots.COLORS[0], "o-"),
         ("streamed", "with loading", plots.COLORS[1], "s-"),
         ("compute", "its computation alone", plots.COLORS[1], "s:"),
-    ):
+    )
+    for name, label, color, dash in lines if has_loading(records) else lines[:1]:
         seconds = [_scaled(times(records, size, name), per_epoch[size] / 1e3) for size in sizes]
-        _line(left, sizes, seconds, dash, color=color, label=label)
-    left.set(ylabel="seconds an epoch", title="An epoch")
+        _line(axes, sizes, seconds, dash, color=color, label=label)
+    axes.set(ylabel="seconds an epoch", title="An epoch")
+
+
+def _draw_loading(axes, config, records: Sequence[Record]) -> None:
     for name, label, color, dash in (
         ("loading", "loading alone", plots.COLORS[3], "^-"),
         ("compute", "computation alone", plots.COLORS[1], "s:"),
         ("streamed", "both, overlapped", plots.COLORS[1], "s-"),
     ):
-        _line(middle, sizes, [times(records, size, name) for size in sizes], dash, color=color, label=label)
+        _line(axes, config.batch_sizes, [times(records, size, name) for size in config.batch_sizes], dash, color=color, label=label)
     if (place := loading_decides_from(config, records)) is not None:
-        middle.axvline(place, color="grey", lw=1, ls="--", label=f"loading decides from {place:.2g} on")
-    middle.set(ylabel="ms an iteration", title="An iteration with loading")
-    for axes in (left, middle):
-        plots.log_values(axes.yaxis)
-        plots.size_ticks(axes, sizes)
-        axes.legend()
+        axes.axvline(place, color="grey", lw=1, ls="--", label=f"loading decides from {place:.2g} on")
+    axes.set(ylabel="ms an iteration", title="An iteration with loading")
+
+
+def _draw_shares(axes, sizes: Sequence[int], records: Sequence[Record]) -> None:
     bottom = np.zeros(len(sizes))
     parts = np.array([shares(records, size) for size in sizes]).T * 100
     for part, label, color in zip(parts, ("forward", "backward", "update and rest"), (plots.COLORS[5], plots.COLORS[0], "#BBBBBB"), strict=True):
-        right.bar(range(len(sizes)), part, bottom=bottom, color=color, label=label, width=0.7)
+        axes.bar(range(len(sizes)), part, bottom=bottom, color=color, label=label, width=0.7)
         for place, (height, base) in enumerate(zip(part, bottom, strict=True)):
             if height >= 8:
-                right.text(
-                    place, base + height / 2, f"{height:.0f}", ha="center", va="center", color="white" if color == plots.COLORS[0] else "black"
-                )
+                axes.text(place, base + height / 2, f"{height:.0f}", ha="center", va="center", color="white" if color == plots.COLORS[0] else "black")
         bottom += part
-    right.set_xticks(range(len(sizes)), [f"{size:,}" for size in sizes])
-    right.set(xlabel="batch size", ylabel="% of a step", title="What a step is made of", ylim=(0, 118))
-    right.grid(axis="x", visible=False)
-    right.legend(ncols=3, loc="upper center", fontsize=9, columnspacing=1, handlelength=1)
-    figure.suptitle(f"{config.dataset}, {config.model}, median of {config.rounds} rounds with 95% intervals")
-    return plots.save(figure, folder)
+    axes.set_xticks(range(len(sizes)), [f"{size:,}" for size in sizes])
+    axes.set(xlabel="batch size", ylabel="% of a step", title="What a step is made of", ylim=(0, 118))
+    axes.grid(axis="x", visible=False)
+    axes.legend(ncols=3, loc="upper center", fontsize=9, columnspacing=1, handlelength=1)
 
 
 def _line(axes, sizes, found, dash, *, color, label):

@@ -1,40 +1,35 @@
 """Which learning rate goes with each batch size, and how does it grow: linearly, with the square root, otherwise?
 
 Every rate is tried at every batch size, with several seeds; all rates and seeds of a size are one compiled program. The best
-rate of a size is the one whose runs reach the target accuracy with the fewest updates. The study fits the best rates as B^p,
+rate of a size is the one whose runs reach the target with the fewest updates. The study fits the best rates as B^p,
 where B is the batch size. Runs are judged on a sixth of the training set that is held out; the test set is not used.
 
     python -m experiments.learning_rate_grid                      about 2 minutes
     python -m experiments.learning_rate_grid --dataset mnist      about 30 minutes
+    python -m experiments.learning_rate_grid --task my_task.py:make_task --target "loss<0.4"      a task of your own
 
 The measured answer stands in docs/mnist_study.md.
 """
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 from collections.abc import Iterator, Sequence
 
-import flax.serialization
 import jax.numpy as jnp
 import numpy as np
 import optax
 from rich.console import Console
 
 import jaxbatch as jb
-from experiments import learning_rate_grid_report
-from experiments.study import (
-    TargetConfig,
-    check_positive,
-    num_updates,
-    open_study,
-    resolve_target,
-    run_study,
-    show_results,
-)
+from experiments import in_flight, learning_rate_grid_report
+from experiments.study import check_positive, open_study, run_study, show_results
+from experiments.study_target import TargetConfig, num_updates, resolve_target
 from experiments.study_task import load_choosing_task
 from jaxbatch.results.records import RunFolder
 from jaxbatch.results.report import progress_bar
+from jaxbatch.training.goals import metric_names
 from jaxbatch.training.sweeps import start_states
 from jaxbatch.training.tasks import Task
 
@@ -51,45 +46,46 @@ class Config(TargetConfig):
     """How often the validation part is looked at within an epoch."""
 
 
-def resolve(config: Config, num_examples: int) -> Config:
+def resolve(config: Config, task: Task) -> Config:
     """Fills in what depends on the data set, shrinks for --quick, and checks."""
     if config.quick:
         rates = config.learning_rates[1::2] if len(config.learning_rates) > 4 else config.learning_rates
         config = dataclasses.replace(config, learning_rates=rates, seeds=min(config.seeds, 2))
-    config = resolve_target(config, num_examples)
+    config = resolve_target(config, task)
     check_positive(config, "learning_rates")
     return dataclasses.replace(config, learning_rates=tuple(sorted(set(config.learning_rates))))
 
 
-def in_flight(run: RunFolder, batch_size: int) -> pathlib.Path:
+def file_of(run: RunFolder, batch_size: int) -> pathlib.Path:
     """The file that keeps the runs of a size until they have finished."""
     return run.path / f"in_flight_{batch_size}.msgpack"
 
 
 def measure_size(task: Task, config: Config, batch_size: int, run: RunFolder, progress) -> Iterator[dict]:
     """Trains all rates and seeds at one batch size; keeps in the run folder what is needed to continue."""
-    pairs = [(rate, seed) for rate in config.learning_rates for seed in range(config.seeds)]
-    rates, seeds = jnp.array([rate for rate, _ in pairs]), [seed for _, seed in pairs]
+    shape = (len(config.learning_rates), config.seeds)
     make_optimizer = functools.partial(optax.sgd, momentum=config.momentum)
-    path, after = in_flight(run, batch_size), None
+    path, after = file_of(run, batch_size), None
     if path.exists():
-        start = start_states(task, make_optimizer, rates, seeds)
-        template = {"batches": 0, "diverged_at_batch": np.zeros(len(pairs)), "state": start}
-        after = flax.serialization.from_bytes(template, path.read_bytes())
-    records = jb.sweep(
+        rates, seeds = np.repeat(np.float32(config.learning_rates), config.seeds), [*range(config.seeds)] * shape[0]
+        start = start_states(task, make_optimizer, jnp.array(rates), seeds)
+        state, rest = in_flight.from_bytes(start, path.read_bytes())
+        after = {"state": state, **rest}
+    records = jb.tune_learning_rate(
         task,
         make_optimizer,
-        rates,
-        seeds,
+        config.learning_rates,
         batch_size=batch_size,
+        seeds=range(config.seeds),
         duration=jb.steps(num_updates(config, task.num_examples, batch_size)),
+        goal=config.target,
         evaluations_per_epoch=config.evaluations_per_epoch,
         after=after,
     )
-    bar = progress.add_task(f"B = {batch_size}, {len(pairs)} runs", rate="")
+    bar = progress.add_task(f"B = {batch_size}, {shape[0] * shape[1]} runs", rate="")
     before = after["batches"] if after else 0
     for record in records:
-        for index, (rate, seed) in enumerate(pairs):
+        for place, (rate, seed) in zip(np.ndindex(shape), itertools.product(config.learning_rates, range(config.seeds)), strict=True):
             yield {
                 "kind": "run",
                 "batch_size": batch_size,
@@ -97,15 +93,14 @@ def measure_size(task: Task, config: Config, batch_size: int, run: RunFolder, pr
                 "seed": seed,
                 "updates": record["batches"],
                 "epoch": record["epoch"],
-                "loss": float(record["loss"][index]),
-                "validation_loss": float(record["test_loss"][index]),
-                "validation_accuracy": float(record["test_accuracy"][index]),
-                "diverged_at_update": int(record["diverged_at_batch"][index]),
+                "loss": float(record["loss"][place]),
+                **{f"validation_{name}": float(record[f"test_{name}"][place]) for name in metric_names(task)},
+                "diverged_at_update": int(record["diverged_at_batch"][place]),
             }
-        progress_so_far = {key: record[key] for key in ("batches", "diverged_at_batch", "state")}
-        run.write(path.name, flax.serialization.to_bytes(progress_so_far))
+        rest = {key: record[key] for key in ("batches", "diverged_at_batch", "updates_to_goal")}
+        run.write(path.name, in_flight.to_bytes(record["state"], **rest))
         fresh, before = record["batches"] - before, record["batches"]
-        rate = fresh * batch_size * len(pairs) / record["train_seconds"]
+        rate = fresh * batch_size * shape[0] * shape[1] / record["train_seconds"]
         progress.update(bar, completed=before, total=record["total_batches"], rate=f"{rate:,.0f} examples/s")
     run.append({"kind": "size", "batch_size": batch_size, "updates": before})
     path.unlink(missing_ok=True)
@@ -122,7 +117,7 @@ def measure(config: Config, task: Task, run: RunFolder, console: Console) -> Non
     with progress_bar(console) as progress:
         for batch_size in sorted(config.batch_sizes, reverse=True):  # small sizes take longest
             if run.find(kind="size", batch_size=batch_size):
-                in_flight(run, batch_size).unlink(missing_ok=True)  # left by a kill right after the last record
+                file_of(run, batch_size).unlink(missing_ok=True)  # left by a kill right after the last record
                 continue
             for record in measure_size(task, config, batch_size, run, progress):
                 if identity(record) not in known:
@@ -132,8 +127,8 @@ def measure(config: Config, task: Task, run: RunFolder, console: Console) -> Non
 def study(config: Config, console: Console) -> None:
     """Measures what is missing, then shows what the files hold."""
     task, _ = load_choosing_task(config)
-    config = resolve(config, task.num_examples)
-    run = open_study("learning_rate_grid", config, console)
+    config = resolve(config, task)
+    run = open_study("learning_rate_grid", config, console, task)
     measure(config, task, run, console)
     show_results(console, config, run, learning_rate_grid_report)
 

@@ -1,32 +1,22 @@
-"""Tables, figure and verdict of the learning-rate grid, from its records alone.
-
-Axes: R rates, S seeds.
-"""
+"""Tables, figure and verdict of the learning-rate grid, from its records alone."""
 
 import pathlib
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
 from rich.console import Console
 
-from experiments.study import describe_setting, size_label
-from jaxbatch.intervals import Interval, around, interval
+from experiments.goal_words import heading, in_short, in_words, is_share, show
+from experiments.study import describe_setting, setting_of, size_label
+from jaxbatch.advice.learning_rates import RateResult, rate_exponent
+from jaxbatch.intervals import interval
 from jaxbatch.results import plots
 from jaxbatch.results.records import Record
 from jaxbatch.results.report import print_table
+from jaxbatch.training.goals import as_goal
 
 
-class SizeResult(NamedTuple):
-    """All runs at one batch size; NaN if a run did not reach the target, or diverged."""
-
-    to_target: Float[np.ndarray, "R S"]  # updates
-    accuracy: Float[np.ndarray, "R S"]  # at the end, on the validation part
-    diverged: Float[np.ndarray, "R S"]  # 1 or 0
-
-
-def results(config, records: Sequence[Record]) -> dict[int, SizeResult]:
+def results(config, records: Sequence[Record]) -> dict[int, RateResult]:
     """The results of each batch size; sizes whose runs have not all finished are left out."""
     finished = {record["batch_size"] for record in records if record["kind"] == "size"}
     curves: dict[tuple, list[Record]] = {}
@@ -34,122 +24,63 @@ def results(config, records: Sequence[Record]) -> dict[int, SizeResult]:
         if record["kind"] == "run" and record["batch_size"] in finished:
             key = (record["batch_size"], record["learning_rate"], record["seed"])
             curves.setdefault(key, []).append(record)
-    found = {}
+    found, goal = {}, as_goal(config.target)
+    name, shape = f"validation_{goal.metric}", (len(config.learning_rates), config.seeds)
     for size in sorted(finished):
-        shape = (len(config.learning_rates), config.seeds)
-        to_target, accuracy, diverged = (np.full(shape, np.nan) for _ in range(3))
+        to_goal, metric, diverged = np.full(shape, np.nan), np.full(shape, np.nan), np.zeros(shape, bool)
         for place in np.ndindex(shape):
             rows = sorted(curves[size, config.learning_rates[place[0]], place[1]], key=lambda row: row["updates"])
-            hits = [row["updates"] for row in rows if (row["validation_accuracy"] or 0) >= config.target_accuracy]
-            to_target[place] = hits[0] if hits else np.nan
+            hits = [row["updates"] for row in rows if row["diverged_at_update"] < 0 and row[name] is not None and goal.reached(row[name])]
+            to_goal[place] = hits[0] if hits else np.nan
             diverged[place] = rows[-1]["diverged_at_update"] >= 0
-            accuracy[place] = np.nan if diverged[place] else rows[-1]["validation_accuracy"]
-        found[size] = SizeResult(to_target, accuracy, diverged)
+            metric[place] = np.nan if diverged[place] or rows[-1][name] is None else rows[-1][name]
+        found[size] = RateResult(goal, tuple(config.learning_rates), to_goal, metric, diverged)
     return found
-
-
-def best_rate(result: SizeResult) -> int | None:
-    """Index of the best rate: most seeds reach the target, then fewest updates; where none does, the best accuracy.
-
-    None where no run is finite.
-
-    Example:
-        >>> nan = np.nan
-        >>> ends = np.full((3, 2), 0.9)
-        >>> best_rate(SizeResult(np.array([[50.0, 60.0], [20.0, 25.0], [10.0, nan]]), ends, 0 * ends))
-        1
-        >>> best_rate(SizeResult(np.full((3, 2), nan), ends + np.array([[0.0], [0.0], [0.05]]), 0 * ends))
-        2
-    """
-    finite = np.isfinite(result.to_target)
-    reached = finite.sum(1)
-    if reached.max() > 0:  # without nanmean: the exponent's interval calls this ten thousands of times
-        updates = np.where(finite, result.to_target, 0).sum(1)
-        return int(np.argmin(np.where(reached == reached.max(), updates, np.inf)))
-    mean = np.where(np.isnan(result.accuracy), -1.0, result.accuracy).mean(1)
-    return int(np.argmax(mean)) if np.isfinite(result.accuracy).any() else None
-
-
-def is_edge(config, rate: int | None) -> bool:
-    """Whether the best rate is the grid's first or last, or there is none: the true best rate may be outside the grid."""
-    return rate is None or rate in (0, len(config.learning_rates) - 1)
 
 
 def best_rates(config, records: Sequence[Record]) -> dict[int, float]:
     """Maps batch size to its best rate; sizes at which every run diverged are left out."""
-    chosen = {size: best_rate(result) for size, result in results(config, records).items()}
-    return {size: config.learning_rates[rate] for size, rate in chosen.items() if rate is not None}
-
-
-def rate_exponent(config, found: dict[int, SizeResult], *, resamples: int = 2000, seed: int = 0) -> Interval:
-    """p of rate ∝ B^p over the sizes whose best rate is inside the grid, with a 95% interval.
-
-    The interval covers the choice of seeds, which are resampled for every size, and the spacing of the grid: a best rate may
-    lie anywhere within half a spacing of the one found.
-
-    Returns:
-        p, with n the number of sizes; NaN with fewer than 2.
-    """
-    inside = {size: best_rate(result) for size, result in found.items()}
-    inside = {size: rate for size, rate in inside.items() if not is_edge(config, rate)}
-    if len(inside) < 2:
-        return Interval(np.nan, np.nan, np.nan, len(inside))
-    logs, random = np.log(config.learning_rates), np.random.default_rng(seed)
-    sizes = np.log(list(inside))
-
-    def slope(rates):
-        return np.polyfit(sizes, rates, 1)[0]
-
-    draws = []
-    for _ in range(resamples):
-        rates = []
-        for size in inside:
-            members = random.integers(0, config.seeds, config.seeds)
-            rate = best_rate(SizeResult(*(table[:, members] for table in found[size])))
-            rate = inside[size] if is_edge(config, rate) else rate
-            rates.append(random.uniform((logs[rate - 1] + logs[rate]) / 2, (logs[rate] + logs[rate + 1]) / 2))
-        draws.append(slope(rates))
-    value = slope([logs[rate] for rate in inside.values()])
-    return around(value, *np.percentile(draws, [2.5, 97.5]), len(inside))
+    chosen = {size: result.best_rate for size, result in results(config, records).items()}
+    return {size: rate for size, rate in chosen.items() if rate is not None}
 
 
 def print_tables(console: Console, config, records: Sequence[Record], provenance: Record) -> None:
     """Prints the best rate of each size, its results, and the rates at which a run diverged."""
     describe_setting(console, config, provenance, f"momentum {config.momentum:g}, up to {config.epochs} epochs")
-    rows = []
+    rows, goal = [], as_goal(config.target)
     for size, result in results(config, records).items():
-        rate = best_rate(result)
+        rate = result.best
         if rate is None:
             rows.append([f"{size:,}", "all diverged", "", "", "", ""])
             continue
-        updates = interval(result.to_target[rate])
-        accuracy = interval(100 * result.accuracy[rate])
+        updates = interval(result.updates_to_goal[rate])
         rows.append(
             [
                 f"{size:,}",
-                f"{config.learning_rates[rate]:g}" + (" (edge)" if is_edge(config, rate) else ""),
-                f"{np.isfinite(result.to_target[rate]).sum()}/{config.seeds}",
+                f"{config.learning_rates[rate]:g}" + ("" if result.is_inside else " (edge)"),
+                f"{np.isfinite(result.updates_to_goal[rate]).sum()}/{config.seeds}",
                 f"{updates:,.0f}" if updates.n else "not reached",
-                f"{accuracy:.2f}",
+                show(goal, result.metric[rate]),
                 ", ".join(f"{r:g}" for r, d in zip(config.learning_rates, result.diverged, strict=True) if d.any()) or "none",
             ]
         )
-    title = f"The best rate at each batch size, by updates to {100 * config.target_accuracy:g}% validation accuracy"
-    print_table(console, title, ["B", "rate", "reached", "updates to target", "validation accuracy at the end, %", "diverged at"], rows)
+    title = f"The best rate at each batch size, by updates to {in_words(goal)}"
+    columns = ["B", "rate", "reached", "updates to target", heading(goal, "validation {} at the end"), "diverged at"]
+    print_table(console, title, columns, rows)
 
 
 def verdict(config, records: Sequence[Record]) -> list[str]:
     """The sentences that the intervals allow, and no others."""
-    found = results(config, records)
-    chosen = {size: best_rate(result) for size, result in found.items()}
+    found, goal = results(config, records), as_goal(config.target)
+    chosen = {size: result.best for size, result in found.items()}
     sentences = []
-    edges = [size for size, rate in chosen.items() if is_edge(config, rate)]
+    edges = [size for size, result in found.items() if not result.is_inside]
     if edges:
         sentences.append(
             f"Warning: the best rate lies on the edge of the grid at B = {', '.join(map(str, edges))}; those sizes are left "
             "out of the fit. Widen --learning-rates."
         )
-    p = rate_exponent(config, found)
+    p = rate_exponent(found)
     if not np.isfinite(p.value):
         return [*sentences, "No exponent: fewer than two batch sizes have their best rate inside the grid."]
     within = {"linear (1)": not p.excludes(1), "square root (0.5)": not p.excludes(0.5), "none (0)": not p.excludes(0)}
@@ -162,46 +93,46 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
     rates = {size: config.learning_rates[rate] for size, rate in chosen.items() if rate is not None}
     steps = [f"{a} to {b}: {np.log(rates[b] / rates[a]) / np.log(b / a):.2f}" for a, b in zip(rates, list(rates)[1:], strict=False)]
     sentences.append(f"Between neighbouring sizes the exponent is, on this grid, {', '.join(steps)}.")
-    unreached = [size for size in rates if not np.isfinite(found[size].to_target).any()]
+    unreached = [size for size in rates if not np.isfinite(found[size].updates_to_goal).any()]
+    high, low = ("highest", "lowest") if goal.above else ("lowest", "highest")
     if unreached:
         sentences.append(
-            f"No rate reaches {100 * config.target_accuracy:g}% validation accuracy within the budget at B = "
-            f"{', '.join(map(str, unreached))}; its best is the one that ends highest."
+            f"No rate reaches {in_words(goal)} within the budget at B = {', '.join(map(str, unreached))}; its best is the one that ends {high}."
         )
-    tops = {size: interval(100 * found[size].accuracy[rate]) for size, rate in chosen.items() if rate is not None}
-    best, worst = max(tops, key=lambda s: tops[s].value), min(tops, key=lambda s: tops[s].value)
-    sentences.append(
-        f"At its own best rate B = {best} ends highest, at {tops[best]:.2f}% validation accuracy, and B = {worst} lowest, at {tops[worst]:.2f}%."
-    )
+    ends = {size: found[size].metric[rate] for size, rate in chosen.items() if rate is not None}
+    order = sorted(ends, key=lambda size: interval(ends[size]).value, reverse=goal.above)
+    best, worst = (show(goal, ends[size]) for size in (order[0], order[-1]))
+    at = (f"{best}% validation accuracy", f"{worst}%") if is_share(goal) else (f"a validation {goal.metric} of {best}", worst)
+    sentences.append(f"At its own best rate B = {order[0]} ends {high}, at {at[0]}, and B = {order[-1]} {low}, at {at[1]}.")
     return sentences
 
 
 def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> pathlib.Path:
     """Draws final accuracy and updates to the target as heat maps, and the best rate by batch size."""
-    found = results(config, records)
+    found, goal = results(config, records), as_goal(config.target)
     figure, (left, middle, right) = plots.subplots(1, 3, figsize=(15, 5), width_ratios=(1, 1, 0.9))
     sizes, rates = list(found), config.learning_rates
-    error = 100 - 100 * np.array([_mean(found[size].accuracy) for size in sizes]).T
-    updates = np.array([_mean(found[size].to_target) for size in sizes]).T
+    ends = np.array([_mean(found[size].metric) for size in sizes]).T
+    updates = np.array([_mean(found[size].updates_to_goal) for size in sizes]).T
     lost = np.array([found[size].diverged.any(1) for size in sizes]).T
-    # Colours show the error on a logarithmic scale: from 98% to 99% is as large a step as from 60% to 80%.
-    plots.heat_map(left, error, lambda v: f"{100 - v:.1f}", lost, log=True, reverse=True, label="validation error, %")
+    if is_share(goal):  # colours show the error on a logarithmic scale: from 98% to 99% is as large a step as from 60% to 80%
+        plots.heat_map(left, 100 - 100 * ends, lambda v: f"{100 - v:.1f}", lost, log=True, reverse=True, label="validation error, %")
+    else:
+        log = bool((ends[np.isfinite(ends)] > 1e-3).all())  # the scale's lowest value
+        plots.heat_map(left, ends, lambda v: f"{v:.3g}", lost, log=log, reverse=not goal.above, label=f"validation {goal.metric}")
     plots.heat_map(middle, updates, _short, lost, log=True, reverse=True, label="updates")
-    for axes, title in (
-        (left, "Validation accuracy at the end, %"),
-        (middle, f"Updates to {100 * config.target_accuracy:g}%"),
-    ):
+    for axes, title in ((left, heading(goal, "Validation {} at the end")), (middle, f"Updates to {in_short(goal)}")):
         axes.set(title=title, xlabel="batch size", ylabel="learning rate")
         axes.set_xticks(range(len(sizes)), [size_label(size) for size in sizes])
         axes.set_yticks(range(len(rates)), [f"{rate:g}" for rate in rates])
         for column, size in enumerate(sizes):
-            if (best := best_rate(found[size])) is not None:
+            if (best := found[size].best) is not None:
                 plots.frame_cell(axes, column, best)
     best = best_rates(config, records)
-    inside = [size for size in best if not is_edge(config, rates.index(best[size]))]
+    inside = [size for size in best if found[size].is_inside]
     right.plot(list(best), list(best.values()), "o", color=plots.COLORS[0], mfc="white", ms=9, label="best, on the grid's edge")
     right.plot(inside, [best[size] for size in inside], "o", color=plots.COLORS[0], ms=9, label="best")
-    p = rate_exponent(config, found)
+    p = rate_exponent(found)
     if np.isfinite(p.value):
         centre, level = np.mean(np.log(inside)), np.mean(np.log([best[size] for size in inside]))
         x = np.geomspace(min(sizes), max(sizes), 50)
@@ -212,9 +143,7 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
     right.set_ylim(min(rates) / 3, max(rates) * 3)
     plots.size_ticks(right, sizes)
     right.legend(loc="upper left", fontsize=9)
-    figure.suptitle(
-        f"{config.dataset}, {config.model}, SGD with momentum {config.momentum:g}, mean of {config.seeds} seeds; × diverged, framed: best"
-    )
+    figure.suptitle(f"{setting_of(config)}, SGD with momentum {config.momentum:g}, mean of {config.seeds} seeds; × diverged, framed: best")
     return plots.save(figure, folder)
 
 

@@ -1,11 +1,13 @@
 """Which batch fits on which accelerator? Told by the accelerators' compilers, without one.
 
 For each target the study finds the largest batch whose training step fits, any integer, and verifies it: that size is compiled
-and fits, and the next one is compiled and does not. Only shapes are used: nothing is trained and no data set is loaded.
+and fits, and the next one is compiled and does not. Only shapes are used: nothing is trained and no data set is loaded
+(a task of your own loads its own data).
 
     python -m experiments.memory                                        about 1 minute: SimpleCNN on this machine and an H100
     python -m experiments.memory --model resnet50 --dtype bfloat16 --targets a100-40,h100,v5e       about 3 minutes
     python -m experiments.memory --model vgg19_bn --targets t4 --batch-size 8192 --num-devices 3    about 1 minute: how to fit it
+    python -m experiments.memory --task my_task.py:make_task --targets h100                         a task of your own
 
 Targets that are not here need their compilers: pip install -e '.[cuda-compiler,tpu-compiler]'. docs/memory.md says how far the
 numbers were compared with real devices, and what the bound on time can say.
@@ -21,7 +23,8 @@ from rich.console import Console
 import jaxbatch as jb
 from experiments import memory_report
 from experiments.memory_task import OPTIMIZERS, SHAPES, USUAL, DataName, Network, OptimizerName, shape_task
-from experiments.study import StudyConfig, open_study, run_study, show_results
+from experiments.study import TaskConfig, open_study, run_study, show_results
+from experiments.user_task import load_user_task
 from jaxbatch.advice.largest_batch import MARGIN, find_largest_batch
 from jaxbatch.advice.memory import Effort, Memory, caveats, memory_profile
 from jaxbatch.advice.time_bound import compute_takes_over, make_step_bound, work_by_batch_size
@@ -35,7 +38,7 @@ LADDER = (64, 256, 1024)  # sizes of the figure besides those of the search, whe
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(StudyConfig):
+class Config(TaskConfig):
     """Flags of the study."""
 
     model: Network = "simple_cnn"
@@ -83,16 +86,19 @@ def resolve(config: Config) -> Config:
         raise ValueError(f"--margin {config.margin} must be at least 0 and below 1.")
     if config.budget is not None:
         as_bytes(config.budget)
+    if config.task is not None:
+        if config.dtype != "float32":
+            raise ValueError("--task and --dtype exclude each other: the task alone says in which types it computes.")
+        return dataclasses.replace(config, targets=targets)
     dataset = config.dataset or USUAL.get(config.model, "cifar10")
     if config.model in ("alexnet", "resnet20", "vgg19_bn", "resnet50") and min(SHAPES[dataset][1][:2]) < 32:
         raise ValueError(f"--model {config.model} needs images of 32 pixels or more; --dataset {dataset} has {SHAPES[dataset][1][0]}.")
     return dataclasses.replace(config, targets=targets, dataset=dataset)
 
 
-def measure_target(config: Config, name: str, work: Callable[[int], Work]) -> Iterator[Record]:
+def measure_target(config: Config, task: jb.Task, name: str, work: Callable[[int], Work]) -> Iterator[Record]:
     """Finds the largest batch of one target: a record for each compiled size, one for the answer, and one for the plan."""
     target, optimizer = jb.find_target(name), OPTIMIZERS[config.optimizer]
-    task = shape_task(config.model, config.dataset, config.dtype)
     settings = {"num_groups": config.split, "num_devices": config.num_devices, "effort": config.effort}
     place = {"target": name, "title": target.title}
     found = find_largest_batch(task, optimizer=optimizer, target=target, budget=config.budget, margin=config.margin, **settings)
@@ -147,14 +153,13 @@ def _on_one_device(memory: Memory, num_devices: int) -> Memory:
     return memory._replace(batch_size=-(-memory.batch_size // num_devices))
 
 
-def measure(config: Config, run: RunFolder) -> Iterator[Record]:
+def measure(config: Config, task: jb.Task, run: RunFolder) -> Iterator[Record]:
     """Works out the targets that are missing, on as many cores as there are."""
     known = {record["target"] for record in run.find(kind="plan" if config.batch_size else "largest")}
     wanted = [name for name in config.targets if name not in known]
-    task = shape_task(config.model, config.dataset, config.dtype)
     work = work_by_batch_size(task, OPTIMIZERS[config.optimizer]) if wanted else None
     with concurrent.futures.ThreadPoolExecutor(num_cores()) as pool:
-        futures = [pool.submit(lambda name: list(measure_target(config, name, work)), name) for name in wanted]
+        futures = [pool.submit(lambda name: list(measure_target(config, task, name, work)), name) for name in wanted]
         for done in concurrent.futures.as_completed(futures):
             yield from done.result()
 
@@ -162,8 +167,9 @@ def measure(config: Config, run: RunFolder) -> Iterator[Record]:
 def study(config: Config, console: Console) -> None:
     """Measures what is missing, then shows what the files hold."""
     config = resolve(config)
-    run = open_study("memory", config, console)
-    for record in measure(config, run):
+    task = load_user_task(config.task) if config.task else shape_task(config.model, config.dataset, config.dtype)
+    run = open_study("memory", config, console, task)
+    for record in measure(config, task, run):
         run.append(record)
     show_results(console, config, run, memory_report)
 

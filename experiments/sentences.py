@@ -3,8 +3,8 @@
 from jaxbatch.intervals import Interval
 
 
-def compare_errors(one: str, other: str, difference: Interval, pronoun: str = "it") -> str:
-    """How the last test errors of two ways to train differ, in points; if positive, the first way is worse.
+def compare_errors(one: str, other: str, difference: Interval, pronoun: str = "it", what: str = "error") -> str:
+    """How the last test errors of two ways to train differ, in points, or their losses; if positive, the first way is worse.
 
     Example:
         >>> compare_errors("Growth 4", "2", Interval(1.5, 1.0, 2.0, 3))
@@ -18,4 +18,5 @@ def compare_errors(one: str, other: str, difference: Interval, pronoun: str = "i
         verdict = "no difference shows"
     else:
         verdict = f"{pronoun} is {'worse' if difference.value > 0 else 'better'}"
-    return f"{one} against {other}: last test error differs by {difference:+.2f} points; {verdict}."
+    shown = f"{difference:+.2f} points" if what == "error" else f"{difference:+.3g}"
+    return f"{one} against {other}: last test {what} differs by {shown}; {verdict}."

@@ -10,11 +10,12 @@ the weights before the first update. Four arms (ways to use a batch) see the sam
 
 The arms are compared twice: at one rate for (a), (b) and (d), as the question was first asked, and each at its own best rate.
 The best rates are chosen from one grid with one budget on a sixth of the training set that is held out. (With a rate of its
-own, (c) is the same as (a).) The target accuracy is measured on that sixth, too; the test set is used once, at the end of
+own, (c) is the same as (a).) The target is measured on that sixth, too; the test set is used once, at the end of
 each run.
 
     python -m experiments.split_backward                                                      about 5 minutes
     python -m experiments.split_backward --dataset mnist --batch-size 600 --num-groups 10     about 45 minutes
+    python -m experiments.split_backward --task my_task.py:make_task --target "loss<0.4"                 a task of your own
 
 The measured answer stands in docs/split_backward.md.
 """
@@ -23,31 +24,34 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
+from jaxtyping import PyTree
 from rich.console import Console
 
+import jaxbatch as jb
 from experiments import split_backward_figure, split_backward_report
 from experiments.split_backward_cost import measure_cost, measure_exactness
 from experiments.split_backward_records import chosen_rate
 from experiments.split_backward_steps import ARMS, OWN_RULES
 from experiments.split_backward_training import Trainer, measure_training, measure_tuning
 from experiments.study import (
-    PROTOCOLS,
-    StudyConfig,
+    TaskConfig,
     check_momentum,
     check_positive,
     open_study,
     run_study,
     show_results,
 )
-from experiments.study_task import Network, load_choosing_task
+from experiments.study_target import fill_target
+from experiments.study_task import Network, load_choosing_task, prepared_once, refuse_model_state
 from jaxbatch.batches import steps_per_epoch
 from jaxbatch.gradients.groups import check_num_groups
 from jaxbatch.results.records import RunFolder
 from jaxbatch.results.report import progress_bar
+from jaxbatch.training.goals import as_goal
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(StudyConfig):
+class Config(TaskConfig):
     """Flags of the study."""
 
     model: Network = "simple_cnn"
@@ -70,8 +74,9 @@ class Config(StudyConfig):
     """The optimizer of all arms."""
     epochs: int | None = None
     """Passes over the training set. Default: 30 for digits, 15 for the others."""
-    target_accuracy: float | None = None
-    """Validation accuracy to be reached, in (0, 1). Default: 0.95 for digits, 0.98 for mnist."""
+    target: str | None = None
+    """Metric to reach on the validation part, with its direction, such as "accuracy>0.98" or "loss<0.4" (quoted, because of the
+    shell). Default: accuracy>0.95 for digits, accuracy>0.98 for mnist. Needed with --task."""
     evaluations_per_epoch: int = 1
     """How often the arms are compared within an epoch."""
     validation_seed: int = 0
@@ -80,14 +85,9 @@ class Config(StudyConfig):
     """Rounds of the cost measurement; each runs every kind of step once."""
 
 
-def resolve(config: Config) -> Config:
-    """Fills in what depends on the data set, shrinks for --quick, and checks."""
-    epochs, target = PROTOCOLS[config.dataset]
-    config = dataclasses.replace(
-        config,
-        epochs=epochs if config.epochs is None else config.epochs,
-        target_accuracy=target if config.target_accuracy is None else config.target_accuracy,
-    )
+def resolve(config: Config, task: jb.Task) -> Config:
+    """Fills in what depends on the data, shrinks for --quick, and checks."""
+    config = fill_target(config, task)
     if config.quick:
         rates = config.learning_rates[1::2] if len(config.learning_rates) > 4 else config.learning_rates
         config = dataclasses.replace(config, learning_rates=rates, tune_seeds=1)
@@ -97,15 +97,12 @@ def resolve(config: Config) -> Config:
     config = dataclasses.replace(config, learning_rates=tuple(sorted(set(config.learning_rates))))
     check_num_groups(config.num_groups, config.batch_size)
     check_momentum(config.momentum)
-    if not 0 < config.target_accuracy < 1:
-        raise ValueError(f"--target-accuracy {config.target_accuracy} must be between 0 and 1, as 0.98.")
+    steps_per_epoch(task.num_examples, config.batch_size)  # raises if the batch is too large
     return config
 
 
-def measure(config: Config, run: RunFolder, console: Console) -> None:
+def measure(config: Config, task: jb.Task, test_data: PyTree, run: RunFolder, console: Console) -> None:
     """Makes the measurements that are not in the run folder yet."""
-    task, test_data = load_choosing_task(config)
-    steps_per_epoch(task.num_examples, config.batch_size)  # raises if the batch is too large
 
     def identity(record):
         names = ("kind", "round", "num_groups", "protocol", "arm", "learning_rate", "seed", "segment")
@@ -119,8 +116,9 @@ def measure(config: Config, run: RunFolder, console: Console) -> None:
                 known.add(identity(record))
                 run.append(record)
 
-    keep(measure_exactness(task, config, {record["num_groups"] for record in run.find(kind="exactness")}))
-    keep(measure_cost(task, config, len(run.find(kind="cost"))))
+    ready = prepared_once(task)
+    keep(measure_exactness(ready, config, {record["num_groups"] for record in run.find(kind="exactness")}))
+    keep(measure_cost(ready, config, len(run.find(kind="cost"))))
     trainer = Trainer(task, config)
     tuning = len(OWN_RULES) * len(config.learning_rates) * config.tune_seeds if config.tune else 0
     with progress_bar(console) as progress:
@@ -136,15 +134,17 @@ def measure(config: Config, run: RunFolder, console: Console) -> None:
         if config.tune:
             tuned = {(record["arm"], record["learning_rate"], record["seed"]) for record in run.find(kind="tune")}
             keep(measure_tuning(trainer, OWN_RULES, tuned, show))
-            rates = {arm: chosen_rate(run.records, arm) for arm in OWN_RULES}
+            rates = {arm: chosen_rate(run.records, arm, as_goal(config.target)) for arm in OWN_RULES}
             keep(measure_training(trainer, test_data, "tuned", rates, run, show))
 
 
 def study(config: Config, console: Console) -> None:
     """Measures what is missing, then shows what the files hold."""
-    config = resolve(config)
-    run = open_study("split_backward", config, console)
-    measure(config, run, console)
+    task, test_data = load_choosing_task(config)
+    refuse_model_state(config, task, "a group has another state than its batch, so that K updates of one forward have no gradients of one loss")
+    config = resolve(config, task)
+    run = open_study("split_backward", config, console, task)
+    measure(config, task, test_data, run, console)
     show_results(console, config, run, split_backward_report, split_backward_figure)
 
 

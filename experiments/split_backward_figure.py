@@ -5,18 +5,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from experiments.goal_words import heading, scale
 from experiments.split_backward_records import cost_ratio, curve, protocols_of, rate_of, seeds_of
 from experiments.split_backward_steps import ARMS, OWN_RULES
 from experiments.split_backward_verdict import arm_names
+from experiments.study import setting_of
 from jaxbatch.intervals import interval
 from jaxbatch.results import plots
 from jaxbatch.results.records import Record
+from jaxbatch.training.goals import as_goal
 
 TITLES = {"original": "one rate (c: {k} times as much)", "tuned": "each arm at its best rate"}
 
 
 def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> pathlib.Path:
-    """Draws validation accuracy by examples, one panel for each protocol, and the cost of a step as bars."""
+    """Draws the validation metric by examples, one panel for each protocol, and the cost of a step as bars."""
     protocols = protocols_of(records)
     widths = (*[3] * len(protocols), 2)
     figure, panels = plots.subplots(1, len(widths), figsize=(1 + 1.9 * sum(widths), 4.4), width_ratios=widths)
@@ -27,27 +30,28 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
             axes.set_ylabel("")
     _draw_cost(panels[-1], config, records)
     seeds = len(seeds_of(records, protocols[0]))
-    figure.suptitle(f"{config.dataset}, {config.model}, B = {config.batch_size}, K = {config.num_groups}, {seeds} seeds, 95% intervals")
+    figure.suptitle(f"{setting_of(config)}, B = {config.batch_size}, K = {config.num_groups}, {seeds} seeds, 95% intervals")
     return plots.save(figure, folder)
 
 
 def _draw_curves(axes, config, records: Sequence[Record], protocol: str) -> None:
-    names, seeds = arm_names(config.num_groups), seeds_of(records, protocol)
+    names, seeds, goal = arm_names(config.num_groups), seeds_of(records, protocol), as_goal(config.target)
+    factor = scale(goal)
     for arm, color, dash in zip(ARMS, plots.COLORS, ("-", "-", "--", "-."), strict=False):
         if protocol == "tuned" and arm not in OWN_RULES:
             continue
-        rows = [{r["examples"]: r["validation_accuracy"] for r in curve(records, protocol, arm, seed)} for seed in seeds]
+        rows = [{r["examples"]: r[f"validation_{goal.metric}"] for r in curve(records, protocol, arm, seed)} for seed in seeds]
         places = sorted(set().union(*rows))
-        bands = [interval([row.get(place, np.nan) for row in rows]) for place in places]
+        bands = [interval([np.nan if row.get(place) is None else row[place] for row in rows]) for place in places]
         also = " = (c)" if protocol == "tuned" and arm == "one" else ""
         label = f"{names[arm]}{also}, rate {rate_of(records, protocol, arm):.3g}"
-        axes.plot(places, [100 * band.value for band in bands], dash, color=color, label=label, lw=2)
-        low = [100 * (band.low if band.n > 1 else band.value) for band in bands]
-        high = [100 * (band.high if band.n > 1 else band.value) for band in bands]
+        axes.plot(places, [factor * band.value for band in bands], dash, color=color, label=label, lw=2)
+        low = [factor * (band.low if band.n > 1 else band.value) for band in bands]
+        high = [factor * (band.high if band.n > 1 else band.value) for band in bands]
         axes.fill_between(places, low, high, color=color, alpha=0.18, lw=0)
-    axes.axhline(100 * config.target_accuracy, color="grey", lw=1, ls=":")
+    axes.axhline(factor * goal.value, color="grey", lw=1, ls=":")
     title = TITLES[protocol].format(k=config.num_groups)
-    axes.set(xlabel="examples seen", ylabel="validation accuracy, %", title=title[0].upper() + title[1:])
+    axes.set(xlabel="examples seen", ylabel=heading(goal), title=title[0].upper() + title[1:])
     axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
     axes.legend(loc="best")
 

@@ -5,9 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.goal_words import has_collapsed, is_share
 from experiments.split_backward_steps import OWN_RULES, RULES
 from jaxbatch.intervals import Interval, interval
 from jaxbatch.results.records import Record
+from jaxbatch.training.goals import Goal
 
 PROTOCOLS = {"original": "one rate", "tuned": "own rates"}
 
@@ -51,27 +53,33 @@ def rate_of(records: Sequence[Record], protocol: str, arm: str) -> float:
 
 
 def final(records: Sequence[Record], protocol: str, arm: str, key: str) -> list[float]:
-    """``test_accuracy`` or ``test_loss`` at each seed's end; NaN for a diverged run."""
+    """``test_accuracy`` or another ``test_<metric>`` at each seed's end; NaN for a diverged run."""
     return [float("nan") if row[key] is None else row[key] for row in ends(records, protocol, arm)]
 
 
-def is_lost(rows: Sequence[Record]) -> bool:
+def is_lost(goal: Goal, rows: Sequence[Record]) -> bool:
     """Whether a run has diverged, or has collapsed (ends below half of its best validation accuracy)."""
-    return rows[-1]["diverged"] or rows[-1]["validation_accuracy"] < 0.5 * max(row["validation_accuracy"] for row in rows)
+    values = [_value(goal, row) for row in rows]
+    return rows[-1]["diverged"] or has_collapsed(goal, values[-1], np.nanmax([*values, -np.inf]))
 
 
-def num_lost(records: Sequence[Record], protocol: str, arm: str) -> int:
+def num_lost(records: Sequence[Record], protocol: str, arm: str, goal: Goal) -> int:
     """How many of an arm's runs are lost."""
-    return sum(is_lost(curve(records, protocol, arm, seed)) for seed in seeds_of(records, protocol))
+    return sum(is_lost(goal, curve(records, protocol, arm, seed)) for seed in seeds_of(records, protocol))
 
 
-def to_target(records: Sequence[Record], protocol: str, arm: str, key: str, target: float) -> list[float]:
+def to_target(records: Sequence[Record], protocol: str, arm: str, key: str, goal: Goal) -> list[float]:
     """``examples``, ``updates`` or ``seconds`` at the first evaluation that reaches the target; NaN if none does."""
     found = []
     for seed in seeds_of(records, protocol):
-        hits = (row[key] for row in curve(records, protocol, arm, seed) if row["validation_accuracy"] >= target)
+        hits = (row[key] for row in curve(records, protocol, arm, seed) if goal.reached(_value(goal, row)))
         found.append(next(hits, float("nan")))
     return found
+
+
+def _value(goal: Goal, row: Record) -> float:
+    value = row[f"validation_{goal.metric}"]
+    return float("nan") if value is None else value
 
 
 def cost_ratio(records: Sequence[Record], name: str) -> Interval:
@@ -86,33 +94,37 @@ class Tried(NamedTuple):
     lost: int  # number of runs that diverged or collapsed
     misses: bool  # whether a run does not reach the target
     examples: float  # mean to the target; 0 if not all runs reach it
-    error: float  # 1 − mean validation accuracy at the end
+    error: float  # how bad the validation metric is at the end: 1 − mean accuracy, mean loss, ...
 
 
-def tried(records: Sequence[Record], arm: str) -> dict[float, Tried]:
+def tried(records: Sequence[Record], arm: str, goal: Goal) -> dict[float, Tried]:
     """Maps each rate to the result of its runs."""
     found: dict[float, list[Record]] = {}
     for record in records:
         if record["kind"] == "tune" and record["arm"] == RULES[arm]:
             found.setdefault(record["learning_rate"], []).append(record)
-    return {rate: _judge(found[rate]) for rate in sorted(found)}
+    return {rate: _judge(found[rate], goal) for rate in sorted(found)}
 
 
-def _judge(rows: Sequence[Record]) -> Tried:
-    lost = sum(row["diverged"] or row["validation_accuracy"] < 0.5 * row["best_validation_accuracy"] for row in rows)
+def _judge(rows: Sequence[Record], goal: Goal) -> Tried:
+    lost = sum(row["diverged"] or has_collapsed(goal, _value(goal, row), row[f"best_validation_{goal.metric}"]) for row in rows)
     reached = [row["examples_to_target"] for row in rows if row["examples_to_target"] is not None]
     misses = len(reached) < len(rows)
-    accuracy = np.mean([0.0 if row["diverged"] else row["validation_accuracy"] for row in rows])
-    return Tried(lost, misses, 0.0 if misses else float(np.mean(reached)), 1 - float(accuracy))
+    if is_share(goal):
+        error = 1 - np.mean([0.0 if row["diverged"] else _value(goal, row) for row in rows])
+    else:
+        ends = [_value(goal, row) for row in rows if not row["diverged"]]
+        error = np.mean(ends) * (-1 if goal.above else 1) if ends else np.inf
+    return Tried(lost, misses, 0.0 if misses else float(np.mean(reached)), float(error))
 
 
-def chosen_rate(records: Sequence[Record], arm: str) -> float:
-    """The rate whose runs are not lost and reach the target with the fewest examples, or else end with the best accuracy.
+def chosen_rate(records: Sequence[Record], arm: str, goal: Goal) -> float:
+    """The rate whose runs are not lost and reach the target with the fewest examples, or else end with the best metric.
 
     Everything is measured on the validation part. Rates without a lost run come first; among these, rates at which every run
-    reaches the target. If rates are equal, the accuracy at the end decides.
+    reaches the target. If rates are equal, the metric at the end decides.
     """
-    found = tried(records, arm)
+    found = tried(records, arm, goal)
     return min(found, key=found.get)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from rich.console import Console
 
+from experiments.goal_words import heading, in_short, in_words, is_share, lost_in_words, show
 from experiments.split_backward_records import (
     PROTOCOLS,
     chosen_rate,
@@ -21,9 +22,11 @@ from experiments.split_backward_records import (
 )
 from experiments.split_backward_steps import ARMS, OWN_RULES
 from experiments.split_backward_verdict import arm_names, other_seeds, tiny, verdict
+from experiments.study import setting_of
 from jaxbatch.intervals import interval
 from jaxbatch.results.records import Record
 from jaxbatch.results.report import print_table
+from jaxbatch.training.goals import Goal, as_goal
 
 __all__ = ["print_tables", "verdict"]
 
@@ -32,7 +35,7 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
     """Prints the rates tried, the way to the target, the end, the cost of a step, distances; with 95% bootstrap intervals."""
     where = f"{provenance['device']}, {provenance['num_cores']} cores, jax {provenance['jax']}"
     console.print(
-        f"\n{config.dataset}, {config.model}, B = {config.batch_size}, K = {config.num_groups}, {config.optimizer} at rate "
+        f"\n{setting_of(config)}, B = {config.batch_size}, K = {config.num_groups}, {config.optimizer} at rate "
         f"{config.learning_rate:g}"
         + (" and at each arm's best rate" if config.tune else "")
         + (f", momentum {config.momentum:g}" if config.optimizer == "sgd" else "")
@@ -48,55 +51,63 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
 
 
 def _print_choice(console: Console, config, records: Sequence[Record]) -> None:
-    names, rows = arm_names(config.num_groups), []
-    found = {arm: tried(records, arm) for arm in OWN_RULES}
+    names, rows, goal = arm_names(config.num_groups), [], as_goal(config.target)
+    found = {arm: tried(records, arm, goal) for arm in OWN_RULES}
     for rate in config.learning_rates:
         row = [f"{rate:g}"]
         for arm in OWN_RULES:
             result = found[arm][rate]
-            text = f"{100 - 100 * result.error:.1f}%" if result.misses else f"{result.examples / 1000:.1f}"
+            text = _end(goal, result.error) if result.misses else f"{result.examples / 1000:.1f}"
             text = f"{text}, {result.lost} lost" if result.lost else text
-            row.append(f"{text}  ← chosen" if rate == chosen_rate(records, arm) else text)
+            row.append(f"{text}  ← chosen" if rate == chosen_rate(records, arm, goal) else text)
         rows.append(row)
     title = f"Choice of the rates on the validation part, {other_seeds(config)}: examples / 1000 to "
-    title += f"{100 * config.target_accuracy:g}%, or the accuracy at the end where not all reach it"
+    title += f"{in_short(goal)}, or the {goal.metric} at the end where not all reach it"
     columns = ["rate", *(names[arm] + (", (c)" if arm == "one" else "") for arm in OWN_RULES)]
     print_table(console, title, columns, rows)
 
 
+def _end(goal: Goal, error: float) -> str:
+    """The metric at the end, from how bad it is."""
+    return f"{100 - 100 * error:.1f}%" if is_share(goal) else f"{-error if goal.above else error:.3g}"
+
+
 def _print_ways(console: Console, config, records: Sequence[Record]) -> None:
-    names, target, rows = arm_names(config.num_groups), config.target_accuracy, []
+    names, goal, rows = arm_names(config.num_groups), as_goal(config.target), []
     for protocol in protocols_of(records):
         for arm in ARMS:
             row = [PROTOCOLS[protocol], names[arm], f"{rate_of(records, protocol, arm):.3g}"]
             if recorded_as(protocol, arm) != arm:
                 rows.append([*row, "is (a)", "", "", ""])
                 continue
-            reached = np.isfinite(to_target(records, protocol, arm, "examples", target)).sum()
-            way = {key: to_target(records, protocol, arm, key, target) for key in ("examples", "updates", "seconds")}
+            reached = np.isfinite(to_target(records, protocol, arm, "examples", goal)).sum()
+            way = {key: to_target(records, protocol, arm, key, goal) for key in ("examples", "updates", "seconds")}
             thousands = interval(np.divide(way["examples"], 1000))
             numbers = [f"{thousands:.1f}", f"{interval(way['updates']):,.0f}", f"{interval(way['seconds']):.2f}"]
             rows.append([*row, f"{reached}/{len(seeds_of(records, protocol))}", *numbers])
-    title = f"To {100 * target:g}% validation accuracy, mean over the seeds that reach it"
+    title = f"To {in_words(goal)}, mean over the seeds that reach it"
     print_table(console, title, ["rates", "arm", "rate", "reached", "examples / 1000", "updates", "seconds"], rows)
 
 
 def _print_ends(console: Console, config, records: Sequence[Record]) -> None:
-    names, rows = arm_names(config.num_groups), []
+    names, rows, goal = arm_names(config.num_groups), [], as_goal(config.target)
+    test, validation, worst_of = f"test_{goal.metric}", f"validation_{goal.metric}", np.nanmin if goal.above else np.nanmax
+    also_loss = goal.metric != "loss" and any("test_loss" in record for record in records)
     for protocol in protocols_of(records):
         for arm in ARMS:
             if recorded_as(protocol, arm) != arm:
-                rows.append([PROTOCOLS[protocol], names[arm], "is (a)", "", "", "", ""])
+                rows.append([PROTOCOLS[protocol], names[arm], "is (a)", *[""] * (3 + also_loss)])
                 continue
-            accuracies = np.multiply(final(records, protocol, arm, "test_accuracy"), 100)
+            ends = final(records, protocol, arm, test)
             last = [curve(records, protocol, arm, seed)[-1] for seed in seeds_of(records, protocol)]
-            validation = interval([np.nan if row["diverged"] else 100 * row["validation_accuracy"] for row in last])
-            loss = interval(final(records, protocol, arm, "test_loss"))
-            lost = f"{num_lost(records, protocol, arm)}/{len(last)}"
-            worst = f"{np.nanmin([*accuracies, np.inf]):.2f}"
-            rows.append([PROTOCOLS[protocol], names[arm], f"{interval(accuracies):.2f}", worst, f"{loss:.3f}", f"{validation:.2f}", lost])
-    title = "At the end (the one look at the test set; lost: diverged, or below half of its own best validation accuracy)"
-    columns = ["rates", "arm", "test accuracy, %", "worst", "test loss", "validation accuracy, %", "lost"]
+            worst = show(goal, [worst_of([*ends, np.inf if goal.above else -np.inf])])
+            row = [PROTOCOLS[protocol], names[arm], show(goal, ends), worst]
+            if also_loss:
+                row.append(f"{interval(final(records, protocol, arm, 'test_loss')):.3f}")
+            row.append(show(goal, [None if one["diverged"] else one[validation] for one in last]))
+            rows.append([*row, f"{num_lost(records, protocol, arm, goal)}/{len(last)}"])
+    title = f"At the end (the one look at the test set; lost: {lost_in_words(goal)})"
+    columns = ["rates", "arm", heading(goal, "test {}"), "worst", *["test loss"] * also_loss, heading(goal), "lost"]
     print_table(console, title, columns, rows)
 
 

@@ -4,20 +4,23 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import in_flight
+from experiments.goal_words import better, is_share
 from experiments.split_backward_steps import RULES, compare, is_finite, make_optimizer, make_step
+from experiments.study_task import prepared_once
 from jaxbatch.batches import cut_batches, epoch_order, steps_per_epoch
 from jaxbatch.machine.compiling import compile_ahead
 from jaxbatch.results.records import Record, RunFolder
 from jaxbatch.training.divergence import first_nonfinite
 from jaxbatch.training.evaluation import make_evaluate
+from jaxbatch.training.goals import as_goal, metric_names
 from jaxbatch.training.loops import make_epoch
 from jaxbatch.training.steps import TrainState, evaluated, init_state
-from jaxbatch.training.tasks import Task
+from jaxbatch.training.tasks import Task, count_examples
 
 OTHER_SEEDS = 1000  # added to the seeds of the runs that choose a rate, so that no arm is scored on these seeds
 
@@ -45,7 +48,7 @@ class Trainer:
     def __init__(self, task: Task, config):
         self.task, self.config, self.segments = task, config, plan(task, config)
         self._programs: dict[tuple, Any] = {}
-        self._evaluate = make_evaluate(task.metrics_fn, len(task.test_data[1]))
+        self._evaluate = make_evaluate(task.metrics_fn, count_examples(task.test_data))
 
     def start(self, seed: int) -> TrainState:
         """The state that a run starts from, the same for all arms."""
@@ -56,9 +59,10 @@ class Trainer:
         order = epoch_order(seed, segment.epoch, self.task.num_examples)
         return np.asarray(cut_batches(order, self.config.batch_size).indices[segment.first : segment.last])
 
-    def train(self, arm: str, rate: float, state: TrainState, indices: np.ndarray) -> tuple[TrainState, np.ndarray, float]:
+    def train(self, arm: str, rate: float, state: TrainState, seed: int, segment: Segment) -> tuple[TrainState, np.ndarray, float]:
         """Runs a segment of an arm: the next state, the batches' losses, and the seconds without compilation."""
-        start = (jnp.float32(rate), state)
+        start, indices, prepare = (jnp.float32(rate), state), self.indices(seed, segment), self.task.prepare
+        rest = (self.task.train_data, indices, *(() if prepare is None else (np.array([seed, segment.epoch], np.uint32),)))
         key = (RULES[arm], indices.shape)
         if key not in self._programs:
 
@@ -67,15 +71,15 @@ class Trainer:
                 state, losses = make_step(self.task, self.config, arm, rate)(state, batch)
                 return (rate, state), losses
 
-            self._programs[key] = compile_ahead(make_epoch(step), start, self.task.train_data, indices)
+            self._programs[key] = compile_ahead(make_epoch(step, prepare), start, *rest)
         began = time.perf_counter()
-        (_, state), losses = jax.block_until_ready(self._programs[key](start, self.task.train_data, indices))
+        (_, state), losses = jax.block_until_ready(self._programs[key](start, *rest))
         return state, np.asarray(losses), time.perf_counter() - began
 
     def validate(self, state: TrainState) -> Record:
-        """Loss and accuracy on the validation part."""
+        """The metrics on the validation part."""
         found = self._evaluate(evaluated(self.task, state), self.task.test_data)
-        return {f"validation_{name}": float(found[name]) for name in ("loss", "accuracy")}
+        return {f"validation_{name}": float(found[name]) for name in metric_names(self.task)}
 
 
 def measure_training(trainer: Trainer, test_data, protocol: str, rates: Mapping[str, float], run: RunFolder, show) -> Iterator[Record]:
@@ -94,7 +98,8 @@ def measure_training(trainer: Trainer, test_data, protocol: str, rates: Mapping[
     """
     task, config, arms = trainer.task, trainer.config, list(rates)
     steps = {arm: make_step(task, config, arm, rate) for arm, rate in rates.items()} if protocol == "original" else None
-    test = make_evaluate(task.metrics_fn, len(test_data[1]))
+    test = make_evaluate(task.metrics_fn, count_examples(test_data))
+    drawn = prepared_once(task).train_data
     path = run.path / f"in_flight_{protocol}.msgpack"
     for seed in range(config.seeds):
         if len(run.find(kind="end", protocol=protocol, seed=seed)) == len(arms):
@@ -110,7 +115,7 @@ def measure_training(trainer: Trainer, test_data, protocol: str, rates: Mapping[
             for arm in arms:
                 if not is_finite(states[arm]):
                     continue
-                states[arm], losses, spent = trainer.train(arm, rates[arm], states[arm], indices)
+                states[arm], losses, spent = trainer.train(arm, rates[arm], states[arm], seed, segment)
                 seconds[arm] += spent
                 yield place | {
                     "kind": "curve",
@@ -123,23 +128,23 @@ def measure_training(trainer: Trainer, test_data, protocol: str, rates: Mapping[
                     "diverged": first_nonfinite(losses) is not None or not is_finite(states[arm]),
                 }
             if steps is not None and all(is_finite(states[arm]) for arm in ("split", "scaled", "small")):
-                batch = jax.tree.map(lambda leaf: leaf[indices[0]], task.train_data)
+                batch = jax.tree.map(lambda leaf: leaf[indices[0]], drawn)
                 yield place | {"kind": "distance"} | compare(steps, states, start, batch)
-            run.write(path.name, flax.serialization.to_bytes((seed, number + 1, states, seconds)))
+            run.write(path.name, in_flight.to_bytes(states, seed=seed, done=number + 1, seconds=seconds))
             show(1, len(arms) * indices.size / (time.perf_counter() - began))
         for arm in arms:
             found = test(evaluated(task, states[arm]), test_data) if is_finite(states[arm]) else {}
             place = {"kind": "end", "protocol": protocol, "arm": arm, "seed": seed, "learning_rate": rates[arm]}
-            yield place | {f"test_{name}": float(found[name]) if found else None for name in ("loss", "accuracy")}
+            yield place | {f"test_{name}": float(found[name]) if found else None for name in metric_names(task)}
     path.unlink(missing_ok=True)
 
 
 def _load(path, seed: int, states, seconds) -> tuple[int, dict[str, TrainState], dict[str, float]]:
     """The number of finished segments of this seed, their states and seconds; for a new seed, those of the start."""
     if path.exists():
-        kept_seed, done, kept, spent = flax.serialization.from_bytes((0, 0, states, seconds), path.read_bytes())
-        if int(kept_seed) == seed:
-            return int(done), jax.tree.map(jnp.asarray, kept), spent
+        kept, rest = in_flight.from_bytes(states, path.read_bytes())
+        if rest["seed"] == seed:
+            return rest["done"], kept, rest["seconds"]
     return 0, states, seconds
 
 
@@ -152,19 +157,20 @@ def measure_tuning(trainer: Trainer, arms: Sequence[str], known: set[tuple], sho
         known: ``(arm, learning_rate, seed)`` of the runs that are recorded.
         show: see :func:`measure_training`.
     """
-    config, segments = trainer.config, trainer.segments
+    config, segments, goal = trainer.config, trainer.segments, as_goal(trainer.config.target)
+    name = f"validation_{goal.metric}"
     for seed in range(OTHER_SEEDS, OTHER_SEEDS + config.tune_seeds):
         for rate in config.learning_rates:
             for arm in arms:
                 if (arm, rate, seed) in known:
                     show(len(segments))
                     continue
-                state, to_target, best, failed = trainer.start(seed), None, 0.0, False
+                state, to_target, best, failed = trainer.start(seed), None, 0.0 if is_share(goal) else None, False
                 for segment in segments:
-                    state, losses, spent = trainer.train(arm, rate, state, trainer.indices(seed, segment))
+                    state, losses, spent = trainer.train(arm, rate, state, seed, segment)
                     found = trainer.validate(state)
-                    best = max(best, found["validation_accuracy"])
-                    if to_target is None and found["validation_accuracy"] >= config.target_accuracy:
+                    best = better(goal, found[name], best)
+                    if to_target is None and goal.reached(found[name]):
                         to_target = segment.examples
                     show(1, losses.size * config.batch_size / spent)
                     failed = first_nonfinite(losses) is not None or not is_finite(state)
@@ -172,4 +178,4 @@ def measure_tuning(trainer: Trainer, arms: Sequence[str], known: set[tuple], sho
                         show(len(segments) - segments.index(segment) - 1)
                         break
                 place = {"kind": "tune", "arm": arm, "learning_rate": rate, "seed": seed}
-                yield place | {"examples_to_target": to_target} | found | {"best_validation_accuracy": best, "diverged": failed}
+                yield place | {"examples_to_target": to_target} | found | {f"best_{name}": best, "diverged": failed}

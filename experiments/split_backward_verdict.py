@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from experiments.goal_words import in_words, is_share, scale
 from experiments.split_backward_records import (
     cost_ratio,
     final,
@@ -18,6 +19,7 @@ from experiments.split_backward_steps import OWN_RULES
 from jaxbatch.gradients.split import largest_stable_curvature
 from jaxbatch.intervals import Interval, interval
 from jaxbatch.results.records import Record
+from jaxbatch.training.goals import Goal, as_goal
 
 SAME_UPDATE = 1e-3  # as a share of a step: far above rounding, far below any real difference
 HELPS = {
@@ -72,14 +74,14 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
 
 def at_one_rate(config, records: Sequence[Record]) -> list[str]:
     """Sentences on the original protocol: one rate for (a), (b) and (d), K times this rate for (c)."""
-    k, target, n = config.num_groups, config.target_accuracy, len(seeds_of(records, "original"))
+    k, goal, n = config.num_groups, as_goal(config.target), len(seeds_of(records, "original"))
     names, standing, texts = arm_names(k), {}, {}
     for other in ("one", "scaled", "small"):
-        standing[other], text = against(records, "original", other, target)
+        standing[other], text = against(records, "original", other, goal)
         texts[other] = say(names[other], standing[other], text)
     distances = [r for r in records if r["kind"] == "distance"]
     if distances and max(r["batch_split_scaled"] for r in distances) < SAME_UPDATE:
-        standing["scaled"], (_, text) = "identical", against(records, "original", "scaled", target)
+        standing["scaled"], (_, text) = "identical", against(records, "original", "scaled", goal)
         texts["scaled"] = (
             f"(b) and {names['scaled']} are the same update to rounding (a batch takes them apart by at most "
             f"{tiny(max(r['batch_split_scaled'] for r in distances))} of the step), so whatever their runs differ by is "
@@ -112,10 +114,10 @@ def at_one_rate(config, records: Sequence[Record]) -> list[str]:
 
 def at_own_rates(config, records: Sequence[Record]) -> list[str]:
     """Sentences on the fair comparison: every arm at the rate chosen for it on the validation part."""
-    k, target, n = config.num_groups, config.target_accuracy, len(seeds_of(records, "tuned"))
+    k, goal, n = config.num_groups, as_goal(config.target), len(seeds_of(records, "tuned"))
     names, standing, texts = arm_names(k) | {"one": "(a) one update (and so (c))"}, {}, {}
     for other in ("one", "small"):
-        standing[other], text = against(records, "tuned", other, target)
+        standing[other], text = against(records, "tuned", other, goal)
         texts[other] = say(names[other], standing[other], text)
     letters = {"one": "(a)", "split": "(b)", "small": "(d)"}
     rates = ", ".join(f"{letters[arm]} {rate_of(records, 'tuned', arm):g}" for arm in OWN_RULES)
@@ -141,21 +143,21 @@ def paired(records: Sequence[Record], protocol: str, other: str, key: str) -> In
     return interval(np.subtract(final(records, protocol, "split", key), final(records, protocol, other, key)))
 
 
-def against(records: Sequence[Record], protocol: str, other: str, target: float) -> tuple[str, str]:
+def against(records: Sequence[Record], protocol: str, other: str, goal: Goal) -> tuple[str, str]:
     """Whether (b) is better or worse than another arm, and the numbers that show why.
 
-    ``better``, ``worse`` or ``same`` by examples to the target on the validation part, or else by the test accuracy at the
+    ``better``, ``worse`` or ``same`` by examples to the target on the validation part, or else by the test metric at the
     end, if an interval shows it; ``unstable`` if (b) would be better but loses more runs.
     """
-    mine, theirs = (np.asarray(to_target(records, protocol, arm, "examples", target)) for arm in ("split", other))
+    mine, theirs = (np.asarray(to_target(records, protocol, arm, "examples", goal)) for arm in ("split", other))
     missed = [int(np.isnan(values).sum()) for values in (mine, theirs)]
-    lost = [num_lost(records, protocol, arm) for arm in ("split", other)]
-    accuracy = paired(records, protocol, other, "test_accuracy")
+    lost = [num_lost(records, protocol, arm, goal) for arm in ("split", other)]
+    ends = paired(records, protocol, other, f"test_{goal.metric}")
     ratio = interval(mine / theirs)
-    points = Interval(*(100 * v for v in accuracy[:3]), accuracy.n)
-    text = f"final test accuracy differs by {points:+.2f} points"
+    shown = Interval(*(scale(goal) * v for v in ends[:3]), ends.n)
+    text = f"final test {goal.metric} differs by " + (f"{shown:+.2f} points" if is_share(goal) else f"{shown:+.3g}")
     if ratio.n:
-        text += f", examples to {100 * target:g}% validation accuracy by a factor of {ratio:.2f}"
+        text += f", examples to {in_words(goal)} by a factor of {ratio:.2f}"
     n = len(mine)
     if any(missed):
         text += f"; target reached in {n - missed[0]} of {n} runs against {n - missed[1]}"
@@ -165,8 +167,8 @@ def against(records: Sequence[Record], protocol: str, other: str, target: float)
         standing = "better" if missed[0] < missed[1] else "worse"
     elif ratio.excludes(1):
         standing = "better" if ratio.value < 1 else "worse"
-    elif accuracy.excludes(0):
-        standing = "better" if accuracy.value > 0 else "worse"
+    elif ends.excludes(0):
+        standing = "better" if (ends.value > 0) == goal.above else "worse"
     else:
         standing = "same"
     if lost[0] > lost[1]:

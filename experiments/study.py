@@ -11,19 +11,10 @@ from rich.console import Console
 import jaxbatch
 from experiments.command_line import one_line_errors, parse
 from experiments.study_task import Network
-from jaxbatch.batches import steps_per_epoch
+from experiments.user_task import describe_user_task, title_of
 from jaxbatch.results.records import Record, RunFolder, describe_commit, open_run
 
 Config = TypeVar("Config", bound="StudyConfig")
-# data set: (epochs, target accuracy), chosen so that a good batch size reaches the target well before the end
-PROTOCOLS = {
-    "digits": (30, 0.95),
-    "mnist": (15, 0.98),
-    "fashion_mnist": (15, 0.85),
-    "kmnist": (15, 0.85),
-    "cifar10": (15, 0.5),
-    "cifar100": (15, 0.15),
-}
 BATCH_SIZES = (1, 6, 60, 600, 6000)
 
 
@@ -52,7 +43,16 @@ class StudyConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class SizesConfig(StudyConfig):
+class TaskConfig(StudyConfig):
+    """The flags of studies that also take a task of the user's own."""
+
+    task: str | None = None
+    """A task of your own in place of data set and network, as my_task.py:make_task: a function of that file, which takes no
+    arguments and returns a jaxbatch.Task. docs/own_model.md shows one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SizesConfig(TaskConfig):
     """The flags of studies at several batch sizes."""
 
     model: Network = "simple_cnn"
@@ -63,28 +63,17 @@ class SizesConfig(StudyConfig):
     """Momentum of SGD, at least 0 and below 1."""
 
 
-@dataclasses.dataclass(frozen=True)
-class TargetConfig(SizesConfig):
-    """The flags of studies that train at several batch sizes until a target."""
-
-    epochs: int | None = None
-    """Largest number of passes over the training set. Default: 30 for digits, 15 for the others."""
-    max_updates: int = 180_000
-    """Largest number of updates. On MNIST, batch size 1 reaches it after 3 epochs."""
-    target_accuracy: float | None = None
-    """Validation accuracy to reach, in (0, 1). Default: 0.95 for digits, 0.98 for mnist."""
-    evaluations_per_epoch: int = 4
-    """Number of evaluations on the validation part in an epoch."""
-    validation_seed: int = 0
-    """Seed by which a sixth of the training set is held out for validation."""
-
-
 _NOT_RESULTS = ("data_dir", "output_dir", "resume", "overwrite", "keep_compiled", "check_backend")  # change no number
 
 
-def open_study(name: str, config: StudyConfig, console: Console) -> RunFolder:
-    """The run folder of a study's configuration; prints a line if it continues from earlier measurements."""
+def open_study(name: str, config: StudyConfig, console: Console, task: jaxbatch.Task | None = None) -> RunFolder:
+    """The run folder of a study's configuration; prints a line if it continues from earlier measurements.
+
+    ``task`` is the user's own: its file and data are a part of the configuration, in place of data set and network.
+    """
     fields = {key: value for key, value in dataclasses.asdict(config).items() if key not in _NOT_RESULTS}
+    if fields.pop("task", None) is not None:
+        fields = {key: value for key, value in fields.items() if key not in ("dataset", "model")} | describe_user_task(config.task, task)
     fields["jaxbatch"] = jaxbatch.__version__
     found = {"backend_checks": check_machine(config)}
     run = open_run(config.output_dir, name, fields, resume=config.resume, overwrite=config.overwrite, found=found)
@@ -121,26 +110,6 @@ def resolve_sizes(config: Config, num_examples: int) -> Config:
     return dataclasses.replace(config, batch_sizes=resolve_batch_sizes(config.batch_sizes, num_examples))
 
 
-def resolve_target(config: Config, num_examples: int) -> Config:
-    """:func:`resolve_sizes`; fills in epochs and target of the data set, shrinks the epochs for --quick, and checks.
-
-    Raises:
-        ValueError: also a target outside (0, 1).
-    """
-    epochs, target = PROTOCOLS[config.dataset]
-    config = dataclasses.replace(
-        resolve_sizes(config, num_examples),
-        epochs=epochs if config.epochs is None else config.epochs,
-        target_accuracy=target if config.target_accuracy is None else config.target_accuracy,
-    )
-    if config.quick:
-        config = dataclasses.replace(config, epochs=min(config.epochs, 3), evaluations_per_epoch=2)
-    check_positive(config, "epochs", "max_updates", "evaluations_per_epoch")
-    if not 0 < config.target_accuracy < 1:
-        raise ValueError(f"--target-accuracy {config.target_accuracy} must be between 0 and 1, as 0.98.")
-    return config
-
-
 def resolve_batch_sizes(batch_sizes: Sequence[int] | None, num_examples: int) -> tuple[int, ...]:
     """The given sizes, sorted and without repeats; or those of the MNIST study that are not larger than the data set.
 
@@ -164,11 +133,6 @@ def check_momentum(momentum: float) -> None:
     """Raises a ValueError for a momentum that SGD cannot have."""
     if not 0 <= momentum < 1:
         raise ValueError(f"--momentum {momentum} must be at least 0 and below 1.")
-
-
-def num_updates(config: TargetConfig, num_examples: int, batch_size: int) -> int:
-    """``epochs`` passes over the data in updates, or ``max_updates`` if those are fewer."""
-    return min(config.epochs * steps_per_epoch(num_examples, batch_size), config.max_updates)
 
 
 def check_positive(config: StudyConfig, *names: str) -> None:
@@ -197,8 +161,19 @@ def describe_setting(console: Console, config: StudyConfig, provenance: Record, 
     """Prints one line above the tables: data set, network, setting, machine."""
     machine = f"{provenance['device']}, {provenance['num_cores']} cores, jax {provenance['jax']}"
     seeds = [f"{config.seeds} seeds"] if config.seeds > 1 else []
-    network = [config.model] if hasattr(config, "model") else []
-    console.print(f"\n{', '.join([config.dataset, *network, *rest, *seeds])}; {machine}", soft_wrap=True)
+    console.print(f"\n{', '.join([setting_of(config), *rest, *seeds])}; {machine}", soft_wrap=True)
+
+
+def data_of(config: StudyConfig) -> str:
+    """The data set, or ``FILE.py:FUNCTION`` for a task of the user's own."""
+    task = getattr(config, "task", None)
+    return title_of(task) if task else config.dataset
+
+
+def setting_of(config: StudyConfig) -> str:
+    """What is trained, above tables and figures: data set and network, or ``FILE.py:FUNCTION``."""
+    own = getattr(config, "task", None) or not hasattr(config, "model")
+    return data_of(config) if own else f"{data_of(config)}, {config.model}"
 
 
 def show_results(console: Console, config: StudyConfig, run: RunFolder, report: ModuleType, figure: ModuleType | None = None) -> None:

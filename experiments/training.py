@@ -9,7 +9,7 @@ import optax
 import jaxbatch as jb
 from jaxbatch.results.records import RunFolder
 
-KEPT = ("batch_size", "updates", "loss", "test_loss", "test_accuracy", "diverged", "train_seconds", "compile_seconds", "stall_seconds")
+KEPT = ("batch_size", "updates", "loss", "diverged", "train_seconds", "compile_seconds", "stall_seconds")
 
 
 def sgd_config(config: Any, schedule: Callable[[int], int], learning_rate: optax.Schedule, **settings: Any) -> jb.FitConfig:
@@ -29,7 +29,7 @@ def train_into(
         config: how to train, for whole epochs.
         place: what identifies this run in the study, such as arm and seed.
         show: called after each epoch with the number of epochs done since the last call, and with ``examples_per_second``.
-        judged_on: what the task's test data are, as ``"validation"``: their loss and accuracy are recorded under that name.
+        judged_on: what the task's test data are, as ``"validation"``: their metrics are recorded under that name.
     """
     total = int(config.duration.amount)
     rows = run.find(kind="epoch", **place)
@@ -42,7 +42,8 @@ def train_into(
     for record in jb.fit_with_checkpoints(task, config, folder):
         epoch = round(record["epoch"])
         if epoch not in known:
-            kept = {name.replace("test_", f"{judged_on}_"): record[name] for name in KEPT}
+            kept = {name: record[name] for name in KEPT}
+            kept |= {name.replace("test_", f"{judged_on}_", 1): value for name, value in record.items() if name.startswith("test_")}
             run.append({"kind": "epoch", **place, "epoch": epoch} | kept)
         show(epoch - before, examples_per_second=task.num_examples / record["train_seconds"])
         before = epoch

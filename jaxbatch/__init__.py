@@ -5,6 +5,7 @@ from jaxbatch.advice.advising import advise
 from jaxbatch.advice.branches import Branches, branch
 from jaxbatch.advice.critical import CriticalFit, critical_batch_size
 from jaxbatch.advice.largest_batch import find_largest_batch, max_batch_size
+from jaxbatch.advice.learning_rates import RateResult, rate_exponent, tune_learning_rate
 from jaxbatch.advice.memory import Memory, memory_profile
 from jaxbatch.advice.memory_plan import memory_plan
 from jaxbatch.advice.throughput import Throughput, fit_throughput, predicted_throughput
@@ -95,6 +96,7 @@ __all__ = [
     "IndexBatches",
     "Interval",
     "Memory",
+    "RateResult",
     "ResNet20",
     "ResNet50",
     "SimpleCNN",
@@ -158,6 +160,7 @@ __all__ = [
     "predicted_throughput",
     "prefetch",
     "program_memory",
+    "rate_exponent",
     "ratio_of_means",
     "recompute",
     "relative_squared_error",
@@ -170,4 +173,5 @@ __all__ = [
     "sum_of_gradients",
     "sweep",
     "track",
+    "tune_learning_rate",
 ]

@@ -18,7 +18,7 @@ from flax import linen as nn
 import jaxbatch as jb
 from experiments import adabatch_cost, convergence, gradient_smoothness, iteration_speed, split_backward, split_backward_cost
 from experiments.split_backward_steps import ARMS
-from experiments.split_backward_training import Trainer
+from experiments.split_backward_training import Segment, Trainer
 from jaxbatch.layers import BatchNorm
 from jaxbatch.training.pieces import compile_epoch_in_pieces
 from tests.conftest import ROOT
@@ -107,7 +107,7 @@ def split_study(task):
     list(split_backward_cost.measure_cost(task, config, 0))
     trainer = Trainer(task._replace(test_data=(task.test_data, task.test_data)), config)
     for arm in ARMS:
-        trainer.train(arm, 0.1, trainer.start(0), np.arange(2 * SIZE, dtype=np.int32).reshape(2, SIZE))
+        trainer.train(arm, 0.1, trainer.start(0), 0, Segment(0, 0, 2, 2 * SIZE))
 
 
 def smoothness_study(task):

@@ -7,6 +7,7 @@ import json
 import pathlib
 import tempfile
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 import jaxbatch as jb
 from experiments import adabatch, convergence, learning_rate_grid, split_backward, study_task
+from jaxbatch.data.held_out import hold_out_arrays
 from jaxbatch.results.records import RunFolder
 
 
@@ -67,8 +69,8 @@ SMALL = ["--quick", "--model", "mlp", "--epochs", "2", "--seeds", "1"]
 SIZES = ["--batch-sizes", "60", "600"]
 STUDIES = {
     learning_rate_grid: [*SMALL, *SIZES, "--learning-rates", "0.01", "0.1"],
-    convergence: [*SMALL, *SIZES, "--tuned-rates", "0.3", "0.3", "--target-accuracy", "0.9"],
-    split_backward: [*SMALL, "--batch-size", "32", "--learning-rates", "0.03", "0.3", "--target-accuracy", "0.8"],
+    convergence: [*SMALL, *SIZES, "--tuned-rates", "0.3", "0.3", "--target", "accuracy>0.9"],
+    split_backward: [*SMALL, "--batch-size", "32", "--learning-rates", "0.03", "0.3", "--target", "accuracy>0.8"],
     adabatch: [*SMALL, "--batch-size", "16", "--max-batch-size", "32", "--num-examples", "600"],
 }
 
@@ -167,3 +169,30 @@ def test_a_split_study_that_is_stopped_within_its_checks_of_exactness_goes_on_wi
     monkeypatch.setattr(RunFolder, "append", written)
     groups = [record["num_groups"] for record in run(split_backward, tmp_path) if record["kind"] == "exactness"]
     assert groups == [1, 2, 4, 8, 16]
+
+
+# Any pytree of arrays.
+
+
+def test_the_parts_of_arrays_are_a_partition_and_a_function_of_the_seed():
+    arrays = {"x": np.arange(100.0), "keys": jax.random.split(jax.random.key(0), 100)}
+    rest, held = hold_out_arrays(arrays, seed=3)
+    assert sorted([*rest["x"], *held["x"]]) == list(range(100)) and len(held["x"]) == 16
+    assert (np.diff(rest["x"]) > 0).all() and (np.diff(held["x"]) > 0).all()
+    assert (held["keys"] == arrays["keys"][held["x"].astype(int)]).all()
+    again, other = (hold_out_arrays(arrays, seed=seed)[1]["x"].tolist() for seed in (3, 4))
+    assert again == held["x"].tolist() != other
+
+
+@pytest.mark.parametrize(
+    ("arrays", "settings", "message"),
+    [
+        (np.arange(5), {}, "num_examples=0 of 5 training examples must be at least 1"),
+        (np.arange(12), {"num_examples": 12}, "num_examples=12 of 12 training examples"),
+        (np.arange(12), {"seed": -1}, "seed=-1 must be at least 0"),
+        ((np.arange(12), np.arange(11)), {}, r"arrays: the leaves disagree on the number of examples: \[11, 12\]"),
+    ],
+)
+def test_arrays_that_cannot_be_held_out_of(arrays, settings, message):
+    with pytest.raises(ValueError, match=message):
+        hold_out_arrays(arrays, **settings)

@@ -14,8 +14,12 @@ from experiments.convergence_report import fit_critical, noise_scale, runs_of
 from experiments.convergence_report import verdict as convergence_verdict
 from experiments.gradient_smoothness_report import error_slope, fate
 from experiments.iteration_speed_report import loading_decides_from
-from experiments.learning_rate_grid_report import best_rates, rate_exponent, results
+from experiments.learning_rate_grid_report import best_rates, results
 from experiments.learning_rate_grid_report import verdict as grid_verdict
+from jaxbatch.advice.learning_rates import rate_exponent
+from jaxbatch.training.goals import Goal
+
+ACCURACY = Goal("accuracy", 0.98)
 
 
 def grid_records(config, best, spread=1.0):
@@ -32,7 +36,7 @@ def grid_records(config, best, spread=1.0):
 
 
 def grid_config(rates):
-    return types.SimpleNamespace(batch_sizes=(1, 10, 100, 1000), learning_rates=rates, seeds=3, target_accuracy=0.98)
+    return types.SimpleNamespace(batch_sizes=(1, 10, 100, 1000), learning_rates=rates, seeds=3, target="accuracy>0.98")
 
 
 @pytest.mark.parametrize(("power", "holds"), [(1.0, "linear (1)"), (0.5, "square root (0.5)"), (0.0, "none (0)")])
@@ -41,7 +45,7 @@ def test_the_exponent_is_found(power, holds):
     best = {size: min(config.learning_rates, key=lambda r: abs(math.log(r / (0.001 * size**power)))) for size in config.batch_sizes}
     records = list(grid_records(config, best))
     assert best_rates(config, records) == best
-    p = rate_exponent(config, results(config, records))
+    p = rate_exponent(results(config, records))
     assert abs(p.value - power) < 0.06 and p.low < power < p.high and p.high - p.low < 0.3
     (sentence,) = (text for text in grid_verdict(config, records) if "grows as" in text)
     assert sentence.count(holds) == 1 and sum(name in sentence for name in ("linear", "square root", "none")) == 1
@@ -51,7 +55,7 @@ def test_an_edge_of_the_grid_is_told_and_left_out():
     config = grid_config((0.001, 0.01, 0.1, 1.0))
     records = list(grid_records(config, {1: 0.001, 10: 0.01, 100: 0.1, 1000: 1.0}))
     assert any("edge of the grid at B = 1, 1000;" in text for text in grid_verdict(config, records))
-    p = rate_exponent(config, results(config, records))
+    p = rate_exponent(results(config, records))
     assert p.n == 2 and abs(p.value - 1) < 1e-6
 
 
@@ -80,10 +84,10 @@ def test_the_critical_batch_size_is_found():
     noise = [
         {**place, "validation_accuracy": 0.5, "signal": 1.0 + 0.1 * (-1) ** n, "trace": scale} for n, scale in enumerate([38.0, 42.0, 41.0, 39.0])
     ]
-    assert abs(noise_scale(records + noise).value - 40) < 1e-9
+    assert abs(noise_scale(records + noise, ACCURACY).value - 40) < 1e-9
     of_another_rate = {**noise[0], "learning_rate": 0.2, "trace": 1e6}
-    assert noise_scale([*records, of_another_rate, *noise]) == noise_scale(records + noise)
-    config = types.SimpleNamespace(target_accuracy=0.98, seeds=4)
+    assert noise_scale([*records, of_another_rate, *noise], ACCURACY) == noise_scale(records + noise, ACCURACY)
+    config = types.SimpleNamespace(target="accuracy>0.98", seeds=4)
     assert any("lies within what it goes through" in text for text in convergence_verdict(config, records + noise))
     far = [{**record, "trace": 100 * record["trace"]} for record in noise]
     assert any("lies below" in text for text in convergence_verdict(config, records + far))
@@ -96,7 +100,7 @@ def test_a_size_that_misses_the_target_is_left_out_of_the_fit():
     for record in records:
         if record["kind"] == "run" and record["batch_size"] == 600 and record["seed"] == 0:
             record |= {"reached": False, "best_validation_accuracy": 0.8, "validation_accuracy": 0.1}
-    config = types.SimpleNamespace(target_accuracy=0.98, seeds=4)
+    config = types.SimpleNamespace(target="accuracy>0.98", seeds=4)
     told = " ".join(convergence_verdict(config, records))
     assert "600 (3 of 4)" in told and "B = 600 at rate 0.1 is lost in 1 of 4 runs: from 80.0% at best to 10.0% at the end" in told
     two = [record for record in records if record["batch_size"] in (6, 60)]

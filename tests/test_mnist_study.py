@@ -28,7 +28,7 @@ ARGUMENTS = {
     "iteration_speed": ["--quick", "--model", "mlp", "--batch-sizes", "60", "600", "--rounds", "2"],
     "gradient_smoothness": ["--quick", "--model", "mlp", "--batch-sizes", "60", "600", "--iterations", "60"],
     "learning_rate_grid": GRID,
-    "convergence": [*SMALL, "--tuned-rates", "0.1", "0.1", "--target-accuracy", "0.9999"],
+    "convergence": [*SMALL, "--tuned-rates", "0.1", "0.1", "--target", "accuracy>0.9999"],
     "batch_shape": ["--quick", "--models", "mlp", "--rounds", "3"],
     "nose_game": ["--quick"],
 }
@@ -108,7 +108,7 @@ def test_the_grid_goes_on_after_an_interruption(tmp_path, monkeypatch):
         ("convergence", ["--batch-sizes", "0"], "--batch-sizes 0 must be at least 1."),
         ("iteration_speed", ["--batch-sizes", "-6"], "--batch-sizes -6 must be at least 1."),
         ("gradient_smoothness", ["--batch-sizes", "1443"], "--batch-sizes 1443 is larger than the data set (1442 training examples)."),
-        ("convergence", ["--target-accuracy", "98"], "--target-accuracy 98.0 must be between 0 and 1, as 0.98."),
+        ("convergence", ["--target", "accuracy>98"], "--target accuracy>98: an accuracy must be above a number between 0 and 1, as accuracy>0.98."),
         ("convergence", ["--tuned-rates", "0.1"], "--tuned-rates: 1 rates for 4 batch sizes."),
         ("learning_rate_grid", ["--learning-rates", "0.1", "-1"], "--learning-rates -1.0 must be above 0 and finite."),
         ("learning_rate_grid", ["--momentum", "1"], "--momentum 1.0 must be at least 0 and below 1."),

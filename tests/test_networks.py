@@ -9,6 +9,7 @@ import pytest
 
 import jaxbatch as jb
 from experiments import adabatch, batch_shape, convergence, gradient_smoothness, iteration_speed, learning_rate_grid, split_backward
+from experiments.adabatch_arms import make_model
 from experiments.study_task import NETWORKS
 from jaxbatch.data import pad_images
 
@@ -53,7 +54,7 @@ def test_every_network_of_adabatch_takes_grey_and_coloured_images(network, side,
     monkeypatch.setattr(jb, "load_dataset", lambda *_, **__: found)
     config = adabatch.Config(model=network, num_examples=20)
     dataset = adabatch.load(config)
-    model = adabatch.make_model(config, dataset.num_classes)
+    model = make_model(config, dataset.num_classes)
     logits, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), jnp.asarray(dataset.train_images[:5], jnp.float32))
     assert logits.shape == (5, 10) and len(dataset.train_images) == 20
 

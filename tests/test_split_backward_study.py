@@ -12,6 +12,7 @@ import pytest
 
 from experiments import split_backward
 from experiments.split_backward_records import chosen_rate, curve, rate_of
+from jaxbatch.training.goals import as_goal
 from tests.conftest import ROOT
 
 ARGUMENTS = ["--quick", "--epochs", "2", "--batch-size", "32", "--num-groups", "4"]
@@ -59,7 +60,7 @@ def test_quick_run(finished):
     assert rates == {(arm, rate) for arm in split_backward.OWN_RULES for rate in (0.00316, 0.0316, 0.316)}  # one grid for all
     assert min(r["seed"] for r in records if r["kind"] == "tune") > 1  # none of those that score
     for arm in split_backward.ARMS:
-        assert rate_of(records, "tuned", arm) == chosen_rate(records, arm)
+        assert rate_of(records, "tuned", arm) == chosen_rate(records, arm, as_goal("accuracy>0.95"))
     assert [rate_of(records, "original", arm) for arm in split_backward.ARMS] == [0.02, 0.02, 0.08, 0.02]
     for record in records:
         if record["kind"] == "exactness":
@@ -134,7 +135,7 @@ def test_ctrl_c_is_one_line(tmp_path):
         (["--learning-rates", "0.1", "0"], "--learning-rates 0.0 must be above 0"),
         (["--tune-seeds", "0"], "--tune-seeds 0 must be above 0"),
         (["--momentum", "1.5"], "--momentum 1.5"),
-        (["--target-accuracy", "98"], "--target-accuracy 98.0 must be between 0 and 1"),
+        (["--target", "accuracy>98"], "--target accuracy>98: an accuracy must be above a number between 0 and 1"),
         (["--dataset", "cifar-10"], "Did you mean 'cifar10'"),
         (["--dataset", "mnist", "--data-dir", "/no/such"], "data_dir='/no/such' is no folder"),
         (["--batch-sizee", "3"], "--batch-sizee"),

@@ -8,6 +8,7 @@ import pytest
 from experiments import split_backward
 from experiments.split_backward_records import chosen_rate
 from experiments.split_backward_verdict import verdict
+from jaxbatch.training.goals import Goal
 
 
 # The verdict follows from the numbers: made-up curves with a known answer.
@@ -29,8 +30,9 @@ def made_up(accuracies, n=6, protocol="original", rates=None):
     return records
 
 
+GOAL = Goal("accuracy", 0.9)
 CONFIG = types.SimpleNamespace(
-    num_groups=4, target_accuracy=0.9, optimizer="sgd", momentum=0.5, learning_rate=0.02, learning_rates=(0.01, 0.1, 1.0), tune_seeds=2
+    num_groups=4, target="accuracy>0.9", optimizer="sgd", momentum=0.5, learning_rate=0.02, learning_rates=(0.01, 0.1, 1.0), tune_seeds=2
 )
 
 
@@ -108,5 +110,5 @@ def choosing(runs):
 )
 def test_the_rate_is_the_one_that_the_choosing_runs_say(runs, chosen):
     records = list(choosing(runs))
-    assert chosen_rate(records, "one") == chosen == chosen_rate(records, "scaled")  # (c) at a rate of its own is (a)
-    assert chosen_rate([*records, *made_up({"one": 0.99}, rates={"one": 5.0})], "one") == chosen  # no scored run has a part
+    assert chosen_rate(records, "one", GOAL) == chosen == chosen_rate(records, "scaled", GOAL)  # (c) at a rate of its own is (a)
+    assert chosen_rate([*records, *made_up({"one": 0.99}, rates={"one": 5.0})], "one", GOAL) == chosen  # no scored run has a part

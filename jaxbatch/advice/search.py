@@ -24,7 +24,9 @@ _OPTIMISM = 1.0  # standard deviations by which an unknown setting may be better
 class Runs(Protocol):
     """What makes runs: :class:`jaxbatch.advice.probes.Prober`, or a simulation."""
 
-    task: Any  # of which only ``num_examples`` is used
+    @property
+    def task(self) -> Any:
+        """Of which only ``num_examples`` is used."""
 
     def run(self, batch_size: int, learning_rate: float, seed: int) -> Iterator[Probe]:
         """The run so far at each evaluation."""

@@ -1,0 +1,80 @@
+"""The flags of studies that train until a target, and the target of each data set."""
+
+import dataclasses
+from typing import TypeVar
+
+import jaxbatch as jb
+from experiments.study import SizesConfig, check_positive, resolve_sizes
+from jaxbatch.batches import steps_per_epoch
+from jaxbatch.training.goals import metric_names
+
+Config = TypeVar("Config", bound="TargetConfig")
+# data set: (epochs, target accuracy), chosen so that a good batch size reaches the target well before the end
+PROTOCOLS = {
+    "digits": (30, 0.95),
+    "mnist": (15, 0.98),
+    "fashion_mnist": (15, 0.85),
+    "kmnist": (15, 0.85),
+    "cifar10": (15, 0.5),
+    "cifar100": (15, 0.15),
+}
+EPOCHS = 15  # of a task of the user's own
+
+
+@dataclasses.dataclass(frozen=True)
+class TargetConfig(SizesConfig):
+    """The flags of studies that train at several batch sizes until a target."""
+
+    epochs: int | None = None
+    """Largest number of passes over the training set. Default: 30 for digits, 15 for the others."""
+    max_updates: int = 180_000
+    """Largest number of updates. On MNIST, batch size 1 reaches it after 3 epochs."""
+    target: str | None = None
+    """Metric to reach on the validation part, with its direction, such as "accuracy>0.98" or "loss<0.4" (quoted, because of the
+    shell). Default: accuracy>0.95 for digits, accuracy>0.98 for mnist. Needed with --task."""
+    evaluations_per_epoch: int = 4
+    """Number of evaluations on the validation part in an epoch."""
+    validation_seed: int = 0
+    """Seed by which a sixth of the training set is held out for validation."""
+
+
+def resolve_target(config: Config, task: jb.Task) -> Config:
+    """:func:`resolve_sizes`; fills in epochs and target of the data set, shrinks the epochs for --quick, and checks.
+
+    Raises:
+        ValueError: also for a target that the task does not have.
+    """
+    config = fill_target(resolve_sizes(config, task.num_examples), task)
+    if config.quick:
+        config = dataclasses.replace(config, epochs=min(config.epochs, 3), evaluations_per_epoch=2)
+    check_positive(config, "epochs", "max_updates", "evaluations_per_epoch")
+    return config
+
+
+def fill_target(config: Config, task: jb.Task) -> Config:
+    """Fills in epochs and target of the data set, and checks the target; any configuration with these two fields will do.
+
+    Raises:
+        ValueError: no target for a task of the user's own; a text of another form; a metric that the task does not have; or an
+            accuracy that no training reaches.
+    """
+    epochs, accuracy = (EPOCHS, None) if config.task else PROTOCOLS[config.dataset]
+    names = metric_names(task)
+    if config.target is None and accuracy is None:
+        told = f"a metric of {', '.join(names)} with direction and value, as --target '{names[0]}<0.4'"
+        raise ValueError(f"--target is needed with --task: {told}.")
+    try:
+        goal = jb.as_goal(config.target or f"accuracy>{accuracy}")
+    except ValueError:
+        raise ValueError(f"--target {config.target} must name a metric, a direction and a number, as 'accuracy>0.98' or 'loss<0.4'.") from None
+    if goal.metric not in names:
+        raise ValueError(f"--target {config.target}: the metrics are {', '.join(names)}.")
+    if not config.task and goal.metric == "accuracy" and not (goal.above and 0 < goal.value < 1):
+        raise ValueError(f"--target {config.target}: an accuracy must be above a number between 0 and 1, as accuracy>0.98.")
+    text = f"{goal.metric}{'>' if goal.above else '<'}{goal.value}"
+    return dataclasses.replace(config, epochs=epochs if config.epochs is None else config.epochs, target=text)
+
+
+def num_updates(config: TargetConfig, num_examples: int, batch_size: int) -> int:
+    """``epochs`` passes over the data in updates, or ``max_updates`` if those are fewer."""
+    return min(config.epochs * steps_per_epoch(num_examples, batch_size), config.max_updates)

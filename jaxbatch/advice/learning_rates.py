@@ -1,0 +1,172 @@
+"""Which learning rate goes with a batch size, and how it grows with the batch.
+
+Axes: R rates, S seeds.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float
+
+from jaxbatch.batches import Duration
+from jaxbatch.gradients.updates import Optimizer
+from jaxbatch.intervals import Interval, around
+from jaxbatch.training.goals import Goal, check_goal
+from jaxbatch.training.sweeps import sweep
+from jaxbatch.training.tasks import Task
+
+
+class RateResult(NamedTuple):
+    """What all learning rates and seeds of one batch size came to."""
+
+    goal: Goal
+    learning_rates: tuple[float, ...]  # R, ascending
+    updates_to_goal: Float[np.ndarray, "R S"]  # NaN: not reached
+    metric: Float[np.ndarray, "R S"]  # the goal's metric at the end; NaN: diverged
+    diverged: Bool[np.ndarray, "R S"]
+
+    @property
+    def best(self) -> int | None:
+        """Index of the best rate: most seeds reach the goal, then fewest updates on average.
+
+        Where no run reaches the goal: fewest seeds diverge, then the best metric at the end. None where every run diverges.
+
+        Example:
+            >>> updates, ends = np.array([[50.0, 60.0], [20.0, 25.0], [10.0, np.nan]]), np.array([[0.3, 0.3], [0.5, 0.5], [0.1, np.nan]])
+            >>> result = RateResult(Goal("loss", 0.4, above=False), (0.01, 0.1, 1.0), updates, ends, np.isnan(ends))
+            >>> result.best, result._replace(updates_to_goal=np.full((3, 2), np.nan)).best
+            (1, 0)
+        """
+        finite = np.isfinite(self.updates_to_goal)
+        reached = finite.sum(1)
+        if reached.max() > 0:  # without nanmean: the exponent's interval calls this ten thousands of times
+            updates = np.where(finite, self.updates_to_goal, 0).sum(1)
+            return int(np.argmin(np.where(reached == reached.max(), updates, np.inf)))
+        finite = np.isfinite(self.metric)
+        ended = finite.sum(1)
+        if not ended.any():
+            return None
+        worse = np.where(finite, -self.metric if self.goal.above else self.metric, 0).sum(1)
+        return int(np.argmin(np.where(ended == ended.max(), worse, np.inf)))
+
+    @property
+    def best_rate(self) -> float | None:
+        """The rate at :attr:`best`."""
+        return None if self.best is None else self.learning_rates[self.best]
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether the best rate has a neighbour on both sides; if not, a better one may lie outside the grid."""
+        return self.best is not None and 0 < self.best < len(self.learning_rates) - 1
+
+
+def tune_learning_rate(
+    task: Task,
+    make_optimizer: Callable[[Any], Optimizer],
+    learning_rates: Sequence[float],
+    *,
+    batch_size: int,
+    seeds: Sequence[int],
+    duration: Duration,
+    goal: str | Goal,
+    evaluations_per_epoch: int = 2,
+    after: Mapping[str, Any] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Trains every learning rate with every seed at one batch size, as one program (:func:`jaxbatch.sweep`).
+
+    Args:
+        task: its ``test_data`` are what the rates are judged on: take a part of the training set that is held out
+            (:func:`jaxbatch.hold_out`), not the test set.
+        make_optimizer: ``learning_rate -> optimizer``; the rate is a traced number.
+        learning_rates: R rates, in any order.
+        batch_size: B.
+        seeds: S integers.
+        duration: the longest time to train, see :class:`jaxbatch.FitConfig`.
+        goal: see :func:`jaxbatch.as_goal`.
+        evaluations_per_epoch: how often the goal is looked at.
+        after: an earlier record of the same call, to continue from; ``batches``, ``diverged_at_batch``, ``updates_to_goal`` and
+            ``state`` are read. After its last record nothing is yielded.
+
+    Yields:
+        The records of :func:`jaxbatch.sweep`, whose arrays of runs have shape ``(R, S)``, with ``updates_to_goal`` and the
+        ``result`` so far, a :class:`RateResult`. Leaves of ``state`` have the leading axis R · S, seeds changing fastest.
+
+    Raises:
+        ValueError: no rate, or one that is not finite and above 0; the task has no such metric; the errors of
+            :func:`jaxbatch.sweep`.
+
+    Example:
+        >>> import optax
+        >>> from jaxbatch import epochs
+        >>> loss_fn = lambda w, x: 0.5 * (x - w) ** 2
+        >>> task = Task(lambda key: jnp.array(0.0), loss_fn, lambda w, x: {"loss": loss_fn(w, x)}, jnp.ones(4), jnp.ones(4))
+        >>> rates = {"learning_rates": [0.01, 0.1, 0.9], "batch_size": 4, "seeds": [0, 1], "duration": epochs(30)}
+        >>> *_, last = tune_learning_rate(task, optax.sgd, goal="loss<0.01", evaluations_per_epoch=1, **rates)
+        >>> last["result"].best_rate, last["result"].updates_to_goal[1:].tolist()
+        (0.9, [[19.0, 19.0], [1.0, 1.0]])
+    """
+    goal, rates = check_goal(task, goal), sorted({float(rate) for rate in learning_rates})
+    if not rates or not all(0 < rate < np.inf for rate in rates):
+        raise ValueError(f"learning_rates={list(learning_rates)} must hold at least one number, each above 0 and finite.")
+    shape = (len(rates), len(seeds))
+    reached_at = np.full(shape, np.nan)
+    if after is not None:
+        reached_at = np.array(after["updates_to_goal"], float).reshape(shape)
+        after = {**after, "diverged_at_batch": np.ravel(after["diverged_at_batch"])}
+    settings, repeated = jnp.repeat(jnp.array(rates), len(seeds)), [seed for _ in rates for seed in seeds]
+    limits: dict[str, Any] = {"batch_size": batch_size, "duration": duration, "evaluations_per_epoch": evaluations_per_epoch}
+    for record in sweep(task, make_optimizer, settings, repeated, **limits, after=after):
+        tables = {name: np.reshape(value, shape) for name, value in record.items() if isinstance(value, np.ndarray)}
+        diverged, measured = tables["diverged_at_batch"] >= 0, tables[f"test_{goal.metric}"].astype(float)
+        reached = ~diverged & (measured >= goal.value if goal.above else measured <= goal.value)
+        reached_at = np.where(np.isnan(reached_at) & reached, float(record["batches"]), reached_at)
+        result = RateResult(goal, tuple(rates), reached_at, np.where(diverged, np.nan, measured), diverged)
+        yield record | tables | {"updates_to_goal": reached_at, "result": result}
+
+
+def rate_exponent(results: Mapping[int, RateResult], *, resamples: int = 2000, seed: int = 0) -> Interval:
+    """p of rate ∝ B^p over the batch sizes whose best rate lies inside the grid, with a 95% interval.
+
+    The interval covers the choice of seeds, which are resampled for every size, and the spacing of the grid: a best rate may
+    lie anywhere within half a spacing of the one found.
+
+    Args:
+        results: the :class:`RateResult` of each batch size.
+        resamples: how often seeds and places within the grid are drawn.
+        seed: of the drawing.
+
+    Returns:
+        p, with n the number of sizes; NaN with fewer than 2.
+
+    Example:
+        >>> ends = np.zeros((5, 2))
+        >>> def result(best):
+        ...     updates = np.array([[10.0 + abs(n - best)] * 2 for n in range(5)])
+        ...     return RateResult(Goal("accuracy", 0.9), (0.001, 0.01, 0.1, 1.0, 10.0), updates, ends, ends > 0)
+        >>> round(rate_exponent({1: result(1), 10: result(2), 100: result(3)}).value, 3)
+        1.0
+    """
+    inside = {size: result for size, result in sorted(results.items()) if result.is_inside}
+    if len(inside) < 2:
+        return Interval(np.nan, np.nan, np.nan, len(inside))
+    random, sizes = np.random.default_rng(seed), np.log(list(inside))
+    logs = {size: np.log(result.learning_rates) for size, result in inside.items()}
+    places = {size: result.best or 0 for size, result in inside.items()}
+
+    def slope(rates):
+        return np.polyfit(sizes, rates, 1)[0]
+
+    draws = []
+    for _ in range(resamples):
+        rates = []
+        for size, result in inside.items():
+            count = result.metric.shape[1]
+            members = random.integers(0, count, count)
+            drawn = RateResult(result.goal, result.learning_rates, *(table[:, members] for table in result[2:]))
+            place, grid = drawn.best if drawn.is_inside and drawn.best else places[size], logs[size]
+            rates.append(random.uniform((grid[place - 1] + grid[place]) / 2, (grid[place] + grid[place + 1]) / 2))
+        draws.append(slope(rates))
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return around(slope([logs[size][place] for size, place in places.items()]), low, high, len(inside))
