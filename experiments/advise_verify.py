@@ -4,10 +4,10 @@ The sweep chooses its best setting by its own seeds; then both settings are judg
 the luck of the runs that chose it.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
@@ -28,41 +28,36 @@ def sweep_size(
     make_optimizer: Callable[[Any], Any],
     goal: jb.Goal,
     batch_size: int,
-    pairs: Sequence[tuple[float, int]],
+    learning_rates: Sequence[float],
+    seeds: Sequence[int],
     *,
     epochs: float,
     evaluations_per_epoch: int,
     most_examples: float = np.inf,
-) -> Iterator[Record]:
-    """Trains all pairs of rate and seed at one batch size, until the rates that are left cannot be better than the best.
+) -> list[Record]:
+    """Trains all rates and seeds at one batch size, until the rates that are left cannot be better than the best.
 
     A careful person gives up a size that has seen ``most_examples``, too. So the sweep costs less than it might, and advice
     that is to cost a tenth of it has less to spend.
+
+    Returns:
+        A row for each rate and seed, with the updates to the goal (None: not reached) and those that were made until the goal,
+        divergence, or the end.
     """
-    updates, ran = np.full(len(pairs), np.nan), np.zeros(len(pairs), int)
-    rates = np.array([rate for rate, _ in pairs])
-    records = jb.sweep(
-        task,
-        make_optimizer,
-        jnp.asarray(rates),
-        [seed for _, seed in pairs],
-        batch_size=batch_size,
-        duration=jb.epochs(epochs),
-        evaluations_per_epoch=evaluations_per_epoch,
-    )
-    for record in records:
-        finite = record["diverged_at_batch"] < 0
-        alive = np.isnan(updates) & finite
-        ran = np.where(alive, record["batches"], ran)  # no run needs to go on past the goal
-        reached = np.array([goal.reached(float(value)) for value in record[f"test_{goal.metric}"]]) & alive
-        updates = np.where(reached, record["batches"], updates)
-        complete = [updates[rates == rate].max() for rate in set(rates) if np.isfinite(updates[rates == rate]).all()]
-        none_left = not (np.isnan(updates) & finite).any()
-        if none_left or record["examples"] >= most_examples or (complete and record["batches"] >= 1.5 * min(complete)):
+    limits: dict[str, Any] = {"duration": jb.epochs(epochs), "evaluations_per_epoch": evaluations_per_epoch, "goal": goal}
+    for record in jb.tune_learning_rate(task, make_optimizer, learning_rates, batch_size=batch_size, seeds=seeds, **limits):
+        result = record["result"]
+        slowest = result.updates_to_goal.max(1)  # NaN where a seed has not reached the goal
+        none_left = not (np.isnan(result.updates_to_goal) & ~result.diverged).any()
+        if none_left or record["examples"] >= most_examples or record["batches"] >= 1.5 * np.fmin.reduce(slowest):
             break
-    for (rate, seed), value, count in zip(pairs, updates, ran, strict=True):
-        known = None if np.isnan(value) else int(value)
-        yield {"batch_size": batch_size, "learning_rate": rate, "seed": seed, "updates": known, "ran": int(count)}
+    rows = []
+    for place, (rate, seed) in zip(np.ndindex(result.diverged.shape), itertools.product(result.learning_rates, seeds), strict=True):
+        updates, lost = result.updates_to_goal[place], record["diverged_at_batch"][place]
+        ran = record["batches"] if lost < 0 else lost + 1
+        known = None if np.isnan(updates) else int(updates)
+        rows.append({"batch_size": batch_size, "learning_rate": rate, "seed": int(seed), "updates": known, "ran": known or int(ran)})
+    return rows
 
 
 def by_setting(rows: Sequence[Record]) -> dict[tuple[int, float], list[Record]]:
@@ -104,9 +99,9 @@ def run_sweep(
     rows = list(known)
     for size in sorted(batch_sizes, key=lambda size: abs(np.log(size / 48))):
         if size not in {row["batch_size"] for row in rows}:
-            pairs = [(rate, seed) for rate in learning_rates for seed in range(seeds)]
             settings: dict[str, Any] = {"epochs": epochs, "evaluations_per_epoch": evaluations_per_epoch}
-            fresh = list(sweep_size(task, make_optimizer, goal, size, pairs, most_examples=4 * fewest_examples(rows), **settings))
+            most = 4 * fewest_examples(rows)
+            fresh = sweep_size(task, make_optimizer, goal, size, learning_rates, range(seeds), most_examples=most, **settings)
             for row in fresh:
                 write(row)
             rows += fresh
@@ -130,8 +125,8 @@ def verify(config, task: jb.Task, make_optimizer: Callable[[Any], Any], advice: 
         costs = mean_costs(run.find(kind="sweep"), unit)
         for size, rate in dict.fromkeys([(advice.batch_size, advice.learning_rate), *([min(costs, key=costs.__getitem__)] if costs else [])]):
             if not run.find(kind="judged", batch_size=size, learning_rate=rate):
-                pairs = [(rate, JUDGING_SEEDS + seed) for seed in range(config.seeds)]
-                for row in sweep_size(task, make_optimizer, advice.goal, size, pairs, **common):
+                seeds = range(JUDGING_SEEDS, JUDGING_SEEDS + config.seeds)
+                for row in sweep_size(task, make_optimizer, advice.goal, size, [rate], seeds, **common):
                     run.append({"kind": "judged", **row})
 
 

@@ -157,9 +157,9 @@ def judge(folder: Folder) -> None:
     for row in folder.read("named"):
         size, rate = row["batch_size"], row["learning_rate"]
         if size is not None and (size, rate) not in by_setting(folder.read("judged")):
-            pairs = [(rate, JUDGING_SEEDS + seed) for seed in range(JUDGES)]
+            seeds = range(JUDGING_SEEDS, JUDGING_SEEDS + JUDGES)
             settings: dict[str, Any] = {"epochs": case.max_epochs, "evaluations_per_epoch": case.evaluations_per_epoch}
-            for judged in sweep_size(task, case.make_optimizer, jb.as_goal(case.goal), size, pairs, **settings):
+            for judged in sweep_size(task, case.make_optimizer, jb.as_goal(case.goal), size, [rate], seeds, **settings):
                 folder.append("judged", judged)
 
 

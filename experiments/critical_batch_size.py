@@ -1,0 +1,178 @@
+"""How large is the critical batch size, measured in three ways, and do they agree?
+
+Below the critical batch size, a larger batch saves updates almost in proportion; above it, it saves few. The study measures it
+from the updates that several sizes need to a target, each at its best rate; from the gradient's noise on the way of one run; and
+by branches, which are short trainings from states of that run with larger batches and larger rates. Each way has its interval
+and its cost in examples.
+
+    python -m experiments.critical_batch_size                      about 5 minutes
+    python -m experiments.critical_batch_size --dataset mnist --examples 12000
+
+The measured answer stands in docs/critical_batch_size.md.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+
+import jaxbatch as jb
+from experiments import critical_batch_size_report
+from experiments.advise import OPTIMIZERS, OptimizerName
+from experiments.advise_verify import RATES, run_sweep
+from experiments.critical_batch_size_report import best_rates
+from experiments.study import TaskConfig, check_positive, open_study, run_study, show_results
+from experiments.study_target import fill_target
+from experiments.study_task import Network, load_choosing_task
+from jaxbatch.results.records import Record, RunFolder
+from jaxbatch.results.report import progress_bar
+
+NOISE_PARTS = 8  # into which a batch is cut to see its noise
+STAGES = (0.25, 0.5, 1.0)  # of the updates to the target, where branches begin
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(TaskConfig):
+    """Flags of the study."""
+
+    model: Network = "simple_cnn"
+    """The network: the study's convolutions, or one hidden layer of 128 units."""
+    optimizer: OptimizerName = "momentum"
+    """Optimizer: sgd, momentum (0.9), adam, adamw."""
+    target: str | None = None
+    """Metric to reach on the held-out part, with its direction, such as "accuracy>0.98" or "loss<0.4" (quoted, because of the
+    shell). Default: accuracy>0.95 for digits, accuracy>0.98 for mnist. Needed with --task."""
+    examples: int | None = None
+    """Use only so many of the training examples. Default: all."""
+    batch_sizes: tuple[int, ...] = (8, 16, 32, 64, 128, 256)
+    """Batch sizes whose updates to the target are fitted."""
+    base_batch_size: int = 16
+    """Batch size of the run whose noise is measured, and from which branches begin."""
+    factors: tuple[int, ...] = (2, 4, 8, 16, 32)
+    """By how much the batch of a branch is larger."""
+    tolerance: float = 0.05
+    """A branch holds if its loss is at most so much above that of the branch with the run's own batch, as a part of it."""
+    learning_rates: tuple[float, ...] | None = None
+    """Learning rates that are tried at every size. Default: two to a power of ten, over six."""
+    epochs: int | None = None
+    """Largest number of passes over the training set. Default: 30 for digits, 15 for the others."""
+    evaluations_per_epoch: int = 12
+    """Number of evaluations on the held-out part in an epoch."""
+    seeds: int = 3
+    """Number of seeds; each has its own initial weights and its own order of examples."""
+    validation_seed: int = 0
+    """Seed by which a sixth of the training set is held out."""
+
+
+def resolve(config: Config, task: jb.Task) -> Config:
+    """Fills in target and rates, shrinks for --quick, and checks."""
+    config = fill_target(config, task)
+    rates = config.learning_rates or RATES["adam" if config.optimizer.startswith("adam") else "sgd"]
+    if config.quick:
+        config = dataclasses.replace(config, seeds=min(config.seeds, 2), epochs=min(config.epochs or 8, 8), evaluations_per_epoch=4)
+        config, rates = dataclasses.replace(config, batch_sizes=config.batch_sizes[1::2], factors=config.factors[::2]), rates[2::2]
+    config = dataclasses.replace(config, learning_rates=tuple(sorted(set(rates))), batch_sizes=tuple(sorted(set(config.batch_sizes))))
+    check_positive(config, "epochs", "evaluations_per_epoch", "seeds", "batch_sizes", "learning_rates", "factors", "tolerance", "base_batch_size")
+    sizes = (*config.batch_sizes, config.base_batch_size * max(config.factors))
+    if max(sizes) > task.num_examples:
+        raise ValueError(f"--batch-sizes and --factors go up to {max(sizes)}, above the {task.num_examples} training examples that are left.")
+    if config.base_batch_size not in config.batch_sizes or config.base_batch_size % NOISE_PARTS:
+        raise ValueError(f"--base-batch-size {config.base_batch_size} must be one of --batch-sizes, and a multiple of {NOISE_PARTS}.")
+    return config
+
+
+def first_examples(task: jb.Task, count: int | None) -> jb.Task:
+    """The task on the first of its training examples."""
+    if count is None:
+        return task
+    if not 1 <= count <= task.num_examples:
+        raise ValueError(f"--examples {count} must be between 1 and {task.num_examples}.")
+    return task._replace(train_data=jax.tree.map(lambda leaf: leaf[:count], task.train_data))
+
+
+def measure_run(config: Config, task: jb.Task, rate: float, seed: int, updates: float) -> Iterator[Record]:
+    """The noise at every evaluation of a run at the base size, and branches from its states at a quarter, a half, and the end."""
+    make_optimizer = OPTIMIZERS[config.optimizer]
+    fit_config = jb.FitConfig(
+        make_optimizer(rate),
+        config.base_batch_size,
+        jb.steps(round(updates)),
+        seed=seed,
+        evaluations_per_epoch=config.evaluations_per_epoch,
+        monitor=jb.NoiseMonitor(parts=NOISE_PARTS),
+    )
+    stages = list(STAGES)
+    for record in jb.fit(task, fit_config):
+        progress = record["updates"] / updates
+        noise = {name: record[f"noise_{name}"] for name in ("signal", "trace", "measurements")}
+        yield {"kind": "noise", "seed": seed, "updates": record["updates"], "progress": progress, **noise}
+        if record["diverged"]:
+            return
+        if stages and progress >= stages[0] - 1e-9:
+            largest = config.base_batch_size * max(config.factors)
+            branches = jb.branch(
+                task,
+                make_optimizer,
+                record["state"],
+                learning_rate=rate,
+                batch_size=config.base_batch_size,
+                examples=min(16 * largest, task.num_examples // largest * largest),
+                factors=config.factors,
+                rule="sqrt" if config.optimizer.startswith("adam") else "linear",
+                seeds=(seed,),
+            )
+            for size, (value,) in branches.metrics.items():
+                cost = branches.examples // len(branches.metrics)
+                yield {"kind": "branch", "seed": seed, "stage": stages[0], "batch_size": size, "loss": value, "examples": cost}
+            stages.pop(0)
+    yield {"kind": "run", "seed": seed, "learning_rate": rate, "updates": record["updates"]}
+
+
+def measure(config: Config, task: jb.Task, run: RunFolder, console: Console) -> None:
+    """Makes the measurements that are not in the run folder yet: the sweep, then a run with noise and branches for each seed."""
+    rates, goal = config.learning_rates or (), jb.as_goal(config.target or "")
+    with progress_bar(console) as progress:
+        bar = progress.add_task("sweep", total=len(config.batch_sizes) * len(rates) * config.seeds, rate="")
+        rows = run.find(kind="sweep")
+        whole = [row for row in rows if sum(other["batch_size"] == row["batch_size"] for other in rows) >= len(rates) * config.seeds]
+        progress.update(bar, completed=len(whole))
+
+        def write(row):
+            run.append({"kind": "sweep", **row})
+            progress.update(bar, advance=1)
+
+        settings: dict[str, Any] = {"batch_sizes": config.batch_sizes, "learning_rates": rates, "seeds": config.seeds, "epochs": config.epochs}
+        settings["evaluations_per_epoch"] = config.evaluations_per_epoch
+        run_sweep(task, OPTIMIZERS[config.optimizer], goal, known=whole, write=write, **settings)
+        best = best_rates(run.records)
+        if config.base_batch_size not in best:
+            return  # the report says that the target was not reached
+        rate, updates = best[config.base_batch_size]
+        bar = progress.add_task("noise and branches", total=config.seeds, rate="")
+        for seed in range(config.seeds):
+            if not run.find(kind="run", seed=seed):
+                for record in list(measure_run(config, task, rate, seed, float(np.mean(updates)))):  # a run that was killed leaves nothing
+                    run.append(record)
+            progress.update(bar, advance=1)
+
+
+def study(config: Config, console: Console) -> None:
+    """Measures what is missing, then shows what the files hold."""
+    task, _ = load_choosing_task(config)
+    task = first_examples(task, config.examples)
+    config = resolve(config, task)
+    run = open_study("critical_batch_size", config, console, task)
+    measure(config, task, run, console)
+    show_results(console, config, run, critical_batch_size_report)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """The command line."""
+    run_study(Config, __doc__, study, args)
+
+
+if __name__ == "__main__":
+    main()
