@@ -35,6 +35,7 @@ class NoiseTrack:
 
     Example:
         >>> import jax.numpy as jnp
+        >>> from jaxbatch.gradients.part_norms import BatchNoise, WithNoise
         >>> track = NoiseTrack(NoiseMonitor(), jnp.zeros(2))
         >>> noise = BatchNoise(np.array([[0.5], [1.5]]), np.array([[12.0], [20.0]]), np.array([True, True]))
         >>> losses, record = track.read(WithNoise(np.array([3.0, 2.0]), noise))
