@@ -42,6 +42,7 @@ from jaxbatch.gradients.noise import (
     gradient_statistics,
     relative_squared_error,
 )
+from jaxbatch.gradients.part_norms import NoiseMonitor
 from jaxbatch.gradients.recompute import recompute
 from jaxbatch.gradients.split import largest_stable_curvature, split_backward
 from jaxbatch.intervals import Interval, interval, ratio_of_means
@@ -96,6 +97,7 @@ __all__ = [
     "IndexBatches",
     "Interval",
     "Memory",
+    "NoiseMonitor",
     "RateResult",
     "ResNet20",
     "ResNet50",

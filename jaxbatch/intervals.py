@@ -116,13 +116,33 @@ def ratio_of_means(numerators: Sequence[float] | np.ndarray, denominators: Seque
     value = scale * (x / y) if y else math.copysign(math.inf, x)
     if n == 1:
         return Interval(value, math.nan, math.nan, 1)
+    var_x, covariance, var_y = map(float, (np.cov(pairs / units[:, None]) / n).ravel()[[0, 1, 3]])
+    return fieller(x, y, var_x, covariance, var_y, n, scale=scale, nonnegative=nonnegative)
+
+
+def fieller(
+    x: float, y: float, var_x: float, covariance: float, var_y: float, n: float, *, scale: float = 1.0, nonnegative: bool = False
+) -> Interval:
+    """``scale`` times the ratio x / y of two means, with Fieller's 95% interval as :func:`ratio_of_means` tells it.
+
+    Args:
+        x, y: the means.
+        var_x, covariance, var_y: of the means, not of single measurements.
+        n: the number of measurements, at least 2; for a weighted mean the effective number, which need not be whole.
+        scale: for means in other units.
+        nonnegative: see :func:`ratio_of_means`.
+
+    Example:
+        >>> print(f"{fieller(16.0, 1.0, 0.0, 0.0, 0.01, 1000):.1f}")
+        16.0 [13.4, 19.9]
+    """
     from scipy import stats
 
+    value = scale * (x / y) if y else math.copysign(math.inf, x)
     quantile = float(stats.t.ppf(0.975, n - 1)) ** 2
-    var_x, covariance, var_y = map(float, (np.cov(pairs / units[:, None]) / n).ravel()[[0, 1, 3]])
     # The set is where a rho^2 - 2 b rho + c <= 0.
     a, b, c = y**2 - quantile * var_y, x * y - quantile * covariance, x**2 - quantile * var_x
-    low, high = -math.inf, math.inf
+    n, low, high = round(n), -math.inf, math.inf
     discriminant = b**2 - a * c
     if a > 0 or (a < 0 < discriminant):
         far = b + math.copysign(math.sqrt(max(discriminant, 0.0)), b)  # a sum, not a difference: it loses no digits

@@ -5,6 +5,7 @@
     python scripts/bench.py gradients   a gradient for each example, against torch.func and opacus
     python scripts/bench.py layers      convolutions one by one, against XLA's own and PyTorch's
     python scripts/bench.py adabatch    steps of AlexNet, ResNet-20 and VGG19_BN, against PyTorch eager
+    python scripts/bench.py noise       a step whose noise is measured, against one without
     python scripts/bench.py sweep       32 runs in one program, against one after another
     python scripts/bench.py ladder      what a change of batch size costs
     python scripts/bench.py target      SimpleCNN to 98% on MNIST
@@ -34,6 +35,7 @@ from typing import Annotated, Literal
 import bench_before
 import bench_gradients
 import bench_layers
+import bench_noise
 import bench_startup
 import bench_training
 import tyro
@@ -123,6 +125,17 @@ class Adabatch(Bench):
 
 
 @dataclasses.dataclass(frozen=True)
+class Noise(Bench):
+    """A training step of SimpleCNN with and without a monitor of its noise."""
+
+    batch_sizes: tuple[int, ...] = (60, 600, 6000)
+    """Batch sizes."""
+
+    def run(self):
+        return bench_noise.noise(self.rounds, self.batch_sizes)
+
+
+@dataclasses.dataclass(frozen=True)
 class Sweep(Bench):
     """Learning rates × seeds in one program."""
 
@@ -208,7 +221,7 @@ def finite(row: dict) -> dict:
 
 def main() -> None:
     """The command line."""
-    commands = Train | Split | Gradients | Layers | Adabatch | Sweep | Ladder | Target | Startup | Before
+    commands = Train | Split | Gradients | Layers | Adabatch | Noise | Sweep | Ladder | Target | Startup | Before
     config = tyro.cli(Annotated[commands, tyro.conf.OmitSubcommandPrefixes], description=__doc__)
     with one_line_errors():
         rows = config.run()

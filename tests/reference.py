@@ -138,3 +138,18 @@ def step_of_shares(task, state, batch, num_devices, rate):
         model_state = task.update_model_state(model_state, mean)
     params = jax.tree.map(lambda p, g: p - rate * g, state.params, gradient)
     return state._replace(params=params, step=state.step + 1, model_state=model_state), np.concatenate(losses).mean()
+
+
+def noise_of_parts(loss_fn, params, parts, metric=None):
+    """Signal and trace by leaf from parts of any sizes: each part's gradient by itself, the formulas in float64."""
+    sizes = np.array([jax.tree.leaves(part)[0].shape[0] for part in parts], np.float64)
+    means = [jax.tree.leaves(mean_gradient(loss_fn, params, part)) for part in parts]
+    metric = [1.0] * len(means[0]) if metric is None else [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(metric)]
+    signals, traces = [], []
+    for number, weight in enumerate(metric):
+        own = [np.asarray(mean[number], np.float64) for mean in means]
+        whole = sum(size * mean for size, mean in zip(sizes, own, strict=True)) / sizes.sum()
+        within = sum(size * (weight * (mean - whole) ** 2).sum() for size, mean in zip(sizes, own, strict=True))
+        traces.append(within / (len(parts) - 1))
+        signals.append((weight * whole**2).sum() - traces[-1] / sizes.sum())
+    return np.array(signals), np.array(traces)

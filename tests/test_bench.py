@@ -21,6 +21,7 @@ FIELDS = {"bench", "model", "batch_size", "num_groups", "ours_ms", "peer", "peer
         pytest.param(["layers", "--batch-size", "3", "--shapes", "2"], {"layers"}, marks=pytest.mark.slow),
         pytest.param(["adabatch", "--models", "alexnet", "--batch-size", "4", "--num-steps", "2"], {"adabatch"}, marks=pytest.mark.slow),
         (["target", "--dataset", "digits", "--accuracy", "0.3", "--batch-size", "32"], {"target"}),
+        pytest.param(["noise", "--batch-sizes", "8", "130"], {"noise"}, marks=pytest.mark.slow),
         pytest.param(["sweep", "--rates", "2", "--seeds", "2", "--num-examples", "128", "--batch-size", "32"], {"sweep"}, marks=pytest.mark.slow),
         pytest.param(
             ["ladder", "--num-examples", "128", "--sizes", "32", "64", "--first-epochs", "2", "--epochs-each", "2"],

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int32, PyTree
 
 from jaxbatch.batches import even_part
 from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size, leading_axis, losses_and_aux
+from jaxbatch.gradients.part_norms import Norms, Spread, part_size, spread_of, sum_of_spreads
 from jaxbatch.gradients.parts import Part, fold
 from jaxbatch.layers import loops_are_slow, own_examples
 from jaxbatch.machine.compiling import compile_ahead
@@ -67,7 +68,8 @@ def mean_gradient(
     mask: Bool[Array, "B"] | None = None,
     batch_size: int | None = None,
     axis: str | None = None,
-) -> tuple[Float[Array, "B"], PyTree, PyTree]:
+    norms: Norms | None = None,
+) -> tuple[Float[Array, "B"], PyTree, PyTree, Spread | None]:
     """Losses, the gradient of their mean, and aux. Ordinary training steps use this.
 
     Args:
@@ -79,18 +81,21 @@ def mean_gradient(
         mask: False for fillers, which fill up a share and do not count.
         batch_size: the number of examples in all shares together; ``None``: B.
         axis: the name of the axis of devices over which to sum.
+        norms: measures the squared norms of each part's gradient, see :mod:`jaxbatch.gradients.part_norms`.
 
     Returns:
-        ``(losses, gradient, aux)``. The losses are those of the share, and 0 where ``mask`` is False. aux has a leading axis of
-        microbatches. Its leaves must have the same shapes in a last microbatch that is not full, as moments do.
+        ``(losses, gradient, aux, spread)``. The losses are those of the share, and 0 where ``mask`` is False. aux has a leading
+        axis of microbatches. Its leaves must have the same shapes in a last microbatch that is not full, as moments do. The
+        spread is that of all parts, on all devices; None without ``norms``.
 
     Example:
         >>> loss_fn = lambda w, x: 0.5 * (x - w) ** 2
-        >>> losses, gradient, _ = mean_gradient(loss_fn, jnp.array(0.0), jnp.array([1.0, 3.0]))
+        >>> losses, gradient, *_ = mean_gradient(loss_fn, jnp.array(0.0), jnp.array([1.0, 3.0]))
         >>> losses.tolist(), float(gradient)
         ([0.5, 4.5], -2.0)
     """
     share = leading_axis(batch)
+    spread = None
     size = share if microbatch_size is None or microbatch_size >= share else even_part(share, microbatch_size)
     if size == share and mask is None and axis is None:
 
@@ -99,16 +104,29 @@ def mean_gradient(
             return mean_loss(losses), (losses, aux)
 
         (_, (losses, aux)), gradient = jax.value_and_grad(mean, has_aux=True)(params)
-        return losses, gradient, jax.tree.map(lambda leaf: leaf[None], aux)
-    measure = lambda part: summed_gradient(loss_fn, params, part[0], mask=part[1], has_aux=has_aux)
-    gradient, losses, (aux, own) = fold(measure, (batch, mask), size, start=zero_sum(params))
+        if norms is not None:
+            of_sum = jax.tree.map(lambda leaf: leaf * share, widen(gradient))
+            spread = spread_of(norms, of_sum, share)._replace(gradient=of_sum)
+        return losses, gradient, jax.tree.map(lambda leaf: leaf[None], aux), spread
+    measure = lambda part: summed_gradient(loss_fn, params, part[0], mask=part[1], has_aux=has_aux, norms=norms)
+    gradient, losses, (aux, own, spreads) = fold(measure, (batch, mask), size, start=zero_sum(params))
     if axis is not None:
         gradient, aux = lax.psum(gradient, axis), mean_over(axis, aux, own)
-    return losses, mean_of_sum(gradient, batch_size or share, params), aux
+    if norms is not None:  # not of the mean: XLA would not fuse a division that has two users, which changes bits of the update
+        spread = sum_of_spreads(spreads, axis)._replace(gradient=gradient)
+    return losses, mean_of_sum(gradient, batch_size or share, params), aux, spread
 
 
-def summed_gradient(loss_fn: LossFn, params: PyTree, part: PyTree, *, mask: Bool[Array, "m"] | None = None, has_aux: bool = False) -> Part:
-    """The gradient of a part's summed loss, its losses, and ``(aux, number of examples that count)``."""
+def summed_gradient(
+    loss_fn: LossFn,
+    params: PyTree,
+    part: PyTree,
+    *,
+    mask: Bool[Array, "m"] | None = None,
+    has_aux: bool = False,
+    norms: Norms | None = None,
+) -> Part:
+    """The gradient of a part's summed loss, its losses, and ``(aux, number of examples that count, spread)``."""
 
     def loss_sum(p):
         with own_examples(mask):
@@ -118,7 +136,9 @@ def summed_gradient(loss_fn: LossFn, params: PyTree, part: PyTree, *, mask: Bool
         return widen(losses).sum(), (losses, aux)
 
     (_, (losses, aux)), gradient = jax.value_and_grad(loss_sum, has_aux=True)(params)
-    return Part(widen(gradient), losses, (aux, None if mask is None else mask.sum(dtype=jnp.int32)))
+    own = None if mask is None else mask.sum(dtype=jnp.int32)
+    spread = None if norms is None else spread_of(norms, gradient, part_size(part, own))
+    return Part(widen(gradient), losses, (aux, own, spread))
 
 
 def mean_over(axis: str, aux: PyTree, own: Int32[Array, "*parts"] | None) -> PyTree:

@@ -138,7 +138,7 @@ def losses_and_group_gradients(
     size = batch_size // num_groups
 
     def measure(group):
-        losses, gradient, aux = mean_gradient(loss_fn, params, group, has_aux=has_aux, microbatch_size=microbatch_size)
+        losses, gradient, aux, _ = mean_gradient(loss_fn, params, group, has_aux=has_aux, microbatch_size=microbatch_size)
         return Part(examples=losses, each=(gradient, jax.tree.map(lambda leaf: leaf[0], aux)))
 
     method = method or choose_method(loss_fn, params, batch, size)

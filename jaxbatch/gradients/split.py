@@ -18,14 +18,16 @@ The result depends on the optimizer:
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax import lax
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, Int32, PyTree
 
 from jaxbatch.gradients.accumulation import mean_gradient
 from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size, check_num_groups, check_one_aux
 from jaxbatch.gradients.independence import check_independent_losses
+from jaxbatch.gradients.part_norms import BatchNoise, NoiseMonitor, add_spread, no_spread, norms_of, start_sums, statistics_of_parts
 from jaxbatch.gradients.parts import Method, Part, choose_method, fold, vmap_at_a_time
 from jaxbatch.gradients.updates import Optimizer, update
 from jaxbatch.sums import mean_loss, widen
@@ -83,7 +85,7 @@ def split_backward(
 
     @jax.jit
     def step(params, opt_state, batch):
-        params, opt_state, losses, aux, _ = update_by_groups(
+        params, opt_state, losses, aux, *_ = update_by_groups(
             loss_fn, optimizer, params, opt_state, batch, num_groups, has_aux=has_aux, microbatch_size=microbatch_size, method=method
         )
         return (params, opt_state, losses, jax.tree.map(lambda leaf: leaf[:, 0], aux)) if has_aux else (params, opt_state, losses)
@@ -105,7 +107,10 @@ def update_by_groups(
     mask: Bool[Array, "B"] | None = None,
     batch_size: int | None = None,
     axis: str | None = None,
-) -> tuple[PyTree, PyTree, Float[Array, "B"], PyTree, Float[Array, "K"]]:
+    monitor: NoiseMonitor | None = None,
+    batches: Int32[Array, ""] | int = 0,
+    cut_to_measure: int | None = None,
+) -> tuple[PyTree, PyTree, Float[Array, "B"], PyTree, Float[Array, "K"], BatchNoise | None]:
     """K updates from the gradients of K groups at ``params``. Training steps use this; an ordinary step has K = 1.
 
     Args:
@@ -113,35 +118,46 @@ def update_by_groups(
         params, opt_state: the parameters and the optimizer's state before the updates.
         batch: leaves ``(B, ...)``; on several devices, this device's share of each group in turn.
         mask, batch_size, axis: see :func:`jaxbatch.gradients.accumulation.mean_gradient`.
+        monitor: how the noise is measured from the parts of all groups; ``None``: not at all.
+        batches: the number of batches before this one, for ``monitor.every``.
+        cut_to_measure: a smaller ``microbatch_size`` for the batches that are measured; not with ``has_aux``.
 
     Returns:
         Parameters and optimizer state after the updates, the losses at the incoming parameters, aux with leading axes of
-        groups and microbatches, and each group's mean loss.
+        groups and microbatches, each group's mean loss, and the batch's noise.
     """
     share = check_loss(loss_fn, params, batch, has_aux=has_aux)
     check_num_groups(num_groups, share)
     if num_groups == share > 1 and axis is None:
         check_independent_losses(loss_fn, params, batch, has_aux=has_aux)
     size, group_size = share // num_groups, (batch_size or share) // num_groups
+    sums = None if monitor is None else start_sums(monitor, params, opt_state, batches)
+    norms = norms_of(monitor, sums)
+    settings: dict[str, Any] = {"has_aux": has_aux, "batch_size": group_size, "axis": axis}
 
     def measure(part):
-        group, own = part
-        losses, gradient, aux = mean_gradient(
-            loss_fn, params, group, has_aux=has_aux, microbatch_size=microbatch_size, mask=own, batch_size=group_size, axis=axis
-        )
+        take = lambda size, norms: mean_gradient(loss_fn, params, part[0], mask=part[1], microbatch_size=size, norms=norms, **settings)
+        if sums is None or cut_to_measure is None:
+            losses, gradient, aux, spread = take(microbatch_size, norms)
+        else:
+            unmeasured = lambda: (*take(microbatch_size, None)[:3], no_spread(sums))
+            losses, gradient, aux, spread = lax.cond(sums.wanted, lambda: take(cut_to_measure, norms), unmeasured)
         loss = mean_loss(losses) if axis is None else lax.psum(widen(losses).sum(), axis) / group_size
-        return Part((gradient, loss), losses, (aux, loss))
+        return Part((gradient, loss, spread), losses, (aux, loss))
 
-    def combine(state, gradient_and_loss):
-        gradient, loss = gradient_and_loss
-        return update(optimizer, gradient, state[1], state[0], loss)
+    def combine(state, group):
+        (params, opt_state, sums), (gradient, loss, spread) = state, group
+        sums = None if monitor is None else add_spread(sums, spread)
+        return *update(optimizer, gradient, opt_state, params, loss), sums
 
     method = method or ("unroll" if num_groups == 1 else choose_method(loss_fn, params, batch, size))
-    start = params, opt_state
+    start = params, opt_state, sums
     groups = fold(
         measure, (batch, mask), size, method=method, at_a_time=vmap_at_a_time(size) if method == "vmap" else None, start=start, combine=combine
     )
-    return *groups.summed, groups.examples, *groups.each
+    params, opt_state, sums = groups.summed
+    noise = None if monitor is None else statistics_of_parts(monitor, sums, group_size * num_groups)
+    return params, opt_state, groups.examples, *groups.each, noise
 
 
 def largest_stable_curvature(learning_rate: float, momentum: float, num_groups: int = 1) -> float:

@@ -22,6 +22,7 @@ from jaxtyping import PyTree
 from jaxbatch.paths import local_path
 from jaxbatch.states import as_arrays, kinds, pack, unpack
 from jaxbatch.training.fitting import fit
+from jaxbatch.training.monitor import NoiseTrack
 from jaxbatch.training.plans import FitConfig, plan_segments, python_numbers
 from jaxbatch.training.steps import init_state
 from jaxbatch.training.tasks import Task, fingerprint
@@ -69,16 +70,19 @@ def fit_with_checkpoints(
         raise ValueError(f"every={every} records must be at least 1.")
     config = python_numbers(config)
     segments = plan_segments(config, task.num_examples)
-    about = {
+    about: dict[str, Any] = {
         "data": fingerprint(task.train_data),
         "seed": config.seed,
         "num_examples": task.num_examples,
         "num_groups": config.num_groups,
         "batch_sizes": [[segment.batch_size, segment.num_batches] for segment in segments],
     }
+    if config.monitor is not None:  # only then, so that folders from before there were monitors stay readable
+        about["monitor"] = config.monitor._asdict()
     checkpoints = Checkpoints(checkpoint_dir, about, keep=keep)
     ends = np.cumsum([segment.num_batches for segment in segments]).tolist()
     shapes = jax.eval_shape(lambda: as_arrays(init_state(task, config.optimizer, config.seed)))
+    shapes = shapes._replace(noise=NoiseTrack(config.monitor, shapes.params).written())
     state = checkpoints.latest(shapes)
     if state is not None and ends and int(state.step) // (config.num_groups or 1) >= ends[-1]:
         return  # the run is complete, so there is nothing left to do

@@ -18,11 +18,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 from jaxbatch.data.streams import is_stream
 from jaxbatch.gradients.groups import LossFn, check_microbatch_size, check_num_groups
 from jaxbatch.gradients.independence import check_independent_losses, check_independent_prepare
+from jaxbatch.gradients.part_norms import NoiseMonitor
 from jaxbatch.gradients.updates import Optimizer
 from jaxbatch.layers import loops_are_slow
 from jaxbatch.training.devices import AXIS, Parallel
@@ -43,7 +44,8 @@ def compile_task_epoch(
     microbatch_size: int | None = None,
     devices: Sequence[jax.Device] | None = None,
     method: Parallel = "jit",
-) -> Callable[..., tuple[TrainState, Array]]:
+    monitor: NoiseMonitor | None = None,
+) -> Callable[..., tuple[TrainState, Any]]:
     """Compiles ``num_steps`` batches of a task at once, with the fastest kind of loop.
 
     Args:
@@ -56,6 +58,8 @@ def compile_task_epoch(
         microbatch_size: the most examples that a device works on at a time; ``None``: as the task says.
         devices: the devices that share every batch; ``None``: the default device.
         method: how devices are used, see :func:`jaxbatch.training.devices.over_devices`.
+        monitor: how noise is measured, see :class:`jaxbatch.NoiseMonitor`; ``losses`` are then a pair with the noise of each
+            batch. A batch with fewer parts than it asks for is cut further.
 
     Returns:
         ``run(state, data, indices, [seed, epoch]) -> (state, losses)`` with ``indices`` ``(S, B)``. The last argument may be
@@ -74,16 +78,41 @@ def compile_task_epoch(
     state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
     cut = microbatch_size is not None and batch_size // groups > microbatch_size * len(devices)
     in_pieces = runs_in_pieces(task, state, batch_size, cut)
+    at_a_time = microbatch_size if in_pieces else task.examples_at_a_time
+    further = microbatch_for_noise(monitor, batch_size, groups, len(devices), at_a_time)
+    if monitor is not None and further is not None:
+        # Other batches stay whole where one program can hold both ways.
+        always = monitor.every == 1 or axis or task.update_model_state is not None or runs_in_pieces(task, state, batch_size, True)
+        if always:
+            settings: dict[str, Any] = {"num_groups": num_groups, "devices": devices, "method": method, "monitor": monitor}
+            return compile_task_epoch(task, optimizer, state, num_steps, batch_size, microbatch_size=further, **settings)
     if axis or (in_pieces and (cut or groups > 1)):
         check_independent_prepare(task)  # elsewhere it sees the batch whole
     if groups == batch_size > 1 and (axis or in_pieces):  # elsewhere the step itself checks
         check_independent_losses(_along_an_axis(task.loss_fn), state.params, _shapes_of_batch(task, 2), has_aux=task.update_model_state is not None)
     over: dict[str, Any] = {"devices": devices, "method": method, "num_groups": groups}
     if in_pieces:
-        return compile_epoch_in_pieces(task, optimizer, state, batch_size, microbatch_size, **over)
-    step = make_task_step(task, optimizer, batch_size, num_groups=num_groups, axis=axis)
+        return compile_epoch_in_pieces(task, optimizer, state, batch_size, microbatch_size, monitor=monitor, **over)
+    step = make_task_step(task, optimizer, batch_size, num_groups=num_groups, axis=axis, monitor=monitor, cut_to_measure=further)
     run = compile_epoch(step, state, task.train_data, num_steps, batch_size, prepare=task.prepare, **over)
     return lambda state, data, indices, *seed_epoch: run(state, data, indices, *(seed_epoch if task.prepare is not None else ()))
+
+
+def microbatch_for_noise(monitor: NoiseMonitor | None, batch_size: int, num_groups: int, num_devices: int, at_a_time: int | None) -> int | None:
+    """A smaller microbatch, if the batch has fewer parts than the monitor asks for and can be cut further; else None.
+
+    Example:
+        >>> microbatch_for_noise(NoiseMonitor(), 9, 1, 1, None), microbatch_for_noise(NoiseMonitor(), 9, 1, 1, 3)
+        (5, None)
+        >>> microbatch_for_noise(NoiseMonitor(parts=8), 16, 2, 2, None)  # each device's share of a group, 4 examples, is cut in 2
+        2
+    """
+    if monitor is None:
+        return None
+    share = -(-batch_size // num_groups // num_devices)
+    each = -(-monitor.parts // (num_groups * num_devices))
+    wanted = -(-share // each)
+    return wanted if wanted < min(at_a_time or share, share) else None
 
 
 def runs_in_pieces(task: Task, state: Any, batch_size: int, cut: bool) -> bool:

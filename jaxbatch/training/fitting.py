@@ -13,11 +13,13 @@ import numpy as np
 
 from jaxbatch.batches import check_seed, epoch_order
 from jaxbatch.gradients.groups import check_params
+from jaxbatch.gradients.part_norms import check_monitor
 from jaxbatch.gradients.updates import check_optimizer
 from jaxbatch.machine.compiling import Programs
 from jaxbatch.states import as_arrays
 from jaxbatch.training.divergence import first_nonfinite, make_is_finite
 from jaxbatch.training.epochs import compile_task_epoch
+from jaxbatch.training.monitor import NoiseTrack, check_sizes
 from jaxbatch.training.plans import (
     FitConfig,
     Progress,
@@ -56,12 +58,14 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
         had to wait), ``diverged``, ``diverged_at_batch`` and ``state``. If a loss or the state is not finite, the run ends with
         a last record: ``diverged`` is True, and ``diverged_at_batch`` is the first batch whose loss is not finite, or the last
         batch of the record if only the state is not finite. Without ``test_data`` there is no ``test_<name>``.
+        With ``config.monitor`` there are the fields of docs/noise.md too, from ``noise_signal`` to ``noise_scale_average_high``.
 
     Raises:
         ValueError: a batch is larger than the data set; the duration has no unit; metrics are not one value per example; there
             are too few devices; ``prepare`` gets parts of a batch and its result for an example depends on the other examples;
             the leaves of the data disagree on the number of examples; the seed is outside [0, 2**32); ``state`` is at or past
-            the end of ``duration``; the optimizer is not one of optax's or is a line search.
+            the end of ``duration``; the optimizer is not one of optax's or is a line search; ``monitor`` is given and all batches
+            have one example, or it is preconditioned and the optimizer has no second moments.
 
     Example:
         >>> import optax
@@ -80,11 +84,15 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
     params = state.params if state is not None else start_shapes(task)
     check_params(params)
     check_optimizer(config.optimizer, params)
+    if config.monitor is not None:
+        check_monitor(config.monitor, jax.eval_shape(config.optimizer.init, params), params)
+        check_sizes(config.monitor, [segment.batch_size for segment in plan_segments(config, num_examples)])
     test = make_test(task, min(500, config.microbatch_size or 500), config.eval_params)
     begun = state is not None
     state = as_arrays(state if begun else init_state(task, config.optimizer, config.seed))
     progress = _progress(config, state, num_examples)
-    state = state._replace(progress=())  # only the host needs it
+    noise = NoiseTrack(config.monitor, state.params, state.noise)
+    state = state._replace(progress=(), noise=())  # only the host needs them
     segments = plan_segments(config, num_examples, start=progress)
     total = progress.batches + sum(segment.num_batches for segment in segments)
     if not segments and config.duration.amount > 0:
@@ -110,6 +118,7 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
             seed_epoch = config.seed, segment.epoch
             state, losses = jax.block_until_ready(program.run(state, task.train_data, indices, seed_epoch))
             seconds = time.perf_counter() - started
+            losses, noise_fields = noise.read(losses)
             losses = np.asarray(losses)  # on the host, because on the device each length would need another program
             progress = advance(progress, segment)
             bad = first_nonfinite(losses)
@@ -117,7 +126,8 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
                 bad = count - 1
             diverged_at = None if bad is None else progress.batches - count + bad
             times = {"train_seconds": seconds, "compile_seconds": 0.0 if key in used else program.compile_seconds, "stall_seconds": stall_seconds}
-            yield _record(segment, progress, total, losses, test(task.test_data, state), times, diverged_at, state)
+            record = _record(segment, progress, total, losses, test(task.test_data, state), times | noise_fields, diverged_at, state)
+            yield record | {"state": record["state"]._replace(noise=as_arrays(noise.written()))}
             used.add(key)
             if bad is not None:
                 return
@@ -187,5 +197,6 @@ def _epoch_compiler(task: Task, config: FitConfig, state: TrainState):
         "microbatch_size": config.microbatch_size,
         "devices": devices,
         "method": config.parallel,
+        "monitor": config.monitor,
     }
     return lambda key: compile_task_epoch(task, config.optimizer, shapes, key[1], key[0], **settings)

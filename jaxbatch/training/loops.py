@@ -17,13 +17,14 @@ from jaxtyping import Array, Float, Key, PyTree, UInt32
 
 from jaxbatch.augment import example_keys
 from jaxbatch.gradients.groups import leading_axis
+from jaxbatch.gradients.part_norms import WithNoise
 from jaxbatch.layers import loops_are_slow
 from jaxbatch.machine.compiling import compile_ahead
 from jaxbatch.states import through_host
 from jaxbatch.sums import mean_loss
 from jaxbatch.training.devices import AXIS, Parallel, over_devices, share_batches
 
-Step = Callable[..., tuple[Any, Float[Array, "..."]]]  # (state, batch) -> (state, losses)
+Step = Callable[..., tuple[Any, Float[Array, "..."] | WithNoise]]  # (state, batch) -> (state, losses)
 Prepare = Callable[[Key[Array, "B"], PyTree], PyTree]  # (a key for each example, batch) -> batch
 Loop = Literal["scan", "python"]
 
@@ -59,12 +60,27 @@ def make_epoch(step: Step, prepare: Prepare | None = None) -> Callable[..., tupl
 
 
 def one_step(step: Step, prepare: Prepare | None, state: Any, data: PyTree, index: Any, seed_epoch: Any, *mask: Any):
-    """Takes the examples ``index`` from the data, prepares them and makes a step: ``-> (state, mean loss)``."""
+    """Takes the examples ``index`` from the data, prepares them and makes a step: ``-> (state, mean loss)``.
+
+    A monitored step returns the noise with the loss.
+    """
     batch = jax.tree.map(lambda leaf: leaf[index], data)
     if prepare is not None:
         batch = prepare(example_keys(seed_epoch[0], seed_epoch[1], index), batch)
     state, losses = step(state, batch, *mask)
+    if isinstance(losses, WithNoise):
+        return state, losses._replace(losses=mean_loss(losses.losses))
     return state, mean_loss(losses)
+
+
+def stack_on_host(results: list) -> Any:
+    """The results of S batches, stacked to leaves ``(S, ...)``; the host waits for the last.
+
+    Example:
+        >>> stack_on_host([jnp.array(1.0), jnp.array(2.0)])
+        Array([1., 2.], dtype=float32)
+    """
+    return jax.tree.map(lambda *leaves: jnp.asarray(np.array(leaves)), *jax.device_get(results))
 
 
 def batch_shapes(data: PyTree, batch_size: int, prepare: Prepare | None = None) -> PyTree:
@@ -169,7 +185,7 @@ def compile_epoch(
                 batch = (index[number], None) if count == 1 else (index[:, number], mask[:, number])
                 state, loss = program(state, data, *batch, seed_epoch)
                 losses.append(loss)  # computed asynchronously: this does not wait
-            losses = jnp.asarray(np.array(jax.device_get(losses)))
+            losses = stack_on_host(losses)
         return (through_host(state), through_host(losses)) if count > 1 else (state, losses)
 
     return run

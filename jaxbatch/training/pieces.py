@@ -23,12 +23,13 @@ from jaxbatch.data.streaming import prefetch
 from jaxbatch.data.streams import Stream, is_stream
 from jaxbatch.gradients.accumulation import mean_over, summed_gradient
 from jaxbatch.gradients.groups import check_num_groups
+from jaxbatch.gradients.part_norms import NoiseMonitor, WithNoise, add_spread, norms_of, start_sums, statistics_of_parts
 from jaxbatch.gradients.updates import Optimizer
 from jaxbatch.machine.compiling import compile_ahead
 from jaxbatch.states import through_host
 from jaxbatch.sums import add, mean_of_sum, widen, zero_sum
 from jaxbatch.training.devices import AXIS, Parallel, over_devices, share_batches
-from jaxbatch.training.loops import as_seed_epoch
+from jaxbatch.training.loops import as_seed_epoch, stack_on_host
 from jaxbatch.training.steps import TrainState, apply_gradient
 from jaxbatch.training.tasks import Task
 
@@ -40,35 +41,46 @@ class Pieces(NamedTuple):
 
     begin: Callable[[TrainState], PyTree]  # -> total
     add: Callable[..., tuple[PyTree, Array]]  # (total, params, data, index, mask, seed_epoch) -> (total, the part's summed loss)
-    finish: Callable[[TrainState, PyTree], tuple[TrainState, Array]]  # -> (state, mean loss)
+    finish: Callable[[TrainState, PyTree], tuple[TrainState, Any]]  # -> (state, mean loss)
 
 
-def make_pieces(task: Task, optimizer: Optimizer, group_size: int, *, axis: str | None = None) -> Pieces:
+def make_pieces(
+    task: Task, optimizer: Optimizer, group_size: int, *, axis: str | None = None, monitor: NoiseMonitor | None = None, num_groups: int = 1
+) -> Pieces:
     """The pieces of an update from the gradient of ``group_size`` examples, over all parts and devices.
 
-    ``data`` are the examples of a part if the task has a stream, else the whole training set on the device.
+    ``data`` are the examples of a part if the task has a stream, else the whole training set on the device. With ``monitor``,
+    ``finish`` returns a :class:`WithNoise` and the noise's sums so far, which the next of the batch's K groups starts from.
     """
     has_aux, streamed = task.update_model_state is not None, is_stream(task.train_data)
 
     def begin(state):
-        return zero_sum(state.params), state.model_state, jnp.zeros(())
+        sums = None if monitor is None else start_sums(monitor, state.params, state.opt_state, state.step // num_groups)
+        return zero_sum(state.params), state.model_state, jnp.zeros(()), sums
 
     def add_part(total, params, data, index, mask, seed_epoch):
-        gradient, model_state, loss = total
+        gradient, model_state, loss, sums = total
         examples = data if streamed else jax.tree.map(lambda leaf: leaf[index], data)
         if task.prepare is not None:
             examples = task.prepare(example_keys(seed_epoch[0], seed_epoch[1], index), examples)
-        part, losses, (aux, own) = summed_gradient(task.loss_fn, params, examples, mask=mask, has_aux=has_aux)
+        norms = norms_of(monitor, sums)
+        part, losses, (aux, own, spread) = summed_gradient(task.loss_fn, params, examples, mask=mask, has_aux=has_aux, norms=norms)
         part_loss = widen(losses).sum()
         if axis is not None:
-            (part_loss, part), aux = lax.psum((part_loss, part), axis), mean_over(axis, aux, own)
+            (part_loss, part, spread), aux = lax.psum((part_loss, part, spread), axis), mean_over(axis, aux, own)
         model_state = task.update_model_state(model_state, aux) if has_aux else model_state
-        return (add(gradient, part), model_state, loss + part_loss), part_loss
+        sums = None if monitor is None else add_spread(sums, spread)
+        return (add(gradient, part), model_state, loss + part_loss, sums), part_loss
 
     def finish(state, total):
-        gradient, model_state, loss = total
+        gradient, model_state, loss, sums = total
         loss, gradient = loss / group_size, mean_of_sum(gradient, group_size, state.params)
-        return apply_gradient(state, optimizer, gradient, model_state, loss), loss
+        state = apply_gradient(state, optimizer, gradient, model_state, loss)
+        if monitor is None:
+            return state, loss
+        sums = sums._replace(gradient=add(sums.gradient, total[0]))
+        noise = statistics_of_parts(monitor, sums, group_size * num_groups)
+        return state, (WithNoise(loss, noise), None if num_groups == 1 else sums)
 
     return Pieces(begin, add_part, finish)
 
@@ -83,7 +95,8 @@ def compile_epoch_in_pieces(
     devices: Sequence[jax.Device] | None = None,
     method: Parallel = "jit",
     num_groups: int = 1,
-) -> Callable[..., tuple[TrainState, Array]]:
+    monitor: NoiseMonitor | None = None,
+) -> Callable[..., tuple[TrainState, Any]]:
     """Compiles steps on batches of ``batch_size`` that only need the memory of ``microbatch_size`` examples.
 
     A part counts by its number of examples, so the gradient is that of the mean loss of the batch or group. Batch
@@ -100,6 +113,7 @@ def compile_epoch_in_pieces(
         devices: the devices that share every part; ``None``: the default device.
         method: see :func:`jaxbatch.training.devices.over_devices`.
         num_groups: K, the updates per batch, each from a group's gradient at the parameters before the batch.
+        monitor: see :func:`jaxbatch.make_train_step`.
 
     Returns:
         ``run(state, data, indices, [seed, epoch]) -> (state, losses)``. The last argument may be left out if nothing is
@@ -109,7 +123,7 @@ def compile_epoch_in_pieces(
     devices = jax.devices()[:1] if devices is None else devices
     count, group_size, streamed = len(devices), batch_size // num_groups, is_stream(task.train_data)
     size = even_part(group_size, min(group_size, count * (microbatch_size or group_size)))
-    pieces = make_pieces(task, optimizer, group_size, axis=AXIS if count > 1 else None)
+    pieces = make_pieces(task, optimizer, group_size, axis=AXIS if count > 1 else None, monitor=monitor, num_groups=num_groups)
     starts, totals = range(0, group_size, size), jax.eval_shape(pieces.begin, state)
 
     begin, whole = over_devices(pieces.begin, devices, method, (False,))
@@ -142,9 +156,11 @@ def compile_epoch_in_pieces(
             ready = ((length, (on_devices, *part)) for length, *part in cut())
         (state,) = whole(state)
         for _ in indices:
-            start, of_batch = state.params, []
+            start, of_batch, sums = state.params, [], None
             for _ in range(num_groups):
                 total = begin(state)
+                if sums is not None:  # the noise is that of the whole batch, in the metric of its start
+                    total = (*total[:3], sums)
                 for _ in starts:
                     length, part = next(ready)
                     total, part_loss = adds[length](total, start, *part, seed_epoch)
@@ -152,11 +168,22 @@ def compile_epoch_in_pieces(
                     if streamed and len(behind) > _IN_FLIGHT:  # otherwise waiting parts would fill the host's memory
                         jax.block_until_ready(behind.popleft())
                 state, loss = finish(state, total)
+                if monitor is not None:
+                    loss, sums = loss
                 of_batch.append(loss)  # computed asynchronously: this does not wait
             losses.append(of_batch)
-        return through_host(state) if count > 1 else state, jnp.asarray(np.array(jax.device_get(losses)).mean(1))
+        return through_host(state) if count > 1 else state, _of_batches(losses)
 
     return run
+
+
+def _of_batches(results: list[list]) -> Any:
+    """From the groups of S batches: the mean losses of the batches, and the noise, which is complete after the last group."""
+    results = jax.device_get(results)
+    if not isinstance(results[0][0], WithNoise):
+        return jnp.asarray(np.array(results).mean(1))
+    losses = np.array([[group.losses for group in groups] for groups in results]).mean(1)
+    return WithNoise(jnp.asarray(losses), stack_on_host([groups[-1].noise for groups in results]))
 
 
 def _cut_shares(groups: np.ndarray, size: int, count: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Int32, PyTree
 
 from jaxbatch.batches import Duration, batches_left, check_duration, epochs, steps_per_epoch
+from jaxbatch.gradients.part_norms import NoiseMonitor
 from jaxbatch.gradients.updates import Optimizer
 
 
@@ -25,7 +26,8 @@ class FitConfig(NamedTuple):
     (:mod:`jaxbatch.training.devices`). ``compile_first`` compiles every batch size of the run before its first step. Use it if
     stages are shorter than compilation, or to compare times. ``eval_params`` is ``(opt_state, params) -> params`` and gives the
     parameters for the test metrics. Some optimizers need it because they average the parameters or train at others than the
-    final ones, see ``optax.contrib.schedule_free_eval_params``. ``None`` takes the trained parameters.
+    final ones, see ``optax.contrib.schedule_free_eval_params``. ``None`` takes the trained parameters. ``monitor`` measures the
+    noise of the gradient from the parts of each batch; ``None`` measures nothing and costs nothing.
     """
 
     optimizer: Optimizer
@@ -39,6 +41,7 @@ class FitConfig(NamedTuple):
     parallel: str = "jit"
     compile_first: bool = False
     eval_params: Callable[[PyTree, PyTree], PyTree] | None = None
+    monitor: NoiseMonitor | None = None
 
 
 def python_numbers(config: FitConfig) -> FitConfig:

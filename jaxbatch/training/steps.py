@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int32, PyTree, UInt32
 
 from jaxbatch.batches import check_seed
 from jaxbatch.gradients.groups import LossFn, check_microbatch_size
+from jaxbatch.gradients.part_norms import NoiseMonitor, WithNoise
 from jaxbatch.gradients.split import update_by_groups
 from jaxbatch.gradients.updates import Optimizer, update
 from jaxbatch.machine.compiling import call_compiled
@@ -28,6 +29,7 @@ class TrainState(NamedTuple):
     step: Int32[Array, ""]  # calls of the optimizer so far; optax.MultiSteps makes one update from several calls
     model_state: PyTree = ()  # the model's state besides its parameters, such as running moments
     progress: PyTree = ()  # how far fit has come, from jaxbatch.training.plans.write_progress; steps do not change it
+    noise: PyTree = ()  # running averages of the noise, from jaxbatch.training.monitor.write_averages; steps do not change them
 
 
 def init_state(task: Task, optimizer: Optimizer, seed: int | np.integer | UInt32[Array, ""]) -> TrainState:
@@ -98,7 +100,9 @@ def make_train_step(
     microbatch_size: int | None = None,
     update_model_state: UpdateModelState | None = None,
     axis: str | None = None,
-) -> Callable[..., tuple[TrainState, Float[Array, "..."]]]:
+    monitor: NoiseMonitor | None = None,
+    cut_to_measure: int | None = None,
+) -> Callable[..., tuple[TrainState, Float[Array, "..."] | WithNoise]]:
     """A training step for one batch size, jit-compiled and usable inside ``lax.scan``.
 
     Args:
@@ -112,11 +116,15 @@ def make_train_step(
             microbatches it is called for each one's aux in turn. (Then batch normalisation takes the moments of a group or
             microbatch, which is called *ghost* batch norm.)
         axis: the name of an axis of devices along which the step runs; each device has its share of every group.
+        monitor: measures the noise of the gradient from the parts that the step has, see :class:`jaxbatch.NoiseMonitor`; a
+            step of one part measures nothing.
+        cut_to_measure: a smaller ``microbatch_size`` for the batches that are measured, if a batch would else be one part. Not
+            with ``update_model_state``, whose number of calls would change.
 
     Returns:
         ``step(state, batch) -> (state, losses)``; the losses are computed at the incoming parameters. With ``axis`` it is
         ``step(state, share, mask) -> (state, mean loss of the batch)``; ``mask`` is False for fillers, and None if there are
-        none.
+        none. With ``monitor`` the losses come with the batch's noise, as a pair.
 
     Raises:
         ValueError: the step gets a batch of another size.
@@ -142,12 +150,15 @@ def make_train_step(
         if axis is None and size != batch_size:
             raise ValueError(f"this step was made for batch_size={batch_size} and got a batch of {size} examples.")
         settings = {"has_aux": has_aux, "microbatch_size": microbatch_size, "mask": mask, "batch_size": batch_size, "axis": axis}
-        params, opt_state, losses, aux, means = update_by_groups(loss_fn, optimizer, state.params, state.opt_state, batch, groups, **settings)
+        if monitor is not None:
+            settings |= {"monitor": monitor, "batches": state.step // groups, "cut_to_measure": cut_to_measure}
+        params, opt_state, losses, aux, means, noise = update_by_groups(loss_fn, optimizer, state.params, state.opt_state, batch, groups, **settings)
         model_state = state.model_state
         if has_aux:  # aux has leading axes of groups and microbatches
             model_state = update_in_turn(update_model_state, model_state, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), aux))
         state = state._replace(params=params, opt_state=opt_state, step=state.step + groups, model_state=model_state)
-        return state, losses if axis is None else means.mean()
+        losses = losses if axis is None else means.mean()
+        return state, losses if monitor is None else WithNoise(losses, noise)
 
     return step
 
@@ -171,8 +182,15 @@ def apply_gradient(state: TrainState, optimizer: Optimizer, gradient: PyTree, mo
 
 
 def make_task_step(
-    task: Task, optimizer: Optimizer, batch_size: int, *, num_groups: int | None = None, axis: str | None = None
-) -> Callable[..., tuple[TrainState, Float[Array, "..."]]]:
+    task: Task,
+    optimizer: Optimizer,
+    batch_size: int,
+    *,
+    num_groups: int | None = None,
+    axis: str | None = None,
+    monitor: NoiseMonitor | None = None,
+    cut_to_measure: int | None = None,
+) -> Callable[..., tuple[TrainState, Float[Array, "..."] | WithNoise]]:
     """:func:`make_train_step` with the loss and the settings of a task."""
     return make_train_step(
         task.loss_fn,
@@ -182,4 +200,6 @@ def make_task_step(
         microbatch_size=task.examples_at_a_time,
         update_model_state=task.update_model_state,
         axis=axis,
+        monitor=monitor,
+        cut_to_measure=cut_to_measure,
     )

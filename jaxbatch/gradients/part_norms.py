@@ -1,0 +1,217 @@
+r"""Signal and noise of a gradient from the parts that a training step works through anyway: only their squared norms are needed.
+
+A part (a group, a microbatch, a device's share) has m examples, and :math:`g_k` is the *summed* gradient of part k. Over the P
+parts of a batch of :math:`B = \sum_k m_k` examples, with :math:`\bar g = \frac1B \sum_k g_k`,
+
+.. math:: \mathrm{tr}\,\Sigma = \frac{1}{P - 1} \Big( \sum_k \frac{|g_k|^2}{m_k} - B\,|\bar g|^2 \Big),\qquad
+    |G|^2 = |\bar g|^2 - \frac{\mathrm{tr}\,\Sigma}{B}.
+
+Both are unbiased for parts of any sizes, because :math:`E|g_k|^2 = m_k^2 |G|^2 + m_k\,\mathrm{tr}\,\Sigma`. Other weights of
+the squares would be unbiased too. These are the ones of the analysis of variance: each part counts as one measurement of the
+noise whatever its size, which has the least variance for normally distributed noise. For equal parts the formulas are those of
+:func:`jaxbatch.gradient_statistics`.
+
+Axes: P parts, K groups, L layers (1 if they are not told apart), V = 1 + L values with layers, else 1.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int32, PyTree
+
+from jaxbatch.gradients.groups import leading_axis
+from jaxbatch.sums import add, widen, zero_sum
+
+
+class NoiseMonitor(NamedTuple):
+    """How :class:`jaxbatch.FitConfig` measures the noise of gradients while it trains.
+
+    ``every`` is the number of batches between measurements. ``halflife``, in batches, is that of the running averages.
+    ``parts`` is the least number of parts of a batch: a step that has fewer works in smaller microbatches. ``per_layer`` measures
+    each layer too. ``preconditioned`` divides gradients by :math:`\\sqrt{\\hat v} + \\epsilon`, with the second moments v that the
+    optimizer had before the batch; ``b2`` and ``eps`` are then those of the optimizer, whose state does not hold them.
+    """
+
+    every: int = 1
+    halflife: float = 100.0
+    parts: int = 2
+    per_layer: bool = False
+    preconditioned: bool = False
+    b2: float = 0.999
+    eps: float = 1e-8
+
+
+class Spread(NamedTuple):
+    """What parts add to the noise: of one part, or summed over several."""
+
+    squares: Float[Array, "*P L"]  # |g_k|^2 / m_k
+    parts: Float[Array, "*P"]  # 1; 0 for a part of fillers alone
+    gradient: PyTree = None  # of the summed loss of all parts together, which only their sum needs
+
+
+class NoiseSums(NamedTuple):
+    """What is summed up over the groups of a batch."""
+
+    spread: Spread
+    gradient: PyTree  # of the batch's summed loss
+    metric: PyTree  # the weights of the squares; None: all 1
+    wanted: Bool[Array, ""]  # whether this batch is measured
+
+
+class BatchNoise(NamedTuple):
+    """The statistics of a batch, or of S batches, stacked: those of the whole gradient, then of each layer."""
+
+    signal: Float[Array, "*S V"]
+    trace: Float[Array, "*S V"]
+    measured: Bool[Array, "*S"]  # where False, the others mean nothing
+
+
+class WithNoise(NamedTuple):
+    """What a monitored step returns in place of its losses."""
+
+    losses: Float[Array, "..."]
+    noise: BatchNoise
+
+
+Norms = Callable[[PyTree], Float[Array, "L"]]  # the squared norms of a gradient, by layer
+
+
+def start_sums(monitor: NoiseMonitor, params: PyTree, opt_state: PyTree, batches: Int32[Array, ""] | int) -> NoiseSums:
+    """The sums before the first part of a batch, ``batches`` batches after the start of training."""
+    wanted, metric = jnp.asarray(batches % monitor.every == 0), None
+    if monitor.preconditioned:
+        metric, known = inverse_moments(monitor, opt_state, params)
+        wanted = wanted & known
+    layers = jax.eval_shape(lambda tree: squared_norms(tree, None, monitor.per_layer), params)
+    spread = Spread(jnp.zeros(layers.shape, layers.dtype), jnp.zeros((), layers.dtype))
+    return NoiseSums(spread, zero_sum(params), metric, wanted)
+
+
+def norms_of(monitor: NoiseMonitor | None, sums: NoiseSums | None) -> Norms | None:
+    """The function that measures each part of a batch; None without a monitor."""
+    if monitor is None or sums is None:
+        return None
+    return lambda gradient: squared_norms(gradient, sums.metric, monitor.per_layer)
+
+
+def spread_of(norms: Norms, gradient: PyTree, count: int | Int32[Array, ""]) -> Spread:
+    """The spread of one part, from the gradient of the summed loss of its ``count`` examples.
+
+    Example:
+        >>> norms = lambda gradient: squared_norms(gradient, None, False)
+        >>> [float(leaf.sum()) for leaf in spread_of(norms, jnp.array([3.0, 1.0]), 5)[:2]]
+        [2.0, 1.0]
+    """
+    squares = norms(gradient)
+    count = jnp.asarray(count).astype(squares.dtype)
+    return Spread(squares / jnp.maximum(count, 1), jnp.minimum(count, 1))
+
+
+def add_spread(sums: NoiseSums, spread: Spread) -> NoiseSums:
+    """Adds the spread of a part, or of a group of parts with its gradient."""
+    if spread.gradient is not None:
+        sums = sums._replace(gradient=add(sums.gradient, spread.gradient))
+    return sums._replace(spread=add(sums.spread, spread._replace(gradient=None)))
+
+
+def no_spread(sums: NoiseSums) -> Spread:
+    """The spread of a batch that is not measured."""
+    return jax.tree.map(jnp.zeros_like, sums.spread._replace(gradient=sums.gradient))
+
+
+def statistics_of_parts(monitor: NoiseMonitor, sums: NoiseSums, batch_size: int) -> BatchNoise:
+    """Signal and trace of a batch after its last group; not measured if it has a single part."""
+    square_of_mean = squared_norms(sums.gradient, sums.metric, monitor.per_layer) / batch_size**2
+    squares, parts, _ = sums.spread
+    trace = (squares - batch_size * square_of_mean) / jnp.maximum(parts - 1, 1)
+    signal = square_of_mean - trace / batch_size
+    if monitor.per_layer:  # the sum over layers is the value of the whole gradient
+        signal, trace = (jnp.concatenate([value.sum(keepdims=True), value]) for value in (signal, trace))
+    return BatchNoise(signal, trace, sums.wanted & (parts > 1))
+
+
+def squared_norms(gradient: PyTree, metric: PyTree, per_layer: bool) -> Float[Array, "L"]:
+    """The squared norms of a gradient's layers, or of all of it, with weights if there is a ``metric``.
+
+    Example:
+        >>> squared_norms({"a": jnp.ones(2), "b": {"w": jnp.ones(3), "c": jnp.ones(1)}}, None, True).tolist()
+        [2.0, 4.0]
+    """
+    gradient = widen(gradient)
+    squares = jax.tree.map(jnp.square, gradient) if metric is None else jax.tree.map(lambda g, w: g * g * w, gradient, metric)
+    of_leaves = [jnp.sum(leaf) for leaf in jax.tree.leaves(squares)]
+    layers = layers_of(gradient) if per_layer else [""] * len(of_leaves)
+    return jnp.stack([sum(norm for norm, own in zip(of_leaves, layers, strict=True) if own == layer) for layer in dict.fromkeys(layers)])
+
+
+def layers_of(params: PyTree) -> list[str]:
+    """The layer of each leaf: where the tree first has several branches, a branch is a layer.
+
+    Example:
+        >>> layers_of({"params": {"Conv_0": {"bias": 0.0, "kernel": 0.0}, "Dense_0": 0.0}}), layers_of(0.0)
+        (['Conv_0', 'Conv_0', 'Dense_0'], ['params'])
+    """
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    depth = 0
+    while all(len(path) > depth + 1 for path in paths) and len({path[depth] for path in paths}) == 1:
+        depth += 1
+    return [jax.tree_util.keystr(path[depth : depth + 1], simple=True) or "params" for path in paths]
+
+
+def inverse_moments(monitor: NoiseMonitor, opt_state: PyTree, params: PyTree) -> tuple[PyTree, Bool[Array, ""]]:
+    r""":math:`(\sqrt{\hat v} + \epsilon)^{-2}` from an optimizer's state, and whether it has seen a gradient yet.
+
+    They come from before the batch. If they held the batch's own gradient, its norm would no longer be unbiased.
+
+    Raises:
+        ValueError: the state does not hold exactly one tree of second moments (``nu``) of all parameters.
+    """
+    with_moments = lambda node: hasattr(node, "nu")
+    found = [node for node in jax.tree.leaves(opt_state, is_leaf=with_moments) if with_moments(node)]
+    layout: Callable[[PyTree], object] = jax.tree.structure
+    if len(found) != 1 or layout(found[0].nu) != layout(params):
+        raise ValueError(
+            f"monitor.preconditioned=True: the optimizer's state has {len(found)} trees of second moments (nu), and exactly one of all "
+            "parameters is needed, as optax.adam has. Take preconditioned=False."
+        )
+    moments, count = found[0].nu, getattr(found[0], "count", None)
+    if not isinstance(count, jax.Array):  # then it is a tuple's method, as for optax.rmsprop, which does not correct the bias of its start
+        return jax.tree.map(lambda v: (jnp.sqrt(v) + monitor.eps) ** -2, widen(moments)), jnp.array(True)
+    seen = count > 0
+    correction = jnp.where(seen, 1 - jnp.power(monitor.b2, count.astype(jnp.float32)), 1)
+    weight = lambda v: (jnp.sqrt(v / correction.astype(v.dtype)) + monitor.eps) ** -2
+    return jax.tree.map(weight, widen(moments)), seen
+
+
+def check_monitor(monitor: Any, opt_state: PyTree, params: PyTree) -> None:
+    """Raises a ValueError for settings that cannot be measured; only shapes are used.
+
+    Example:
+        >>> check_monitor(NoiseMonitor(parts=1), (), jnp.ones(2))
+        Traceback (most recent call last):
+        ValueError: monitor.parts=1 must be at least 2: noise shows in how parts differ.
+    """
+    if not isinstance(monitor, NoiseMonitor):
+        raise ValueError(f"monitor={monitor!r} must be a jaxbatch.NoiseMonitor, or None for no measurement.")
+    if monitor.every < 1:
+        raise ValueError(f"monitor.every={monitor.every} batches must be at least 1.")
+    if not monitor.halflife > 0:
+        raise ValueError(f"monitor.halflife={monitor.halflife} batches must be above 0.")
+    if monitor.parts < 2:
+        raise ValueError(f"monitor.parts={monitor.parts} must be at least 2: noise shows in how parts differ.")
+    if monitor.preconditioned:
+        jax.eval_shape(lambda state, params: inverse_moments(monitor, state, params), opt_state, params)
+
+
+def sum_of_spreads(spreads: Spread, axis: str | None) -> Spread:
+    """The sum over the parts (leading axis), and over the devices along ``axis``."""
+    total = jax.tree.map(lambda leaf: leaf.sum(0), spreads)
+    return total if axis is None else lax.psum(total, axis)
+
+
+def part_size(part: PyTree, own: Int32[Array, ""] | None) -> int | Int32[Array, ""]:
+    """The number of examples of a part that count."""
+    return leading_axis(part) if own is None else own

@@ -1,0 +1,141 @@
+r"""What a monitored run tells of its noise: statistics of each record, and running averages that go on from state to state.
+
+All of it is computed on the host in float64 from the signal and trace of each batch, which the programs return as they return
+the losses. So running averages cost the device nothing, and the number of records changes none of their bits.
+
+Axes: S batches, V values: of the whole gradient, then of each layer.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, PyTree, UInt32
+
+from jaxbatch.gradients.noise import GradientStatistics, gradient_noise_scale
+from jaxbatch.gradients.part_norms import NoiseMonitor, layers_of
+from jaxbatch.intervals import Interval, fieller
+
+_WEIGHTS, _MOMENTS = 2, 5  # sums of weights and of their squares; then for each value two means and three sums of products
+
+
+class NoiseTrack:
+    r"""The running averages of a run, and what its records say of the noise.
+
+    With n batches since a measurement it has the weight :math:`w = 2^{-n / \text{halflife}}`. Averages are divided by the sum
+    of the weights, so that their start has no bias. Their interval is Fieller's, from the weighted variances, with the effective
+    number of measurements :math:`(\sum w)^2 / \sum w^2`.
+
+    Args:
+        monitor: None for a run that measures nothing.
+        params: only their names are used.
+        written: what :meth:`written` returned at the end of an earlier run; anything of another form starts anew.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxbatch.gradients.part_norms import BatchNoise, WithNoise
+        >>> track = NoiseTrack(NoiseMonitor(), jnp.zeros(2))
+        >>> noise = BatchNoise(np.array([[0.5], [1.5]]), np.array([[12.0], [20.0]]), np.array([True, True]))
+        >>> losses, record = track.read(WithNoise(np.array([3.0, 2.0]), noise))
+        >>> record["noise_scale"], round(record["noise_scale_average"], 2), record["noise_scale_high"]
+        (16.0, 15.99, inf)
+    """
+
+    def __init__(self, monitor: NoiseMonitor | None, params: PyTree, written: PyTree = ()):
+        self._monitor = monitor
+        if monitor is None:
+            return
+        self._decay = 0.5 ** (1 / monitor.halflife)
+        self._layers = list(dict.fromkeys(layers_of(params))) if monitor.per_layer else []
+        self._sums = np.zeros(_WEIGHTS + _MOMENTS * (1 + len(self._layers)))
+        if np.shape(written) == (2 * len(self._sums),):
+            self._sums = np.array(written, np.uint32).view(np.float64)
+
+    def written(self) -> UInt32[np.ndarray, "bits"] | tuple[()]:
+        """The running averages for a state, which has no 64-bit numbers: each as two words. ``()`` without a monitor."""
+        return () if self._monitor is None else self._sums.copy().view(np.uint32)
+
+    def read(self, found: Any) -> tuple[Float[Array, "S"] | Float[np.ndarray, "S"], dict[str, Any]]:
+        """The losses of S batches, and the fields of their record; the averages go on by S batches."""
+        if self._monitor is None:
+            return found, {}
+        losses, (signal, trace, measured) = jax.device_get(found)
+        signal, trace = np.asarray(signal, np.float64), np.asarray(trace, np.float64)
+        good = measured & np.isfinite(signal).all(1) & np.isfinite(trace).all(1)
+        for pair, counts in zip(np.stack([signal, trace], 1), good, strict=True):
+            self._age()
+            if counts:
+                self._add(*pair)
+        fields: dict[str, Any] = {"noise_measurements": int(good.sum()), **_fields(signal[good, 0], trace[good, 0]), **self._averages(0)}
+        if self._layers:
+            of_layer = lambda v: {**_fields(signal[good, v], trace[good, v]), **self._averages(v)}
+            fields["noise_by_layer"] = {name: _unprefixed(of_layer(v)) for v, name in enumerate(self._layers, 1)}
+        return losses, fields
+
+    def _age(self) -> None:
+        self._sums[0] *= self._decay
+        self._sums[1] *= self._decay**2
+        self._moments()[:, 2:] *= self._decay
+
+    def _add(self, signal: Float[np.ndarray, "V"], trace: Float[np.ndarray, "V"]) -> None:
+        """Adds a measurement of weight 1; the sums of products are kept about the means, so that they lose no digits."""
+        before, moments = self._sums[0], self._moments()
+        self._sums[:2] += 1
+        from_signal, from_trace = signal - moments[:, 0], trace - moments[:, 1]
+        moments[:, 0] += from_signal / self._sums[0]
+        moments[:, 1] += from_trace / self._sums[0]
+        products = from_signal**2, from_trace**2, from_signal * from_trace
+        moments[:, 2:] += before / self._sums[0] * np.stack(products, 1)
+
+    def _moments(self) -> Float[np.ndarray, "V 5"]:
+        return self._sums[_WEIGHTS:].reshape(-1, _MOMENTS)  # a view
+
+    def _averages(self, value: int) -> dict[str, float | None]:
+        weight, squares = self._sums[:_WEIGHTS].tolist()
+        signal, trace, *products = self._moments()[value].tolist()
+        effective = weight**2 / squares if squares else 0.0
+        if effective - 1 > 1e-6:
+            # The variance of a weighted mean, from the weighted sums of products, without bias.
+            unbiased = weight - squares / weight
+            of_signal, of_trace, covariance = (product / unbiased * squares / weight**2 for product in products)
+            scale = fieller(trace, signal, of_trace, covariance, of_signal, effective, nonnegative=True)
+        else:
+            scale = Interval(math.nan if not weight else _ratio(trace, signal), math.nan, math.nan, round(effective))
+        known = {"noise_signal_average": signal, "noise_trace_average": trace} if weight else {}
+        return {"noise_signal_average": None, "noise_trace_average": None} | known | _interval_fields("noise_scale_average", scale)
+
+
+def _fields(signal: Float[np.ndarray, "n"], trace: Float[np.ndarray, "n"]) -> dict[str, float | None]:
+    """The statistics of n measured batches, means first."""
+    if len(signal) == 0:
+        return {"noise_signal": None, "noise_trace": None} | _interval_fields("noise_scale", Interval(math.nan, math.nan, math.nan, 0))
+    scale = gradient_noise_scale(GradientStatistics(signal, trace))  # type: ignore[arg-type]  # on the host, in float64
+    return {"noise_signal": float(signal.mean()), "noise_trace": float(trace.mean())} | _interval_fields("noise_scale", scale)
+
+
+def _interval_fields(name: str, scale: Interval) -> dict[str, float | None]:
+    """None where nothing was measured. One measurement has no interval: it may be anything, and never looks sure."""
+    if math.isnan(scale.value):
+        return {name: None, f"{name}_low": None, f"{name}_high": None}
+    low = min(0.0, scale.value) if math.isnan(scale.low) else scale.low
+    return {name: scale.value, f"{name}_low": low, f"{name}_high": math.inf if math.isnan(scale.high) else scale.high}
+
+
+def _unprefixed(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix("noise_"): value for name, value in fields.items()}
+
+
+def _ratio(above: float, below: float) -> float:
+    return above / below if below else math.copysign(math.inf, above)
+
+
+def check_sizes(monitor: NoiseMonitor, batch_sizes: Sequence[int]) -> None:
+    """Raises a ValueError if no batch of a run can be measured.
+
+    Example:
+        >>> check_sizes(NoiseMonitor(), [1, 2])  # a schedule may have single examples: they are not measured
+    """
+    if batch_sizes and max(batch_sizes) < 2:
+        raise ValueError("batch_size=1 with a monitor: one example cannot be cut into parts. Take batch_size=2 or more, or monitor=None.")
