@@ -81,7 +81,9 @@ def resolve(config: Config, task: jb.Task) -> Config:
     """Fills in the target, shrinks for --quick, and checks."""
     config = fill_target(config, task)
     if config.quick:
-        config = dataclasses.replace(config, max_probes=min(config.max_probes, 14), evaluations_per_epoch=4, seeds=min(config.seeds, 2))
+        sizes = config.batch_sizes or tuple(2**power for power in range(1, 24, 2) if 2**power <= max(8, task.num_examples // 2))
+        config = dataclasses.replace(config, max_probes=min(config.max_probes, 14), evaluations_per_epoch=4, batch_sizes=sizes)
+        config = dataclasses.replace(config, seeds=min(config.seeds, 2))
     check_positive(config, "epochs", "evaluations_per_epoch", "max_probes", "budget", "seeds", "batch_sizes", "learning_rates")
     return config
 
@@ -128,6 +130,7 @@ def measure(config: Config, task: jb.Task, run: RunFolder, console: Console) -> 
             memory=config.memory,
             budget=config.budget,
             max_probes=config.max_probes,
+            measure_noise=not config.quick,
             throughput=advise_records.read_throughput(run.records),
             known=advise_records.read_probes(run.records),
             on_probe=on_probe,

@@ -13,7 +13,7 @@ import pytest
 import jaxbatch as jb
 from jaxbatch.advice import updates_model
 from jaxbatch.advice.advice import cost_of_update
-from jaxbatch.advice.probes import Probe, Prober, with_rate_in_state
+from jaxbatch.advice.probes import Probe, Prober, make_start, with_rate_in_state
 from jaxbatch.advice.search import race, search
 from jaxbatch.advice.updates_model import fit_updates, predict_log_updates
 from tests.simulated import EPOCHS, NUM_EXAMPLES, RATES, Law, SimulatedProber, random_law, space, true_costs
@@ -123,7 +123,8 @@ def test_a_rate_in_the_state_changes_no_number():
 
 
 def test_a_probe_counts_updates_to_the_goal():
-    prober = Prober(quadratic_task(), with_rate_in_state(optax.sgd), jb.as_goal("distance<0.1"), jb.epochs(10), 50)
+    task, optimizer = quadratic_task(), with_rate_in_state(optax.sgd)
+    prober = Prober(task, optimizer, make_start(task, optimizer), jb.as_goal("distance<0.1"), jb.epochs(10), 50)
     *_, last = prober.run(8, 0.1, 0)
     *_, record = jb.fit_to_target(prober.task, jb.FitConfig(optax.sgd(0.1), 8, jb.epochs(10), evaluations_per_epoch=50), "distance<0.1")
     assert (last.updates, last.reached) == (record["updates"], True)

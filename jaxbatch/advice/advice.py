@@ -9,7 +9,7 @@ import numpy as np
 from jaxbatch.advice.probes import Probe
 from jaxbatch.advice.search import Estimate, Space
 from jaxbatch.advice.throughput import Throughput
-from jaxbatch.intervals import Interval, around
+from jaxbatch.intervals import Interval, around, ratio_of_means
 from jaxbatch.training.goals import Goal
 
 Objective = Literal["time", "examples", "balanced"]
@@ -40,6 +40,7 @@ class Advice(NamedTuple):
     close_sizes: tuple[int, ...]  # the sizes that are expected to cost at most a tenth more than the best
     candidates: tuple[int, ...]  # the sizes that cannot be told from the best with these probes
     critical_batch_size: Interval  # above it, larger batches save few updates
+    noise_scale: Interval  # the gradient noise scale, mean over the runs that reached the goal; n = 0 where it was not measured
     throughput: Throughput
     largest_batch_size: int | None  # that memory holds; None: every size that was considered fits
     expected_regret: float  # what the setting is expected to cost above the true best, as a part of it
@@ -89,10 +90,10 @@ class Advice(NamedTuple):
         how = "by its data sheet, which is a bound" if self.throughput.bound else "as timed"
         between = math.sqrt(knee.value * critical.value)
         theory = f" Theory puts the least time at √({critical.value:,.0f} × {knee.value:,.0f}) = {between:,.0f}." if 1 <= between < math.inf else ""
+        noise = f" The gradient noise scale of the runs is {self.noise_scale:,.0f}." if self.noise_scale.n else ""
         memory = "Every size considered fits in memory." if self.largest_batch_size is None else f"Memory holds {self.largest_batch_size:,} at most."
-        return [
-            f"The device is busy from B = {knee:,.0f} on ({how}). Larger batches stop to save updates around B = {critical:,.0f}.{theory} {memory}"
-        ]
+        busy = f"The device is busy from B = {knee:,.0f} on ({how})."
+        return [f"{busy} Larger batches stop to save updates around B = {critical:,.0f}.{noise}{theory} {memory}"]
 
     def snippet(self, make_optimizer: str = "make_optimizer") -> str:
         """Code that trains with the advised setting; ``make_optimizer`` is the name of the function that takes the rate."""
@@ -139,6 +140,14 @@ def summarize(estimate: Estimate, space: Space, throughput: Throughput, probes: 
         "critical_batch_size": _spread(estimate.posterior.critical_batch_size, len(probes)),
         "expected_regret": estimate.regret,
     }
+
+
+def noise_scale_of(probes: Sequence[Probe]) -> Interval:
+    """The gradient noise scale from the runs that reached the goal, each of which counts once."""
+    pairs = [(probe.trace, probe.signal) for probe in probes if probe.reached and math.isfinite(probe.signal)]
+    if not pairs:
+        return Interval(math.nan, math.nan, math.nan, 0)
+    return ratio_of_means(*map(list, zip(*pairs, strict=True)), nonnegative=True)
 
 
 def cost_of_update(objective: Objective, throughput: Throughput, batch_sizes: Sequence[int]) -> Mapping[int, float]:

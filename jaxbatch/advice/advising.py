@@ -6,11 +6,11 @@ from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
-from jaxbatch.advice.advice import Advice, Objective, cost_of_update, summarize
+from jaxbatch.advice.advice import Advice, Objective, cost_of_update, noise_scale_of, summarize
 from jaxbatch.advice.doubts import check_finite_data, check_not_there_yet, doubts_of, why_none
 from jaxbatch.advice.largest_batch import find_largest_batch
 from jaxbatch.advice.memory import make_measure
-from jaxbatch.advice.probes import MakeOptimizer, Probe, Prober, with_rate_in_state
+from jaxbatch.advice.probes import MakeOptimizer, Probe, Prober, make_start, with_rate_in_state
 from jaxbatch.advice.rules import rules_for
 from jaxbatch.advice.search import Space, make_estimate, search
 from jaxbatch.advice.throughput import Throughput, predicted_throughput
@@ -41,6 +41,7 @@ def advise(
     budget: float | None = None,
     max_probes: int = 30,
     tolerance: float = 0.05,
+    measure_noise: bool = True,
     seed: int = 0,
     throughput: Throughput | None = None,
     known: Sequence[Probe] = (),
@@ -70,6 +71,8 @@ def advise(
         budget: the most seconds for the runs. ``None``: ``max_probes`` alone decides.
         max_probes: the most runs, those included that only start the search (one for every second rate).
         tolerance: the search ends when the setting is expected to cost less than this part above the best.
+        measure_noise: whether runs measure the gradient noise scale on the way (:class:`jaxbatch.NoiseMonitor`), where a batch can
+            be cut without changing the model. It is not used for the advice. Its programs take twice as long to compile.
         seed: the seed of the first run; each later one has its own.
         throughput: times of an update, if they were measured before. ``None``: they are measured here.
         known: runs of an earlier call that was stopped; they are not made again.
@@ -86,7 +89,7 @@ def advise(
         McCandlish et al., `An Empirical Model of Large-Batch Training <https://arxiv.org/abs/1812.06162>`_, 2018. Shallue et
         al., `Measuring the Effects of Data Parallelism <https://arxiv.org/abs/1811.03600>`_, 2018.
     """
-    setting, begun = settle(
+    setting, adjustable = settle(
         task,
         goal,
         optimizer=optimizer,
@@ -99,7 +102,8 @@ def advise(
         seed=seed,
     )
     throughput = throughput or find_throughput(task, optimizer(setting.learning_rates[0]), setting.batch_sizes, target)
-    prober, since = Prober(task, begun, setting.goal, longest, evaluations_per_epoch), time.perf_counter()
+    prober = Prober(task, adjustable, make_start(task, adjustable), setting.goal, longest, evaluations_per_epoch, measure_noise)
+    since = time.perf_counter()
     outcome = search(
         prober,
         setting.space(throughput),
@@ -179,6 +183,7 @@ def conclude(setting: Setting, throughput: Throughput, probes: Sequence[Probe]) 
         "largest_batch_size": setting.largest_batch_size,
         "probes": tuple(probes),
         "rules": setting.rules,
+        "noise_scale": noise_scale_of(probes),
     }
     if not any(probe.reached for probe in probes):
         unknown = Interval(np.nan, np.nan, np.nan, 0)

@@ -9,15 +9,19 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxbatch.batches import Duration
+from jaxbatch.gradients.part_norms import NoiseMonitor
 from jaxbatch.gradients.updates import Optimizer
+from jaxbatch.machine.compiling import take_out_constants
 from jaxbatch.training.goals import Goal, fit_to_target
 from jaxbatch.training.plans import FitConfig
 from jaxbatch.training.steps import TrainState, init_state
 from jaxbatch.training.tasks import Task
 
+_MONITOR = NoiseMonitor(every=8, parts=2)  # costs a step of one part little, and one of several parts nothing
 MakeOptimizer = Callable[[Any], Optimizer]  # learning rate -> optimizer
 
 
@@ -34,6 +38,8 @@ class Probe(NamedTuple):
     value: float  # the goal's metric at the end
     best: float  # the best value on the way
     loss: float  # mean training loss since the evaluation before the last one
+    signal: float = math.nan  # |G|^2, mean over the run; NaN: not measured
+    trace: float = math.nan  # tr Sigma of one example, mean over the run
 
 
 class RateState(NamedTuple):
@@ -64,31 +70,47 @@ def with_rate_in_state(make_optimizer: MakeOptimizer) -> optax.GradientTransform
     return optax.GradientTransformationExtraArgs(init, step)
 
 
+def make_start(task: Task, optimizer: Any) -> Callable[[int], TrainState]:
+    """:func:`jaxbatch.init_state` for any seed by one program, which is compiled once.
+
+    Example:
+        >>> task = Task(lambda key: jax.random.normal(key, (2,)), None, None, jnp.zeros((4, 1)), None)
+        >>> bool((make_start(task, optax.sgd(0.1))(3).params == init_state(task, optax.sgd(0.1), 3).params).all())
+        True
+    """
+    run, constants = take_out_constants(lambda seed: init_state(task, optimizer, seed), jnp.uint32(0))
+    compiled = jax.jit(run)
+    return lambda seed: compiled(constants, jnp.uint32(seed))
+
+
 class Prober(NamedTuple):
     """Runs probes of one task. ``optimizer`` comes from :func:`with_rate_in_state`."""
 
     task: Task
     optimizer: Any
+    start: Callable[[int], TrainState]  # seed -> state, from make_start
     goal: Goal
     longest: Duration
     evaluations_per_epoch: int
+    measure_noise: bool = True
 
     def run(self, batch_size: int, learning_rate: float, seed: int) -> Iterator[Probe]:
         """The run so far at each evaluation, until the goal, divergence, or the longest duration."""
-        yield from self._advance(batch_size, learning_rate, seed, None)
-
-    def _advance(self, batch_size: int, learning_rate: float, seed: int, state: TrainState | None) -> Iterator[Probe]:
-        if state is None:
-            state = init_state(self.task, self.optimizer, seed)
-            state = state._replace(opt_state=state.opt_state._replace(learning_rate=jnp.asarray(learning_rate, jnp.float32)))
+        state = self.start(seed)
+        state = state._replace(opt_state=state.opt_state._replace(learning_rate=jnp.asarray(learning_rate, jnp.float32)))
         looks = even_looks(self.task.num_examples // batch_size, self.evaluations_per_epoch)
-        config = FitConfig(self.optimizer, batch_size, self.longest, seed=seed, evaluations_per_epoch=looks)
-        best = -math.inf if self.goal.above else math.inf
+        cut = batch_size > 1 and self.task.update_model_state is None  # a cut would change moments
+        monitor = _MONITOR if self.measure_noise and cut else None
+        config = FitConfig(self.optimizer, batch_size, self.longest, seed=seed, evaluations_per_epoch=looks, monitor=monitor)
+        best, better = (-math.inf, max) if self.goal.above else (math.inf, min)
+        sums = np.zeros(3)  # measurements, signal, trace
         for record in fit_to_target(self.task, config, self.goal, state=state):
-            value, updates = self.goal.in_record(record), record["updates"]
-            better = max if self.goal.above else min
+            value, updates, reached = self.goal.in_record(record), record["updates"], record["reached"]
             best = best if math.isnan(value) else better(best, value)
-            yield Probe(batch_size, learning_rate, seed, updates, record["reached"], record["diverged"], updates, value, best, record["loss"])
+            if record.get("noise_measurements"):
+                sums += record["noise_measurements"] * np.array([1, record["noise_signal"], record["noise_trace"]])
+            noise = (sums[1:] / sums[0]).tolist() if sums[0] else [math.nan, math.nan]
+            yield Probe(batch_size, learning_rate, seed, updates, reached, record["diverged"], updates, value, best, record["loss"], *noise)
 
 
 def even_looks(steps_per_epoch: int, looks: int) -> int:
