@@ -82,8 +82,8 @@ def resolve(config: Config, task: jb.Task) -> Config:
     config = fill_target(config, task)
     if config.quick:
         sizes = config.batch_sizes or tuple(2**power for power in range(1, 24, 2) if 2**power <= max(8, task.num_examples // 2))
-        config = dataclasses.replace(config, max_probes=min(config.max_probes, 14), evaluations_per_epoch=4, batch_sizes=sizes)
-        config = dataclasses.replace(config, seeds=min(config.seeds, 2))
+        config = dataclasses.replace(config, max_probes=min(config.max_probes, 9), evaluations_per_epoch=4, batch_sizes=sizes)
+        config = dataclasses.replace(config, seeds=min(config.seeds, 2), learning_rates=config.learning_rates or LEARNING_RATES[::2])
     check_positive(config, "epochs", "evaluations_per_epoch", "max_probes", "budget", "seeds", "batch_sizes", "learning_rates")
     return config
 
@@ -93,7 +93,7 @@ def measure(config: Config, task: jb.Task, run: RunFolder, console: Console) -> 
     make_optimizer = OPTIMIZERS[config.optimizer]
     rates = config.learning_rates or LEARNING_RATES
     if not run.find(kind="setting"):
-        setting, _ = settle(
+        setting, *_ = settle(
             task,
             config.target or "",
             optimizer=make_optimizer,

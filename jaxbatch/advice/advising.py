@@ -20,7 +20,7 @@ from jaxbatch.intervals import Interval
 from jaxbatch.machine.platform import compiled_platform
 from jaxbatch.machine.targets import as_bytes, find_target
 from jaxbatch.training.goals import Goal, check_goal
-from jaxbatch.training.steps import init_state
+from jaxbatch.training.steps import TrainState
 from jaxbatch.training.tasks import Task
 
 LEARNING_RATES = tuple(float(f"{10 ** (quarter / 4):.3g}") for quarter in range(-16, 3))  # 0.0001 to 3.16, four to a power of ten
@@ -89,7 +89,7 @@ def advise(
         McCandlish et al., `An Empirical Model of Large-Batch Training <https://arxiv.org/abs/1812.06162>`_, 2018. Shallue et
         al., `Measuring the Effects of Data Parallelism <https://arxiv.org/abs/1811.03600>`_, 2018.
     """
-    setting, adjustable = settle(
+    setting, adjustable, begin = settle(
         task,
         goal,
         optimizer=optimizer,
@@ -102,7 +102,7 @@ def advise(
         seed=seed,
     )
     throughput = throughput or find_throughput(task, optimizer(setting.learning_rates[0]), setting.batch_sizes, target)
-    prober = Prober(task, adjustable, make_start(task, adjustable), setting.goal, longest, evaluations_per_epoch, measure_noise)
+    prober = Prober(task, adjustable, begin, setting.goal, longest, evaluations_per_epoch, measure_noise)
     since = time.perf_counter()
     outcome = search(
         prober,
@@ -154,8 +154,8 @@ def settle(
     target: str,
     memory: str | float | None,
     seed: int,
-) -> tuple[Setting, Any]:
-    """Checks what :func:`advise` was given; returns the setting, and the optimizer whose rate is part of its state."""
+) -> tuple[Setting, Any, Callable[[int], TrainState]]:
+    """Checks what :func:`advise` was given; returns the setting, the optimizer whose rate is in its state, and ``seed -> state``."""
     goal, sizes = check_goal(task, goal), _sizes(task, batch_sizes)
     rates = tuple(sorted(float(rate) for rate in learning_rates))
     if len(rates) < 3 or not all(rate > 0 and np.isfinite(rate) for rate in rates):
@@ -164,14 +164,15 @@ def settle(
         raise ValueError(f"objective={objective!r} must be 'time', 'examples' or 'balanced'.")
     check_finite_data(task)
     adjustable = with_rate_in_state(optimizer)
-    begun = init_state(task, adjustable, seed)
+    begin = make_start(task, adjustable)
+    begun = begin(seed)
     start = check_not_there_yet(task, begun, goal)
     largest = _largest_that_fits(task, optimizer(rates[0]), sizes, target, memory)
     sizes = tuple(size for size in sizes if largest is None or size <= largest)
     if len(sizes) < 2:
         raise ValueError(f"memory={memory!r} holds a batch of at most {largest}, and there is nothing to choose from. Take a smaller model.")
     rules = tuple(rules_for(begun.opt_state))
-    return Setting(goal, objective, sizes, rates, evaluations_per_epoch, task.num_examples, start, largest, rules), adjustable
+    return Setting(goal, objective, sizes, rates, evaluations_per_epoch, task.num_examples, start, largest, rules), adjustable, begin
 
 
 def conclude(setting: Setting, throughput: Throughput, probes: Sequence[Probe]) -> Advice:
