@@ -29,8 +29,10 @@ from experiments.study_target import fill_target
 from experiments.study_task import Network, load_choosing_task
 from jaxbatch.results.records import Record, RunFolder
 from jaxbatch.results.report import progress_bar
+from jaxbatch.training.goals import metric_names
 
 NOISE_PARTS = 8  # into which a batch is cut to see its noise
+SIZES, FACTORS = (8, 16, 32, 64, 128, 256), (2, 4, 8, 16, 32)
 STAGES = (0.25, 0.5, 1.0)  # of the updates to the target, where branches begin
 
 
@@ -47,14 +49,15 @@ class Config(TaskConfig):
     shell). Default: accuracy>0.95 for digits, accuracy>0.98 for mnist. Needed with --task."""
     examples: int | None = None
     """Use only so many of the training examples. Default: all."""
-    batch_sizes: tuple[int, ...] = (8, 16, 32, 64, 128, 256)
-    """Batch sizes whose updates to the target are fitted."""
+    batch_sizes: tuple[int, ...] | None = None
+    """Batch sizes whose updates to the target are fitted. Default: 8, 16, 32, 64, 128, 256."""
     base_batch_size: int = 16
     """Batch size of the run whose noise is measured, and from which branches begin."""
-    factors: tuple[int, ...] = (2, 4, 8, 16, 32)
-    """By how much the batch of a branch is larger."""
+    factors: tuple[int, ...] | None = None
+    """By how much the batch of a branch is larger. Default: 2, 4, 8, 16, 32."""
     tolerance: float = 0.05
-    """A branch holds if its loss is at most so much above that of the branch with the run's own batch, as a part of it."""
+    """A branch holds if its validation loss (or, without one, the target's metric) is at most so much worse than that of the branch
+    with the run's own batch, as a part of it."""
     learning_rates: tuple[float, ...] | None = None
     """Learning rates that are tried at every size. Default: two to a power of ten, over six."""
     epochs: int | None = None
@@ -70,11 +73,13 @@ class Config(TaskConfig):
 def resolve(config: Config, task: jb.Task) -> Config:
     """Fills in target and rates, shrinks for --quick, and checks."""
     config = fill_target(config, task)
-    rates = config.learning_rates or RATES["adam" if config.optimizer.startswith("adam") else "sgd"]
+    usual = RATES["adam" if config.optimizer.startswith("adam") else "sgd"]
+    rates = config.learning_rates or (usual[2::2] if config.quick else usual)
+    sizes, factors = config.batch_sizes or (SIZES[1::2] if config.quick else SIZES), config.factors or (FACTORS[::2] if config.quick else FACTORS)
     if config.quick:
         config = dataclasses.replace(config, seeds=min(config.seeds, 2), epochs=min(config.epochs or 8, 8), evaluations_per_epoch=4)
-        config, rates = dataclasses.replace(config, batch_sizes=config.batch_sizes[1::2], factors=config.factors[::2]), rates[2::2]
-    config = dataclasses.replace(config, learning_rates=tuple(sorted(set(rates))), batch_sizes=tuple(sorted(set(config.batch_sizes))))
+    settings = {"learning_rates": rates, "batch_sizes": sizes, "factors": factors}
+    config = dataclasses.replace(config, **{name: tuple(sorted(set(values))) for name, values in settings.items()})
     check_positive(config, "epochs", "evaluations_per_epoch", "seeds", "batch_sizes", "learning_rates", "factors", "tolerance", "base_batch_size")
     sizes = (*config.batch_sizes, config.base_batch_size * max(config.factors))
     if max(sizes) > task.num_examples:
@@ -104,7 +109,8 @@ def measure_run(config: Config, task: jb.Task, rate: float, seed: int, updates: 
         evaluations_per_epoch=config.evaluations_per_epoch,
         monitor=jb.NoiseMonitor(parts=NOISE_PARTS),
     )
-    stages = list(STAGES)
+    stages, goal = list(STAGES), jb.as_goal(config.target or "")
+    metric, above = ("loss", False) if "loss" in metric_names(task) else (goal.metric, goal.above)
     for record in jb.fit(task, fit_config):
         progress = record["updates"] / updates
         noise = {name: record[f"noise_{name}"] for name in ("signal", "trace", "measurements")}
@@ -122,11 +128,14 @@ def measure_run(config: Config, task: jb.Task, rate: float, seed: int, updates: 
                 examples=min(16 * largest, task.num_examples // largest * largest),
                 factors=config.factors,
                 rule="sqrt" if config.optimizer.startswith("adam") else "linear",
+                metric=metric,
+                above=above,
                 seeds=(seed,),
             )
             for size, (value,) in branches.metrics.items():
                 cost = branches.examples // len(branches.metrics)
-                yield {"kind": "branch", "seed": seed, "stage": stages[0], "batch_size": size, "loss": value, "examples": cost}
+                place = {"kind": "branch", "seed": seed, "stage": stages[0], "batch_size": size}
+                yield place | {"metric": metric, "above": above, "value": value, "examples": cost}
             stages.pop(0)
     yield {"kind": "run", "seed": seed, "learning_rate": rate, "updates": record["updates"]}
 

@@ -73,10 +73,12 @@ def noise_between(records: Sequence[Record], low: float, high: float) -> tuple[I
 
 def of_branches(config, rows: Sequence[Record]) -> Interval:
     """The critical batch size of the branches from one stage, over seeds."""
-    sizes, seeds = sorted({row["batch_size"] for row in rows}), sorted({row["seed"] for row in rows})
-    loss = {(row["batch_size"], row["seed"]): math.inf if row["loss"] is None else row["loss"] for row in rows}
-    metrics = {size: tuple(loss[size, seed] for seed in seeds) for size in sizes}
-    return critical_of_branches(metrics, config.tolerance * float(np.mean(metrics[sizes[0]])))
+    sizes, seeds, above = sorted({row["batch_size"] for row in rows}), sorted({row["seed"] for row in rows}), rows[0]["above"]
+    worst = -math.inf if above else math.inf  # a branch that diverged
+    values = {(row["batch_size"], row["seed"]): worst if row["value"] is None else row["value"] for row in rows}
+    metrics = {size: tuple(values[size, seed] for seed in seeds) for size in sizes}
+    tolerance = config.tolerance * abs(float(np.mean(metrics[sizes[0]])))
+    return critical_of_branches(metrics, tolerance if math.isfinite(tolerance) else 0.0, above=above)
 
 
 def print_tables(console: Console, config, records: Sequence[Record], provenance: Record) -> None:

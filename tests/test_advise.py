@@ -76,12 +76,13 @@ def test_objectives_differ_where_they_must():
     assert few.batch_size < fast.batch_size  # if examples cost no time, a larger batch is faster
 
 
-def test_advice_continues_from_known_runs_and_gives_the_same():
+@pytest.mark.parametrize("kept", [3, 12])  # in the midst of the race, and after it
+def test_advice_continues_from_known_runs_and_gives_the_same(kept):
     seen = []
     whole = advise_quadratic(on_probe=lambda probe, number: seen.append(probe))
     again = []
-    resumed = advise_quadratic(known=seen[:12], on_probe=lambda probe, number: again.append((probe, number)))
-    assert [number for _, number in again] == list(range(12, len(seen)))
+    resumed = advise_quadratic(known=seen[:kept], on_probe=lambda probe, number: again.append((probe, number)))
+    assert [number for _, number in again] == list(range(kept, len(seen)))
     assert resumed == whole
 
 

@@ -31,7 +31,8 @@ def noise(progress, signal=1.0, trace=60.0):
 def branches(losses):
     found = []
     for factor, loss in losses.items():
-        found += [{"kind": "branch", "seed": n, "stage": 0.5, "batch_size": 8 * factor, "loss": loss, "examples": 100} for n in range(2)]
+        place = {"kind": "branch", "stage": 0.5, "batch_size": 8 * factor, "metric": "loss", "above": False}
+        found += [place | {"seed": n, "value": loss, "examples": 100} for n in range(2)]
     return found
 
 

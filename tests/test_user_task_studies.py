@@ -5,7 +5,17 @@ import json
 import numpy as np
 import pytest
 
-from experiments import adabatch, convergence, gradient_smoothness, iteration_speed, learning_rate_grid, memory, split_backward
+from experiments import (
+    adabatch,
+    advise,
+    convergence,
+    critical_batch_size,
+    gradient_smoothness,
+    iteration_speed,
+    learning_rate_grid,
+    memory,
+    split_backward,
+)
 from tests.test_user_task import LINEAR, STATEFUL, write
 
 FLAX = """
@@ -62,8 +72,10 @@ STUDIES = {
     split_backward: ["--batch-size", "20", "--epochs", "2", "--seeds", "1", "--learning-rates", "0.03", "0.1"],
     adabatch: ["--batch-size", "10", "--max-batch-size", "20", "--epochs", "2", "--seeds", "1"],
     memory: ["--targets", "cpu", "--budget", "1GiB"],
+    advise: ["--batch-sizes", "4", "12", "60", "--learning-rates", "0.01", "0.1", "1", "--epochs", "20"],
+    critical_batch_size: ["--batch-sizes", "8", "16", "--base-batch-size", "8", "--factors", "2", "--learning-rates", "0.03", "0.1"],
 }
-TARGETED = (learning_rate_grid, convergence, split_backward)
+TARGETED = (learning_rate_grid, convergence, split_backward)  # their tables name the metric of the validation part
 EVERY = [(study, name) for study in STUDIES for name in TASKS if name != "stateful" or study not in (gradient_smoothness, split_backward)]
 ALWAYS = [*((study, "bare") for study in STUDIES if study is not memory), (learning_rate_grid, "equinox"), (iteration_speed, "flax")]
 
@@ -74,7 +86,7 @@ def name_of(study):
 
 def run(study, name, folder):
     text, target = TASKS[name]
-    goal = ["--target", target] if study in TARGETED else []
+    goal = ["--target", target] if study in (*TARGETED, advise, critical_batch_size) else []
     if study is adabatch and name == "equinox":
         text = text.replace("close_accuracy", "accuracy")
     place = write(folder, text, f"{name}.py")

@@ -94,9 +94,9 @@ def search(
         within_budget: whether there is budget left after these probes.
     """
     probes = list(known)
-    if not any(probe.batch_size == first_size for probe in probes):
-        for probe in race(prober, space, first_size, seed):
-            on_probe(probe, len(probes))
+    if len(probes) < len(_racers(space)):  # the race did not end, or not all of it was kept: it gives the same again
+        for number, probe in enumerate(list(race(prober, space, first_size, seed))[len(probes) :], len(probes)):
+            on_probe(probe, number)
             probes.append(probe)
     if not any(probe.reached for probe in probes):
         return Outcome(tuple(probes), None)
@@ -112,7 +112,7 @@ def search(
 
 def race(prober: Runs, space: Space, batch_size: int, seed: int) -> Iterator[Probe]:
     """Rates side by side; after rounds of doubling length the half with the larger loss ends. Yields how each one ended."""
-    runners: dict[float, Iterator[Probe]] = {rate: prober.run(batch_size, rate, seed) for rate in space.learning_rates[::2]}
+    runners: dict[float, Iterator[Probe]] = {rate: prober.run(batch_size, rate, seed) for rate in _racers(space)}
     latest: dict[float, Probe] = {}
     length = max(8, prober.task.num_examples // batch_size // 8)
     while runners:
@@ -133,6 +133,11 @@ def race(prober: Runs, space: Space, batch_size: int, seed: int) -> Iterator[Pro
     most = max((probe.updates for probe in latest.values()), default=0)
     for probe in latest.values():
         yield probe if probe.reached else stopped_at(probe, most)
+
+
+def _racers(space: Space) -> tuple[float, ...]:
+    """The rates of the race: every second one."""
+    return space.learning_rates[::2]
 
 
 def _order(probe: Probe) -> float:
