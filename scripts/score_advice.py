@@ -167,14 +167,15 @@ def judge(folder: Folder) -> None:
 def table(folder: Folder) -> list[dict]:
     """One row for each objective."""
     named = {row["name"]: (row["batch_size"], row["learning_rate"]) for row in folder.read("named")}
-    judged, rows, seconds = by_setting(folder.read("judged")), [], folder.unit("time")
-    swept = sum(row["ran"] * seconds[row["batch_size"]] for row in folder.read("sweep"))
+    judged, rows = by_setting(folder.read("judged")), []
+    spent = lambda runs, count, unit: sum(run[count] * unit[run["batch_size"]] for run in runs)
     for advice in folder.read("advice"):
         objective, unit = advice["objective"], folder.unit(advice["objective"])
         mine, best = named[f"advised {objective}"], named[f"best {objective}"]
         row = {"case": folder.name, "building": folder.case.building, "objective": objective, "advised": mine, "best": best}
         row["regret"] = regret(judged[mine], judged[best], unit)
-        row["share"] = advice["seconds"] / swept
+        for name, of in (("share", unit), ("seconds share", folder.unit("time"))):
+            row[name] = spent(advice["probes"], "updates", of) / spent(folder.read("sweep"), "ran", of)
         row["probes"] = len(advice["probes"])
         for name in USUAL:
             row[name] = regret(judged[named[name]], judged[best], unit).value if name in named else np.nan
@@ -182,21 +183,30 @@ def table(folder: Folder) -> list[dict]:
     return rows
 
 
+def is_judged(folder: Folder) -> bool:
+    """Whether every named setting of a case has been judged."""
+    judged, named = by_setting(folder.read("judged")), folder.read("named")
+    return bool(named) and all((row["batch_size"], row["learning_rate"]) in judged for row in named)
+
+
 def print_table(folders: list[Folder]) -> None:
     """The table in Markdown, and what it comes to."""
-    rows = [row for folder in folders if folder.read("judged") for row in table(folder)]
-    print("| case | objective | advised | sweep's best | regret | cost ÷ sweep | runs | " + " | ".join(USUAL) + " |")
-    print("|---|---|---|---|---|---|---|" + "---|" * len(USUAL))
+    rows = [row for folder in folders if is_judged(folder) for row in table(folder)]
+    print("| case | objective | advised | sweep's best | regret | cost ÷ sweep | seconds ÷ sweep | runs | " + " | ".join(USUAL) + " |")
+    print("|---|---|---|---|---|---|---|---|" + "---|" * len(USUAL))
     for row in rows:
         (size, rate), (best_size, best_rate) = row["advised"], row["best"]
         usual = " | ".join(f"{row[name]:.2f}" for name in USUAL)
         name = row["case"] + (" (building)" if row["building"] else "")
         cells = [name, row["objective"], f"{size}, {rate:.3g}", f"{best_size}, {best_rate:.3g}", f"{row['regret']:.2f}"]
-        print("| " + " | ".join([*cells, f"{row['share']:.3f}", str(row["probes"]), usual]) + " |")
+        print("| " + " | ".join([*cells, f"{row['share']:.3f}", f"{row['seconds share']:.3f}", str(row["probes"]), usual]) + " |")
     scored = [row for row in rows if not row["building"]]
-    for name, values in {"advise": [row["regret"].value for row in scored]} | {name: [row[name] for row in scored] for name in USUAL}.items():
+    regrets = {"advise": [row["regret"].value for row in scored]} | {name: [row[name] for row in scored] for name in USUAL}
+    for name, values in regrets.items():
         print(f"{name}: median regret {np.nanmedian(values):.2f}, worst {np.nanmax(values):.2f}, over {len(values)} scored cases")
-    print(f"cost ÷ sweep: median {np.median([row['share'] for row in scored]):.3f}, worst {max(row['share'] for row in scored):.3f}")
+    for name in ("share", "seconds share"):
+        values = [row[name] for row in scored]
+        print(f"{name} of the sweep: median {np.median(values):.3f}, worst {max(values):.3f}")
 
 
 STAGES = {"sweep": sweep, "time": time_updates, "advise": advise, "judge": judge}
