@@ -7,6 +7,7 @@ Everything here takes losses without weights too, and then does what one would w
 Axes: B examples.
 """
 
+import functools
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -59,9 +60,10 @@ def counted(losses: Weighted) -> Weighted:
         >>> total.tolist(), weight.tolist()
         ([2.0, 0.0, 0.0], [4.0, 0.0, nan])
     """
-    total, weight = (jnp.asarray(leaf) for leaf in losses)
-    of = weight.dtype if jnp.issubdtype(weight.dtype, jnp.floating) else jnp.float32
-    of = jnp.promote_types(jnp.promote_types(of, jnp.float32), total.dtype if jnp.issubdtype(total.dtype, jnp.floating) else jnp.float32)
+    losses = Weighted(*map(jnp.asarray, losses))
+    total, weight = losses
+    floating = [leaf.dtype for leaf in losses if jnp.issubdtype(leaf.dtype, jnp.floating)] or [jnp.result_type(float)]
+    of = functools.reduce(jnp.promote_types, floating, jnp.dtype(jnp.float32))
     weight = lax.stop_gradient(weight.astype(of))
     return Weighted(jnp.where(weight > 0, total, 0), jnp.where(weight >= 0, weight, jnp.nan))
 
