@@ -50,7 +50,7 @@ def tokens(amount: int | float | np.number) -> Duration:
     return _duration(amount, "tokens")
 
 
-def in_examples(duration: Duration, tokens_per_example: int | None) -> Duration:
+def in_examples(duration: Any, tokens_per_example: Any) -> Duration:
     """A duration in tokens as one in examples, rounded up in exact arithmetic; others as they are.
 
     Raises:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -12,6 +13,8 @@ import optax
 import pytest
 
 import jaxbatch as jb
+from experiments.split_backward_steps import make_masked_step
+from experiments.user_task_check import check_task
 from tests import reference
 from tests.conftest import ROOT, make_weighted
 
@@ -119,6 +122,18 @@ def test_branches_train_with_weights():
     (record,) = jb.fit(task, jb.FitConfig(optax.sgd(0.01), 4, jb.steps(2)))
     found = jb.branch(task, optax.sgd, record["state"], learning_rate=0.01, batch_size=4, factors=(1, 2), examples=16)
     assert np.isfinite(jax.tree.leaves(found._asdict())[0]).all()
+
+
+def test_studies_take_a_task_with_weights(x64):
+    loss_fn, token_loss, params, data = make_weighted(SIZE)
+    task = jb.Task(lambda key: params, loss_fn, lambda p, b: {"loss": loss_fn(p, b), "plain": b["x"][:, 0, 0]}, data, data)
+    where = "mine.py:make", pathlib.Path("mine.py")
+    check_task(task, *where)
+    with pytest.raises(ValueError, match=r"one value per example, shape \(2,\), and 'loss' has shape \(\)"):
+        check_task(task._replace(metrics_fn=lambda p, b: {"loss": jb.Weighted(*map(jnp.sum, loss_fn(p, b)))}), *where)
+    found, *_ = make_masked_step(loss_fn, optax.sgd(0.1), 2)(params, optax.sgd(0.1).init(params), data)
+    expected, _ = reference.token_steps(token_loss, optax.sgd(0.1), params, [data], 2)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), found, expected)
 
 
 class Noisy:
