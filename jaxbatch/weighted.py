@@ -30,9 +30,9 @@ class Weighted(NamedTuple):
         weight: ``(B,)``, integers or floating-point numbers of at least 0. Integers are cast to float32 at least. A count in
             bfloat16 has lost its digits already: there is no 257 in it.
 
-    An example of weight 0 does not count, whatever its total. If all weights are 0, the mean and its gradient are 0. Gradients
-    do not go through the weights. A compiled program cannot refuse a negative weight, so there the mean becomes NaN, and a run
-    ends as diverged.
+    An example of weight 0 does not count, whatever its total (the gradient of its total must be finite all the same). If all
+    weights are 0, the mean and its gradient are 0. Gradients do not go through the weights. While a program is traced, weights
+    have no values, so that a negative one cannot be refused: it makes the mean NaN, and a run ends as diverged.
 
     Example:
         >>> from jaxbatch import losses_and_mean_gradient

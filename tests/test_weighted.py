@@ -34,6 +34,7 @@ def test_accumulated_over_ragged_sequences_is_the_whole_batch(size, x64):
     expected = reference.token_mean_gradient(token_loss, params, batch)[1]
     close(jb.accumulated_gradient(loss_fn, params, batch, size), expected)
     close(jb.accumulated_gradient(convolved(loss_fn), params, batch, size), expected)  # a Python loop
+    close(jb.accumulated_gradient(jb.recompute(loss_fn, "segments"), params, batch, size), expected)
     losses, found = jb.losses_and_mean_gradient(loss_fn, params, batch, microbatch_size=size)
     close(found, expected)
     assert losses.weight.tolist() == batch["counts"].sum(1).tolist()
@@ -234,7 +235,12 @@ def lowered():
 def test_without_weights_programs_are_what_they_were(monkeypatch):
     with_weights = list(lowered())
     count, mean = lambda losses, count, axis=None: count, lambda losses: losses.mean()
-    for module, names in {"gradients.accumulation": "divisor mean_loss totals", "training.loops": "mean_loss", "training.pieces": "divisor"}.items():
+    for module, names in {
+        "gradients.accumulation": "divisor mean_loss totals",
+        "gradients.split": "mean_loss",
+        "training.loops": "mean_loss",
+        "training.pieces": "divisor",
+    }.items():
         for name in names.split():
             monkeypatch.setattr(f"jaxbatch.{module}.{name}", {"divisor": count, "mean_loss": mean, "totals": lambda losses: losses}[name])
     assert list(lowered()) == with_weights and len(set(with_weights)) == 6

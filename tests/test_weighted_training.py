@@ -224,12 +224,14 @@ def test_a_part_that_has_all_the_weight_is_not_a_measurement():
     assert not noise.measured and np.isfinite([noise.signal, noise.trace]).all()
 
 
-def test_durations_in_tokens():
+def test_durations_in_tokens(tmp_path):
     loss_fn, _, params, data = make_weighted(SIZE, np.float32)
     task = jb.Task(lambda key: params, loss_fn, None, data, None, tokens_per_example=6)
     for amount, batches in ((1, 1), (24, 1), (25, 2), (60, 3), (61, 3), (121, 6)):  # 4 examples of 6 tokens a batch, 2 batches an epoch
         *_, record = jb.fit(task, jb.FitConfig(optax.sgd(0.0), 4, jb.tokens(amount)))
         assert (record["batches"], record["tokens"]) == (batches, batches * 24)
+    *_, record = jb.fit_with_checkpoints(task, jb.FitConfig(optax.sgd(0.0), 4, jb.tokens(61)), tmp_path)
+    assert (record["batches"], record["tokens"]) == (3, 72)
     *_, record = jb.sweep(task, optax.sgd, jnp.zeros(2), [0, 1], batch_size=4, duration=jb.tokens(61))
     assert (record["batches"], record["tokens"]) == (3, 72)
     assert jb.num_steps(jb.tokens(10**15 + 1), num_examples=10, batch_size=1, tokens_per_example=10**3) == 10**12 + 1

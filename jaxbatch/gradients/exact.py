@@ -1,6 +1,7 @@
 r"""Exact gradients of a batch, of its groups and of each of its examples, for any loss and any pytree.
 
-Every function here takes ``loss_fn(params, batch) -> losses`` with **one loss per example**, shape ``(B,)``. ``batch`` is any
+Every function here takes ``loss_fn(params, batch) -> losses`` with **one loss per example**, shape ``(B,)``, or with each
+example's total and weight (:class:`jaxbatch.Weighted`). ``batch`` is any
 pytree whose leaves have the leading axis B. Random keys for dropout are part of the batch, one per example. With
 ``has_aux=True`` the loss function returns ``(losses, aux)``, where aux is any further output.
 
