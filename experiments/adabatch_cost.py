@@ -13,6 +13,7 @@ from jaxbatch.machine.timing import timed_rounds
 from jaxbatch.results.records import Record
 from jaxbatch.training.devices import AXIS, over_devices
 from jaxbatch.training.steps import init_state
+from jaxbatch.weighted import totals
 
 
 def measure_cost(models: Mapping[int, object], dataset: jb.Dataset, sizes: Mapping[int, Sequence[int]], method: str, rounds: int) -> Iterator[Record]:
@@ -54,7 +55,7 @@ def measure_task_cost(task: jb.Task, sizes: Mapping[int, Sequence[int]], method:
             return losses_and_aux(task.loss_fn, params, batch, has_aux)[0]
 
         def backward(params, batch):
-            gradient = jax.grad(lambda params: forward(params, batch).sum() / size)(params)
+            gradient = jax.grad(lambda params: totals(forward(params, batch)).sum() / size)(params)
             return jax.lax.psum(gradient, AXIS) if count > 1 else gradient
 
         return (forward, (batch,)), (backward, (batch,))

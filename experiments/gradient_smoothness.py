@@ -39,6 +39,7 @@ from jaxbatch.results.report import progress_bar
 from jaxbatch.training.divergence import first_nonfinite
 from jaxbatch.training.steps import TrainState, init_state
 from jaxbatch.training.tasks import Task
+from jaxbatch.weighted import mean_loss
 
 STRETCH = 50  # iterations in one compiled program; a kill loses at most these, and the progress bar moves by them
 TRAINING_BATCH = 60  # for all sizes, "after training" means the parameters after training with this batch size
@@ -81,7 +82,7 @@ def make_watched_step(task: Task, optimizer: optax.GradientTransformation):
         losses, gradient = jb.losses_and_mean_gradient(task.loss_fn, state.params, batch, microbatch_size=task.examples_at_a_time)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         state = TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
-        seen = losses.mean(), jb.cosine_similarity(gradient, before), optax.tree.norm(gradient)
+        seen = mean_loss(losses), jb.cosine_similarity(gradient, before), optax.tree.norm(gradient)
         return Watched(state, gradient), seen
 
     return step

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxbatch.gradients.groups import split_groups
+from jaxbatch.gradients.groups import losses_and_aux, split_groups
 from jaxbatch.training.steps import TrainState, make_task_step
 from jaxbatch.training.tasks import Task
+from jaxbatch.weighted import divisor, totals
 
 ARMS = ("one", "split", "scaled", "small")
 RULES = {"one": "one", "split": "split", "scaled": "one", "small": "small"}  # (c) is (a) with another rate
@@ -31,7 +32,7 @@ def make_step(task: Task, config, arm: str, rate):
     @jax.jit
     def several_small(state, batch):
         state, losses = lax.scan(small, state, split_groups(batch, groups, size))
-        return state, losses.reshape(-1)
+        return state, jax.tree.map(lambda leaf: leaf.reshape(-1), losses)
 
     return several_small
 
@@ -45,10 +46,15 @@ def make_masked_step(loss_fn, optimizer: optax.GradientTransformation, num_group
 
     @jax.jit
     def step(params, opt_state, batch):
-        losses, backward = jax.vjp(lambda p: loss_fn(p, batch), params)
-        members = split_groups(jnp.arange(losses.shape[0]), num_groups, losses.shape[0])
+        def summed(params):
+            losses = losses_and_aux(loss_fn, params, batch)[0]
+            return totals(losses), losses
+
+        values, backward, losses = jax.vjp(summed, params, has_aux=True)
+        members = split_groups(jnp.arange(values.shape[0]), num_groups, values.shape[0])
         for group in members:
-            (gradient,) = backward(jnp.zeros_like(losses).at[group].set(1 / group.size))
+            count = divisor(jax.tree.map(lambda leaf: leaf[group], losses), group.size)
+            (gradient,) = backward(jnp.zeros_like(values).at[group].set(1 / count))
             updates, opt_state = optimizer.update(gradient, opt_state, params)
             params = optax.apply_updates(params, updates)
         return params, opt_state, losses

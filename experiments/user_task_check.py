@@ -83,8 +83,8 @@ def check_metrics(task: jb.Task, start: Any, data: Any) -> None:
         metrics = jax.eval_shape(task.metrics_fn, start, shapes_of(data, size))
         if not isinstance(metrics, Mapping) or not metrics:
             raise ValueError(f"it must return a dict of metrics, and returns a {type(metrics).__name__}{'' if metrics else ' that is empty'}.")
-        for name, values in metrics.items():
-            shape = getattr(values, "shape", None)
+        for name, leaf in ((name, leaf) for name, values in metrics.items() for leaf in (values if isinstance(values, jb.Weighted) else [values])):
+            shape = getattr(leaf, "shape", None)
             if shape != (size,):
                 hint = " Leave out the mean." if shape == () else ""
                 raise ValueError(f"it must return one value per example, shape {(size,)}, and {name!r} has shape {shape}.{hint}")
@@ -137,7 +137,8 @@ def _prepared(prepare: Callable, batch: Any, size: int) -> Any:
 
 
 def _losses(task: jb.Task, params: Any, batch: Any) -> Any:
-    if task.update_model_state is None and isinstance(jax.eval_shape(task.loss_fn, params, batch), tuple):
+    result = jax.eval_shape(task.loss_fn, params, batch)
+    if task.update_model_state is None and isinstance(result, tuple) and not isinstance(result, jb.Weighted):
         raise ValueError("it returned a tuple. If it is (losses, aux), the task needs update_model_state.")
     return jax.eval_shape(lambda p, b: losses_and_aux(task.loss_fn, p, b, task.update_model_state is not None), params, batch)
 

@@ -22,6 +22,7 @@ from jaxbatch.batches import (
     num_steps,
     steps,
     steps_per_epoch,
+    tokens,
 )
 from jaxbatch.data import DATASETS, Dataset, load_dataset
 from jaxbatch.data.held_out import hold_out
@@ -70,6 +71,7 @@ from jaxbatch.training.plans import FitConfig
 from jaxbatch.training.steps import TrainState, init_state, make_train_step
 from jaxbatch.training.sweeps import sweep
 from jaxbatch.training.tasks import Task, classification_task, streamed_task
+from jaxbatch.weighted import Weighted
 
 # Before JAX starts. It changes nothing unless compilers for accelerators are installed that are not here.
 skip_absent_accelerators()
@@ -106,6 +108,7 @@ __all__ = [
     "Task",
     "Throughput",
     "TrainState",
+    "Weighted",
     "accumulated_gradient",
     "adabatch_schedule",
     "advise",
@@ -174,6 +177,7 @@ __all__ = [
     "streamed_task",
     "sum_of_gradients",
     "sweep",
+    "tokens",
     "track",
     "tune_learning_rate",
 ]

@@ -24,10 +24,10 @@ class IndexBatches(NamedTuple):
 
 
 class Duration(NamedTuple):
-    """A length of training with its unit. Make one with :func:`steps`, :func:`examples`, :func:`epochs`."""
+    """A length of training with its unit. Make one with :func:`steps`, :func:`examples`, :func:`epochs`, :func:`tokens`."""
 
     amount: int | float
-    unit: Literal["steps", "examples", "epochs"]
+    unit: Literal["steps", "examples", "epochs", "tokens"]
 
 
 def steps(amount: int | float | np.number) -> Duration:
@@ -43,6 +43,32 @@ def examples(amount: int | float | np.number) -> Duration:
 def epochs(amount: int | float | np.number) -> Duration:
     """A duration in passes over the data set; a fraction is allowed."""
     return _duration(amount, "epochs")
+
+
+def tokens(amount: int | float | np.number) -> Duration:
+    """A duration in tokens seen, for a task that says how many an example has (``Task.tokens_per_example``)."""
+    return _duration(amount, "tokens")
+
+
+def in_examples(duration: Any, tokens_per_example: Any) -> Duration:
+    """A duration in tokens as one in examples, rounded up in exact arithmetic; others as they are.
+
+    Raises:
+        ValueError: the duration has no unit, or it is in tokens and ``tokens_per_example`` is no whole number of at least 1.
+
+    Example:
+        >>> in_examples(tokens(1025), 512), in_examples(epochs(2), None)
+        (Duration(amount=3, unit='examples'), Duration(amount=2, unit='epochs'))
+    """
+    check_duration(duration)
+    if duration.unit != "tokens":
+        return duration
+    if not isinstance(tokens_per_example, int | np.integer) or isinstance(tokens_per_example, bool) or tokens_per_example < 1:
+        raise ValueError(
+            f"duration=tokens({duration.amount}) with tokens_per_example={tokens_per_example!r}: give the number of tokens of an example, as "
+            "task._replace(tokens_per_example=1024), or a duration in steps(n), examples(n) or epochs(n)."
+        )
+    return examples(-(-int(duration.amount) // int(tokens_per_example)))
 
 
 def _duration(amount, unit) -> Duration:
@@ -73,18 +99,18 @@ def steps_per_epoch(num_examples: int, batch_size: int, *, partial: str = "drop"
     return num_examples // batch_size if partial == "drop" else -(-num_examples // batch_size)
 
 
-def num_steps(duration: Duration, *, num_examples: int, batch_size: int, partial: str = "drop") -> int:
+def num_steps(duration: Duration, *, num_examples: int, batch_size: int, partial: str = "drop", tokens_per_example: int | None = None) -> int:
     """Converts a duration to optimizer updates, rounded up, so that a run is never shorter than the duration.
 
-    Steps and examples are counted exactly. A duration above 0 is at least one update.
+    Steps, examples and tokens are counted exactly. A duration above 0 is at least one update.
 
     Example:
         >>> num_steps(epochs(1.5), num_examples=10, batch_size=4)
         3
-        >>> num_steps(examples(9), num_examples=10, batch_size=4)
-        3
+        >>> num_steps(examples(9), num_examples=10, batch_size=4), num_steps(tokens(900), num_examples=10, batch_size=4, tokens_per_example=100)
+        (3, 3)
     """
-    check_duration(duration)
+    duration = in_examples(duration, tokens_per_example)
     per_epoch = steps_per_epoch(num_examples, batch_size, partial=partial)
     if duration.unit == "examples" and partial == "pad":  # the last batch of an epoch holds fewer
         whole, rest = divmod(int(duration.amount), int(num_examples))
@@ -118,8 +144,8 @@ def check_duration(duration: Any) -> None:
     """Raises a ValueError for a bare number, and for a :class:`Duration` whose amount or unit makes no sense."""
     if not isinstance(duration, Duration):
         raise ValueError(f"duration={duration!r} has no unit. Use steps(n), examples(n) or epochs(n).")
-    if duration.unit not in ("steps", "examples", "epochs"):
-        raise ValueError(f"duration's unit={duration.unit!r} must be 'steps', 'examples' or 'epochs'.")
+    if duration.unit not in ("steps", "examples", "epochs", "tokens"):
+        raise ValueError(f"duration's unit={duration.unit!r} must be 'steps', 'examples', 'epochs' or 'tokens'.")
     _duration(*duration)
 
 

@@ -48,7 +48,7 @@ def add(total: PyTree, part: PyTree) -> PyTree:
     return jax.tree.map(lambda whole, leaf: whole + jnp.asarray(leaf, whole.dtype), total, part)
 
 
-def mean_of_sum(total: PyTree, count: int, like: PyTree) -> PyTree:
+def mean_of_sum(total: PyTree, count: int | Float[Array, ""], like: PyTree) -> PyTree:
     """``total / count``, cast to the types of ``like``: the last step of a sum.
 
     Example:
@@ -61,16 +61,6 @@ def mean_of_sum(total: PyTree, count: int, like: PyTree) -> PyTree:
 def cast_like(tree: PyTree, like: PyTree) -> PyTree:
     """Casts the leaves to the types of ``like``."""
     return jax.tree.map(lambda leaf, wanted: leaf.astype(jnp.result_type(wanted)), tree, like)
-
-
-def mean_loss(losses: Float[Array, "..."]) -> Float[Array, ""]:
-    """The mean of one loss per example, in float32 at least.
-
-    Example:
-        >>> round(mean_loss(jnp.array([1.0, 2.0, 2.0], jnp.bfloat16)).item(), 4)  # bfloat16 has 1.664
-        1.6667
-    """
-    return widen(losses).mean()
 
 
 def squared_norm(tree: PyTree) -> Float[Array, ""]:

@@ -112,6 +112,28 @@ def make_problem(batch_size: int, dtype=np.float32, seed: int = 0):
     return loss_fn, as_jax(params), as_jax(batch)
 
 
+def make_weighted(batch_size: int, dtype=np.float64, seed: int = 0, tokens: int = 6):
+    """Sequences of tokens, some of which count: ``(loss_fn, token_loss, params, batch)``; every fourth and fifth has none that does."""
+    random, (_, params, _) = np.random.default_rng(seed), make_problem(1, dtype, seed)
+    lengths = np.where(np.arange(batch_size) % 5 < 3, random.integers(1, tokens + 1, batch_size), 0)
+    batch = {
+        "x": random.normal(size=(batch_size, tokens, 5)).astype(dtype),
+        "y": random.normal(size=(batch_size, tokens, 3)).astype(dtype),
+        "counts": np.arange(tokens)[None] < lengths[:, None],
+    }
+
+    def token_loss(params, batch):
+        hidden = jax.numpy.tanh(batch["x"] @ params["hidden"]["w"] + jax.numpy.expand_dims(params["hidden"]["b"], range(batch["x"].ndim - 1)))
+        return ((hidden @ params["out"] - batch["y"]) ** 2).sum(-1)
+
+    def loss_fn(params, batch):
+        import jaxbatch as jb  # not before the hook
+
+        return jb.Weighted(jax.numpy.where(batch["counts"], token_loss(params, batch), 0).sum(1), batch["counts"].sum(1))
+
+    return loss_fn, token_loss, params, jax.tree.map(jax.numpy.asarray, batch)
+
+
 def photograph(random, label, size=None):
     """A noisy image of one colour, as JPEG bytes."""
     height, width = size or random.integers(20, 60, 2)

@@ -153,3 +153,32 @@ def noise_of_parts(loss_fn, params, parts, metric=None):
         traces.append(within / (len(parts) - 1))
         signals.append((weight * whole**2).sum() - traces[-1] / sizes.sum())
     return np.array(signals), np.array(traces)
+
+
+def token_mean_gradient(token_loss, params, batch):
+    """The mean loss of all tokens that count, and its gradient: the others are cut out first. Zeros if no token counts."""
+    counts = np.asarray(batch["counts"])
+    kept = {name: np.asarray(leaf)[counts] for name, leaf in batch.items() if name != "counts"}
+    if not counts.any():
+        return 0.0, jax.tree.map(jnp.zeros_like, params)
+    return jax.value_and_grad(lambda p: token_loss(p, kept).mean())(params)
+
+
+def token_steps(token_loss, optimizer, params, batches, num_groups=1):
+    """A Python loop over batches, and in each over K updates from the means of the groups' own tokens; the batches' mean losses."""
+    opt_state, losses = optimizer.init(params), []
+    for batch in batches:
+        start = params
+        losses.append(float(token_mean_gradient(token_loss, start, batch)[0]))
+        for group in groups_of(batch, num_groups):
+            updates, opt_state = optimizer.update(token_mean_gradient(token_loss, start, group)[1], opt_state, params)
+            params = optax.apply_updates(params, updates)
+    return params, np.array(losses)
+
+
+def noise_of_weighted_parts(gradients, weights, batch_size):
+    """Signal and trace from the products of all pairs of different parts; gradients of summed losses, (P, dimensions)."""
+    gradients, weights = np.asarray(gradients, np.float64), np.asarray(weights, np.float64)
+    pairs = [(j, k) for j in range(len(weights)) for k in range(len(weights)) if j != k]
+    signal = sum(gradients[j] @ gradients[k] for j, k in pairs) / sum(weights[j] * weights[k] for j, k in pairs)
+    return signal, batch_size * (((gradients.sum(0) / weights.sum()) ** 2).sum() - signal)

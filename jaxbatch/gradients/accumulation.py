@@ -9,19 +9,21 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int32, PyTree
 
 from jaxbatch.batches import even_part
-from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size, leading_axis, losses_and_aux
+from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size, has_weights, leading_axis, losses_and_aux
 from jaxbatch.gradients.part_norms import Norms, Spread, part_size, spread_of, sum_of_spreads
 from jaxbatch.gradients.parts import Part, fold
 from jaxbatch.layers import loops_are_slow, own_examples
 from jaxbatch.machine.compiling import compile_ahead
-from jaxbatch.sums import add, mean_loss, mean_of_sum, widen, zero_sum
+from jaxbatch.sums import add, mean_of_sum, widen, zero_sum
+from jaxbatch.weighted import Losses, divisor, mean_loss, or_one, totals, weight_of
 
 
 def accumulated_gradient(loss_fn: LossFn, params: PyTree, batch: PyTree, microbatch_size: int) -> PyTree[Float[Array, "..."]]:
     r"""The gradient of the batch's mean loss, summed over microbatches, so that it needs the memory of one microbatch.
 
     The sum is kept in float32 at least and cast to the parameters' types at the end. It equals ``jax.grad`` of the mean loss
-    up to the order of summation. A last microbatch that is not full counts by its number of examples. On CPU a model with
+    up to the order of summation. A last microbatch that is not full counts by its number of examples, and one of
+    :class:`jaxbatch.Weighted` losses by its weight. On CPU a model with
     XLA's convolutions, which are slow in compiled loops, runs in a Python loop over a compiled accumulation; inside ``jit``
     only the compiled loop is possible.
 
@@ -45,8 +47,13 @@ def accumulated_gradient(loss_fn: LossFn, params: PyTree, batch: PyTree, microba
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, batch)))
     if traced or not loops_are_slow(loss_fn, params, batch):
         return mean_gradient(loss_fn, params, batch, microbatch_size=microbatch_size)[1]
-    total, size = zero_sum(params), even_part(batch_size, microbatch_size)
-    add_part = lambda total, params, part: add(total, summed_gradient(loss_fn, params, part).summed)
+    weight = jnp.zeros(()) if has_weights(loss_fn, params, batch) else None
+    total, size = (zero_sum(params), weight), even_part(batch_size, microbatch_size)
+
+    def add_part(total, params, part):
+        gradient, losses, _ = summed_gradient(loss_fn, params, part)
+        return add(total, (gradient, weight_of(losses)))
+
     programs = {}
     for start in range(0, batch_size, size):
         part = jax.tree.map(lambda leaf: leaf[start : start + size], batch)
@@ -55,7 +62,8 @@ def accumulated_gradient(loss_fn: LossFn, params: PyTree, batch: PyTree, microba
             # Traced at every call, because by now another function may have the same hash.
             programs[length] = compile_ahead(jax.jit(add_part, donate_argnums=0), total, params, part)
         total = programs[length](total, params, part)
-    return mean_of_sum(total, batch_size, params)
+    gradient, weight = total
+    return mean_of_sum(gradient, batch_size if weight is None else or_one(weight), params)
 
 
 def mean_gradient(
@@ -69,7 +77,7 @@ def mean_gradient(
     batch_size: int | None = None,
     axis: str | None = None,
     norms: Norms | None = None,
-) -> tuple[Float[Array, "B"], PyTree, PyTree, Spread | None]:
+) -> tuple[Losses, PyTree, PyTree, Spread | None]:
     """Losses, the gradient of their mean, and aux. Ordinary training steps use this.
 
     Args:
@@ -84,7 +92,7 @@ def mean_gradient(
         norms: measures the squared norms of each part's gradient, see :mod:`jaxbatch.gradients.part_norms`.
 
     Returns:
-        ``(losses, gradient, aux, spread)``. The losses are those of the share, and 0 where ``mask`` is False. aux has a leading
+        ``(losses, gradient, aux, spread)``. The losses are those of the share, and 0 where ``mask`` is False, weights too. aux has a leading
         axis of microbatches. Its leaves must have the same shapes in a last microbatch that is not full, as moments do. The
         spread is that of all parts, on all devices; None without ``norms``.
 
@@ -105,8 +113,8 @@ def mean_gradient(
 
         (_, (losses, aux)), gradient = jax.value_and_grad(mean, has_aux=True)(params)
         if norms is not None:
-            of_sum = jax.tree.map(lambda leaf: leaf * share, widen(gradient))
-            spread = spread_of(norms, of_sum, share)._replace(gradient=of_sum)
+            of_sum = jax.tree.map(lambda leaf: leaf * divisor(losses, share), widen(gradient))
+            spread = spread_of(norms, of_sum, share, weight_of(losses))._replace(gradient=of_sum)
         return losses, gradient, jax.tree.map(lambda leaf: leaf[None], aux), spread
     measure = lambda part: summed_gradient(loss_fn, params, part[0], mask=part[1], has_aux=has_aux, norms=norms)
     gradient, losses, (aux, own, spreads) = fold(measure, (batch, mask), size, start=zero_sum(params))
@@ -114,7 +122,7 @@ def mean_gradient(
         gradient, aux = lax.psum(gradient, axis), mean_over(axis, aux, own)
     if norms is not None:  # not of the mean: XLA would not fuse a division that has two users, which changes bits of the update
         spread = sum_of_spreads(spreads, axis)._replace(gradient=gradient)
-    return losses, mean_of_sum(gradient, batch_size or share, params), aux, spread
+    return losses, mean_of_sum(gradient, divisor(losses, batch_size or share, axis), params), aux, spread
 
 
 def summed_gradient(
@@ -132,12 +140,12 @@ def summed_gradient(
         with own_examples(mask):
             losses, aux = losses_and_aux(loss_fn, p, part, has_aux)
         # Fillers repeat real examples, so that no zero meets a value that is not finite.
-        losses = losses if mask is None else jnp.where(mask, losses, 0)
-        return widen(losses).sum(), (losses, aux)
+        losses = losses if mask is None else jax.tree.map(lambda leaf: jnp.where(mask, leaf, 0), losses)
+        return widen(totals(losses)).sum(), (losses, aux)
 
     (_, (losses, aux)), gradient = jax.value_and_grad(loss_sum, has_aux=True)(params)
     own = None if mask is None else mask.sum(dtype=jnp.int32)
-    spread = None if norms is None else spread_of(norms, gradient, part_size(part, own))
+    spread = None if norms is None else spread_of(norms, gradient, part_size(part, own), weight_of(losses))
     return Part(widen(gradient), losses, (aux, own, spread))
 
 

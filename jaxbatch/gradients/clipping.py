@@ -3,6 +3,9 @@ r"""Sums over per-example gradients, clipped or changed by any function, without
 :func:`jaxbatch.per_example_gradients` returns B copies of the parameters. A sum needs the memory of one copy and of the
 gradients of a microbatch.
 
+With :class:`jaxbatch.Weighted` losses an example's gradient is that of its own mean, total / weight, as in
+:func:`jaxbatch.per_example_gradients`. Every example counts once in a sum: its weight only matters within it.
+
 Axes: B examples, M examples of a microbatch.
 """
 
@@ -17,6 +20,7 @@ from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size,
 from jaxbatch.gradients.independence import check_independent_losses
 from jaxbatch.gradients.parts import CPU_VMAP, Part, fold
 from jaxbatch.sums import cast_like, squared_norm, widen
+from jaxbatch.weighted import loss_of_one
 
 
 class ClippedSum(NamedTuple):
@@ -103,7 +107,7 @@ def _fold(loss_fn, params, batch, function, microbatch_size: int | None):
     check_microbatch_size(microbatch_size)
 
     def measure(one):
-        summed, kept = function(jax.grad(lambda p: losses_and_aux(loss_fn, p, one)[0].sum())(params))
+        summed, kept = function(jax.grad(lambda p: loss_of_one(losses_and_aux(loss_fn, p, one)[0]))(params))
         return Part(summed, jax.tree.map(lambda leaf: leaf[None], kept))
 
     return fold(measure, batch, 1, method="vmap", at_a_time=min(batch_size, microbatch_size or CPU_VMAP))[:2]

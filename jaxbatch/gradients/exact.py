@@ -1,6 +1,7 @@
 r"""Exact gradients of a batch, of its groups and of each of its examples, for any loss and any pytree.
 
-Every function here takes ``loss_fn(params, batch) -> losses`` with **one loss per example**, shape ``(B,)``. ``batch`` is any
+Every function here takes ``loss_fn(params, batch) -> losses`` with **one loss per example**, shape ``(B,)``, or with each
+example's total and weight (:class:`jaxbatch.Weighted`). ``batch`` is any
 pytree whose leaves have the leading axis B. Random keys for dropout are part of the batch, one per example. With
 ``has_aux=True`` the loss function returns ``(losses, aux)``, where aux is any further output.
 
@@ -19,10 +20,14 @@ from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size,
 from jaxbatch.gradients.independence import check_independent_losses
 from jaxbatch.gradients.parts import CPU_VMAP, Method, Part, choose_method, fold, vmap_at_a_time
 from jaxbatch.machine.platform import compiled_platform
+from jaxbatch.weighted import Losses, loss_of_one
 
 
 def per_example_gradients(loss_fn: LossFn, params: PyTree, batch: PyTree, *, microbatch_size: int | None = None) -> PyTree[Float[Array, "B ..."]]:
     r"""The gradient of every example's own loss, :math:`g_i = \nabla_\theta\, \ell_i(\theta)`.
+
+    With :class:`jaxbatch.Weighted` losses it is that of the example's own mean, total / weight, and 0 for a weight of 0. So the
+    gradient of the batch's mean is the mean of these, weighted by the weights.
 
     Args:
         loss_fn: ``(params, batch) -> losses``, see the module's docstring.
@@ -55,7 +60,7 @@ def per_example_gradients(loss_fn: LossFn, params: PyTree, batch: PyTree, *, mic
     check_microbatch_size(microbatch_size)
 
     def gradient(one):
-        return jax.tree.map(lambda leaf: leaf[None], jax.grad(lambda p: losses_and_aux(loss_fn, p, one)[0].sum())(params))
+        return jax.tree.map(lambda leaf: leaf[None], jax.grad(lambda p: loss_of_one(losses_and_aux(loss_fn, p, one)[0]))(params))
 
     return fold(lambda one: Part(examples=gradient(one)), batch, 1, method="vmap", at_a_time=microbatch_size).examples
 
@@ -73,7 +78,8 @@ def group_gradients(
     r"""The gradient of each group's mean loss, all at ``params``: :math:`g_k = \nabla_\theta \frac{K}{B}\sum_{i \in k} \ell_i(\theta)`.
 
     Groups are contiguous: group ``k`` is ``batch[k*B//K:(k+1)*B//K]``. The mean of the K gradients is the
-    gradient of the batch's mean loss, at the cost of one ordinary gradient.
+    gradient of the batch's mean loss, at the cost of one ordinary gradient. With :class:`jaxbatch.Weighted` losses the mean of a
+    group is weighted by its own weights.
 
     Args:
         loss_fn: ``(params, batch) -> losses``, or ``(losses, aux)`` with ``has_aux``.
@@ -117,7 +123,7 @@ def losses_and_group_gradients(
     has_aux: bool = False,
     microbatch_size: int | None = None,
     method: Method | None = None,
-) -> tuple[Float[Array, "B"], PyTree, PyTree]:
+) -> tuple[Losses, PyTree, PyTree]:
     """Like :func:`group_gradients`, but also returns the losses of the forward pass: ``(losses, gradients, aux)``.
 
     ``aux`` is None without ``has_aux``.
@@ -146,9 +152,7 @@ def losses_and_group_gradients(
     return groups.examples, *groups.each
 
 
-def losses_and_mean_gradient(
-    loss_fn: LossFn, params: PyTree, batch: PyTree, *, microbatch_size: int | None = None
-) -> tuple[Float[Array, "B"], PyTree]:
+def losses_and_mean_gradient(loss_fn: LossFn, params: PyTree, batch: PyTree, *, microbatch_size: int | None = None) -> tuple[Losses, PyTree]:
     """The losses and the gradient of their mean, as in an ordinary step; in microbatches if a size is given.
 
     Example:

@@ -8,29 +8,43 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import PyTree
 
-LossFn = Callable[[PyTree, PyTree], Any]  # (params, batch) -> (B,) losses, or (losses, aux)
+from jaxbatch.weighted import Losses, Weighted, counted
+
+LossFn = Callable[[PyTree, PyTree], Any]  # (params, batch) -> (B,) losses or Weighted, or a pair of these and aux
 
 
 def check_loss(loss_fn: LossFn, params: PyTree, batch: PyTree, *, has_aux: bool = False) -> int:
     """Checks that ``loss_fn`` returns one loss per example (it is traced, not run), and returns the batch size B.
 
+    A negative weight cannot be found here, because weights have no values while they are traced: it makes the mean NaN.
+
     Raises:
-        ValueError: the batch is empty, its leaves disagree on B, the losses do not have shape ``(B,)``, or losses or parameters
-            are not floating-point.
+        ValueError: the batch is empty, its leaves disagree on B, the losses (or totals and weights) do not have shape ``(B,)``,
+            or losses or parameters are not floating-point.
     """
     batch_size = leading_axis(batch)
     check_params(params)
-    jax.eval_shape(lambda p, b: losses_and_aux(loss_fn, p, b, has_aux), params, batch)
+    has_weights(loss_fn, params, batch, has_aux)
     return batch_size
 
 
-def losses_and_aux(loss_fn: LossFn, params: PyTree, batch: PyTree, has_aux: bool = False) -> tuple[Float[Array, "B"], PyTree]:
+def has_weights(loss_fn: LossFn, params: PyTree, batch: PyTree, has_aux: bool = False) -> bool:
+    """Whether ``loss_fn`` returns :class:`jaxbatch.Weighted` losses; it is traced, not run.
+
+    Example:
+        >>> has_weights(lambda w, x: Weighted(w * x, x), jnp.array(1.0), jnp.ones(2))
+        True
+    """
+    return isinstance(jax.eval_shape(lambda p, b: losses_and_aux(loss_fn, p, b, has_aux), params, batch)[0], Weighted)
+
+
+def losses_and_aux(loss_fn: LossFn, params: PyTree, batch: PyTree, has_aux: bool = False) -> tuple[Losses, PyTree]:
     """Calls ``loss_fn`` and checks its result: the losses, and aux as a pytree of arrays (None without ``has_aux``).
 
     All code calls losses through this function. So a mean, a sum or a table of losses is always refused: on several devices,
-    in microbatches, from a stream.
+    in microbatches, from a stream. Losses with weights come back as :func:`jaxbatch.weighted.counted` makes them.
 
     Raises:
         ValueError: the result is not one floating-point loss per example.
@@ -40,18 +54,36 @@ def losses_and_aux(loss_fn: LossFn, params: PyTree, batch: PyTree, has_aux: bool
         7
     """
     result = loss_fn(params, batch)
-    if has_aux and not (isinstance(result, tuple) and len(result) == 2):
+    alone = isinstance(result, Weighted)  # which is a tuple too
+    if has_aux and (alone or not (isinstance(result, tuple) and len(result) == 2)):
         raise ValueError("has_aux=True: loss_fn must return a pair (losses, aux).")
-    if not has_aux and isinstance(result, tuple):
+    if not has_aux and isinstance(result, tuple) and not alone:
         raise ValueError("loss_fn returned a tuple. If it is (losses, aux), pass has_aux=True.")
     losses, aux = result if has_aux else (result, None)
-    shape, wanted = getattr(losses, "shape", None), (leading_axis(batch),)
+    wanted = (leading_axis(batch),)
+    if isinstance(losses, Weighted):
+        return _counted(losses, wanted), jax.tree.map(jnp.asarray, aux)
+    shape = getattr(losses, "shape", None)
     if shape != wanted:
         hint = " Leave out the mean." if shape == () else ""
         raise ValueError(f"loss_fn must return one loss per example, shape {wanted}, and returned shape {shape}.{hint}")
     if not jnp.issubdtype(losses.dtype, jnp.floating):
         raise ValueError(f"loss_fn must return floating-point losses, and returned {losses.dtype}.")
     return losses, jax.tree.map(jnp.asarray, aux)
+
+
+def _counted(losses: Weighted, wanted: tuple[int]) -> Weighted:
+    of_total, of_weight = (getattr(leaf, "shape", None) for leaf in losses)
+    if of_total != wanted or of_weight != wanted:
+        raise ValueError(
+            f"loss_fn must return one total and one weight per example, shape {wanted}, and returned Weighted with a total of shape "
+            f"{of_total} and a weight of shape {of_weight}. Sum over an example's tokens, and over nothing else."
+        )
+    if not jnp.issubdtype(losses.total.dtype, jnp.floating):
+        raise ValueError(f"loss_fn must return floating-point totals, and returned {losses.total.dtype}.")
+    if not (losses.weight.dtype == bool or jnp.issubdtype(losses.weight.dtype, jnp.integer) or jnp.issubdtype(losses.weight.dtype, jnp.floating)):
+        raise ValueError(f"loss_fn must return weights that are numbers of at least 0, and returned {losses.weight.dtype}.")
+    return counted(losses)
 
 
 def check_params(params: PyTree) -> None:

@@ -25,7 +25,8 @@ def check_independent_losses(loss_fn: LossFn, params: PyTree, batch: PyTree, *, 
 
     The check computes the first example's loss in a batch with the second example, and in a batch with a copy of itself, and
     compares the two. Within ``jit`` there are no examples yet, so random ones of the same shapes are used. If a loss is not
-    finite, or if the function closes over values that are not known yet, the check passes.
+    finite, or if the function closes over values that are not known yet, the check passes. Of :class:`jaxbatch.Weighted` losses
+    totals and weights are compared; it passes too if the first example has the weight 0.
 
     Raises:
         ValueError: the two losses differ by more than rounding.

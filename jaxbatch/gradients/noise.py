@@ -19,9 +19,11 @@ from jaxtyping import Array, Float, PyTree
 from jaxbatch.gradients.accumulation import mean_gradient
 from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size, check_num_groups
 from jaxbatch.gradients.independence import check_independent_losses
+from jaxbatch.gradients.part_weights import signal_and_trace
 from jaxbatch.gradients.parts import CPU_VMAP, Method, Part, choose_method, fold
 from jaxbatch.intervals import Interval, ratio_of_means
 from jaxbatch.sums import inner_product, squared_norm, widen
+from jaxbatch.weighted import weight_of
 
 
 class GradientStatistics(NamedTuple):
@@ -46,6 +48,10 @@ def gradient_statistics(
     their mean,
 
     .. math:: |G|^2 = \frac{K b - s}{K - 1},\qquad \mathrm{tr}\,\Sigma = \frac{m K (s - b)}{K - 1}.
+
+    With :class:`jaxbatch.Weighted` losses the formulas are those of :mod:`jaxbatch.gradients.part_weights`. They are
+    unbiased whatever the weights of the groups, and the trace is that of one example of this batch: the error of the batch's
+    gradient is trace / B. They are NaN if fewer than two groups have a weight.
 
     The cost is one gradient of the batch (with K = B about two on CPU) and the memory of a few copies of the parameters,
     whatever K is. Fewer, larger groups cost less but give a less exact ``trace``. The examples of a batch are assumed to be
@@ -87,11 +93,18 @@ def gradient_statistics(
     size = batch_size // num_groups
 
     def measure(group):
-        gradient = mean_gradient(loss_fn, params, group, microbatch_size=microbatch_size)[1]
-        return Part((gradient, squared_norm(gradient)))
+        losses, gradient, *_ = mean_gradient(loss_fn, params, group, microbatch_size=microbatch_size)
+        weight = weight_of(losses)
+        if weight is None:
+            return Part((gradient, squared_norm(gradient)))
+        gradient = jax.tree.map(lambda leaf: leaf * weight.astype(leaf.dtype), widen(gradient))  # of the summed loss
+        return Part((gradient, squared_norm(gradient), weight, weight**2))
 
     method = method or choose_method(loss_fn, params, batch, size)
-    total, squares = fold(measure, batch, size, method=method, at_a_time=CPU_VMAP if method == "vmap" else None).summed
+    total, squares, *weights = fold(measure, batch, size, method=method, at_a_time=CPU_VMAP if method == "vmap" else None).summed
+    if weights:
+        signal, trace, several = signal_and_trace(squared_norm(total), squares, weights[1], weights[0], batch_size)
+        return GradientStatistics(jnp.where(several, signal, jnp.nan), jnp.where(several, trace, jnp.nan))
     mean_square = squares / num_groups  # s
     square_of_mean = squared_norm(total) / num_groups**2  # b
     signal = (num_groups * square_of_mean - mean_square) / (num_groups - 1)

@@ -11,6 +11,8 @@ the squares would be unbiased too. These are the ones of the analysis of varianc
 noise whatever its size, which has the least variance for normally distributed noise. For equal parts the formulas are those of
 :func:`jaxbatch.gradient_statistics`.
 
+With :class:`jaxbatch.Weighted` losses the formulas are those of :mod:`jaxbatch.gradients.part_weights`.
+
 Axes: P parts, K groups, L layers (1 if they are not told apart), V = 1 + L values with layers, else 1.
 """
 
@@ -23,6 +25,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int32, PyTree
 
 from jaxbatch.gradients.groups import leading_axis
+from jaxbatch.gradients.part_weights import signal_and_trace
 from jaxbatch.sums import add, widen, zero_sum
 
 
@@ -47,9 +50,10 @@ class NoiseMonitor(NamedTuple):
 class Spread(NamedTuple):
     """What parts add to the noise: of one part, or summed over several."""
 
-    squares: Float[Array, "*P L"]  # |g_k|^2 / m_k
-    parts: Float[Array, "*P"]  # 1; 0 for a part of fillers alone
+    squares: Float[Array, "*P L"]  # |g_k|^2 / m_k; with weights |g_k|^2
+    parts: Float[Array, "*P"]  # 1, or 0 for a part of fillers alone; with weights w_k^2
     gradient: PyTree = None  # of the summed loss of all parts together, which only their sum needs
+    weight: Float[Array, "*P"] | None = None  # w_k
 
 
 class NoiseSums(NamedTuple):
@@ -79,14 +83,15 @@ class WithNoise(NamedTuple):
 Norms = Callable[[PyTree], Float[Array, "L"]]  # the squared norms of a gradient, by layer
 
 
-def start_sums(monitor: NoiseMonitor, params: PyTree, opt_state: PyTree, batches: Int32[Array, ""] | int) -> NoiseSums:
+def start_sums(monitor: NoiseMonitor, params: PyTree, opt_state: PyTree, batches: Int32[Array, ""] | int, weighted: bool = False) -> NoiseSums:
     """The sums before the first part of a batch, ``batches`` batches after the start of training."""
     wanted, metric = jnp.asarray(batches % monitor.every == 0), None
     if monitor.preconditioned:
         metric, known = inverse_moments(monitor, opt_state, params)
         wanted = wanted & known
     layers = jax.eval_shape(lambda tree: squared_norms(tree, None, monitor.per_layer), params)
-    spread = Spread(jnp.zeros(layers.shape, layers.dtype), jnp.zeros((), layers.dtype))
+    weight = jnp.zeros((), layers.dtype) if weighted else None
+    spread = Spread(jnp.zeros(layers.shape, layers.dtype), jnp.zeros((), layers.dtype), weight=weight)
     return NoiseSums(spread, zero_sum(params), metric, wanted)
 
 
@@ -97,8 +102,8 @@ def norms_of(monitor: NoiseMonitor | None, sums: NoiseSums | None) -> Norms | No
     return lambda gradient: squared_norms(gradient, sums.metric, monitor.per_layer)
 
 
-def spread_of(norms: Norms, gradient: PyTree, count: int | Int32[Array, ""]) -> Spread:
-    """The spread of one part, from the gradient of the summed loss of its ``count`` examples.
+def spread_of(norms: Norms, gradient: PyTree, count: int | Int32[Array, ""], weight: Float[Array, ""] | None = None) -> Spread:
+    """The spread of one part, from the gradient of the summed loss of its ``count`` examples and from their weight, if any.
 
     Example:
         >>> norms = lambda gradient: squared_norms(gradient, None, False)
@@ -106,6 +111,9 @@ def spread_of(norms: Norms, gradient: PyTree, count: int | Int32[Array, ""]) -> 
         [2.0, 1.0]
     """
     squares = norms(gradient)
+    if weight is not None:
+        weight = weight.astype(squares.dtype)
+        return Spread(squares, weight**2, weight=weight)
     count = jnp.asarray(count).astype(squares.dtype)
     return Spread(squares / jnp.maximum(count, 1), jnp.minimum(count, 1))
 
@@ -124,13 +132,17 @@ def no_spread(sums: NoiseSums) -> Spread:
 
 def statistics_of_parts(monitor: NoiseMonitor, sums: NoiseSums, batch_size: int) -> BatchNoise:
     """Signal and trace of a batch after its last group; not measured if it has a single part."""
-    square_of_mean = squared_norms(sums.gradient, sums.metric, monitor.per_layer) / batch_size**2
-    squares, parts, _ = sums.spread
-    trace = (squares - batch_size * square_of_mean) / jnp.maximum(parts - 1, 1)
-    signal = square_of_mean - trace / batch_size
+    squares, parts, _, weight = sums.spread
+    if weight is None:
+        square_of_mean = squared_norms(sums.gradient, sums.metric, monitor.per_layer) / batch_size**2
+        trace = (squares - batch_size * square_of_mean) / jnp.maximum(parts - 1, 1)
+        signal, several = square_of_mean - trace / batch_size, None
+    else:
+        square_of_sum = squared_norms(sums.gradient, sums.metric, monitor.per_layer)
+        signal, trace, several = signal_and_trace(square_of_sum, squares, parts, weight, batch_size)
     if monitor.per_layer:  # the sum over layers is the value of the whole gradient
         signal, trace = (jnp.concatenate([value.sum(keepdims=True), value]) for value in (signal, trace))
-    return BatchNoise(signal, trace, sums.wanted & (parts > 1))
+    return BatchNoise(signal, trace, sums.wanted & (parts > 1 if several is None else several))
 
 
 def squared_norms(gradient: PyTree, metric: PyTree, per_layer: bool) -> Float[Array, "L"]:

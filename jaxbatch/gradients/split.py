@@ -25,12 +25,12 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int32, PyTree
 
 from jaxbatch.gradients.accumulation import mean_gradient
-from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size, check_num_groups, check_one_aux
+from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size, check_num_groups, check_one_aux, has_weights
 from jaxbatch.gradients.independence import check_independent_losses
 from jaxbatch.gradients.part_norms import BatchNoise, NoiseMonitor, add_spread, no_spread, norms_of, start_sums, statistics_of_parts
 from jaxbatch.gradients.parts import Method, Part, choose_method, fold, vmap_at_a_time
 from jaxbatch.gradients.updates import Optimizer, update
-from jaxbatch.sums import mean_loss, widen
+from jaxbatch.weighted import Losses, mean_loss, mean_over_devices
 
 
 def split_backward(
@@ -43,6 +43,8 @@ def split_backward(
     method: Method | None = None,
 ) -> Callable[[PyTree, PyTree, PyTree], tuple]:
     """A compiled step that makes K optimizer updates from one batch, with all gradients at the incoming parameters.
+
+    With :class:`jaxbatch.Weighted` losses the mean of a group is weighted by its own weights.
 
     It costs as much as one ordinary step, because every example goes forward and backward once. In a loop over groups
     (``method="map"``) a group's gradient is used before the next one is computed, so there are never K gradients in memory.
@@ -59,8 +61,8 @@ def split_backward(
 
     Returns:
         ``step(params, opt_state, batch) -> (params, opt_state, losses)``, jit-compiled and usable inside ``lax.scan``. The
-        ``losses`` of shape ``(B,)`` come from the single forward pass, at the incoming parameters. With ``has_aux`` there is a
-        fourth result, ``aux`` with a leading axis K.
+        ``losses`` of shape ``(B,)``, or :class:`jaxbatch.Weighted` ones, come from the single forward pass, at the incoming
+        parameters. With ``has_aux`` there is a fourth result, ``aux`` with a leading axis K.
 
     Raises:
         ValueError: the step raises it at its first call if the batch is empty, K does not divide it, or ``loss_fn`` does not
@@ -110,7 +112,7 @@ def update_by_groups(
     monitor: NoiseMonitor | None = None,
     batches: Int32[Array, ""] | int = 0,
     cut_to_measure: int | None = None,
-) -> tuple[PyTree, PyTree, Float[Array, "B"], PyTree, Float[Array, "K"], BatchNoise | None]:
+) -> tuple[PyTree, PyTree, Losses, PyTree, Float[Array, "K"], BatchNoise | None]:
     """K updates from the gradients of K groups at ``params``. Training steps use this; an ordinary step has K = 1.
 
     Args:
@@ -131,7 +133,7 @@ def update_by_groups(
     if num_groups == share > 1 and axis is None:
         check_independent_losses(loss_fn, params, batch, has_aux=has_aux)
     size, group_size = share // num_groups, (batch_size or share) // num_groups
-    sums = None if monitor is None else start_sums(monitor, params, opt_state, batches)
+    sums = None if monitor is None else start_sums(monitor, params, opt_state, batches, has_weights(loss_fn, params, batch, has_aux))
     norms = norms_of(monitor, sums)
     settings: dict[str, Any] = {"has_aux": has_aux, "batch_size": group_size, "axis": axis}
 
@@ -142,7 +144,7 @@ def update_by_groups(
         else:
             unmeasured = lambda: (*take(microbatch_size, None)[:3], no_spread(sums))
             losses, gradient, aux, spread = lax.cond(sums.wanted, lambda: take(cut_to_measure, norms), unmeasured)
-        loss = mean_loss(losses) if axis is None else lax.psum(widen(losses).sum(), axis) / group_size
+        loss = mean_loss(losses) if axis is None else mean_over_devices(losses, group_size, axis)
         return Part((gradient, loss, spread), losses, (aux, loss))
 
     def combine(state, group):

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxbatch.batches import Duration, check_duration
+from jaxbatch.batches import Duration, in_examples
 from jaxbatch.schedules.batch_sizes import BatchSizeSchedule, as_schedule, count_steps, is_finite
 
 RateByEpoch = Callable[[Float[Array, ""]], Float[Array, ""]]  # position in epochs, a fraction -> rate
@@ -87,7 +87,7 @@ def coupled_learning_rate(
     sizes = np.array([schedule(e) for e in range(num_epochs)], np.float32)
     seen = np.cumsum([0, *(count * schedule(e) for e, count in enumerate(ladder))])[:-1].astype(np.float32)
     if warmup is not None:
-        check_duration(warmup)
+        warmup = in_examples(warmup, None)
 
     def rate(count):
         count = jnp.asarray(count) // (num_groups or 1)  # batches from here on

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from jaxbatch.batches import in_examples
 from jaxbatch.paths import local_path
 from jaxbatch.states import as_arrays, kinds, pack, unpack
 from jaxbatch.training.fitting import fit
@@ -69,6 +70,7 @@ def fit_with_checkpoints(
     if every < 1:
         raise ValueError(f"every={every} records must be at least 1.")
     config = python_numbers(config)
+    config = config._replace(duration=in_examples(config.duration, task.tokens_per_example))
     segments = plan_segments(config, task.num_examples)
     about: dict[str, Any] = {
         "data": fingerprint(task.train_data),

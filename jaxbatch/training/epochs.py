@@ -18,16 +18,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jaxtyping import PyTree
 
 from jaxbatch.data.streams import is_stream
-from jaxbatch.gradients.groups import LossFn, check_microbatch_size, check_num_groups
+from jaxbatch.gradients.groups import check_microbatch_size, check_num_groups
 from jaxbatch.gradients.independence import check_independent_losses, check_independent_prepare
 from jaxbatch.gradients.part_norms import NoiseMonitor
 from jaxbatch.gradients.updates import Optimizer
 from jaxbatch.layers import loops_are_slow
 from jaxbatch.training.devices import AXIS, Parallel
-from jaxbatch.training.loops import batch_shapes, compile_epoch
+from jaxbatch.training.loops import compile_epoch
+from jaxbatch.training.loss_shapes import along_an_axis, shapes_of_batch
 from jaxbatch.training.pieces import compile_epoch_in_pieces
 from jaxbatch.training.steps import TrainState, make_task_step
 from jaxbatch.training.tasks import Task, smallest
@@ -89,7 +89,7 @@ def compile_task_epoch(
     if axis or (in_pieces and (cut or groups > 1)):
         check_independent_prepare(task)  # elsewhere it sees the batch whole
     if groups == batch_size > 1 and (axis or in_pieces):  # elsewhere the step itself checks
-        check_independent_losses(_along_an_axis(task.loss_fn), state.params, _shapes_of_batch(task, 2), has_aux=task.update_model_state is not None)
+        check_independent_losses(along_an_axis(task.loss_fn), state.params, shapes_of_batch(task, 2), has_aux=task.update_model_state is not None)
     over: dict[str, Any] = {"devices": devices, "method": method, "num_groups": groups}
     if in_pieces:
         return compile_epoch_in_pieces(task, optimizer, state, batch_size, microbatch_size, monitor=monitor, **over)
@@ -117,20 +117,5 @@ def microbatch_for_noise(monitor: NoiseMonitor | None, batch_size: int, num_grou
 
 def runs_in_pieces(task: Task, state: Any, batch_size: int, cut: bool) -> bool:
     """Whether a Python loop runs the pieces of a step: for a stream, and for a batch that is cut if compiled loops are slow."""
-    slow = lambda: loops_are_slow(task.loss_fn, state.params, _shapes_of_batch(task, task.examples_at_a_time or batch_size))
+    slow = lambda: loops_are_slow(task.loss_fn, state.params, shapes_of_batch(task, task.examples_at_a_time or batch_size))
     return is_stream(task.train_data) or (cut and slow())
-
-
-def _shapes_of_batch(task: Task, size: int) -> PyTree:
-    """The shapes of so many examples as the loss gets them."""
-    data = task.train_data
-    if is_stream(data):
-        data = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), data.example)
-    return batch_shapes(data, size, task.prepare)
-
-
-def _along_an_axis(loss_fn: LossFn) -> LossFn:
-    """The loss along an axis of one device, which layers that use the axis need."""
-    alone = lambda tree: jax.tree.map(lambda leaf: leaf[None], tree)
-    along = lambda params, batch: jax.vmap(lambda part: loss_fn(params, part), axis_name=AXIS)(alone(batch))
-    return lambda params, batch: jax.tree.map(lambda leaf: leaf[0], along(params, batch))

@@ -3,7 +3,7 @@
 Axes: N examples in the data set.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +17,16 @@ from jaxbatch.data.streams import is_stream
 from jaxbatch.gradients.groups import leading_axis
 from jaxbatch.layers import loops_are_slow
 from jaxbatch.sums import widen
+from jaxbatch.weighted import Weighted, counted, divisor, sum_losses, totals
 
 
 def make_evaluate(
-    metrics_fn: Callable[[PyTree, PyTree], dict[str, Array]], num_examples: int, batch_size: int = 500
+    metrics_fn: Callable[[PyTree, PyTree], Mapping[str, Array | Weighted]], num_examples: int, batch_size: int = 500
 ) -> Callable[[PyTree, PyTree], dict[str, Array]]:
     """Makes a compiled ``evaluate(params, data) -> {name: scalar}``, which returns mean metrics over a data set.
 
-    The last batch is padded and masked, so every example counts once. A metric must not couple examples, as batch
+    The last batch is padded and masked, so every example counts once. A metric of :class:`jaxbatch.Weighted` values has the
+    mean sum of totals / sum of weights over the whole data set. A metric must not couple examples, as batch
     normalisation with ``train=True`` does; otherwise padding would count. ``data`` may be a
     :class:`jaxbatch.data.streams.Stream`.
 
@@ -40,18 +42,22 @@ def make_evaluate(
     def sums_of(params, examples, mask):
         metrics = metrics_fn(params, examples)
         for name, values in metrics.items():
-            if jnp.shape(values) != mask.shape:
-                raise ValueError(
-                    f"metrics_fn must return one value per example, shape {mask.shape}, and {name!r} has shape {jnp.shape(values)}."
-                    + (" Leave out the mean." if jnp.shape(values) == () else "")
-                )
+            parts = dict(zip((" (total)", " (weight)"), values, strict=True)) if isinstance(values, Weighted) else {"": values}
+            for part, leaf in parts.items():
+                if jnp.shape(leaf) != mask.shape:
+                    raise ValueError(
+                        f"metrics_fn must return one value per example, shape {mask.shape}, and {name!r}{part} has shape {jnp.shape(leaf)}."
+                        + (" Leave out the mean." if jnp.shape(leaf) == () else "")
+                    )
+        metrics = {name: counted(values) if isinstance(values, Weighted) else values for name, values in metrics.items()}
         return jax.tree.map(lambda values: jnp.where(mask, values, 0).sum(), widen(metrics))
 
     def sums(params, data, batch):
         return sums_of(params, jax.tree.map(lambda leaf: leaf[batch.indices], data), batch.mask)
 
-    def mean(totals):
-        return jax.tree.map(lambda total: total.sum() / num_examples, totals)
+    def mean(of_parts):
+        summed = {name: sum_losses(values) for name, values in of_parts.items()}
+        return {name: totals(values) / divisor(values, num_examples) for name, values in summed.items()}
 
     @jax.jit
     def in_one_program(params, data):

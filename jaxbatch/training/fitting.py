@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbatch.batches import check_seed, epoch_order
+from jaxbatch.batches import check_seed, epoch_order, in_examples
 from jaxbatch.gradients.groups import check_params
 from jaxbatch.gradients.part_norms import check_monitor
 from jaxbatch.gradients.updates import check_optimizer
@@ -32,7 +32,7 @@ from jaxbatch.training.plans import (
     write_progress,
 )
 from jaxbatch.training.steps import TrainState, init_state, make_test, start_shapes
-from jaxbatch.training.tasks import Task
+from jaxbatch.training.tasks import Task, tokens_seen
 
 
 def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> Iterator[dict[str, Any]]:
@@ -57,8 +57,10 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
         ``compile_seconds`` of the programs first used in this record, ``stall_seconds`` (the part of these for which the run
         had to wait), ``diverged``, ``diverged_at_batch`` and ``state``. If a loss or the state is not finite, the run ends with
         a last record: ``diverged`` is True, and ``diverged_at_batch`` is the first batch whose loss is not finite, or the last
-        batch of the record if only the state is not finite. Without ``test_data`` there is no ``test_<name>``.
-        With ``config.monitor`` there are the fields of docs/noise.md too, from ``noise_signal`` to ``noise_scale_average_high``.
+        batch of the record if only the state is not finite. Without ``test_data`` there is no ``test_<name>``. The loss is the
+        mean of the batches' mean losses, and that of a batch is weighted if its losses are :class:`jaxbatch.Weighted`.
+        With ``task.tokens_per_example`` there are the ``tokens`` seen. With ``config.monitor`` there are the fields of
+        docs/noise.md too, from ``noise_signal`` to ``noise_scale_average_high``.
 
     Raises:
         ValueError: a batch is larger than the data set; the duration has no unit; metrics are not one value per example; there
@@ -80,6 +82,7 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
     """
     config, num_examples = python_numbers(config), task.num_examples
     check_seed(config.seed)
+    config = config._replace(duration=in_examples(config.duration, task.tokens_per_example))
     plan_segments(config, num_examples)  # raises an error if the plan is wrong
     params = state.params if state is not None else start_shapes(task)
     check_params(params)
@@ -125,8 +128,9 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
             if bad is None and not is_finite(state):
                 bad = count - 1
             diverged_at = None if bad is None else progress.batches - count + bad
+            fields = noise_fields | tokens_seen(task, progress.examples)
             times = {"train_seconds": seconds, "compile_seconds": 0.0 if key in used else program.compile_seconds, "stall_seconds": stall_seconds}
-            record = _record(segment, progress, total, losses, test(task.test_data, state), times | noise_fields, diverged_at, state)
+            record = _record(segment, progress, total, losses, test(task.test_data, state), times | fields, diverged_at, state)
             yield record | {"state": record["state"]._replace(noise=as_arrays(noise.written()))}
             used.add(key)
             if bad is not None:

@@ -21,8 +21,8 @@ from jaxbatch.gradients.part_norms import WithNoise
 from jaxbatch.layers import loops_are_slow
 from jaxbatch.machine.compiling import compile_ahead
 from jaxbatch.states import through_host
-from jaxbatch.sums import mean_loss
 from jaxbatch.training.devices import AXIS, Parallel, over_devices, share_batches
+from jaxbatch.weighted import mean_loss
 
 Step = Callable[..., tuple[Any, Float[Array, "..."] | WithNoise]]  # (state, batch) -> (state, losses)
 Prepare = Callable[[Key[Array, "B"], PyTree], PyTree]  # (a key for each example, batch) -> batch

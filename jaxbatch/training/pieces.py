@@ -27,11 +27,13 @@ from jaxbatch.gradients.part_norms import NoiseMonitor, WithNoise, add_spread, n
 from jaxbatch.gradients.updates import Optimizer
 from jaxbatch.machine.compiling import compile_ahead
 from jaxbatch.states import through_host
-from jaxbatch.sums import add, mean_of_sum, widen, zero_sum
+from jaxbatch.sums import add, mean_of_sum, zero_sum
 from jaxbatch.training.devices import AXIS, Parallel, over_devices, share_batches
 from jaxbatch.training.loops import as_seed_epoch, stack_on_host
+from jaxbatch.training.loss_shapes import task_has_weights
 from jaxbatch.training.steps import TrainState, apply_gradient
 from jaxbatch.training.tasks import Task
+from jaxbatch.weighted import Weighted, divisor, sum_losses, totals
 
 _IN_FLIGHT = 2  # parts of a stream that the host may be ahead of the device
 
@@ -45,18 +47,27 @@ class Pieces(NamedTuple):
 
 
 def make_pieces(
-    task: Task, optimizer: Optimizer, group_size: int, *, axis: str | None = None, monitor: NoiseMonitor | None = None, num_groups: int = 1
+    task: Task,
+    optimizer: Optimizer,
+    group_size: int,
+    *,
+    axis: str | None = None,
+    monitor: NoiseMonitor | None = None,
+    num_groups: int = 1,
+    weighted: bool = False,
 ) -> Pieces:
     """The pieces of an update from the gradient of ``group_size`` examples, over all parts and devices.
 
+    With ``weighted`` the task's losses are :class:`Weighted`, and so is the loss that ``finish`` returns: summed, not divided.
     ``data`` are the examples of a part if the task has a stream, else the whole training set on the device. With ``monitor``,
     ``finish`` returns a :class:`WithNoise` and the noise's sums so far, which the next of the batch's K groups starts from.
     """
     has_aux, streamed = task.update_model_state is not None, is_stream(task.train_data)
 
     def begin(state):
-        sums = None if monitor is None else start_sums(monitor, state.params, state.opt_state, state.step // num_groups)
-        return zero_sum(state.params), state.model_state, jnp.zeros(()), sums
+        sums = None if monitor is None else start_sums(monitor, state.params, state.opt_state, state.step // num_groups, weighted)
+        loss = Weighted(jnp.zeros(()), jnp.zeros(())) if weighted else jnp.zeros(())
+        return zero_sum(state.params), state.model_state, loss, sums
 
     def add_part(total, params, data, index, mask, seed_epoch):
         gradient, model_state, loss, sums = total
@@ -65,17 +76,19 @@ def make_pieces(
             examples = task.prepare(example_keys(seed_epoch[0], seed_epoch[1], index), examples)
         norms = norms_of(monitor, sums)
         part, losses, (aux, own, spread) = summed_gradient(task.loss_fn, params, examples, mask=mask, has_aux=has_aux, norms=norms)
-        part_loss = widen(losses).sum()
+        part_loss = sum_losses(losses)
         if axis is not None:
             (part_loss, part, spread), aux = lax.psum((part_loss, part, spread), axis), mean_over(axis, aux, own)
         model_state = task.update_model_state(model_state, aux) if has_aux else model_state
         sums = None if monitor is None else add_spread(sums, spread)
-        return (add(gradient, part), model_state, loss + part_loss, sums), part_loss
+        return (add(gradient, part), model_state, jax.tree.map(jnp.add, loss, part_loss), sums), part_loss
 
     def finish(state, total):
         gradient, model_state, loss, sums = total
-        loss, gradient = loss / group_size, mean_of_sum(gradient, group_size, state.params)
-        state = apply_gradient(state, optimizer, gradient, model_state, loss)
+        whole = divisor(loss, group_size)
+        mean, gradient = totals(loss) / whole, mean_of_sum(gradient, whole, state.params)
+        state = apply_gradient(state, optimizer, gradient, model_state, mean)
+        loss = loss if weighted else mean
         if monitor is None:
             return state, loss
         sums = sums._replace(gradient=add(sums.gradient, total[0]))
@@ -123,7 +136,9 @@ def compile_epoch_in_pieces(
     devices = jax.devices()[:1] if devices is None else devices
     count, group_size, streamed = len(devices), batch_size // num_groups, is_stream(task.train_data)
     size = even_part(group_size, min(group_size, count * (microbatch_size or group_size)))
-    pieces = make_pieces(task, optimizer, group_size, axis=AXIS if count > 1 else None, monitor=monitor, num_groups=num_groups)
+    weighted = task_has_weights(task, state.params, -(-size // count), count)
+    settings: dict[str, Any] = {"monitor": monitor, "num_groups": num_groups, "weighted": weighted}
+    pieces = make_pieces(task, optimizer, group_size, axis=AXIS if count > 1 else None, **settings)
     starts, totals = range(0, group_size, size), jax.eval_shape(pieces.begin, state)
 
     begin, whole = over_devices(pieces.begin, devices, method, (False,))
@@ -181,9 +196,16 @@ def _of_batches(results: list[list]) -> Any:
     """From the groups of S batches: the mean losses of the batches, and the noise, which is complete after the last group."""
     results = jax.device_get(results)
     if not isinstance(results[0][0], WithNoise):
-        return jnp.asarray(np.array(results).mean(1))
-    losses = np.array([[group.losses for group in groups] for groups in results]).mean(1)
-    return WithNoise(jnp.asarray(losses), stack_on_host([groups[-1].noise for groups in results]))
+        return _mean_of_groups(results)
+    losses = _mean_of_groups([[group.losses for group in groups] for groups in results])
+    return WithNoise(losses, stack_on_host([groups[-1].noise for groups in results]))
+
+
+def _mean_of_groups(losses: list[list]) -> Array:
+    if not isinstance(losses[0][0], Weighted):
+        return jnp.asarray(np.array(losses).mean(1))
+    total, weight = np.array(losses).sum(1).T
+    return jnp.asarray(total / np.where(weight == 0, 1, weight))
 
 
 def _cut_shares(groups: np.ndarray, size: int, count: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:

@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int32, PyTree
 
-from jaxbatch.batches import Duration, batches_left, check_duration, epochs, steps_per_epoch
+from jaxbatch.batches import Duration, batches_left, epochs, in_examples, steps_per_epoch
 from jaxbatch.gradients.part_norms import NoiseMonitor
 from jaxbatch.gradients.updates import Optimizer
 
 
 class FitConfig(NamedTuple):
-    """How to train. ``duration`` carries its unit: ``epochs(5)``, ``steps(1000)``, ``examples(60_000)``.
+    """How to train. ``duration`` carries its unit: ``epochs(5)``, ``steps(1000)``, ``examples(60_000)``,
+    or ``tokens(10**9)`` for a task with ``tokens_per_example``.
 
     ``batch_size`` is a number or a schedule ``epoch -> number``, epochs counted from 0. The learning rate that goes
     with a schedule is an optax schedule inside ``optimizer``, which counts updates: ``num_groups`` of them a batch.
@@ -98,10 +99,10 @@ def plan_segments(config: FitConfig, num_examples: int, *, start: Progress = Pro
         >>> [(s.epoch, s.batch_size, s.num_batches) for s in plan_segments(doubling, 8, start=Progress(1, 4, 5, 12))]
         [(1, 4, 1), (2, 8, 1)]
     """
-    check_duration(config.duration)
+    duration = in_examples(config.duration, None)  # fit has converted tokens, which are not known here
     if config.evaluations_per_epoch < 1:
         raise ValueError(f"evaluations_per_epoch={config.evaluations_per_epoch} must be at least 1.")
-    amount, unit = config.duration
+    amount, unit = duration
     segments: list[Segment] = []
     _, offset, batches, examples = start
     for epoch in itertools.count(start.epoch):  # until the duration is over
@@ -110,7 +111,7 @@ def plan_segments(config: FitConfig, num_examples: int, *, start: Progress = Pro
             return segments
         size = _batch_size(config, epoch)
         per_epoch, whole = steps_per_epoch(num_examples, size), max(0, num_examples - offset) // size
-        left = batches_left(config.duration, before, batch_size=size, per_epoch=per_epoch)
+        left = batches_left(duration, before, batch_size=size, per_epoch=per_epoch)
         if unit == "epochs":  # they count from the epoch's beginning
             left = _batches_to(left * size, offset, size)
         count = min(whole, left if batches else max(left, 1))

@@ -21,6 +21,7 @@ from jaxbatch.machine.cross_compiling import AXIS, target_mesh
 from jaxbatch.training.devices import over_devices
 from jaxbatch.training.epochs import runs_in_pieces
 from jaxbatch.training.loops import one_step
+from jaxbatch.training.loss_shapes import task_has_weights
 from jaxbatch.training.pieces import make_pieces
 from jaxbatch.training.steps import TrainState, make_task_step
 from jaxbatch.training.tasks import Task, smallest
@@ -109,7 +110,8 @@ def _whole_step(task, optimizer, state, batch_size: int, num_groups, count: int)
 
 def _pieces(task, optimizer, state, group_size: int, groups: int, microbatch_size, count: int) -> list[StepProgram]:
     size = even_part(group_size, min(group_size, count * (microbatch_size or group_size)))
-    pieces, streamed = make_pieces(task, optimizer, group_size, axis=AXIS if count > 1 else None), is_stream(task.train_data)
+    weighted = task_has_weights(task, state.params, -(-size // count), count)
+    pieces, streamed = make_pieces(task, optimizer, group_size, axis=AXIS if count > 1 else None, weighted=weighted), is_stream(task.train_data)
     total = jax.eval_shape(pieces.begin, state)
     lead = (size,) if count == 1 else (count, -(-size // count))
     stream = lambda lead: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*lead, *leaf.shape), leaf.dtype), task.train_data.example)

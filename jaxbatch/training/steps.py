@@ -17,6 +17,7 @@ from jaxbatch.gradients.updates import Optimizer, update
 from jaxbatch.machine.compiling import call_compiled
 from jaxbatch.training.evaluation import make_evaluate
 from jaxbatch.training.tasks import Task, UpdateModelState, count_examples
+from jaxbatch.weighted import Weighted, mean_over_devices
 
 _INIT = 0x696E6974  # "init": makes the keys of initialisation differ from the keys of shuffling
 
@@ -106,7 +107,7 @@ def make_train_step(
     """A training step for one batch size, jit-compiled and usable inside ``lax.scan``.
 
     Args:
-        loss_fn: ``(params, batch) -> losses`` of shape ``(B,)``.
+        loss_fn: ``(params, batch) -> losses`` of shape ``(B,)``, or :class:`jaxbatch.Weighted`, which the step then returns.
         optimizer: any optax optimizer.
         batch_size: B, static: another size needs another step.
         num_groups: None for one update on the mean gradient; K for K updates from K groups' gradients
@@ -157,7 +158,8 @@ def make_train_step(
         if has_aux:  # aux has leading axes of groups and microbatches
             model_state = update_in_turn(update_model_state, model_state, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), aux))
         state = state._replace(params=params, opt_state=opt_state, step=state.step + groups, model_state=model_state)
-        losses = losses if axis is None else means.mean()
+        if axis is not None:
+            losses = mean_over_devices(losses, batch_size, axis) if isinstance(losses, Weighted) else means.mean()
         return state, losses if monitor is None else WithNoise(losses, noise)
 
     return step

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxbatch.batches import Duration, check_seed, epoch_order
+from jaxbatch.batches import Duration, check_seed, epoch_order, in_examples
 from jaxbatch.data.streams import is_stream
 from jaxbatch.gradients.groups import check_params
 from jaxbatch.gradients.updates import Optimizer, check_optimizer
@@ -27,7 +27,7 @@ from jaxbatch.training.divergence import make_is_finite
 from jaxbatch.training.loops import compile_epoch, make_epoch
 from jaxbatch.training.plans import FitConfig, plan_segments, progress_after
 from jaxbatch.training.steps import TrainState, init_state, make_task_step, make_test, start_shapes
-from jaxbatch.training.tasks import Task
+from jaxbatch.training.tasks import Task, tokens_seen
 
 Runs = Literal["map", "vmap", "threads"]
 
@@ -98,6 +98,7 @@ def sweep(
     check_params(start_shapes(task))
     check_optimizer(make_optimizer(_run(settings, 0)), start_shapes(task))
     begun = states = start_states(task, make_optimizer, settings, seeds)
+    duration = in_examples(duration, task.tokens_per_example)
     config = FitConfig(None, batch_size, duration, evaluations_per_epoch=evaluations_per_epoch)
     everything, batches, failed = plan_segments(config, task.num_examples), 0, np.full(count, -1)
     if after is not None:
@@ -128,6 +129,7 @@ def sweep(
                 "batches": batches,
                 "total_batches": sum(segment.num_batches for segment in everything),
                 "examples": batches * batch_size,
+                **tokens_seen(task, batches * batch_size),
                 "epoch": segment.end,
                 "loss": losses.mean(1, dtype=np.float64),
                 **{f"test_{name}": values for name, values in metrics.items()},

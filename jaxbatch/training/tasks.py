@@ -5,7 +5,7 @@ Axes: N examples in the data set, M in the test set, B in a batch.
 
 import hashlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -25,8 +25,9 @@ from jaxbatch.losses import classification_loss, classification_metrics
 from jaxbatch.machine.platform import compiled_platform, compiling_for
 from jaxbatch.states import pack
 from jaxbatch.training.loops import Prepare
+from jaxbatch.weighted import Weighted
 
-MetricsFn = Callable[[PyTree, PyTree], dict[str, Array]]
+MetricsFn = Callable[[PyTree, PyTree], Mapping[str, Array | Weighted]]
 AugmentFn = Callable[[Key[Array, "B"], Shaped[Array, "B ..."]], Shaped[Array, "B ..."]]
 UpdateModelState = Callable[[PyTree, PyTree], PyTree]  # (model_state, aux) -> model_state
 
@@ -44,14 +45,15 @@ class Task(NamedTuple):
     """
 
     init: Callable[[Array], PyTree]  # key -> params
-    loss_fn: LossFn  # (params, batch) -> (B,) losses
-    metrics_fn: MetricsFn | None  # (params, batch) -> {"loss": (B,), "accuracy": (B,), ...}, any names
+    loss_fn: LossFn  # (params, batch) -> (B,) losses, or jaxbatch.Weighted
+    metrics_fn: MetricsFn | None  # (params, batch) -> {"loss": (B,) or Weighted, "accuracy": (B,), ...}, any names
     train_data: PyTree | Stream  # leaves (N, ...)
     test_data: PyTree | Stream | None  # leaves (M, ...); None: no metrics are taken
     microbatch_size: int | None = None  # the most examples worked on at a time; None: all, or cpu_microbatch_size on CPU
     update_model_state: UpdateModelState | None = None
     prepare: Prepare | None = None  # (a key for each example, batch) -> batch, in training only: augmentation, keys for dropout
     cpu_microbatch_size: int | None = None  # on CPU, the number of examples whose activations fit in the cache
+    tokens_per_example: int | None = None  # for durations in tokens, and records that count them
 
     @property
     def num_examples(self) -> int:
@@ -62,6 +64,11 @@ class Task(NamedTuple):
     def examples_at_a_time(self) -> int | None:
         """The most examples worked on at a time on the platform that is compiled for; None: all."""
         return smallest(self.microbatch_size, self.cpu_microbatch_size if compiled_platform() == "cpu" else None)
+
+
+def tokens_seen(task: Task, num_examples: int) -> dict[str, int]:
+    """The field of a record that counts tokens; none for a task without ``tokens_per_example``."""
+    return {} if task.tokens_per_example is None else {"tokens": num_examples * int(task.tokens_per_example)}
 
 
 def smallest(*sizes: int | None) -> int | None:
