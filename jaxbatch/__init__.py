@@ -70,6 +70,7 @@ from jaxbatch.training.plans import FitConfig
 from jaxbatch.training.steps import TrainState, init_state, make_train_step
 from jaxbatch.training.sweeps import sweep
 from jaxbatch.training.tasks import Task, classification_task, streamed_task
+from jaxbatch.transformer import TransformerLM
 
 # Before JAX starts. It changes nothing unless compilers for accelerators are installed that are not here.
 skip_absent_accelerators()
@@ -106,6 +107,7 @@ __all__ = [
     "Task",
     "Throughput",
     "TrainState",
+    "TransformerLM",
     "accumulated_gradient",
     "adabatch_schedule",
     "advise",
