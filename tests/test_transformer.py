@@ -114,6 +114,11 @@ def test_bfloat16_computes_near_float32_and_keeps_float32_parameters_and_logits(
     fresh = jax.eval_shape(small(dtype=jnp.bfloat16).init, jax.random.key(0), tokens)
     assert rough.dtype == jnp.float32 and {leaf.dtype for leaf in jax.tree.leaves(fresh)} == {jnp.dtype("float32")}
     assert 0 < np.abs(rough - exact).max() < 0.03 * np.abs(exact).max()
+    one, other = (
+        jax.jit(jax.grad(lambda p: sequence_losses(small(dtype=dtype))(p, tokens).mean()))(variables) for dtype in (jnp.float32, jnp.bfloat16)
+    )
+    assert {leaf.dtype for leaf in jax.tree.leaves(other)} == {jnp.dtype("float32")}
+    assert jb.cosine_similarity(one, other) > 0.999
 
 
 @pytest.mark.parametrize(
