@@ -8,7 +8,7 @@ counted from a place in the list of nouns that depends on the adjective before i
 
 **Why it needs context.** The letters of a word tell which letters may follow. The word before tells which words are likely. The last
 two words of a sentence are known for certain, but only from 24 tokens before, so that a model has to find and copy them. Rare
-words are learned late. So the loss falls in stages, and long after the start, as it does for real text.
+words come so seldom that a model still learns them when it knows everything else, as in real text.
 
 **Its entropy.** Six words of a sentence are free; their letters tell the word, so nothing is lost. With p the probabilities of the
 ranks, the entropy is :math:`6\,H(p) / 32` bits per token. A model that sees only the word before cannot copy, and needs
