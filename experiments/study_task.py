@@ -109,7 +109,7 @@ def _text_task(config) -> tuple[Task, PyTree]:
     dataset = load_text(config.dataset, data_dir=config.data_dir)
     task = language_task(TRANSFORMER(dataset.vocab_size), dataset, sequence_length=SEQUENCE_LENGTH)
     test_data = jnp.asarray(sequences(dataset.test_tokens, SEQUENCE_LENGTH))
-    few = 4 if config.quick else 1
+    few = 2 if config.quick else 1
     train_data = _spread(task.train_data, NUM_SEQUENCES // few)
     return task._replace(train_data=train_data, test_data=_spread(task.test_data, NUM_HELD_OUT // few)), _spread(test_data, NUM_HELD_OUT // few)
 

@@ -37,7 +37,7 @@ def test_sequences_come_from_all_over_the_text():
 
 def test_quick_takes_fewer():
     task, test_data = study_task.load_choosing_task(config_of(quick=True))
-    assert len(task.train_data) == 512 and len(task.test_data) == len(test_data) == 64
+    assert len(task.train_data) == 1024 and len(task.test_data) == len(test_data) == 128
 
 
 def test_the_target_is_one_of_bits():
@@ -65,8 +65,8 @@ def test_flags_that_do_not_go_together(study, flags, message, tmp_path, capsys):
 def small_texts(monkeypatch):
     """A network and numbers of sequences that take seconds."""
     monkeypatch.setattr(study_task, "TRANSFORMER", functools.partial(jb.TransformerLM, width=16, num_layers=1, num_heads=2))
-    monkeypatch.setattr(study_task, "NUM_SEQUENCES", 256)  # of which --quick takes a quarter
-    monkeypatch.setattr(study_task, "NUM_HELD_OUT", 64)
+    monkeypatch.setattr(study_task, "NUM_SEQUENCES", 128)  # of which --quick takes half
+    monkeypatch.setattr(study_task, "NUM_HELD_OUT", 32)
 
 
 def records_of(study, flags, folder):
