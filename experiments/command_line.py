@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 import tyro
 
 from experiments.terminal import show_plainly
-from jaxbatch.data import DATASETS, load_dataset
+from jaxbatch.data import DATASETS, TEXTS, load_dataset
 
 Config = TypeVar("Config")
 
@@ -35,7 +35,8 @@ def parse(config_type: type[Config], description: str | None, args: Sequence[str
             raise
         if unknown:
             raise ValueError(describe_unknown(config_type, unknown[0]))
-        if getattr(config_type, "dataset", None) in DATASETS and config.dataset not in DATASETS:  # streamed data: other names
+        texts = TEXTS if "transformer" in typing.get_args(typing.get_type_hints(config_type).get("model")) else ()
+        if getattr(config_type, "dataset", None) in DATASETS and config.dataset not in (*DATASETS, *texts):  # streamed data: other names
             load_dataset(config.dataset)  # raises an error that names the nearest data set
     return config
 

@@ -157,7 +157,7 @@ def note_rate(run: RunFolder, table: str, batch_size: int, rate: float) -> None:
 
 def measure_speed(config: Config, task: Task, run: RunFolder) -> None:
     """Times the iterations of all sizes side by side, for the rounds that are not in the run folder yet."""
-    speed = iteration_speed.Config(task=config.task, batch_sizes=config.batch_sizes, rounds=config.speed_rounds)
+    speed = iteration_speed.Config(config.dataset, model=config.model, task=config.task, batch_sizes=config.batch_sizes, rounds=config.speed_rounds)
     if config.quick:
         speed = dataclasses.replace(speed, examples_per_round=600)
     for record in iteration_speed.measure_missing_speed(task, speed, run.records):

@@ -134,11 +134,16 @@ def measure_curve(task: Task, config: Config, batch_size: int, seed: int, progra
         "batch_size": batch_size,
         "seed": seed,
         "diverged_at_iteration": -1 if bad is None else bad,
-        **({} if config.task else {"guess_loss": float(np.log(1 + int(task.train_data[1].max())))}),  # if all classes are equally likely
+        **({} if config.task else {"guess_loss": guess_loss(task)}),
         "loss": rounded(loss),
         "cosine": rounded(cosine),
         "norm": rounded(norm),
     }
+
+
+def guess_loss(task: Task) -> float:
+    """The loss if all classes are equally likely, on a named data set; its labels are its last leaf, and the tokens of a text its only one."""
+    return float(np.log(1 + int(jax.tree.leaves(task.train_data)[-1].max())))
 
 
 def rounded(values: np.ndarray) -> list[float | None]:

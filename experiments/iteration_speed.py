@@ -32,7 +32,7 @@ from experiments.study import (
     run_study,
     show_results,
 )
-from experiments.study_task import load_task
+from experiments.study_task import has_text, load_task
 from jaxbatch.batches import even_part
 from jaxbatch.data.streaming import decode_png, encode_png, prefetch, shift
 from jaxbatch.gradients.groups import losses_and_aux
@@ -110,7 +110,7 @@ def gradient_only(task: Task):
 def contenders(task: Task, config: Config, blobs: list[bytes] | None, batch_size: int) -> tuple[dict[str, Any], int, float]:
     """What is timed at one batch size, the number of iterations, and the seconds to compile the epoch.
 
-    ``blobs`` are the images as PNG; None: the examples are no images, and loading is not timed.
+    ``blobs`` are the images as PNG; None: the examples are no named images, and loading is not timed.
     """
     optimizer = optax.sgd(config.learning_rate, config.momentum)
     step = make_task_step(task, optimizer, batch_size)
@@ -160,7 +160,7 @@ def measure_speed(task: Task, config: Config, first_round: int = 0) -> Iterator[
     """A record per round and batch size, in milliseconds per iteration; one per batch size with its compile time."""
     if first_round >= config.rounds:
         return
-    blobs = None if config.task else encode_png(np.asarray(task.train_data[0]))
+    blobs = None if config.task or has_text(config) else encode_png(np.asarray(task.train_data[0]))
     functions, counts = {}, {}
     for size in config.batch_sizes:
         made, counts[size], compile_seconds = contenders(task, config, blobs, size)

@@ -23,7 +23,8 @@ class StudyConfig:
     """The flags that all studies have."""
 
     dataset: str = "digits"
-    """Data set: digits (embedded), mnist, fashion_mnist, kmnist, cifar10, cifar100; docs/data.md lists where files may be."""
+    """Data set: digits (embedded), mnist, fashion_mnist, kmnist, cifar10, cifar100; with --model transformer also the texts
+    generated (embedded) and tiny_shakespeare. docs/data.md lists where files may be."""
     data_dir: str | None = None
     """Folder with the data set's official files, or a prepared TFDS folder. Default: JAXBATCH_DATA_DIR."""
     seeds: int = 10
@@ -56,7 +57,7 @@ class SizesConfig(TaskConfig):
     """The flags of studies at several batch sizes."""
 
     model: Network = "simple_cnn"
-    """The network: the study's convolutions, or one hidden layer of 128 units."""
+    """The network: the study's convolutions, one hidden layer of 128 units, or a small transformer for texts."""
     batch_sizes: tuple[int, ...] | None = None
     """Batch sizes. Default: those of 1, 6, 60, 600 and 6000 that are not larger than the data set."""
     momentum: float = 0.5

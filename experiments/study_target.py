@@ -9,14 +9,16 @@ from jaxbatch.batches import steps_per_epoch
 from jaxbatch.training.goals import metric_names
 
 Config = TypeVar("Config", bound="TargetConfig")
-# data set: (epochs, target accuracy), chosen so that a good batch size reaches the target well before the end
+# data set: (epochs, target), chosen so that a good batch size reaches the target well before the end
 PROTOCOLS = {
-    "digits": (30, 0.95),
-    "mnist": (15, 0.98),
-    "fashion_mnist": (15, 0.85),
-    "kmnist": (15, 0.85),
-    "cifar10": (15, 0.5),
-    "cifar100": (15, 0.15),
+    "digits": (30, "accuracy>0.95"),
+    "mnist": (15, "accuracy>0.98"),
+    "fashion_mnist": (15, "accuracy>0.85"),
+    "kmnist": (15, "accuracy>0.85"),
+    "cifar10": (15, "accuracy>0.5"),
+    "cifar100": (15, "accuracy>0.15"),
+    "generated": (15, "bits_per_token<1.5"),  # the best possible is 1.04
+    "tiny_shakespeare": (15, "bits_per_token<3.2"),
 }
 EPOCHS = 15  # of a task of the user's own
 
@@ -58,13 +60,13 @@ def fill_target(config: Config, task: jb.Task) -> Config:
         ValueError: no target for a task of the user's own; a text of another form; a metric that the task does not have; or an
             accuracy that no training reaches.
     """
-    epochs, accuracy = (EPOCHS, None) if config.task else PROTOCOLS[config.dataset]
+    epochs, usual = (EPOCHS, None) if config.task else PROTOCOLS[config.dataset]
     names = metric_names(task)
-    if config.target is None and accuracy is None:
+    if config.target is None and usual is None:
         told = f"a metric of {', '.join(names)} with direction and value, as --target '{names[0]}<0.4'"
         raise ValueError(f"--target is needed with --task: {told}.")
     try:
-        goal = jb.as_goal(config.target or f"accuracy>{accuracy}")
+        goal = jb.as_goal(config.target or usual)
     except ValueError:
         raise ValueError(f"--target {config.target} must name a metric, a direction and a number, as 'accuracy>0.98' or 'loss<0.4'.") from None
     if goal.metric not in names:

@@ -5,18 +5,22 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 import jaxbatch
 from experiments.user_task import find_place, load_user_task
 from experiments.user_task_check import check_validation
-from jaxbatch.data import Dataset, load_dataset
+from jaxbatch.data import TEXTS, Dataset, load_dataset
 from jaxbatch.data.held_out import hold_out, hold_out_arrays
 from jaxbatch.data.streams import is_stream
+from jaxbatch.data.text import load_text, sequences
+from jaxbatch.training.language import language_task
 from jaxbatch.training.tasks import Task
 
 NETWORKS = {"simple_cnn": jaxbatch.SimpleCNN, "mlp": functools.partial(jaxbatch.MLP, (128,))}
-Network = Literal["simple_cnn", "mlp"]
+Network = Literal["simple_cnn", "mlp", "transformer"]
+TRANSFORMER = functools.partial(jaxbatch.TransformerLM, width=64, num_layers=2)  # about 0.1 million parameters, of texts
+SEQUENCE_LENGTH, NUM_SEQUENCES, NUM_HELD_OUT = 64, 2048, 256  # an epoch takes seconds on a CPU; 64 tokens are two generated sentences
 
 
 def load_task(config, **settings) -> Task:
@@ -26,7 +30,7 @@ def load_task(config, **settings) -> Task:
         ValueError: the user's training data are a stream.
     """
     if config.task is None:
-        return _task_on(load_dataset(config.dataset, data_dir=config.data_dir), config, **settings)
+        return _text_task(config)[0] if has_text(config) else _task_on(load_dataset(config.dataset, data_dir=config.data_dir), config, **settings)
     task = load_user_task(config.task)
     _refuse_stream(config.task, "train_data", task.train_data, "this study takes examples by number, which a stream does not give")
     return task
@@ -35,11 +39,13 @@ def load_task(config, **settings) -> Task:
 def load_choosing_task(config) -> tuple[Task, PyTree]:
     """The task on the training set without its validation part; and the test set, to be used once at the end of a run.
 
-    What the task calls ``test_data`` is the validation part; the test set is not in it.
+    What the task calls ``test_data`` is the validation part; the test set is not in it. A text has a validation part of its own.
 
     Raises:
         ValueError: the user's task has no metrics or no test data, its data are a stream, or there are too few to hold some out.
     """
+    if config.task is None and has_text(config):
+        return _text_task(config)
     if config.task is None:
         dataset = load_dataset(config.dataset, data_dir=config.data_dir)
         task = _task_on(hold_out(dataset, seed=config.validation_seed), config)
@@ -80,6 +86,37 @@ def refuse_model_state(config, task: Task, reason: str) -> None:
 def _refuse_stream(text: str, name: str, data: PyTree, reason: str) -> None:
     if is_stream(data):
         raise ValueError(f"--task {text}: {name} are a stream, and {reason}. Give arrays.")
+
+
+def has_text(config) -> bool:
+    """Whether the study's data are a named text, whose only network is the transformer.
+
+    Raises:
+        ValueError: the network does not go with the data.
+    """
+    if config.task is not None:
+        return False
+    is_text = config.dataset in TEXTS
+    if is_text and config.model != "transformer":
+        raise ValueError(f"--model {config.model} takes images, and --dataset {config.dataset} is a text: --model transformer.")
+    if config.model == "transformer" and not is_text:
+        raise ValueError(f"--model transformer takes a text, and --dataset {config.dataset} holds images: --dataset {' or '.join(TEXTS)}.")
+    return is_text
+
+
+def _text_task(config) -> tuple[Task, PyTree]:
+    """The transformer on a part of a text's sequences, judged on a part of those for validation; and a part of those for the test."""
+    dataset = load_text(config.dataset, data_dir=config.data_dir)
+    task = language_task(TRANSFORMER(dataset.vocab_size), dataset, sequence_length=SEQUENCE_LENGTH)
+    test_data = jnp.asarray(sequences(dataset.test_tokens, SEQUENCE_LENGTH))
+    few = 2 if config.quick else 1
+    train_data = _spread(task.train_data, NUM_SEQUENCES // few)
+    return task._replace(train_data=train_data, test_data=_spread(task.test_data, NUM_HELD_OUT // few)), _spread(test_data, NUM_HELD_OUT // few)
+
+
+def _spread(rows: Array, count: int) -> Array:
+    """``count`` rows from all over a text, because its first ones alone would be one scene of it."""
+    return rows[:: len(rows) // count][:count]
 
 
 def _task_on(dataset: Dataset, config, **settings) -> Task:

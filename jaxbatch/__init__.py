@@ -28,6 +28,7 @@ from jaxbatch.data import DATASETS, Dataset, load_dataset
 from jaxbatch.data.held_out import hold_out
 from jaxbatch.data.images import ImageDataset, open_images
 from jaxbatch.data.streaming import prefetch
+from jaxbatch.data.text import TextDataset, load_text, sequences
 from jaxbatch.gradients.accumulation import accumulated_gradient
 from jaxbatch.gradients.clipping import ClippedSum, clipped_gradient_sum, sum_of_gradients
 from jaxbatch.gradients.exact import (
@@ -66,11 +67,13 @@ from jaxbatch.training.checkpoints import fit_with_checkpoints
 from jaxbatch.training.evaluation import make_evaluate
 from jaxbatch.training.fitting import fit
 from jaxbatch.training.goals import Goal, as_goal, fit_to_target
+from jaxbatch.training.language import language_task
 from jaxbatch.training.loops import compile_epoch, make_epoch
 from jaxbatch.training.plans import FitConfig
 from jaxbatch.training.steps import TrainState, init_state, make_train_step
 from jaxbatch.training.sweeps import sweep
 from jaxbatch.training.tasks import Task, classification_task, streamed_task
+from jaxbatch.transformer import TransformerLM
 from jaxbatch.weighted import Weighted
 
 # Before JAX starts. It changes nothing unless compilers for accelerators are installed that are not here.
@@ -106,8 +109,10 @@ __all__ = [
     "SimpleCNN",
     "Target",
     "Task",
+    "TextDataset",
     "Throughput",
     "TrainState",
+    "TransformerLM",
     "Weighted",
     "accumulated_gradient",
     "adabatch_schedule",
@@ -147,8 +152,10 @@ __all__ = [
     "init_state",
     "interval",
     "keep_compiled_programs",
+    "language_task",
     "largest_stable_curvature",
     "load_dataset",
+    "load_text",
     "losses_and_group_gradients",
     "losses_and_mean_gradient",
     "make_epoch",
@@ -170,6 +177,7 @@ __all__ = [
     "recompute",
     "relative_squared_error",
     "scale_learning_rate",
+    "sequences",
     "split_backward",
     "step_decay",
     "steps",

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from jaxbatch.augment import normalise
 
 
-def cross_entropy(logits: Float[Array, "B classes"], labels: Int[Array, "B"]) -> Float[Array, "B"]:
+def cross_entropy(logits: Float[Array, "*B classes"], labels: Int[Array, "*B"]) -> Float[Array, "*B"]:
     r"""Negative log-likelihood of each label, :math:`-\log \text{softmax}(z)_y`, in nats.
 
     Example:
@@ -19,7 +19,7 @@ def cross_entropy(logits: Float[Array, "B classes"], labels: Int[Array, "B"]) ->
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
-def correct(logits: Float[Array, "B classes"], labels: Int[Array, "B"]) -> Float[Array, "B"]:
+def correct(logits: Float[Array, "*B classes"], labels: Int[Array, "*B"]) -> Float[Array, "*B"]:
     """1 for an example whose largest logit is the label's, else 0; always 0 for an example with a logit that is not finite.
 
     Example:

@@ -121,9 +121,64 @@ class VGG19BN(nn.Module):
         return self.dense(x.flatten(1))
 
 
+class TransformerLayer(nn.Module):
+    """Attention with rotary positions and a two-layer network, each after a norm and added to its input."""
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.heads = heads
+        self.attention_norm, self.network_norm = nn.RMSNorm(width, 1e-6), nn.RMSNorm(width, 1e-6)
+        self.qkv, self.attention_out = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
+        self.up, self.down = nn.Linear(width, 4 * width, bias=False), nn.Linear(4 * width, width, bias=False)
+
+    def forward(self, x, turns):
+        query, key, value = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        if turns is not None:
+            query, key = (torch.view_as_real(torch.complex(*one.chunk(2, -1)) * turns).movedim(-1, -2).flatten(-2) for one in (query, key))
+        y = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        x = x + self.attention_out(y.transpose(1, 2).flatten(2))
+        return x + self.down(nn.functional.gelu(self.up(self.network_norm(x)), approximate="tanh"))
+
+
+class TransformerLM(nn.Module):
+    """The transformer, with rotary positions and a tied head, or with learned positions and a head of its own."""
+
+    def __init__(self, vocab_size=256, width=128, layers=4, heads=4, rotary=True, tied=True, max_length=1024):
+        super().__init__()
+        self.embed = nn.Embedding(vocab_size, width)
+        self.positions = None if rotary else nn.Embedding(max_length, width)
+        self.layers = nn.ModuleList([TransformerLayer(width, heads) for _ in range(layers)])
+        self.norm = nn.RMSNorm(width, 1e-6)
+        self.head = None if tied else nn.Linear(width, vocab_size, bias=False)
+
+    def forward(self, tokens):
+        x, turns, places = self.embed(tokens), None, torch.arange(tokens.shape[1])
+        if self.positions is not None:
+            x = x + self.positions(places)
+        else:
+            channels = x.shape[-1] // self.layers[0].heads
+            speeds = 10_000.0 ** (-torch.arange(0, channels, 2, dtype=x.dtype) / channels)
+            turns = torch.polar(torch.ones_like(speeds), places[:, None] * speeds)
+        for layer in self.layers:
+            x = layer(x, turns)
+        x = self.norm(x)
+        return x @ self.embed.weight.T if self.head is None else self.head(x)
+
+
 def build(name: str) -> nn.Module:
     """A network by the name of its class."""
-    return {network.__name__: network for network in (SimpleCNN, AlexNet, ResNet20, ResNet50, VGG19BN)}[name]()
+    return {network.__name__: network for network in (SimpleCNN, AlexNet, ResNet20, ResNet50, VGG19BN, TransformerLM)}[name]()
+
+
+def as_torch_transformer(params: dict) -> dict[str, np.ndarray]:
+    """The transformer's parameters (or gradients) under PyTorch's names and in its axes."""
+    weights = {}
+    for name, layer in params.items():
+        for part, own in ({"": layer} if len(layer) == 1 else layer).items():
+            ((kind, value),) = own.items()
+            prefix = ".".join(filter(None, (name.replace("layer_", "layers."), part)))
+            weights[f"{prefix}.weight"] = np.array(value.T if kind == "kernel" else value, order="C")
+    return weights
 
 
 OURS = {  # the order in which jaxbatch creates layers, for networks where position is not enough

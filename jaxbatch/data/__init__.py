@@ -50,6 +50,7 @@ _FACTS = {
     "cifar100": (100, _CIFAR_MEAN, _CIFAR_STD),
 }
 DATASETS = tuple(_FACTS)
+TEXTS = ("generated", "tiny_shakespeare")  # those of jaxbatch.load_text
 
 
 def load_dataset(name: str, *, data_dir: str | os.PathLike | None = None) -> Dataset:
@@ -77,6 +78,8 @@ def load_dataset(name: str, *, data_dir: str | os.PathLike | None = None) -> Dat
     """
     if name == "imagenet2012":
         raise ValueError("name='imagenet2012' does not fit into memory: jb.open_images('imagenet2012') opens it as a stream.")
+    if name in TEXTS:
+        raise ValueError(f"name={name!r} is a text: jb.load_text({name!r}) loads it.")
     if name not in _FACTS:
         near = difflib.get_close_matches(_plain(name), [_plain(known) for known in _FACTS], n=1, cutoff=0.6)
         hint = [known for known in _FACTS if near and _plain(known) == near[0]]
@@ -106,18 +109,30 @@ def _plain(name: str) -> str:
     return "".join(letter for letter in str(name).lower() if letter.isalnum())
 
 
-def _load_files(name: str, data_dir: str | os.PathLike | None) -> official.Arrays:
+def folders_to_search(name: str, data_dir: str | os.PathLike | None) -> list[pathlib.Path]:
+    """Where the files of data set ``name`` may be; a download goes to the first of them.
+
+    Raises:
+        FileNotFoundError: ``data_dir`` does not exist, or no folder is named and there is no home.
+    """
     given = data_dir or os.environ.get("JAXBATCH_DATA_DIR")
-    cache = cache_folder()
     if given:
         source = "data_dir" if data_dir else "JAXBATCH_DATA_DIR"
-        folders = [local_path(given, source)]
-        if not folders[0].is_dir():
+        folder = local_path(given, source)
+        if not folder.is_dir():
             raise FileNotFoundError(f"{source}={str(given)!r} is no folder. Name the folder that holds the files.")
-    else:
-        folders = [] if cache is None else [cache / "official"]
-        with contextlib.suppress(RuntimeError):  # without a home there is no folder of TensorFlow Datasets in it
-            folders.append(pathlib.Path("~/tensorflow_datasets").expanduser())
+        return [folder]
+    cache = cache_folder()
+    if cache is None:
+        raise FileNotFoundError(f"{name}: no folder is named, and there is no home to download it to. Set data_dir, JAXBATCH_DATA_DIR or HOME.")
+    folders = [cache / "official"]
+    with contextlib.suppress(RuntimeError):  # without a home there is no folder of TensorFlow Datasets in it
+        folders.append(pathlib.Path("~/tensorflow_datasets").expanduser())
+    return folders
+
+
+def _load_files(name: str, data_dir: str | os.PathLike | None) -> official.Arrays:
+    folders = folders_to_search(name, data_dir)
     for folder in folders:
         paths = official.find_files(name, folder)
         if paths is not None:
@@ -125,8 +140,6 @@ def _load_files(name: str, data_dir: str | os.PathLike | None) -> official.Array
         if prepared.is_prepared(name, folder):
             files = sorted(path for path in (folder / name).rglob("*") if path.is_file())
             return _cached(name, files, functools.partial(prepared.read_prepared, name, folder))
-    if not given and cache is None:
-        raise FileNotFoundError(f"{name}: no folder is named, and there is no home to download it to. Set data_dir, JAXBATCH_DATA_DIR or HOME.")
     paths = prepared.download_official(name, folders[0])
     return _cached(name, paths, lambda: official.read_files(name, paths))
 

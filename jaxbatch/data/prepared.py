@@ -83,15 +83,26 @@ def _stack(examples) -> tuple[np.ndarray, np.ndarray]:
 
 
 def download_official(name: str, destination: pathlib.Path) -> list[pathlib.Path]:
-    """Downloads the official files of ``name`` from the addresses that TFDS knows; this does not need TensorFlow.
+    """:func:`download_files` for images; the paths are in the order that :func:`official.read_files` takes."""
+    wanted = [f"{role}.gz" for role in IDX_GZ[name]] if name in IDX_GZ else [CIFAR[name][0].archive]
+    return download_files(name, wanted, destination, embedded="digits")
+
+
+def download_files(name: str, wanted: list[str], destination: pathlib.Path, *, embedded: str) -> list[pathlib.Path]:
+    """Downloads official files of ``name`` from the addresses that TFDS knows; this does not need TensorFlow.
+
+    Args:
+        name: of the data set, as TFDS knows it.
+        wanted: the names of the files, the last parts of their addresses.
+        destination: the folder in which the folder ``name`` is made.
+        embedded: the data set that needs no download; the error names it.
 
     Returns:
-        The files under ``destination / name``, in the order that :func:`official.read_files` takes.
+        The files under ``destination / name``, in the order of ``wanted``.
 
     Raises:
         ConnectionError: nothing could be fetched.
     """
-    wanted = [f"{role}.gz" for role in IDX_GZ[name]] if name in IDX_GZ else [CIFAR[name][0].archive]
     folder = destination / name
     try:
         import tensorflow_datasets as tfds
@@ -108,7 +119,7 @@ def download_official(name: str, destination: pathlib.Path) -> list[pathlib.Path
     except Exception as error:  # requests, DNS, TLS, TFDS's own: the user needs one line
         raise ConnectionError(
             f"{name}: could not be downloaded ({_one_line(error)}). Put {', '.join(wanted)} into {folder} "
-            "(or pass --data-dir / set JAXBATCH_DATA_DIR to where they are), or use the embedded data set 'digits'."
+            f"(or pass --data-dir / set JAXBATCH_DATA_DIR to where they are), or use the embedded data set {embedded!r}."
         ) from error
     folder.mkdir(parents=True, exist_ok=True)
     paths = []

@@ -47,6 +47,9 @@ PLAIN_MNIST_DIGESTS = dict(
 )
 
 
+TINY_SHAKESPEARE = FileFacts(1_115_394, "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed")
+
+
 class CifarVersion(NamedTuple):
     """One published form of a CIFAR data set: its folder, its archive and its files, in order, the test file last."""
 

@@ -1,0 +1,179 @@
+r"""A small transformer that predicts the next token, in Flax Linen: ``model.apply(variables, tokens) -> logits``.
+
+Several short texts may share one row of tokens (*packing*). Then ``segments`` says which text each token belongs to; attention
+and positions stay within a text, so that its logits are those of the text alone.
+
+Axes: B sequences, T tokens, D channels of a head.
+"""
+
+from typing import Any, Literal
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int32, Integer
+
+Positions = Literal["rotary", "learned"]
+
+_ROTARY_BASE = 10_000.0
+_EPSILON = 1e-6  # of the norms
+
+
+class TransformerLM(nn.Module):
+    r"""A decoder-only transformer; 820,352 parameters by default.
+
+    Each layer adds attention to its input, then a two-layer network with GELU (tanh form). Both read an RMSNorm of their input
+    (*pre-norm*), and a last RMSNorm stands before the head. No layer has a bias. With V = ``vocab_size``, W = ``width``,
+    L = ``num_layers`` and E = ``expansion``, there are
+
+    .. math:: V W + L\,((4 + 2E)\,W^2 + 2 W) + W
+
+    parameters, V W more with ``tied_head=False``, and ``max_length`` · W more with learned positions.
+
+    Weights start as GPT-2's do: normal with standard deviation 0.02, and :math:`0.02 / \sqrt{2L}` for the two matrices of a layer
+    whose result is added to its input, because 2L such results add up. Scales of the norms start at 1.
+
+    ``dtype`` is that of the matrix products. Parameters, norms, softmax and logits are float32 at least.
+
+    Args:
+        tokens: whole numbers below ``vocab_size``, in the call. A token out of range makes the logits NaN.
+        segments: in the call, the number of the text that a token belongs to. A run of equal numbers is one text: positions
+            restart with it, and attention does not leave it. Padding is a text of its own, such as number 0; leave it out of the
+            loss. ``None``: each row is one text.
+
+    Returns:
+        Logits ``(B, T, vocab_size)``. Those at place t depend on tokens 0 to t, and predict token t + 1.
+
+    Raises:
+        ValueError: ``width`` is no multiple of ``num_heads``; a head has an odd number of channels, which rotary positions cannot
+            have; or learned positions get more than ``max_length`` tokens.
+
+    Example:
+        >>> shapes = jax.eval_shape(TransformerLM().init, jax.random.key(0), jnp.zeros((1, 8), jnp.int32))
+        >>> sum(leaf.size for leaf in jax.tree.leaves(shapes))
+        820352
+
+    References:
+        Radford et al., `Language Models are Unsupervised Multitask Learners
+        <https://cdn.openai.com/better-language-models/language_models_are_unsupervised_multitask_learners.pdf>`_, 2019, section 2.3;
+        Su et al., `RoFormer <https://arxiv.org/abs/2104.09864>`_, 2021: rotary positions; Zhang and Sennrich, `Root Mean Square Layer
+        Normalization <https://arxiv.org/abs/1910.07467>`_, 2019.
+    """
+
+    vocab_size: int = 256
+    width: int = 128
+    num_layers: int = 4
+    num_heads: int = 4
+    expansion: int = 4  # width of a layer's inner network, in widths
+    positions: Positions = "rotary"
+    tied_head: bool = True  # the head is the embedding's transpose
+    max_length: int = 1024  # tokens; only of learned positions
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: Integer[Array, "B T"], segments: Integer[Array, "B T"] | None = None) -> Float[Array, "B T vocab"]:
+        _check_sizes(self, tokens.shape[1])
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        embed = nn.Embed(self.vocab_size, self.width, embedding_init=_normal(), name="embed")
+        starts = _text_starts(tokens, segments)
+        places = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None] - starts
+        x = embed(tokens.astype(jnp.int32)).astype(self.dtype)
+        if self.positions == "learned":
+            x = x + nn.Embed(self.max_length, self.width, embedding_init=_normal(), name="positions")(places).astype(self.dtype)
+        mask = jnp.tril(jnp.ones((1, 1, *2 * tokens.shape[1:]), bool)) & (starts[:, None, :, None] == starts[:, None, None, :])
+        angles = rotary_angles(places, self.width // self.num_heads) if self.positions == "rotary" else None
+        for index in range(self.num_layers):
+            x = _Layer(self.num_layers, self.num_heads, self.expansion, self.dtype, name=f"layer_{index}")(x, angles, mask)
+        x = _norm(wide, "norm")(x)
+        if self.tied_head:
+            return x @ embed.embedding.astype(wide).T
+        return nn.Dense(self.vocab_size, use_bias=False, kernel_init=_normal(), dtype=wide, name="head")(x)
+
+
+class _Layer(nn.Module):
+    """Attention and a two-layer network, each added to its input."""
+
+    num_layers: int
+    num_heads: int
+    expansion: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x, angles: Float[Array, "_ T half"] | None, mask: Bool[Array, "_ 1 T T"]):
+        batch_size, length, width = x.shape
+
+        def dense(features: int, name: str, layers: int = 0):
+            return nn.Dense(features, use_bias=False, kernel_init=_normal(layers), dtype=self.dtype, name=name)
+
+        y = dense(3 * width, "qkv")(_norm(self.dtype, "attention_norm")(x))
+        query, key, value = jnp.moveaxis(y.reshape(batch_size, length, 3, self.num_heads, -1), 2, 0)
+        if angles is not None:
+            query, key = rotate(query, angles), rotate(key, angles)
+        x = x + dense(width, "attention_out", self.num_layers)(_attend(query, key, value, mask).reshape(x.shape))
+        y = dense(self.expansion * width, "up")(_norm(self.dtype, "network_norm")(x))
+        return x + dense(width, "down", self.num_layers)(nn.gelu(y, approximate=True))
+
+
+def rotary_angles(places: Int32[Array, "B T"], channels: int) -> Float[Array, "B T half"]:
+    r"""The angle by which each pair of a head's channels is turned at each place: :math:`t \cdot 10000^{-2i/D}` for pair i.
+
+    Example:
+        >>> rotary_angles(jnp.array([[0, 1]], jnp.int32), 2).tolist()
+        [[[0.0], [1.0]]]
+    """
+    speeds = _ROTARY_BASE ** (-jnp.arange(0, channels, 2, dtype=jnp.result_type(float)) / channels)
+    return places[..., None] * speeds[None, None]
+
+
+def rotate(x: Float[Array, "B T heads D"], angles: Float[Array, "_ T half"]) -> Float[Array, "B T heads D"]:
+    """Turns channel i and channel i + D/2 of each head, as a point of the plane, by ``angles``.
+
+    The product of a rotated query and a rotated key depends on their places only by the difference of the two.
+
+    Example:
+        >>> rotate(jnp.ones((1, 1, 1, 2)), jnp.full((1, 1, 1), jnp.pi / 2)).round(3).tolist()
+        [[[[-1.0, 1.0]]]]
+    """
+    sine, cosine = jnp.sin(angles)[:, :, None], jnp.cos(angles)[:, :, None]
+    first, second = jnp.split(x.astype(jnp.promote_types(x.dtype, jnp.float32)), 2, axis=-1)
+    return jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], -1).astype(x.dtype)
+
+
+def _attend(query, key, value: Float[Array, "B T heads D"], mask: Bool[Array, "_ 1 T T"]) -> Float[Array, "B T heads D"]:
+    """Softmax attention in float32 at least. ``jax.nn.dot_product_attention`` would round float64 to float32 on the way."""
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    scores = jnp.einsum("bthd,bshd->bhts", query, key, preferred_element_type=wide) / query.shape[-1] ** 0.5
+    shares = nn.softmax(scores, where=mask).astype(value.dtype)
+    return jnp.einsum("bhts,bshd->bthd", shares, value)
+
+
+def _text_starts(tokens: Integer[Array, "B T"], segments: Integer[Array, "B T"] | None) -> Int32[Array, "_ T"]:
+    """The place at which the text of each token begins; ``(1, T)`` if rows are one text each."""
+    if segments is None:
+        return jnp.zeros((1, tokens.shape[1]), jnp.int32)
+    begins = segments[:, 1:] != segments[:, :-1]
+    places = jnp.arange(1, tokens.shape[1], dtype=jnp.int32)[None]
+    found = lax.cummax(jnp.where(begins, places, 0), axis=1)
+    return jnp.pad(found, ((0, 0), (1, 0)))
+
+
+def _norm(dtype, name: str) -> nn.RMSNorm:
+    """RMSNorm in float32 at least, its result in ``dtype``."""
+    return nn.RMSNorm(epsilon=_EPSILON, dtype=dtype, name=name)
+
+
+def _normal(layers: int = 0):
+    """GPT-2's start; ``layers``: the depth of the network, for a matrix whose result is added to the input of its layer."""
+    return nn.initializers.normal(0.02 / (2 * layers) ** 0.5 if layers else 0.02)
+
+
+def _check_sizes(model: TransformerLM, length: int) -> None:
+    channels, rest = divmod(model.width, model.num_heads)
+    if rest:
+        raise ValueError(f"width={model.width} must be a multiple of num_heads={model.num_heads}.")
+    if model.positions not in ("rotary", "learned"):
+        raise ValueError(f"positions={model.positions!r} must be 'rotary' or 'learned'.")
+    if model.positions == "rotary" and channels % 2:
+        raise ValueError(f"width={model.width} and num_heads={model.num_heads} give heads of {channels} channels; rotary positions turn pairs.")
+    if model.positions == "learned" and length > model.max_length:
+        raise ValueError(f"{length} tokens are more than max_length={model.max_length}: raise it, or take positions='rotary'.")
