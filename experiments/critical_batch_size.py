@@ -98,13 +98,13 @@ def first_examples(task: jb.Task, count: int | None) -> jb.Task:
     return task._replace(train_data=jax.tree.map(lambda leaf: leaf[:count], task.train_data))
 
 
-def measure_run(config: Config, task: jb.Task, rate: float, seed: int, updates: float) -> Iterator[Record]:
+def measure_run(config: Config, task: jb.Task, rate: float, seed: int, updates: int) -> Iterator[Record]:
     """The noise at every evaluation of a run at the base size, and branches from its states at a quarter, a half, and the end."""
     make_optimizer = OPTIMIZERS[config.optimizer]
     fit_config = jb.FitConfig(
         make_optimizer(rate),
         config.base_batch_size,
-        jb.steps(round(updates)),
+        jb.steps(updates),
         seed=seed,
         evaluations_per_epoch=config.evaluations_per_epoch,
         monitor=jb.NoiseMonitor(parts=NOISE_PARTS),
@@ -163,7 +163,7 @@ def measure(config: Config, task: jb.Task, run: RunFolder, console: Console) -> 
         bar = progress.add_task("noise and branches", total=config.seeds, rate="")
         for seed in range(config.seeds):
             if not run.find(kind="run", seed=seed):
-                for record in list(measure_run(config, task, rate, seed, float(np.mean(updates)))):  # a run that was killed leaves nothing
+                for record in list(measure_run(config, task, rate, seed, round(float(np.mean(updates))))):  # a run that was killed leaves nothing
                     run.append(record)
             progress.update(bar, advance=1)
 
