@@ -49,6 +49,7 @@ class TransformerLM(nn.Module):
             have; or learned positions get more than ``max_length`` tokens.
 
     Example:
+        >>> import jax
         >>> shapes = jax.eval_shape(TransformerLM().init, jax.random.key(0), jnp.zeros((1, 8), jnp.int32))
         >>> sum(leaf.size for leaf in jax.tree.leaves(shapes))
         820352

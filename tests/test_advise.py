@@ -76,6 +76,15 @@ def test_objectives_differ_where_they_must():
     assert few.batch_size < fast.batch_size  # if examples cost no time, a larger batch is faster
 
 
+def test_what_would_change_the_answer():
+    advice = advise_quadratic()
+    (less, small), (more, large) = advice.elsewhere
+    assert (less, more) == (0.1, 10.0)
+    assert small <= advice.batch_size <= large  # where an update costs more, larger batches pay
+    assert f"B = {large} with 10 times the fixed time" in " ".join(advice.sentences())
+    assert advise_quadratic(objective="examples", max_probes=10).elsewhere == ()
+
+
 @pytest.mark.parametrize("kept", [3, 12])  # in the midst of the race, and after it
 def test_advice_continues_from_known_runs_and_gives_the_same(kept):
     seen = []

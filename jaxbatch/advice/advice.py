@@ -47,6 +47,7 @@ class Advice(NamedTuple):
     probes: tuple[Probe, ...]
     doubts: tuple[str, ...]
     rules: tuple[str, ...]  # what to do with the other hyperparameters when the batch changes
+    elsewhere: tuple[tuple[float, int], ...] = ()  # the best size if the fixed time of an update were so many times as long
 
     @property
     def choice(self) -> Choice:
@@ -81,6 +82,7 @@ class Advice(NamedTuple):
             f"{told} {span}.",
             f"Expected: {choice.updates:,.0f} updates, {choice.examples:,.0f} examples, {choice.seconds:.3g} s of training.",
             *self.reasons(),
+            *self.changes(),
             *self.doubts,
         ]
 
@@ -95,6 +97,12 @@ class Advice(NamedTuple):
         busy = f"The device is busy from B = {knee:,.0f} on ({how})."
         return [f"{busy} Larger batches stop to save updates around B = {critical:,.0f}.{noise}{theory} {memory}"]
 
+    def changes(self) -> list[str]:
+        """What would change the answer."""
+        told = [f"B = {size} with {factor:g} times the fixed time of an update" for factor, size in self.elsewhere]
+        device = f"on another device it would be {' and '.join(told)}; " if told else ""
+        return [f"What would change the answer: {device}a harder goal, which has a larger critical batch size, moves it up."]
+
     def snippet(self, make_optimizer: str = "make_optimizer") -> str:
         """Code that trains with the advised setting; ``make_optimizer`` is the name of the function that takes the rate."""
         if self.batch_size is None:
@@ -105,7 +113,7 @@ class Advice(NamedTuple):
         )
 
 
-def summarize(estimate: Estimate, space: Space, throughput: Throughput, probes: Sequence[Probe]) -> dict[str, Any]:
+def summarize(estimate: Estimate, space: Space, throughput: Throughput, probes: Sequence[Probe], objective: Objective) -> dict[str, Any]:
     """The fields of :class:`Advice` that follow from an estimate."""
     seconds = {size: throughput.seconds_at(size) for size in space.batch_sizes}
     expected = estimate.log_cost.mean(0)
@@ -131,7 +139,9 @@ def summarize(estimate: Estimate, space: Space, throughput: Throughput, probes: 
             )
         )
     least = expected.min()
+    elsewhere = tuple((factor, _best_size_elsewhere(estimate, space, throughput, factor)) for factor in (0.1, 10.0))
     return {
+        "elsewhere": elsewhere if objective == "time" else (),
         "batch_size": space.batch_sizes[estimate.best[0]],
         "learning_rate": space.learning_rates[estimate.best[1]],
         "choices": tuple(choices),
@@ -140,6 +150,15 @@ def summarize(estimate: Estimate, space: Space, throughput: Throughput, probes: 
         "critical_batch_size": _spread(estimate.posterior.critical_batch_size, len(probes)),
         "expected_regret": estimate.regret,
     }
+
+
+def _best_size_elsewhere(estimate: Estimate, space: Space, throughput: Throughput, factor: float) -> int:
+    """The best size, by time, on a device whose fixed time of an update is ``factor`` times as long, all else equal."""
+    fixed = (factor - 1) * float(throughput.seconds_per_update)
+    shortest = 0.01 * min(throughput.seconds_at(size) for size in space.batch_sizes)  # the line is only approximate
+    seconds = np.array([max(throughput.seconds_at(size) + fixed, shortest) for size in space.batch_sizes])
+    expected = (estimate.log_updates.mean(0) + np.log(seconds)[:, None]).min(1)
+    return space.batch_sizes[int(expected.argmin())]
 
 
 def noise_scale_of(probes: Sequence[Probe]) -> Interval:

@@ -193,7 +193,7 @@ def conclude(setting: Setting, throughput: Throughput, probes: Sequence[Probe]) 
     space = setting.space(throughput)
     estimate = make_estimate(probes, space, setting.prefer)
     doubts = doubts_of(probes, space, estimate, setting.evaluations_per_epoch, setting.num_examples)
-    return Advice(doubts=tuple(doubts), **summarize(estimate, space, throughput, probes), **common)
+    return Advice(doubts=tuple(doubts), **summarize(estimate, space, throughput, probes, setting.objective), **common)
 
 
 def find_throughput(task: Task, optimizer: Any, sizes: Sequence[int], target: str) -> Throughput:
