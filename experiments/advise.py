@@ -13,44 +13,26 @@ The measured answer stands in docs/advice.md.
 """
 
 import dataclasses
-import functools
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
 
-import optax
 from rich.console import Console
 
 import jaxbatch as jb
 from experiments import advise_figure, advise_records, advise_report, advise_verify
-from experiments.study import TaskConfig, check_positive, open_study, run_study, show_results
-from experiments.study_target import fill_target
-from experiments.study_task import Network, load_choosing_task
+from experiments.optimizers import CODE, OPTIMIZERS
+from experiments.study import check_positive, open_study, run_study, show_results
+from experiments.study_target import GoalConfig, fill_target
+from experiments.study_task import load_choosing_task
 from jaxbatch.advice.advice import Objective
 from jaxbatch.advice.advising import LEARNING_RATES, find_throughput, settle
 from jaxbatch.results.records import RunFolder
 from jaxbatch.results.report import progress_bar
 
-OptimizerName = Literal["sgd", "momentum", "adam", "adamw"]
-OPTIMIZERS: dict[str, Callable[[Any], Any]] = {
-    "sgd": optax.sgd,
-    "momentum": functools.partial(optax.sgd, momentum=0.9),
-    "adam": optax.adam,
-    "adamw": optax.adamw,
-}
-CODE = {"sgd": "optax.sgd", "momentum": "functools.partial(optax.sgd, momentum=0.9)", "adam": "optax.adam", "adamw": "optax.adamw"}
-
 
 @dataclasses.dataclass(frozen=True)
-class Config(TaskConfig):
+class Config(GoalConfig):
     """Flags of the study."""
 
-    model: Network = "simple_cnn"
-    """The network: the study's convolutions, one hidden layer of 128 units, or a small transformer for texts."""
-    optimizer: OptimizerName = "momentum"
-    """Optimizer: sgd, momentum (0.9), adam, adamw; its learning rate is part of the answer."""
-    target: str | None = None
-    """Metric to reach on the held-out part, with its direction, such as "accuracy>0.98" or "loss<0.4" (quoted, because of the
-    shell). Default: accuracy>0.95 for digits, accuracy>0.98 for mnist. Needed with --task."""
     objective: Objective = "time"
     """What to save: time, examples, or balanced for both."""
     device: str = "here"
@@ -61,8 +43,6 @@ class Config(TaskConfig):
     """Batch sizes to choose from. Default: powers of two up to half the training set."""
     learning_rates: tuple[float, ...] | None = None
     """Learning rates to choose from. Default: four to a power of ten, from 0.0001 to 3.16."""
-    epochs: int | None = None
-    """The longest run, should none reach the target sooner. Default: 30 for digits, 15 for the others."""
     evaluations_per_epoch: int = 12
     """How often a run looks at the target."""
     max_probes: int = 30
@@ -71,8 +51,6 @@ class Config(TaskConfig):
     """The most seconds for the runs."""
     seeds: int = 3
     """Seeds of --verify; the advice itself gives each run a seed of its own."""
-    validation_seed: int = 0
-    """Seed by which a sixth of the training set is held out."""
     verify: bool = False
     """Make the full sweep too and say what the advised setting costs against its best."""
 

@@ -21,12 +21,12 @@ from rich.console import Console
 
 import jaxbatch as jb
 from experiments import critical_batch_size_report
-from experiments.advise import OPTIMIZERS, OptimizerName
 from experiments.advise_verify import RATES, run_sweep
 from experiments.critical_batch_size_report import best_rates
-from experiments.study import TaskConfig, check_positive, open_study, run_study, show_results
-from experiments.study_target import fill_target
-from experiments.study_task import Network, load_choosing_task
+from experiments.optimizers import OPTIMIZERS
+from experiments.study import check_positive, open_study, run_study, show_results
+from experiments.study_target import GoalConfig, fill_target
+from experiments.study_task import load_choosing_task
 from jaxbatch.results.records import Record, RunFolder
 from jaxbatch.results.report import progress_bar
 from jaxbatch.training.goals import metric_names
@@ -37,16 +37,9 @@ STAGES = (0.25, 0.5, 1.0)  # of the updates to the target, where branches begin
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(TaskConfig):
+class Config(GoalConfig):
     """Flags of the study."""
 
-    model: Network = "simple_cnn"
-    """The network: the study's convolutions, one hidden layer of 128 units, or a small transformer for texts."""
-    optimizer: OptimizerName = "momentum"
-    """Optimizer: sgd, momentum (0.9), adam, adamw."""
-    target: str | None = None
-    """Metric to reach on the held-out part, with its direction, such as "accuracy>0.98" or "loss<0.4" (quoted, because of the
-    shell). Default: accuracy>0.95 for digits, accuracy>0.98 for mnist. Needed with --task."""
     examples: int | None = None
     """Use only so many of the training examples. Default: all."""
     batch_sizes: tuple[int, ...] | None = None
@@ -60,14 +53,10 @@ class Config(TaskConfig):
     with the run's own batch, as a part of it."""
     learning_rates: tuple[float, ...] | None = None
     """Learning rates that are tried at every size. Default: two to a power of ten, over six."""
-    epochs: int | None = None
-    """Largest number of passes over the training set. Default: 30 for digits, 15 for the others."""
     evaluations_per_epoch: int = 12
     """Number of evaluations on the held-out part in an epoch."""
     seeds: int = 3
     """Number of seeds; each has its own initial weights and its own order of examples."""
-    validation_seed: int = 0
-    """Seed by which a sixth of the training set is held out."""
 
 
 def resolve(config: Config, task: jb.Task) -> Config:

@@ -22,7 +22,8 @@ from rich.console import Console
 
 import jaxbatch as jb
 from experiments import memory_report
-from experiments.memory_task import OPTIMIZERS, SHAPES, USUAL, DataName, Network, OptimizerName, shape_task
+from experiments.memory_task import SHAPES, USUAL, DataName, Network, shape_task
+from experiments.optimizers import OPTIMIZERS, OptimizerName
 from experiments.study import TaskConfig, open_study, run_study, show_results
 from experiments.user_task import load_user_task
 from jaxbatch.advice.largest_batch import MARGIN, find_largest_batch
@@ -34,6 +35,7 @@ from jaxbatch.machine.roofline import Work
 from jaxbatch.machine.targets import as_bytes
 from jaxbatch.results.records import Record, RunFolder
 
+RATE = 0.1  # no rate changes memory or work
 LADDER = (64, 256, 1024)  # sizes of the figure besides those of the search, where a compilation takes seconds
 
 
@@ -98,7 +100,7 @@ def resolve(config: Config) -> Config:
 
 def measure_target(config: Config, task: jb.Task, name: str, work: Callable[[int], Work]) -> Iterator[Record]:
     """Finds the largest batch of one target: a record for each compiled size, one for the answer, and one for the plan."""
-    target, optimizer = jb.find_target(name), OPTIMIZERS[config.optimizer]
+    target, optimizer = jb.find_target(name), OPTIMIZERS[config.optimizer](RATE)
     settings = {"num_groups": config.split, "num_devices": config.num_devices, "effort": config.effort}
     place = {"target": name, "title": target.title}
     found = find_largest_batch(task, optimizer=optimizer, target=target, budget=config.budget, margin=config.margin, **settings)
@@ -157,7 +159,7 @@ def measure(config: Config, task: jb.Task, run: RunFolder) -> Iterator[Record]:
     """Works out the targets that are missing, on as many cores as there are."""
     known = {record["target"] for record in run.find(kind="plan" if config.batch_size else "largest")}
     wanted = [name for name in config.targets if name not in known]
-    work = work_by_batch_size(task, OPTIMIZERS[config.optimizer]) if wanted else None
+    work = work_by_batch_size(task, OPTIMIZERS[config.optimizer](RATE)) if wanted else None
     with concurrent.futures.ThreadPoolExecutor(num_cores()) as pool:
         futures = [pool.submit(lambda name: list(measure_target(config, task, name, work)), name) for name in wanted]
         for done in concurrent.futures.as_completed(futures):

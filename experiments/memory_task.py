@@ -5,7 +5,6 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import jaxbatch as jb
 from jaxbatch.training.tasks import task_of_model
@@ -19,8 +18,6 @@ NETWORKS = {
     "resnet50": jb.ResNet50,
 }
 Network = Literal["simple_cnn", "mlp", "alexnet", "resnet20", "vgg19_bn", "resnet50"]
-OPTIMIZERS = {"sgd": optax.sgd(0.1), "momentum": optax.sgd(0.1, 0.9), "adam": optax.adam(1e-3), "adamw": optax.adamw(1e-3)}
-OptimizerName = Literal["sgd", "momentum", "adam", "adamw"]
 DataName = Literal["digits", "mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "imagenet"]
 # training examples, shape of an image, classes
 SHAPES = {

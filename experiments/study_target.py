@@ -4,7 +4,9 @@ import dataclasses
 from typing import TypeVar
 
 import jaxbatch as jb
-from experiments.study import SizesConfig, check_positive, resolve_sizes
+from experiments.optimizers import OptimizerName
+from experiments.study import SizesConfig, TaskConfig, check_positive, resolve_sizes
+from experiments.study_task import Network
 from jaxbatch.batches import steps_per_epoch
 from jaxbatch.training.goals import metric_names
 
@@ -36,6 +38,23 @@ class TargetConfig(SizesConfig):
     shell). Default: accuracy>0.95 for digits, accuracy>0.98 for mnist. Needed with --task."""
     evaluations_per_epoch: int = 4
     """Number of evaluations on the validation part in an epoch."""
+    validation_seed: int = 0
+    """Seed by which a sixth of the training set is held out for validation."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GoalConfig(TaskConfig):
+    """The flags of studies that choose batch sizes and rates themselves to reach a target, with any optimizer."""
+
+    model: Network = "simple_cnn"
+    """The network: the study's convolutions, one hidden layer of 128 units, or a small transformer for texts."""
+    optimizer: OptimizerName = "momentum"
+    """Optimizer: sgd, momentum (0.9), adam, adamw."""
+    target: str | None = None
+    """Metric to reach on the held-out part, with its direction, such as "accuracy>0.98" or "loss<0.4" (quoted, because of the
+    shell). Default: accuracy>0.95 for digits, accuracy>0.98 for mnist. Needed with --task."""
+    epochs: int | None = None
+    """The longest run, in passes over the training set. Default: 30 for digits, 15 for the others."""
     validation_seed: int = 0
     """Seed by which a sixth of the training set is held out for validation."""
 

@@ -195,6 +195,14 @@ def test_few_probes_leave_a_wide_interval():
     assert len(advice.candidates) > 1
 
 
+def test_memory_is_checked_before_it_is_said_to_hold():
+    advice = advise_quadratic(max_probes=10)
+    assert "Every size considered fits in memory." in " ".join(advice.sentences())
+    assert "memory the device has is not known" in " ".join(advice._replace(largest_batch_size=0).sentences())
+    with pytest.raises(ValueError, match="already needs"):  # on this machine, too
+        advise_quadratic(memory="1KiB", max_probes=10)
+
+
 def test_a_budget_ends_the_search():
     assert len(advise_quadratic(budget=0.0).probes) == 10  # the race alone
 

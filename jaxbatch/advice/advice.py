@@ -42,7 +42,7 @@ class Advice(NamedTuple):
     critical_batch_size: Interval  # above it, larger batches save few updates
     noise_scale: Interval  # the gradient noise scale, mean over the runs that reached the goal; n = 0 where it was not measured
     throughput: Throughput
-    largest_batch_size: int | None  # that memory holds; None: every size that was considered fits
+    largest_batch_size: int | None  # that memory holds; None: every size that was considered fits; 0: not known
     expected_regret: float  # what the setting is expected to cost above the true best, as a part of it
     probes: tuple[Probe, ...]
     doubts: tuple[str, ...]
@@ -93,9 +93,14 @@ class Advice(NamedTuple):
         between = math.sqrt(knee.value * critical.value)
         theory = f" Theory puts the least time at √({critical.value:,.0f} × {knee.value:,.0f}) = {between:,.0f}." if 1 <= between < math.inf else ""
         noise = f" The gradient noise scale of the runs is {self.noise_scale:,.0f}." if self.noise_scale.n else ""
-        memory = "Every size considered fits in memory." if self.largest_batch_size is None else f"Memory holds {self.largest_batch_size:,} at most."
+        if self.largest_batch_size is None:
+            memory = "Every size considered fits in memory."
+        elif self.largest_batch_size:
+            memory = f"Memory holds {self.largest_batch_size:,} at most."
+        else:
+            memory = "How much memory the device has is not known."
         busy = f"The device is busy from B = {knee:,.0f} on ({how})."
-        return [f"{busy} Larger batches stop to save updates around B = {critical:,.0f}.{noise}{theory} {memory}"]
+        return [f"{busy} Larger batches save few updates from about B = {critical:,.0f} on.{noise}{theory} {memory}"]
 
     def changes(self) -> list[str]:
         """What would change the answer."""

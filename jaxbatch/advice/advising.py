@@ -17,7 +17,6 @@ from jaxbatch.advice.throughput import Throughput, predicted_throughput
 from jaxbatch.advice.timed_updates import measure_throughput
 from jaxbatch.batches import Duration, epochs
 from jaxbatch.intervals import Interval
-from jaxbatch.machine.platform import compiled_platform
 from jaxbatch.machine.targets import as_bytes, find_target
 from jaxbatch.training.goals import Goal, check_goal
 from jaxbatch.training.steps import TrainState
@@ -52,7 +51,7 @@ def advise(
     Every run goes to the goal, or ends when it has cost half as much again as the best one. All runs, those that ended early
     too, enter a model of the updates to the goal (:mod:`jaxbatch.advice.updates_model`); the cost of an update is timed. For
     the objective ``"time"``, theory puts the best size at :math:`\sqrt{B_\text{crit} B_\text{knee}}`, between where the gradient's
-    noise stops to matter and where the device is busy.
+    noise stops mattering and where the device is busy.
 
     Args:
         task: its ``test_data`` are what the goal is judged on; hold them out of the training set (:func:`jaxbatch.hold_out`).
@@ -129,7 +128,7 @@ class Setting(NamedTuple):
     evaluations_per_epoch: int
     num_examples: int
     start: float  # the goal's metric before training
-    largest_batch_size: int | None  # that memory holds; None: every size that is considered fits
+    largest_batch_size: int | None  # that memory holds; None: every size that is considered fits; 0: not known
     rules: tuple[str, ...]
 
     @property
@@ -168,7 +167,7 @@ def settle(
     begun = begin(seed)
     start = check_not_there_yet(task, begun, goal)
     largest = _largest_that_fits(task, optimizer(rates[0]), sizes, target, memory)
-    sizes = tuple(size for size in sizes if largest is None or size <= largest)
+    sizes = tuple(size for size in sizes if not largest or size <= largest)
     if len(sizes) < 2:
         raise ValueError(f"memory={memory!r} holds a batch of at most {largest}, and there is nothing to choose from. Take a smaller model.")
     rules = tuple(rules_for(begun.opt_state))
@@ -221,11 +220,11 @@ def _middle(sizes: Sequence[int]) -> int:
 
 
 def _largest_that_fits(task: Task, optimizer: Any, sizes: Sequence[int], target: str, memory: str | float | None) -> int | None:
-    """The largest batch that fits in memory, or None if even the largest of the sizes does."""
+    """The largest batch that fits in memory; None if even the largest of the sizes does, 0 if the device's memory is not known."""
     place = find_target(target)
     limit = place.usable if memory is None else as_bytes(memory)
-    if not limit or (memory is None and target == "here" and compiled_platform() == "cpu" and sizes[-1] <= 4096):
-        return None  # a computer's memory holds a few thousand examples of any model that it can train
+    if not limit:
+        return 0
     if make_measure(task, optimizer=optimizer, target=place)(sizes[-1]).total <= 0.9 * limit:
         return None
     return find_largest_batch(task, optimizer=optimizer, target=place, budget=memory).batch_size
