@@ -59,7 +59,7 @@ def resolve(config: Config, task: jb.Task) -> Config:
     """Fills in the target, shrinks for --quick, and checks."""
     config = fill_target(config, task)
     if config.quick:
-        sizes = config.batch_sizes or tuple(2**power for power in range(1, 24, 2) if 2**power <= max(8, task.num_examples // 2))
+        sizes = config.batch_sizes or tuple(2**power for power in range(2, 24, 3) if 2**power <= max(32, task.num_examples // 2))
         config = dataclasses.replace(config, max_probes=min(config.max_probes, 9), evaluations_per_epoch=4, batch_sizes=sizes)
         config = dataclasses.replace(config, seeds=min(config.seeds, 2), learning_rates=config.learning_rates or LEARNING_RATES[::2])
     check_positive(config, "epochs", "evaluations_per_epoch", "max_probes", "budget", "seeds", "batch_sizes", "learning_rates")
