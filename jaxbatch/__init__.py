@@ -27,6 +27,7 @@ from jaxbatch.batches import (
 from jaxbatch.data import DATASETS, Dataset, load_dataset
 from jaxbatch.data.held_out import hold_out
 from jaxbatch.data.images import ImageDataset, open_images
+from jaxbatch.data.packing import PackedText, pack_texts
 from jaxbatch.data.streaming import prefetch
 from jaxbatch.data.text import TextDataset, load_text, sequences
 from jaxbatch.gradients.accumulation import accumulated_gradient
@@ -67,7 +68,7 @@ from jaxbatch.training.checkpoints import fit_with_checkpoints
 from jaxbatch.training.evaluation import make_evaluate
 from jaxbatch.training.fitting import fit
 from jaxbatch.training.goals import Goal, as_goal, fit_to_target
-from jaxbatch.training.language import language_task
+from jaxbatch.training.language import language_task, packed_language_task
 from jaxbatch.training.loops import compile_epoch, make_epoch
 from jaxbatch.training.plans import FitConfig
 from jaxbatch.training.steps import TrainState, init_state, make_train_step
@@ -103,6 +104,7 @@ __all__ = [
     "Interval",
     "Memory",
     "NoiseMonitor",
+    "PackedText",
     "RateResult",
     "ResNet20",
     "ResNet50",
@@ -168,6 +170,8 @@ __all__ = [
     "milestone_schedule",
     "num_steps",
     "open_images",
+    "pack_texts",
+    "packed_language_task",
     "per_example_gradients",
     "predicted_throughput",
     "prefetch",
