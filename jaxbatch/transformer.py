@@ -83,16 +83,19 @@ class TransformerLM(nn.Module):
             x = x + nn.Embed(self.max_length, self.width, embedding_init=_normal(), name="positions")(places).astype(self.dtype)
         mask = jnp.tril(jnp.ones((1, 1, *2 * tokens.shape[1:]), bool)) & (starts[:, None, :, None] == starts[:, None, None, :])
         angles = rotary_angles(places, self.width // self.num_heads) if self.positions == "rotary" else None
+        x = x.reshape(-1, self.width)  # XLA:CPU transposes all activations to compute the gradient of a kernel that meets three axes
         for index in range(self.num_layers):
             x = _Layer(self.num_layers, self.num_heads, self.expansion, self.dtype, name=f"layer_{index}")(x, angles, mask)
         x = _norm(wide, "norm")(x)
         if self.tied_head:
-            return x @ embed.embedding.astype(wide).T
-        return nn.Dense(self.vocab_size, use_bias=False, kernel_init=_normal(), dtype=wide, name="head")(x)
+            logits = x @ embed.embedding.astype(wide).T
+        else:
+            logits = nn.Dense(self.vocab_size, use_bias=False, kernel_init=_normal(), dtype=wide, name="head")(x)
+        return logits.reshape(*tokens.shape, -1)
 
 
 class _Layer(nn.Module):
-    """Attention and a two-layer network, each added to its input."""
+    """Attention and a two-layer network, each added to its input, ``(B · T, width)``."""
 
     num_layers: int
     num_heads: int
@@ -100,14 +103,14 @@ class _Layer(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x, angles: Float[Array, "_ T half"] | None, mask: Bool[Array, "_ 1 T T"]):
-        batch_size, length, width = x.shape
+    def __call__(self, x: Float[Array, "N width"], angles: Float[Array, "_ T half"] | None, mask: Bool[Array, "_ 1 T T"]) -> Float[Array, "N width"]:
+        width, length = x.shape[1], mask.shape[-1]
 
         def dense(features: int, name: str, layers: int = 0):
             return nn.Dense(features, use_bias=False, kernel_init=_normal(layers), dtype=self.dtype, name=name)
 
         y = dense(3 * width, "qkv")(_norm(self.dtype, "attention_norm")(x))
-        query, key, value = jnp.moveaxis(y.reshape(batch_size, length, 3, self.num_heads, -1), 2, 0)
+        query, key, value = jnp.moveaxis(y.reshape(-1, length, 3, self.num_heads, width // self.num_heads), 2, 0)
         if angles is not None:
             query, key = rotate(query, angles), rotate(key, angles)
         x = x + dense(width, "attention_out", self.num_layers)(_attend(query, key, value, mask).reshape(x.shape))

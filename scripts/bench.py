@@ -5,6 +5,7 @@
     python scripts/bench.py gradients   a gradient for each example, against torch.func and opacus
     python scripts/bench.py layers      convolutions one by one, against XLA's own and PyTorch's
     python scripts/bench.py adabatch    steps of AlexNet, ResNet-20 and VGG19_BN, against PyTorch eager
+    python scripts/bench.py language    steps of a transformer and a gradient for each sequence, against PyTorch eager and torch.func
     python scripts/bench.py noise       a step whose noise is measured, against one without
     python scripts/bench.py sweep       32 runs in one program, against one after another
     python scripts/bench.py ladder      what a change of batch size costs
@@ -34,6 +35,7 @@ from typing import Annotated, Literal
 
 import bench_before
 import bench_gradients
+import bench_language
 import bench_layers
 import bench_noise
 import bench_startup
@@ -122,6 +124,21 @@ class Adabatch(Bench):
     def run(self):
         sizes = self.batch_size, self.num_steps
         return bench_training.adabatch(self.rounds, self.models, *sizes, self.bfloat16, self.compiled_loop)
+
+
+@dataclasses.dataclass(frozen=True)
+class Language(Bench):
+    """Training steps of a transformer on sequences of tokens, and a gradient for each sequence."""
+
+    batch_sizes: tuple[int, ...] = (8, 64, 256)
+    """Batch sizes, in sequences."""
+    sequence_length: int = 128
+    """Tokens to predict in a sequence."""
+    bfloat16: bool = False
+    """Compute in bfloat16, PyTorch under autocast."""
+
+    def run(self):
+        return bench_language.language(self.rounds, self.batch_sizes, self.sequence_length, self.bfloat16)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,7 +238,7 @@ def finite(row: dict) -> dict:
 
 def main() -> None:
     """The command line."""
-    commands = Train | Split | Gradients | Layers | Adabatch | Noise | Sweep | Ladder | Target | Startup | Before
+    commands = Train | Split | Gradients | Layers | Adabatch | Language | Noise | Sweep | Ladder | Target | Startup | Before
     config = tyro.cli(Annotated[commands, tyro.conf.OmitSubcommandPrefixes], description=__doc__)
     with one_line_errors():
         rows = config.run()

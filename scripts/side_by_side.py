@@ -38,7 +38,8 @@ def start_peer(task: Task, params, model: str, batch_size: int, num_groups: int 
     """A PyTorch process with the same weights and data; None if PyTorch is missing."""
     if not is_installed():
         return None
-    images, labels = (np.asarray(leaf) for leaf in task.train_data)
+    data = task.train_data if isinstance(task.train_data, tuple) else (task.train_data[:, :-1], task.train_data[:, 1:])  # or a text's tokens
+    images, labels = (np.asarray(leaf) for leaf in data)
     settings = {"rate": RATE, "momentum": MOMENTUM, "weight_decay": 0.0, "bfloat16": False} | settings
     weights = jax.tree.map(np.asarray, params["params"])
     peer = Peer()
