@@ -20,7 +20,7 @@ from jaxbatch.losses import correct, cross_entropy
 from jaxbatch.training.tasks import Task
 from jaxbatch.weighted import Weighted
 
-_TOKENS_AT_A_TIME = 4096  # on CPU, where nothing else bounds the memory of a large batch
+_TOKENS_AT_A_TIME = 2048  # on CPU, where more do not stay in the cache
 
 
 def language_task(model, dataset: TextDataset, *, sequence_length: int = 128, microbatch_size: int | None = None) -> Task:
@@ -32,7 +32,7 @@ def language_task(model, dataset: TextDataset, *, sequence_length: int = 128, mi
         dataset: from :func:`jaxbatch.load_text`, or tokens of your own. The test metrics are taken on ``validation_tokens``. To look
             at the test text, once, replace them: ``dataset._replace(validation_tokens=dataset.test_tokens)``.
         sequence_length: T, tokens to predict in an example.
-        microbatch_size: the most sequences worked on at a time; ``None``: all, on CPU as many as hold 4,096 tokens.
+        microbatch_size: the most sequences worked on at a time; ``None``: all, on CPU as many as hold 2,048 tokens.
 
     Returns:
         A :class:`jaxbatch.Task`. An example is an array of T + 1 tokens. Its loss is the mean over its T tokens, in nats. Its metrics
