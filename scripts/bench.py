@@ -3,6 +3,7 @@
     python scripts/bench.py train       a training step of SimpleCNN by batch size, against PyTorch eager
     python scripts/bench.py split       K updates from one batch, against a plain step and PyTorch's ways
     python scripts/bench.py gradients   a gradient for each example, against torch.func and opacus
+    python scripts/bench.py coupled     a contrastive loss and a softmax over many classes in parts, against whole
     python scripts/bench.py layers      convolutions one by one, against XLA's own and PyTorch's
     python scripts/bench.py adabatch    steps of AlexNet, ResNet-20 and VGG19_BN, against PyTorch eager
     python scripts/bench.py noise       a step whose noise is measured, against one without
@@ -33,6 +34,7 @@ if __name__ == "__main__":
 from typing import Annotated, Literal
 
 import bench_before
+import bench_coupled
 import bench_gradients
 import bench_layers
 import bench_noise
@@ -88,6 +90,24 @@ class Gradients(Bench):
 
     def run(self):
         return bench_gradients.gradients(self.rounds, self.batch_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Coupled(Bench):
+    """A contrastive loss in microbatches, and a softmax in chunks of classes."""
+
+    rounds: int = 10
+    batch_size: int = 1024
+    """B."""
+    microbatch_size: int = 128
+    """Examples encoded at a time."""
+    num_classes: int = 16384
+    """Classes."""
+    chunk_size: int = 2048
+    """Classes at a time."""
+
+    def run(self):
+        return bench_coupled.coupled(self.rounds, self.batch_size, self.microbatch_size, self.num_classes, self.chunk_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,7 +241,7 @@ def finite(row: dict) -> dict:
 
 def main() -> None:
     """The command line."""
-    commands = Train | Split | Gradients | Layers | Adabatch | Noise | Sweep | Ladder | Target | Startup | Before
+    commands = Train | Split | Gradients | Coupled | Layers | Adabatch | Noise | Sweep | Ladder | Target | Startup | Before
     config = tyro.cli(Annotated[commands, tyro.conf.OmitSubcommandPrefixes], description=__doc__)
     with one_line_errors():
         rows = config.run()

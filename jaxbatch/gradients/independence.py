@@ -88,9 +88,14 @@ def company_matters(function: Callable[[PyTree, PyTree], PyTree], params: PyTree
         if any(isinstance(constant, jax.core.Tracer) for constant in constants):
             return False  # the function closes over traced values from outside, which are not known yet
         program = compile_ahead(jax.jit(run), constants, params, others)
-        results = [jax.tree.map(lambda leaf: leaf[0], program(constants, params, both)) for both in (others, itself)]
+        results = [jax.tree.map(_first, program(constants, params, both)) for both in (others, itself)]
         pairs = zip(*(jax.tree.leaves(result) for result in results), strict=True)
         return any(_differ(*pair) for pair in pairs)
+
+
+def _first(leaf) -> np.ndarray:
+    """By NumPy: within ``shard_map`` an array of a program compiled for other devices must not meet an operation of JAX."""
+    return np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)[:1]
 
 
 def _as_shaped(leaf: Any) -> Any:
@@ -120,9 +125,6 @@ def _example(leaf, number: int, random: np.random.Generator):
 
 
 def _differ(one, other) -> bool:
-    if is_key(one):
-        one, other = jax.random.key_data(one), jax.random.key_data(other)
-    one, other = np.asarray(one), np.asarray(other)
     if not jnp.issubdtype(one.dtype, jnp.inexact):
         return bool((one != other).any())
     rounding = float(jnp.finfo(one.dtype).eps) ** 0.5
