@@ -18,10 +18,8 @@ def coupled(rounds: int, batch_size: int, microbatch_size: int, num_classes: int
         _classes(batch_size, num_classes, chunk_size),
     ):
         contenders = {"ours": functools.partial(ours, *arguments), "plain step": functools.partial(plain, *arguments)}
-        memory = {
-            f"{who}_temporary_bytes": f.lower(*arguments).compile().memory_analysis().temp_size_in_bytes
-            for who, f in (("ours", ours), ("plain", plain))
-        }
+        held = {who: f.lower(*arguments).compile().memory_analysis() for who, f in (("ours", ours), ("plain", plain))}
+        memory = {f"{who}_temporary_bytes": analysis.temp_size_in_bytes for who, analysis in held.items()}
         times = time_contenders(contenders, rounds)
         rows += [row | memory for row in make_rows("coupled", name, size, parts, times)]
     return rows

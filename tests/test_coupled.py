@@ -26,7 +26,7 @@ def assert_close(found, expected, tolerance=1e-10):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), found, expected)
 
 
-@pytest.mark.parametrize(("microbatch_size", "compiled"), [(1, True), (4, True), (5, True), (5, False), (100, True)])
+@pytest.mark.parametrize(("microbatch_size", "compiled"), [(1, True), (4, True), (5, False), (100, True)])
 def test_the_gradient_is_that_of_the_whole_batch(x64, microbatch_size, compiled):
     loss_fn, encode, params, batch = make_pairs()
     run = lambda params, batch: jb.coupled_gradient(loss_fn, encode, params, batch, microbatch_size)
@@ -44,7 +44,7 @@ def test_parts_alone_have_another_gradient(x64):
     assert np.abs(np.mean(parts, 0) - whole).max() > 1e-2  # so the other tests can fail
 
 
-@pytest.mark.parametrize("microbatch_size", [1, 5])
+@pytest.mark.parametrize("microbatch_size", [5])
 def test_both_passes_drop_the_same(x64, microbatch_size):
     loss_fn, plain, params, batch = make_pairs()
 
