@@ -98,16 +98,12 @@ class Coupled(Bench):
 
     rounds: int = 10
     batch_size: int = 1024
-    """B."""
-    microbatch_size: int = 128
-    """Examples encoded at a time."""
-    num_classes: int = 16384
-    """Classes."""
-    chunk_size: int = 2048
-    """Classes at a time."""
+    """B; there are 16 times as many classes."""
+    parts: int = 8
+    """Microbatches, and chunks of classes."""
 
     def run(self):
-        return bench_coupled.coupled(self.rounds, self.batch_size, self.microbatch_size, self.num_classes, self.chunk_size)
+        return bench_coupled.coupled(self.rounds, self.batch_size, self.parts)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,19 +9,21 @@ from side_by_side import make_rows, time_contenders
 
 import jaxbatch as jb
 
+CLASSES_PER_EXAMPLE = 16
 
-def coupled(rounds: int, batch_size: int, microbatch_size: int, num_classes: int, chunk_size: int) -> list[dict]:
+
+def coupled(rounds: int, batch_size: int, parts: int) -> list[dict]:
     """Compares time and memory of both with plain JAX, which holds everything at once."""
     rows = []
-    for name, size, parts, ours, plain, arguments in (
-        _contrastive(batch_size, microbatch_size),
-        _classes(batch_size, num_classes, chunk_size),
+    for name, ours, plain, arguments in (
+        _contrastive(batch_size, -(-batch_size // parts)),
+        _classes(batch_size, CLASSES_PER_EXAMPLE * batch_size, -(-CLASSES_PER_EXAMPLE * batch_size // parts)),
     ):
         contenders = {"ours": functools.partial(ours, *arguments), "plain step": functools.partial(plain, *arguments)}
         held = {who: f.lower(*arguments).compile().memory_analysis() for who, f in (("ours", ours), ("plain", plain))}
         memory = {f"{who}_temporary_bytes": analysis.temp_size_in_bytes for who, analysis in held.items()}
         times = time_contenders(contenders, rounds)
-        rows += [row | memory for row in make_rows("coupled", name, size, parts, times)]
+        rows += [row | memory for row in make_rows("coupled", name, batch_size, parts, times)]
     return rows
 
 
@@ -43,7 +45,7 @@ def _contrastive(batch_size: int, microbatch_size: int):
     ours = jax.jit(lambda params, batch: tuple(jb.coupled_gradient(loss_fn, encode, params, batch, microbatch_size)))
     plain = jax.jit(jax.value_and_grad(lambda params, batch: loss_fn(params, encode(params, batch)).mean()))
     x = _normal(batch_size, widths[0])
-    return "contrastive MLP", batch_size, -(-batch_size // microbatch_size), ours, plain, (params, (x, x[::-1]))
+    return "contrastive MLP", ours, plain, (params, (x, x[::-1]))
 
 
 def _classes(batch_size: int, num_classes: int, chunk_size: int):
@@ -51,4 +53,4 @@ def _classes(batch_size: int, num_classes: int, chunk_size: int):
     labels = jnp.arange(batch_size) % num_classes
     ours = jax.jit(jax.value_and_grad(lambda x, k: jb.chunked_cross_entropy(x, k, labels, chunk_size=chunk_size).mean(), (0, 1)))
     plain = jax.jit(jax.value_and_grad(lambda x, k: jb.cross_entropy(x @ k, labels).mean(), (0, 1)))
-    return f"{num_classes:,} classes", batch_size, -(-num_classes // chunk_size), ours, plain, (features, kernel)
+    return f"{num_classes:,} classes", ours, plain, (features, kernel)
