@@ -24,6 +24,8 @@ from jaxbatch.batches import (
     steps_per_epoch,
     tokens,
 )
+from jaxbatch.chunked_losses import additive_margin, angular_margin, chunked_cross_entropy
+from jaxbatch.contrastive_losses import info_nce, nt_xent, sigmoid_contrastive, unit_length
 from jaxbatch.data import DATASETS, Dataset, load_dataset
 from jaxbatch.data.held_out import hold_out
 from jaxbatch.data.images import ImageDataset, open_images
@@ -32,6 +34,7 @@ from jaxbatch.data.streaming import prefetch
 from jaxbatch.data.text import TextDataset, load_text, sequences
 from jaxbatch.gradients.accumulation import accumulated_gradient
 from jaxbatch.gradients.clipping import ClippedSum, clipped_gradient_sum, sum_of_gradients
+from jaxbatch.gradients.coupled import CoupledGradient, coupled_gradient
 from jaxbatch.gradients.exact import (
     group_gradients,
     losses_and_group_gradients,
@@ -93,6 +96,7 @@ __all__ = [
     "BatchSizeSchedule",
     "Branches",
     "ClippedSum",
+    "CoupledGradient",
     "CriticalFit",
     "Dataset",
     "Duration",
@@ -118,10 +122,13 @@ __all__ = [
     "Weighted",
     "accumulated_gradient",
     "adabatch_schedule",
+    "additive_margin",
     "advise",
+    "angular_margin",
     "as_goal",
     "branch",
     "check_backend",
+    "chunked_cross_entropy",
     "classification_loss",
     "classification_metrics",
     "classification_task",
@@ -131,6 +138,7 @@ __all__ = [
     "correct",
     "cosine",
     "cosine_similarity",
+    "coupled_gradient",
     "coupled_learning_rate",
     "critical_batch_size",
     "cross_entropy",
@@ -151,6 +159,7 @@ __all__ = [
     "group_gradients",
     "hold_out",
     "increase_instead_of_decay",
+    "info_nce",
     "init_state",
     "interval",
     "keep_compiled_programs",
@@ -168,6 +177,7 @@ __all__ = [
     "memory_plan",
     "memory_profile",
     "milestone_schedule",
+    "nt_xent",
     "num_steps",
     "open_images",
     "pack_texts",
@@ -182,6 +192,7 @@ __all__ = [
     "relative_squared_error",
     "scale_learning_rate",
     "sequences",
+    "sigmoid_contrastive",
     "split_backward",
     "step_decay",
     "steps",
@@ -192,4 +203,5 @@ __all__ = [
     "tokens",
     "track",
     "tune_learning_rate",
+    "unit_length",
 ]

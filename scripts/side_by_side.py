@@ -145,6 +145,10 @@ def report(rows: list[dict], console: Console) -> None:
             rated = "gflops" in row
             line += [f"{row['gflops']:,.0f}", f"{row['matmul_share']:.0%}"] if rated else ["", ""]
     print_table(console, "medians of the rounds, ratios with 95% bootstrap intervals", columns, cells)
+    for row in rows:
+        if "ours_temporary_bytes" in row:
+            ours, plain = (row[f"{who}_temporary_bytes"] / 1e6 for who in ("ours", "plain"))
+            console.print(f"Temporary memory of {row['model']}: ours {ours:.1f} MB, plain step {plain:.1f} MB.")
     if "ours_bytes" in rows[0]:
         ours, plain, params = (rows[0][key] / 1e6 for key in ("ours_bytes", "plain_bytes", "param_bytes"))
         console.print(f"Compiled memory: split step {ours:.2f} MB, plain step {plain:.2f} MB, parameters {params:.2f} MB.")

@@ -188,3 +188,14 @@ def attend(query, key, value, mask):
     """Softmax attention of every head, with all scores at once; axes (B, heads, T, D)."""
     scores = query @ jnp.swapaxes(key, -1, -2) / jnp.sqrt(query.shape[-1])
     return jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), -1) @ value
+
+
+def coupled_gradient(loss_fn, encode, params, batch):
+    """Losses of a whole batch's representations and the gradient of their mean, in one piece."""
+
+    def mean(params):
+        losses = loss_fn(params, encode(params, batch))
+        return losses.mean(), losses
+
+    (_, losses), gradient = jax.jit(jax.value_and_grad(mean, has_aux=True))(params)
+    return losses, gradient

@@ -92,9 +92,14 @@ def company_matters(function: Callable[[PyTree, PyTree], PyTree], params: PyTree
         for place, one in enumerate((first, second)):  # both, because an example of weight 0 has no loss to compare
             alone = program(constants, params, join(one, one))
             pairs = zip(*(jax.tree.leaves(result) for result in (together, alone)), strict=True)
-            if any(_differ(*(leaf[place] for leaf in pair)) for pair in pairs):
+            if any(_differ(*(_example_of(leaf, place) for leaf in pair)) for pair in pairs):
                 return True
         return False
+
+
+def _example_of(leaf, place: int) -> np.ndarray:
+    """By NumPy: within ``shard_map`` an array of a program compiled for other devices must not meet an operation of JAX."""
+    return np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)[place : place + 1]
 
 
 def _as_shaped(leaf: Any) -> Any:
@@ -124,9 +129,6 @@ def _example(leaf, number: int, random: np.random.Generator):
 
 
 def _differ(one, other) -> bool:
-    if is_key(one):
-        one, other = jax.random.key_data(one), jax.random.key_data(other)
-    one, other = np.asarray(one), np.asarray(other)
     if not jnp.issubdtype(one.dtype, jnp.inexact):
         return bool((one != other).any())
     rounding = float(jnp.finfo(one.dtype).eps) ** 0.5
