@@ -185,7 +185,28 @@ def test_the_official_file(real_data_dir):
 
 
 def test_unknown_names_and_texts_among_images():
-    with pytest.raises(ValueError, match="unknown text name='shakespeare'. Did you mean 'tiny_shakespeare'? Known: generated, tiny_shakespeare."):
+    with pytest.raises(ValueError, match=r"unknown text name='shakespeare'. Did you mean 'tiny_shakespeare'\? Known: generated, tiny_shakespeare."):
         jb.load_text("shakespeare")
     with pytest.raises(ValueError, match=r"name='generated' is a text: jb.load_text\('generated'\) loads it."):
         jb.load_dataset("generated")
+
+
+def test_more_of_the_generated_language_to_train_on_leaves_the_other_parts_as_they_are():
+    usual, longer, shorter = (jb.load_text("generated", train_tokens=count) for count in (None, 1_200_000, 320))
+    for other in (longer, shorter):
+        np.testing.assert_array_equal(other.validation_tokens, usual.validation_tokens)
+        np.testing.assert_array_equal(other.test_tokens, usual.test_tokens)
+    assert (len(usual.train_tokens), len(longer.train_tokens)) == (1_000_000, 1_200_000)
+    np.testing.assert_array_equal(longer.train_tokens[:1_000_000], usual.train_tokens)
+    np.testing.assert_array_equal(shorter.train_tokens, usual.train_tokens[:320])
+    text = usual.decode(longer.train_tokens)
+    assert all(len(sentence) == 31 for sentence in text.split(".")[:-1])
+    assert text[1_000_000:1_000_320] not in usual.decode(np.concatenate([usual.validation_tokens, usual.test_tokens]))
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "message"), [("generated", 33, "whole sentences"), ("generated", 0, "whole"), ("tiny_shakespeare", 64, "alone")]
+)
+def test_numbers_of_training_tokens_that_cannot_be(name, count, message):
+    with pytest.raises(ValueError, match=message):
+        jb.load_text(name, train_tokens=count)

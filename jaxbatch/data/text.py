@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from jaxbatch.data import TEXTS, did_you_mean, folders_to_search
-from jaxbatch.data.generated import ALPHABET, entropy_rate, generate_language
+from jaxbatch.data.generated import ALPHABET, SENTENCE, entropy_rate, generate_language
 from jaxbatch.data.official import verify
 from jaxbatch.data.prepared import download_files
 from jaxbatch.data.published import TINY_SHAKESPEARE
@@ -41,7 +41,7 @@ class TextDataset(NamedTuple):
         return "".join(self.alphabet[token] for token in tokens)
 
 
-def load_text(name: str, *, data_dir: str | os.PathLike | None = None) -> TextDataset:
+def load_text(name: str, *, data_dir: str | os.PathLike | None = None, train_tokens: int | None = None) -> TextDataset:
     """Loads a text by name. Tokens are characters, which here are bytes too, so that bits per token are bits per byte.
 
     Args:
@@ -50,6 +50,8 @@ def load_text(name: str, *, data_dir: str | os.PathLike | None = None) -> TextDa
             characters, 65 different ones; the first 90% are for training, the next 5% for validation, the rest for the test.
         data_dir: folder with ``tiny_shakespeare/input.txt`` or ``input.txt``. Default: the environment variable
             ``JAXBATCH_DATA_DIR``, else jaxbatch's own cache folder, into which the file is downloaded.
+        train_tokens: of ``generated``, how many tokens to train on, a multiple of 32, the length of a sentence. Default: 1,000,000.
+            The validation and test parts stay the same: longer training texts go on after them.
 
     Returns:
         A :class:`TextDataset` of ``uint8`` tokens. ``entropy`` of ``generated`` is what no model can beat on average, in bits per
@@ -57,7 +59,8 @@ def load_text(name: str, *, data_dir: str | os.PathLike | None = None) -> TextDa
         beginning of a sentence.
 
     Raises:
-        ValueError: the name is unknown, or the file is truncated or has a wrong checksum.
+        ValueError: the name is unknown, the file is truncated or has a wrong checksum, or ``train_tokens`` is no multiple of 32 of
+            at least 32, or is given for another text.
         FileNotFoundError: ``data_dir`` does not exist.
         ConnectionError: there is no local file, and no network.
 
@@ -67,8 +70,9 @@ def load_text(name: str, *, data_dir: str | os.PathLike | None = None) -> TextDa
         (1000000, 28, 1.0412)
     """
     if name == "generated":
-        tokens = generate_language()
-        return TextDataset(name, tokens[:1_000_000], tokens[1_000_000:1_100_000], tokens[1_100_000:], len(ALPHABET), entropy_rate(), ALPHABET)
+        return _generated(1_000_000 if train_tokens is None else train_tokens)
+    if train_tokens is not None:
+        raise ValueError(f"train_tokens={train_tokens} is for the generated language alone: a file has the tokens that it has.")
     if name != "tiny_shakespeare":
         raise ValueError(f"unknown text name={name!r}.{did_you_mean(name, TEXTS)} Known: {', '.join(TEXTS)}.")
     path = _find_file(name, data_dir)
@@ -79,6 +83,15 @@ def load_text(name: str, *, data_dir: str | os.PathLike | None = None) -> TextDa
     first = int(0.9 * len(tokens))
     second = first + (len(tokens) - first) // 2
     return TextDataset(name, tokens[:first], tokens[first:second], tokens[second:], len(symbols), None, symbols.tobytes().decode("ascii"))
+
+
+def _generated(train_tokens: int) -> TextDataset:
+    """The generated language; its validation and test parts are tokens 1,000,000 to 1,200,000, whatever the training part."""
+    if train_tokens < SENTENCE or train_tokens % SENTENCE:
+        raise ValueError(f"train_tokens={train_tokens} must be a multiple of {SENTENCE} of at least {SENTENCE}: whole sentences.")
+    tokens = generate_language(max(37_500, 37_500 + (train_tokens - 1_000_000) // SENTENCE))
+    train = np.concatenate([tokens[:1_000_000], tokens[1_200_000:]])[:train_tokens]
+    return TextDataset("generated", train, tokens[1_000_000:1_100_000], tokens[1_100_000:1_200_000], len(ALPHABET), entropy_rate(), ALPHABET)
 
 
 def sequences(tokens: Integer[np.ndarray, "N"], length: int) -> Integer[np.ndarray, "S tokens"]:
