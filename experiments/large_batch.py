@@ -19,7 +19,6 @@ import itertools
 from collections.abc import Sequence
 from typing import Literal
 
-import numpy as np
 from rich.console import Console
 
 import jaxbatch as jb
@@ -27,7 +26,7 @@ from experiments import large_batch_report
 from experiments.critical_batch_size import first_examples
 from experiments.large_batch_arms import ARMS, find_arm, nearest_divisor, why_undefined
 from experiments.large_batch_records import best_rate, pairs, rule_rate
-from experiments.large_batch_training import judge, train
+from experiments.large_batch_training import make_judge, train
 from experiments.study import TaskConfig, check_momentum, check_positive, open_study, run_study, show_results
 from experiments.study_task import load_choosing_task
 from jaxbatch.results.records import RunFolder
@@ -38,6 +37,7 @@ OTHER_SEEDS = 1000  # added to the seeds of the runs that are reported, so that 
 # data set: (huge batch, small batch, epochs, longest), so that an epoch has few updates
 PROTOCOLS = {"digits": (600, 24, 30, 25.0), "cifar10": (2048, 32, 15, 8.0), "cifar100": (2048, 32, 15, 8.0)}
 USUAL = (6000, 60, 10, 8.0)
+QUICK = ("linear rule", "cosine", "growth", "split", "noise")  # an arm of each form
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +85,8 @@ def resolve(config: Config, task: jb.Task) -> Config:
     huge, small, epochs, longest = USUAL if config.task else PROTOCOLS.get(config.dataset, USUAL)
     if config.quick:
         short = {"epochs": min(config.epochs or 2, 2), "longest": min(config.longest or 2, 2), "seeds": min(config.seeds, 2), "tune_seeds": 1}
-        config = dataclasses.replace(config, **short, learning_rates=config.learning_rates[2::2] or config.learning_rates)
+        short |= {"arms": config.arms or QUICK, "learning_rates": config.learning_rates[2::2] or config.learning_rates}
+        config = dataclasses.replace(config, **short)
     most = max(1, task.num_examples // 2)
     size = config.batch_size or min(huge, most // 24 * 24 or most)
     if size > task.num_examples:
@@ -134,6 +135,7 @@ def measure(config: Config, task: jb.Task, test_data, run: RunFolder, console: C
         if reason and not run.find(kind="left_out", arm=name):
             run.append({"kind": "left_out", "arm": name, "reason": reason})
     names = [name for name in names if not run.find(kind="left_out", arm=name)]
+    judge = make_judge(task, test_data)
     settings = list(itertools.product(config.learning_rates, range(config.tune_seeds)))
 
     def write(kind, rows):
@@ -161,7 +163,7 @@ def measure(config: Config, task: jb.Task, test_data, run: RunFolder, console: C
             rate = rule_rate(config, run.records, name) if find_arm(name).rule else best_rate(config, run.records, name)
             if rate is not None and len(run.find(kind="run", arm=name)) < config.seeds:
                 seeds = range(OTHER_SEEDS, OTHER_SEEDS + config.seeds)
-                write("run", judge(task, test_data, train(task, config, name, np.full(config.seeds, rate).tolist(), seeds)))
+                write("run", judge(train(task, config, name, [rate] * config.seeds, seeds)))
 
 
 def study(config: Config, console: Console) -> None:

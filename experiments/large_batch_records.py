@@ -34,7 +34,10 @@ def scores(config, records: Sequence[Record], arm: str) -> dict[float, tuple[flo
     for rate in sorted({row["learning_rate"] for row in rows}):
         ended = [row for row in rows if row["learning_rate"] == rate]
         finite = [row for row in ended if row[f"validation_{goal.metric}"] is not None]
-        means = [float(np.mean([row[f"validation_{name}"] for row in finite if row.get(f"validation_{name}") is not None] or [0])) for name in (goal.metric, "loss")]
+        means = [
+            float(np.mean([row[f"validation_{name}"] for row in finite if row.get(f"validation_{name}") is not None] or [0]))
+            for name in (goal.metric, "loss")
+        ]
         if finite:
             found[rate] = (len(finite) - len(ended), sign * means[0], -means[1])
     return found

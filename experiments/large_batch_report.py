@@ -119,7 +119,9 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
     edges = [arm for arm in arms if find_arm(arm).rule is None and not is_inside(config, ends(records, arm, "learning_rate")[0])]
     sentences += [f"The best rate lies on the edge of the grid: {', '.join(edges)}. A better one may lie beyond."] if edges else []
     count = len(arms) - 2
-    sentences.append(f"{count} arms were compared with n = {config.seeds} seeds; by chance alone about {0.05 * count:.1f} intervals would show a difference.")
+    sentences.append(
+        f"{count} arms were compared with n = {config.seeds} seeds; by chance alone about {0.05 * count:.1f} intervals would show a difference."
+    )
     return sentences
 
 
@@ -145,7 +147,9 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
     kinds = {kind: color for kind, color in KIND_COLORS.items() if any(found.kind == kind for arm, found in against.items() if arm != "plain")}
     for kind, color in kinds.items():
         left.plot([], [], "o", color=color, label=f"{KIND_WORDS[kind]} (against plain)")
-    for color, label in zip((plots.COLORS[4], plots.COLORS[3]), (f"optimization: training {loss}", "generalization: test less training"), strict=True):
+    for color, label in zip(
+        (plots.COLORS[4], plots.COLORS[3]), (f"optimization: training {loss}", "generalization: test less training"), strict=True
+    ):
         right.plot([], [], "s", color=color, label=label)
     for axes in (left, right):
         axes.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.14 if len(arms) > 8 else -0.4), ncols=2)

@@ -1,6 +1,6 @@
 """Trains an arm of the huge-batch study: all rates and seeds in one compiled program, size after size where the batch grows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -64,15 +64,19 @@ def train(task: jb.Task, config, name: str, rates: Sequence[float], seeds: Seque
     return Trained(rows, record["state"])
 
 
-def judge(task: jb.Task, test_data: PyTree, trained: Trained) -> Iterator[Record]:
-    """The records with every metric on the training set and, once, on the test set."""
+def make_judge(task: jb.Task, test_data: PyTree) -> Callable[[Trained], Iterator[Record]]:
+    """Makes ``judge(trained) -> records`` with every metric on the training set and, once, on the test set."""
     names = metric_names(task)
     sets = {"train": task.train_data, "test": test_data}
     evaluate = {key: jb.make_evaluate(task.metrics_fn, count_examples(data)) for key, data in sets.items()}
-    for place, row in enumerate(trained.records):
-        params = evaluated(task, jax.tree.map(lambda leaf: leaf[place], trained.state))
-        found: dict[str, Any] = {}
-        for key, data in sets.items():
-            means = {} if row["diverged"] else evaluate[key](params, data)
-            found |= {f"{key}_{name}": float(np.asarray(means[name])) if means else None for name in names}
-        yield row | found
+
+    def judge(trained):
+        for place, row in enumerate(trained.records):
+            params = evaluated(task, jax.tree.map(lambda leaf: leaf[place], trained.state))
+            found: dict[str, Any] = {}
+            for key, data in sets.items():
+                means = {} if row["diverged"] else evaluate[key](params, data)
+                found |= {f"{key}_{name}": float(np.asarray(means[name])) if means else None for name in names}
+            yield row | found
+
+    return judge
