@@ -32,14 +32,11 @@ def scores(config, records: Sequence[Record], arm: str) -> dict[float, tuple[flo
     goal, rows = goal_of(config), [record for record in records if record["kind"] == "tune" and record["arm"] == arm]
     sign, found = 1 if goal.above else -1, {}
     for rate in sorted({row["learning_rate"] for row in rows}):
-        ended = [row for row in rows if row["learning_rate"] == rate]
-        finite = [row for row in ended if row[f"validation_{goal.metric}"] is not None]
-        means = [
-            float(np.mean([row[f"validation_{name}"] for row in finite if row.get(f"validation_{name}") is not None] or [0]))
-            for name in (goal.metric, "loss")
-        ]
-        if finite:
-            found[rate] = (len(finite) - len(ended), sign * means[0], -means[1])
+        every = [row for row in rows if row["learning_rate"] == rate]
+        ended = [row for row in every if row[f"validation_{goal.metric}"] is not None]
+        if ended:
+            metric, loss = (float(np.mean([row.get(f"validation_{name}") or 0.0 for row in ended])) for name in (goal.metric, "loss"))
+            found[rate] = (len(ended) - len(every), sign * metric, -loss)
     return found
 
 
@@ -97,7 +94,12 @@ def mean(values: np.ndarray) -> Interval:
 
 def apart(records: Sequence[Record], one: str, other: str, *names: str) -> Interval:
     """The difference of two arms at the end, paired by seed."""
-    return mean(ends(records, one, *names) - ends(records, other, *names))
+    return mean(paired(ends(records, one, *names), ends(records, other, *names)))
+
+
+def paired(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The differences, seed by seed; none where an arm has no runs."""
+    return one - other if len(one) == len(other) else np.array([])
 
 
 class Parts(NamedTuple):
@@ -139,10 +141,11 @@ def standing(config, records: Sequence[Record], arm: str) -> Standing:
     goal = goal_of(config)
     sign, name = 1 if goal.above else -1, f"test_{goal.metric}"
     mine, plain, small = (sign * ends(records, one, name) for one in (arm, "plain", "small"))
-    gain, gap, lost = mean(mine - plain), mean(mine - small), int(np.isnan(mine).sum())
+    gain, gap, lost = paired(mine, plain), paired(mine, small), int(np.isnan(mine).sum())
     kind: Kind = "nothing"
     if lost > np.isnan(plain).sum():
         kind = "lost"
-    elif gain.excludes(0):
-        kind = "helps" if gain.value > 0 else "harms"
-    return Standing(kind, gain, gap, ratio_of_means(mine - plain, small - plain), lost)
+    elif mean(gain).excludes(0):
+        kind = "helps" if mean(gain).value > 0 else "harms"
+    closed = ratio_of_means(gain, gain - gap) if len(gain) == len(gap) else mean(np.array([]))
+    return Standing(kind, mean(gain), mean(gap), closed, lost)

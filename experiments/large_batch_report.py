@@ -28,6 +28,7 @@ from jaxbatch.results.records import Record
 from jaxbatch.results.report import print_table
 
 KIND_COLORS = {"helps": plots.COLORS[2], "nothing": plots.COLORS[0], "harms": plots.COLORS[1], "lost": plots.COLORS[1]}
+PART_COLORS = (plots.COLORS[4], plots.COLORS[3])
 KIND_WORDS = {"helps": "helps", "nothing": "no difference shows", "harms": "harms", "lost": "loses runs"}
 
 
@@ -127,13 +128,13 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
 
 def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> pathlib.Path:
     """Draws the gap of every arm to the small batch, and its two parts."""
-    arms = [arm for arm in reported(records) if arm != "small"] if any(r["kind"] == "run" and r["arm"] == "small" for r in records) else []
+    arms = [arm for arm in reported(records) if arm != "small"]
     goal, loss = goal_of(config), loss_of(config, records)
     figure, (left, right) = plots.subplots(1, 2, figsize=(13, 1.6 + 0.34 * len(arms)), sharey=True)
     against = {arm: standing(config, records, arm) for arm in arms}
     for place, arm in enumerate(arms):
         _bar(left, scale(goal), against[arm].gap, place, KIND_COLORS[against[arm].kind] if arm != "plain" else "black", "o")
-        for shift, found, color in zip((-0.15, 0.15), parts(config, records, arm), (plots.COLORS[4], plots.COLORS[3]), strict=True):
+        for shift, found, color in zip((-0.15, 0.15), parts(config, records, arm), PART_COLORS, strict=True):
             _bar(right, 1.0, found, place + shift, color, "s")
     left.set_yticks(range(len(arms)), [f"{arm} ({updates_of(records, arm):,})" for arm in arms])
     left.invert_yaxis()
@@ -142,14 +143,9 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
     right.set(title="The gap as a sum of two", xlabel=f"{loss} less that of B = {config.small_batch_size:,}")
     for axes in (left, right):
         axes.axvline(0, color="black", lw=1)
-        if axes.collections and np.abs(axes.get_xlim()).max() > 20 * np.median([abs(line.get_xdata()).max() for line in axes.lines[:-1]] or [1]):
-            axes.set_xscale("symlog", linthresh=max(np.median([abs(line.get_xdata()).max() for line in axes.lines[:-1]]), 1e-6))
-    kinds = {kind: color for kind, color in KIND_COLORS.items() if any(found.kind == kind for arm, found in against.items() if arm != "plain")}
-    for kind, color in kinds.items():
-        left.plot([], [], "o", color=color, label=f"{KIND_WORDS[kind]} (against plain)")
-    for color, label in zip(
-        (plots.COLORS[4], plots.COLORS[3]), (f"optimization: training {loss}", "generalization: test less training"), strict=True
-    ):
+    for kind in [kind for kind in KIND_COLORS if any(found.kind == kind for arm, found in against.items() if arm != "plain")]:
+        left.plot([], [], "o", color=KIND_COLORS[kind], label=f"{KIND_WORDS[kind]} (against plain)")
+    for color, label in zip(PART_COLORS, (f"optimization: training {loss}", "generalization: test less training"), strict=True):
         right.plot([], [], "s", color=color, label=label)
     for axes in (left, right):
         axes.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.14 if len(arms) > 8 else -0.4), ncols=2)
