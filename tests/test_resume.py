@@ -32,7 +32,7 @@ COMMANDS = {
     gradient_smoothness: "--model mlp --batch-sizes 300,600 --seeds 2 --iterations 3 --batches-compared 2",
     imagenet: "--quick --epochs 2 --every 1 --growths 1,2 --batch-size 8 --microbatch-size 8 --image-size 16 --num-workers 0 --seeds 2",
     iteration_speed: "--model mlp --batch-sizes 300,600 --rounds 3 --examples-per-round 600",
-    large_batch: "--epochs 2 --seeds 2 --tune-seeds 2 --learning-rates 0.01,0.1 --arms cosine,growth,noise --batch-size 240",
+    large_batch: "--epochs 2 --seeds 2 --tune-seeds 1 --learning-rates 0.01,0.1 --arms cosine,growth --batch-size 240",
     learning_rate_grid: "--model mlp --batch-sizes 300,600 --learning-rates 0.01,0.1 --seeds 2 --epochs 1 --evaluations-per-epoch 2",
     nose_game: "--batch-sizes 1,12 --num-steps 3 --seeds 3",
     split_backward: "--model mlp --batch-size 169 --num-groups 13 --seeds 2 --epochs 2 --cost-rounds 2 --learning-rates 0.01,0.1 --tune-seeds 1",
