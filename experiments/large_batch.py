@@ -35,7 +35,7 @@ from jaxbatch.training.goals import metric_names
 
 OTHER_SEEDS = 1000  # added to the seeds of the runs that are reported, so that no rate is judged by the runs that chose it
 # data set: (huge batch, small batch, epochs, longest), so that an epoch has few updates
-PROTOCOLS = {"digits": (600, 24, 30, 25.0), "cifar10": (2048, 32, 15, 8.0), "cifar100": (2048, 32, 15, 8.0)}
+PROTOCOLS = {"digits": (600, 24, 10, 25.0), "cifar10": (2048, 32, 15, 8.0), "cifar100": (2048, 32, 15, 8.0)}
 USUAL = (6000, 60, 10, 8.0)
 QUICK = ("linear rule", "cosine", "growth", "split", "noise")  # an arm of each form
 
@@ -54,7 +54,7 @@ class Config(TaskConfig):
     num_groups: int | None = None
     """Updates from one huge batch in the arm "split". Default: the divisor of the batch nearest to 10."""
     epochs: int | None = None
-    """Passes over the training set. Default: 30 for digits, 15 for CIFAR, 10 for the others."""
+    """Passes over the training set. Default: 15 for CIFAR, 10 for the others."""
     longest: float | None = None
     """The arm "longer" trains for at most so many times the epochs. Default: 25 for digits, 8 for the others."""
     examples: int | None = None

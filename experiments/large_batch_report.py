@@ -129,33 +129,47 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
 def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> pathlib.Path:
     """Draws the gap of every arm to the small batch, and its two parts."""
     arms = [arm for arm in reported(records) if arm != "small"]
-    goal, loss = goal_of(config), loss_of(config, records)
-    figure, (left, right) = plots.subplots(1, 2, figsize=(13, 1.6 + 0.34 * len(arms)), sharey=True)
+    goal, loss, places = goal_of(config), loss_of(config, records), np.arange(len(arms), dtype=float)
+    figure, (left, right) = plots.subplots(1, 2, figsize=(13, 2 + 0.34 * len(arms)), sharey=True)
     against = {arm: standing(config, records, arm) for arm in arms}
-    for place, arm in enumerate(arms):
-        _bar(left, scale(goal), against[arm].gap, place, KIND_COLORS[against[arm].kind] if arm != "plain" else "black", "o")
-        for shift, found, color in zip((-0.15, 0.15), parts(config, records, arm), PART_COLORS, strict=True):
-            _bar(right, 1.0, found, place + shift, color, "s")
-    left.set_yticks(range(len(arms)), [f"{arm} ({updates_of(records, arm):,})" for arm in arms])
+    gaps = [Interval(*(scale(goal) * value for value in found.gap[:3]), found.gap.n) for found in against.values()]
+    _bars(left, gaps, places, ["black" if arm == "plain" else KIND_COLORS[found.kind] for arm, found in against.items()], "o")
+    split = [parts(config, records, arm) for arm in arms]
+    colors = [color for color in PART_COLORS for _ in arms]
+    _bars(right, [one[part] for part in (0, 1) for one in split], np.concatenate([places - 0.15, places + 0.15]), colors, "s")
+    left.set_yticks(places, [f"{arm} ({updates_of(records, arm):,})" for arm in arms])
     left.invert_yaxis()
     unit = ", points" if is_share(goal) else " (below 0 is worse)"
     left.set(title="Gap to the small batch, 95% intervals", xlabel=f"test {goal.metric} less that of B = {config.small_batch_size:,}{unit}")
     right.set(title="The gap as a sum of two", xlabel=f"{loss} less that of B = {config.small_batch_size:,}")
-    for axes in (left, right):
-        axes.axvline(0, color="black", lw=1)
-    for kind in [kind for kind in KIND_COLORS if any(found.kind == kind for arm, found in against.items() if arm != "plain")]:
+    kinds = [kind for kind in KIND_COLORS if any(found.kind == kind for arm, found in against.items() if arm != "plain")]
+    for kind in kinds:
         left.plot([], [], "o", color=KIND_COLORS[kind], label=f"{KIND_WORDS[kind]} (against plain)")
     for color, label in zip(PART_COLORS, (f"optimization: training {loss}", "generalization: test less training"), strict=True):
         right.plot([], [], "s", color=color, label=label)
     for axes in (left, right):
-        axes.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.14 if len(arms) > 8 else -0.4), ncols=2)
+        axes.axvline(0, color="black", lw=1)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.14 if len(arms) > 8 else -0.4), ncols=2)
     figure.suptitle(f"{setting_of(config)}, B = {config.batch_size:,}, {config.epochs} epochs, {config.seeds} seeds; updates in brackets")
     return plots.save(figure, folder)
 
 
-def _bar(axes, factor: float, found: Interval, place: float, color: str, marker: str) -> None:
-    """A value with its interval; nothing where there is none."""
-    value, low, high = (factor * one for one in found[:3])
-    if np.isfinite(value):
-        ends = [[value - low], [high - value]] if np.isfinite([low, high]).all() else None
-        axes.errorbar([value], [place], xerr=ends, fmt=marker, color=color, capsize=3, ms=5)
+def _bars(axes, found: Sequence[Interval], places: Sequence[float], colors: Sequence[str], marker: str) -> None:
+    """Values with their intervals; one far beyond the others is written at the edge, with an arrow, so that the others can be told apart."""
+    known = [one for one in found if np.isfinite(one.value)]
+    reach = {place: np.nanmax(np.abs(one[:3])) for place, one in zip(places, found, strict=True) if np.isfinite(one.value)}
+    most = 5 * np.median(list(reach.values())) if known else 1.0
+    within = [value for one in known for value in one[:3] if np.isfinite(value) and np.nanmax(np.abs(one[:3])) <= most]
+    low, high = min([*within, 0.0]), max([*within, 0.0])
+    margin = 0.06 * (high - low) or 1.0
+    axes.set_xlim(low - 2 * margin, high + 2 * margin)
+    for one, place, color in zip(found, places, colors, strict=True):
+        if reach.get(place, np.inf) <= most:
+            ends = [[one.value - one.low], [one.high - one.value]] if np.isfinite(one[:3]).all() else None
+            axes.errorbar([one.value], [place], xerr=ends, fmt=marker, color=color, capsize=3, ms=5)
+        elif place in reach:
+            edge, side, align = (low - margin, "<", "left") if one.value < 0 else (high + margin, ">", "right")
+            axes.plot([edge], [place], side, color=color, ms=7)
+            away = 8 if side == "<" else -8
+            axes.annotate(f"{one.value:+.3g}", (edge, place), (away, 0), textcoords="offset points", ha=align, va="center", fontsize=8.5)
