@@ -4,7 +4,7 @@ Every arm (a way to train) sees the same examples for the same epochs. Its learn
 seeds, on a sixth of the training set that is held out. Then it trains with other seeds, and the test set is used once, at the
 end. The rules that scale the rate of the small batch have nothing to choose; the arm "longer" is a control with more epochs.
 
-    python -m experiments.large_batch                              about 5 minutes
+    python -m experiments.large_batch                              about 4 minutes
     python -m experiments.large_batch --dataset mnist              about 30 minutes
     python -m experiments.large_batch --dataset mnist --batch-size 20000
     python -m experiments.large_batch --dataset cifar10 --examples 10000 --model simple_cnn
