@@ -35,8 +35,8 @@ from jaxbatch.training.goals import metric_names
 
 OTHER_SEEDS = 1000  # added to the seeds of the runs that are reported, so that no rate is judged by the runs that chose it
 # data set: (huge batch, small batch, epochs, longest), so that an epoch has few updates
-PROTOCOLS = {"digits": (600, 24, 10, 25.0), "cifar10": (2048, 32, 15, 8.0), "cifar100": (2048, 32, 15, 8.0)}
-USUAL = (6000, 60, 10, 8.0)
+PROTOCOLS = {"digits": (600, 24, 10, 25.0), "cifar10": (2048, 32, 15, 4.0), "cifar100": (2048, 32, 15, 4.0)}
+USUAL = (6000, 60, 10, 4.0)
 QUICK = ("linear rule", "cosine", "growth", "split", "noise")  # an arm of each form
 
 
@@ -56,7 +56,7 @@ class Config(TaskConfig):
     epochs: int | None = None
     """Passes over the training set. Default: 15 for CIFAR, 10 for the others."""
     longest: float | None = None
-    """The arm "longer" trains for at most so many times the epochs. Default: 25 for digits, 8 for the others."""
+    """The arm "longer" trains for at most so many times the epochs. Default: 25 for digits, 4 for the others."""
     examples: int | None = None
     """Use only so many of the training examples. Default: all, down to a whole number of huge batches."""
     learning_rates: tuple[float, ...] = (0.001, 0.00316, 0.01, 0.0316, 0.1, 0.316, 1.0)
