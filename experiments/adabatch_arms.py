@@ -9,7 +9,7 @@ from experiments.study_task import NETWORKS
 from experiments.training import sgd_config
 from jaxbatch.training.devices import AXIS
 
-MODELS = NETWORKS | {"alexnet": jb.AlexNet, "resnet20": jb.ResNet20, "vgg19_bn": jb.VGG19BN}
+MODELS = NETWORKS | {"alexnet": jb.AlexNet, "vgg19_bn": jb.VGG19BN}
 
 
 def make_model(config, num_classes: int, num_devices: int = 1):

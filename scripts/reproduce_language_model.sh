@@ -34,7 +34,6 @@ measure() { # study, text, flags of the study
 text_studies() {
   measure critical_batch_size "$1" --model transformer --optimizer adamw --batch-sizes 8 16 32 64 128 256 --base-batch-size 16 \
     --learning-rates 0.000316 0.001 0.00316 0.01 0.0316 --epochs 20 --evaluations-per-epoch 6
-  measure adabatch "$1" --model transformer --seeds 3
   measure language_model "$1"
 }
 

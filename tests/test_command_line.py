@@ -17,6 +17,7 @@ from experiments import (
     gradient_smoothness,
     imagenet,
     iteration_speed,
+    large_batch,
     learning_rate_grid,
     nose_game,
     split_backward,
@@ -24,7 +25,8 @@ from experiments import (
 from experiments.command_line import flags_of, parse
 from tests.conftest import ROOT
 
-STUDIES = (adabatch, batch_shape, convergence, gradient_smoothness, imagenet, iteration_speed, learning_rate_grid, nose_game, split_backward)
+STUDIES = (adabatch, batch_shape, convergence, gradient_smoothness, imagenet, iteration_speed, large_batch, learning_rate_grid)
+STUDIES += (nose_game, split_backward)
 
 
 def ended(main, arguments, capsys):

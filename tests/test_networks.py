@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxbatch as jb
-from experiments import adabatch, batch_shape, convergence, gradient_smoothness, iteration_speed, learning_rate_grid, split_backward
+from experiments import adabatch, batch_shape, convergence, gradient_smoothness, iteration_speed, large_batch, learning_rate_grid, split_backward
 from experiments.adabatch_arms import make_model
 from experiments.study_task import NETWORKS
 from jaxbatch.data import pad_images
@@ -19,6 +19,7 @@ CHEAP = {
     convergence: "--batch-sizes 600 --seeds 1 --speed-rounds 1 --tuned-rates 0.01 --epochs 1 --evaluations-per-epoch 1",
     gradient_smoothness: "--batch-sizes 600 --iterations 4 --batches-compared 2",
     iteration_speed: "--batch-sizes 600 --rounds 1 --examples-per-round 600",
+    large_batch: "--batch-size 600 --arms plain --no-pairs --learning-rates 0.01 --seeds 1 --epochs 1",
     learning_rate_grid: "--batch-sizes 600 --learning-rates 0.01 --seeds 1 --epochs 1",
     split_backward: "--batch-size 600 --num-groups 2 --seeds 1 --epochs 1 --cost-rounds 1",
 }

@@ -49,6 +49,18 @@ def test_a_run_that_diverges_leaves_the_others_alone(task, runs):
     assert np.isfinite(last["test_loss"][[0, 2]]).all()
 
 
+@pytest.mark.parametrize("runs", ["vmap", "threads"])
+def test_several_updates_from_a_batch_in_a_sweep(task, runs):
+    settings = {"batch_size": 8, "duration": jb.steps(4), "num_groups": 4}
+    *_, last = jb.sweep(task, make_optimizer, jnp.array([0.001, 0.01]), [0, 1], runs=runs, **settings)
+    *_, alone = jb.fit(task, jb.FitConfig(make_optimizer(0.01), seed=1, **settings))
+    mine = jax.tree.map(lambda leaf: leaf[1], last["state"])
+    assert_close(mine.params, alone["state"].params, rtol=1e-4, atol=1e-6)
+    assert int(mine.step) == alone["updates"] == 16 and last["batches"] == 4
+    with pytest.raises(ValueError, match="num_groups=3 does not divide batch_size=8. Nearest that do: 2 and 4"):
+        next(jb.sweep(task, make_optimizer, jnp.array([0.01]), [0], **(settings | {"num_groups": 3})))
+
+
 def test_running_moments_in_a_sweep():
     task = batch_norm_task()
     (record,) = jb.sweep(task, make_optimizer, jnp.array([0.01, 0.1]), [0, 1], batch_size=8, duration=jb.steps(2))

@@ -12,6 +12,7 @@ from experiments import (
     critical_batch_size,
     gradient_smoothness,
     iteration_speed,
+    large_batch,
     learning_rate_grid,
     memory,
     split_backward,
@@ -69,6 +70,7 @@ STUDIES = {
     gradient_smoothness: [*SIZES, "--iterations", "20"],
     learning_rate_grid: [*SIZES, "--learning-rates", "0.03", "0.1", "--epochs", "2"],
     convergence: [*SIZES, "--tuned-rates", "0.1", "0.1", "--epochs", "2"],
+    large_batch: ["--epochs", "1", "--learning-rates", "0.03", "0.1"],
     split_backward: ["--batch-size", "20", "--epochs", "2", "--seeds", "1", "--learning-rates", "0.03", "0.1"],
     adabatch: ["--batch-size", "10", "--max-batch-size", "20", "--epochs", "2", "--seeds", "1"],
     memory: ["--targets", "cpu", "--budget", "1GiB"],
@@ -77,7 +79,7 @@ STUDIES = {
 }
 TARGETED = (learning_rate_grid, convergence, split_backward)  # their tables name the metric of the validation part
 EVERY = [(study, name) for study in STUDIES for name in TASKS if name != "stateful" or study not in (gradient_smoothness, split_backward)]
-ALWAYS = [*((study, "bare") for study in STUDIES if study is not memory), (learning_rate_grid, "equinox"), (iteration_speed, "flax")]
+ALWAYS = [*((study, "bare") for study in STUDIES if study not in (memory, large_batch)), (learning_rate_grid, "equinox"), (iteration_speed, "flax")]
 
 
 def name_of(study):

@@ -18,7 +18,7 @@ from jax import lax
 
 from jaxbatch.batches import Duration, check_seed, epoch_order, in_examples
 from jaxbatch.data.streams import is_stream
-from jaxbatch.gradients.groups import check_params
+from jaxbatch.gradients.groups import check_num_groups, check_params
 from jaxbatch.gradients.updates import Optimizer, check_optimizer
 from jaxbatch.machine.compiling import Programs, call_compiled, compile_ahead
 from jaxbatch.machine.cores import num_cores
@@ -40,6 +40,7 @@ def sweep(
     *,
     batch_size: int,
     duration: Duration,
+    num_groups: int | None = None,
     evaluations_per_epoch: int = 1,
     after: Mapping[str, Any] | None = None,
     runs: Runs | None = None,
@@ -58,6 +59,7 @@ def sweep(
         seeds: R integers.
         batch_size: B, the same for all runs, because another size needs another program.
         duration: see :class:`jaxbatch.FitConfig`.
+        num_groups: K, the updates that each batch makes, see :class:`jaxbatch.FitConfig`; records count batches.
         evaluations_per_epoch: see :class:`jaxbatch.FitConfig`.
         after: ``batches``, ``diverged_at_batch`` and ``state`` of an earlier record of the same sweep, to continue from. After
             its last record the sweep yields nothing.
@@ -97,6 +99,8 @@ def sweep(
     settings = jax.tree.map(jnp.asarray, settings)
     check_params(start_shapes(task))
     check_optimizer(make_optimizer(_run(settings, 0)), start_shapes(task))
+    if num_groups is not None:
+        check_num_groups(num_groups, batch_size)
     begun = states = start_states(task, make_optimizer, settings, seeds)
     duration = in_examples(duration, task.tokens_per_example)
     config = FitConfig(None, batch_size, duration, evaluations_per_epoch=evaluations_per_epoch)
@@ -108,7 +112,7 @@ def sweep(
     runs, used = runs or choose_runs(), set()
     test = _over_runs(make_test(task, eval_params=eval_params), runs)
     is_finite = make_is_finite(begun, runs=True)
-    with Programs(_compiler(task, make_optimizer, settings, states, batch_size, runs)) as programs:
+    with Programs(_compiler(task, make_optimizer, settings, states, batch_size, num_groups, runs)) as programs:
         for segment in segments:
             start, stop = segment.first, segment.first + segment.num_examples
             orders = {seed: np.asarray(epoch_order(seed, segment.epoch, task.num_examples))[start:stop] for seed in set(seeds)}
@@ -190,14 +194,14 @@ def _over_runs(function, runs: Runs):
     return in_threads
 
 
-def _compiler(task: Task, make_optimizer, settings, states, batch_size: int, runs: Runs):
+def _compiler(task: Task, make_optimizer, settings, states, batch_size: int, num_groups: int | None, runs: Runs):
     """Makes ``num_batches -> program``; a program is ``(states, indices, seed_epochs, alive) -> (states, losses)``."""
 
     def needed(seed_epoch):
         return () if task.prepare is None else (seed_epoch,)
 
     def one_step(setting):
-        return make_task_step(task, make_optimizer(setting), batch_size)
+        return make_task_step(task, make_optimizer(setting), batch_size, num_groups=num_groups)
 
     def compile(num_batches):
         if runs == "threads":
