@@ -31,12 +31,15 @@ from jaxbatch.data.streaming import prefetch
 from jaxbatch.data.text import TextDataset, load_text, sequences
 from jaxbatch.gradients.accumulation import accumulated_gradient
 from jaxbatch.gradients.clipping import ClippedSum, clipped_gradient_sum, sum_of_gradients
+from jaxbatch.gradients.curvature import HessianEigenvalues, hessian_eigenvalues, hessian_trace
 from jaxbatch.gradients.exact import (
     group_gradients,
     losses_and_group_gradients,
     losses_and_mean_gradient,
     per_example_gradients,
 )
+from jaxbatch.gradients.hessian import hessian_vector_product
+from jaxbatch.gradients.loss_line import loss_along_line
 from jaxbatch.gradients.noise import (
     GradientStatistics,
     cosine_similarity,
@@ -98,6 +101,7 @@ __all__ = [
     "FitConfig",
     "Goal",
     "GradientStatistics",
+    "HessianEigenvalues",
     "ImageDataset",
     "IndexBatches",
     "Interval",
@@ -147,6 +151,9 @@ __all__ = [
     "gradient_noise_scale",
     "gradient_statistics",
     "group_gradients",
+    "hessian_eigenvalues",
+    "hessian_trace",
+    "hessian_vector_product",
     "hold_out",
     "increase_instead_of_decay",
     "init_state",
@@ -156,6 +163,7 @@ __all__ = [
     "largest_stable_curvature",
     "load_dataset",
     "load_text",
+    "loss_along_line",
     "losses_and_group_gradients",
     "losses_and_mean_gradient",
     "make_epoch",

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
+from jax.flatten_util import ravel_pytree
 
 
 def groups_of(batch, num_groups):
@@ -182,3 +183,9 @@ def noise_of_weighted_parts(gradients, weights, batch_size):
     pairs = [(j, k) for j in range(len(weights)) for k in range(len(weights)) if j != k]
     signal = sum(gradients[j] @ gradients[k] for j, k in pairs) / sum(weights[j] * weights[k] for j, k in pairs)
     return signal, batch_size * (((gradients.sum(0) / weights.sum()) ** 2).sum() - signal)
+
+
+def dense_hessian(loss_fn, params, batch):
+    """The matrix itself, of the mean loss of examples without weights."""
+    flat, unravel = ravel_pytree(params)
+    return np.asarray(jax.hessian(lambda w: loss_fn(unravel(w), batch).mean())(flat))
