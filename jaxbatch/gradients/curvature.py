@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key, PyTree
 from matfree import decomp, stochtrace
@@ -94,7 +93,8 @@ def hessian_eigenvalues(
     for number in range(count):
         steps = min(num_steps, size - len(spaces))
         start = _outside(spaces, jax.random.normal(jax.random.fold_in(key, number), (size,), first.dtype))
-        space, matrix, rest = _run(_lanczos(loss_fn, microbatch_size, has_aux, steps), params, batch, spaces, start)
+        arguments = (params, batch, spaces, start)
+        space, matrix, rest = _compiled(_lanczos(loss_fn, microbatch_size, has_aux, steps), *arguments)(*arguments)
         known = max((abs(value) for value, _ in ritz), default=0.0)
         small, ended = _tridiagonal(np.asarray(matrix, float), float(rest), np.asarray(space @ space.T), known)
         if not np.isfinite(small).all():
@@ -106,9 +106,14 @@ def hessian_eigenvalues(
         if not ended or len(spaces) == size:
             break
     ritz.sort(key=lambda pair: -pair[0])
-    chosen = jnp.stack([vector for _, vector in (*ritz[:count], *ritz[: -count - 1 : -1])])
-    found, residuals = (np.asarray(part, float) for part in _run(_residuals(loss_fn, microbatch_size, has_aux), params, batch, chosen))
-    return HessianEigenvalues(found[:count], residuals[:count], found[count:], residuals[count:])
+    multiply, found = _multiplication(loss_fn, params, batch, microbatch_size, has_aux), []
+    for _, vector in (*ritz[:count], *ritz[: -count - 1 : -1]):
+        vector = vector / jnp.linalg.norm(vector)
+        turned = multiply(vector)
+        value = vector @ turned
+        found.append((float(value), float(jnp.linalg.norm(turned - value * vector))))
+    values, residuals = np.array(found).T
+    return HessianEigenvalues(values[:count], residuals[:count], values[count:], residuals[count:])
 
 
 def hessian_trace(
@@ -151,12 +156,9 @@ def hessian_trace(
     if num_samples < 1:
         raise ValueError(f"num_samples={num_samples} must be at least 1.")
 
-    def samples(params, batch, keys):
-        flat, multiply = _operator(loss_fn, params, batch, microbatch_size, has_aux)
-        estimate = stochtrace.estimator_monte_carlo(stochtrace.monte_carlo_trace(), stochtrace.sampler_signs(flat, num=1))
-        return lax.map(lambda one: estimate(multiply, one), keys)  # one after another: side by side they need S times the memory
-
-    values = np.asarray(_run(samples, params, batch, jax.random.split(key, num_samples)), float)
+    multiply, (flat, _) = _multiplication(loss_fn, params, batch, microbatch_size, has_aux), ravel_pytree(widen(params))
+    draw, sample = stochtrace.sampler_signs(flat, num=1), stochtrace.monte_carlo_trace()
+    values = np.array([float(sample(multiply, draw(one)[0])) for one in jax.random.split(key, num_samples)])
     return ratio_of_means(values, np.ones_like(values))  # against a constant, Fieller's interval is Student's
 
 
@@ -165,10 +167,18 @@ def _check(loss_fn: LossFn, params: PyTree, batch: PyTree, microbatch_size: int 
     check_microbatch_size(microbatch_size)
 
 
-def _run(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Compiles ``function``, or finds its program from an earlier call, and runs it."""
+def _compiled(function: Callable[..., Any], *arguments: Any) -> Callable[..., Any]:
+    """The compiled ``function``, or its program from an earlier call."""
     run, constants = take_out_constants(function, *arguments)
-    return compile_ahead(jax.jit(run), constants, *arguments)(constants, *arguments)
+    program = compile_ahead(jax.jit(run), constants, *arguments)
+    return lambda *arguments: program(constants, *arguments)
+
+
+def _multiplication(loss_fn: LossFn, params: PyTree, batch: PyTree, microbatch_size: int | None, has_aux: bool) -> Callable[[Array], Array]:
+    """``v -> Hv`` as one compiled program."""
+    flat, _ = ravel_pytree(widen(params))
+    program = _compiled(lambda p, b, v: _operator(loss_fn, p, b, microbatch_size, has_aux)[1](v), params, batch, flat)
+    return lambda vector: program(params, batch, vector)
 
 
 def _operator(loss_fn: LossFn, params: PyTree, batch: PyTree, microbatch_size: int | None, has_aux: bool):
@@ -227,20 +237,3 @@ def _tridiagonal(matrix: np.ndarray, rest: float, products: np.ndarray, known: f
         if ended := bool(not left[length - 1] > eps**0.75 * scale or not np.abs(following).max() <= eps**0.5):
             break
     return np.diag(diagonal[:length]) + np.diag(left[: length - 1], 1) + np.diag(left[: length - 1], -1), ended
-
-
-def _residuals(loss_fn: LossFn, microbatch_size: int | None, has_aux: bool):
-    """``(params, batch, vectors) -> (v^T H v, |H v - (v^T H v) v|)`` of each vector, scaled to length 1."""
-
-    def run(params, batch, vectors):
-        _, multiply = _operator(loss_fn, params, batch, microbatch_size, has_aux)
-
-        def one(vector):
-            vector = vector / jnp.linalg.norm(vector)
-            turned = multiply(vector)
-            value = vector @ turned
-            return value, jnp.linalg.norm(turned - value * vector)
-
-        return lax.map(one, vectors)
-
-    return run
