@@ -154,9 +154,8 @@ def local_minimum(config, records: Sequence[Record], pairs: Sequence[tuple[Recor
     height = interval(barriers(records, comparison, "loss"))
     if height.n:
         ends = interval([max(pair[0]["loss"], pair[1]["loss"]) for pair in pairs]).value
-        sentences.append(
-            f"Between the two solutions the training loss rises by {height:.3g} above the straight line of its ends, which are at {ends:.3g}."
-        )
+        above = f"above the straight line of its ends, the higher of which is at {ends:.3g}"
+        sentences.append(f"Between the two solutions the training loss rises by {height:.3g} {above}.")
     ends_of = further(records, comparison, config.large_batch_size)
     own = further(records, comparison, config.small_batch_size)
     falls = [last < 1 for _, last in ends_of]

@@ -19,6 +19,7 @@ from experiments import (
     iteration_speed,
     learning_rate_grid,
     nose_game,
+    sharpness,
     split_backward,
 )
 from jaxbatch.results.records import RunFolder
@@ -33,6 +34,7 @@ COMMANDS = {
     iteration_speed: "--model mlp --batch-sizes 300,600 --rounds 3 --examples-per-round 600",
     learning_rate_grid: "--model mlp --batch-sizes 300,600 --learning-rates 0.01,0.1 --seeds 2 --epochs 1 --evaluations-per-epoch 2",
     nose_game: "--batch-sizes 1,12 --num-steps 3 --seeds 3",
+    sharpness: "--quick --model mlp --small-batch-size 300 --large-batch-size 600 --seeds 1 --learning-rates 0.1 --train-loss 2",
     split_backward: "--model mlp --batch-size 169 --num-groups 13 --seeds 2 --epochs 2 --cost-rounds 2 --learning-rates 0.01,0.1 --tune-seeds 1",
 }
 SHORT = {study.__name__.split(".")[-1]: study for study in COMMANDS}
