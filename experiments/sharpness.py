@@ -17,11 +17,10 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from experiments import sharpness_figure, sharpness_report
-from experiments.advise_verify import RATES, sweep_size
+from experiments.advise_verify import RATES
 from experiments.critical_batch_size_report import best_rates
-from experiments.optimizers import OPTIMIZERS
 from experiments.sharpness_measures import continued, line, solution, way_point
-from experiments.sharpness_training import Setup, find_states, train
+from experiments.sharpness_training import Setup, choose_rate, find_states, train
 from experiments.study import check_positive, open_study, run_study, show_results
 from experiments.study_target import GoalConfig, fill_target
 from experiments.study_task import load_choosing_task, refuse_model_state
@@ -110,15 +109,12 @@ def append_new(run: RunFolder, rows: Sequence[Record]) -> None:
 def measure(config: Config, task: Task, test_data, run: RunFolder, console: Console) -> None:
     """Makes the measurements that are not in the run folder yet."""
     sizes, rates = (config.small_batch_size, config.large_batch_size), config.learning_rates or ()
-    goal, make_optimizer = as_goal(config.target or ""), OPTIMIZERS[config.optimizer]
     seeds = range(TUNING_SEEDS, TUNING_SEEDS + min(config.seeds, 2))
     with progress_bar(console) as progress:
         bar = progress.add_task("choosing rates", total=len(sizes), rate="")
         for size in sizes:
             if len(run.find(kind="sweep", batch_size=size)) < len(rates) * len(seeds):
-                per_epoch = max(1, min(4, task.num_examples // size))
-                limits = {"epochs": config.max_epochs, "evaluations_per_epoch": per_epoch}
-                append_new(run, [{"kind": "sweep", **row} for row in sweep_size(task, make_optimizer, goal, size, rates, seeds, **limits)])
+                append_new(run, choose_rate(config, task, size, seeds))
             progress.update(bar, advance=1)
         best = best_rates(run.records)
         if not set(sizes) <= set(best):

@@ -1,7 +1,7 @@
 """The runs of the sharpness study: a small and a huge batch from the same weights, and the parameters that are kept of them."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -52,6 +52,36 @@ class Setup:
         """The metrics on the validation part, or the test set."""
         found = self._evaluate[kind](params, self._held_out[kind])
         return {f"{kind}_{name}": float(found[name]) for name in self.names}
+
+
+def choose_rate(config, task: Task, size: int, seeds: Sequence[int]) -> list[Record]:
+    """Trains all rates at one size until none can reach the target in fewer updates, on average over seeds, than the best has."""
+    settings = {"batch_size": size, "seeds": seeds, "duration": jb.epochs(config.max_epochs), "goal": config.target}
+    per_epoch = max(1, min(4, task.num_examples // size))
+    for record in jb.tune_learning_rate(task, OPTIMIZERS[config.optimizer], config.learning_rates, **settings, evaluations_per_epoch=per_epoch):
+        result = record["result"]
+        if is_settled(result.updates_to_goal, result.diverged, record["batches"]):
+            break
+    found = result.updates_to_goal
+    return [
+        {"kind": "sweep", "batch_size": size, "learning_rate": rate, "seed": seed, "updates": None if np.isnan(updates) else int(updates)}
+        for rate, row in zip(result.learning_rates, found, strict=True)
+        for seed, updates in zip(seeds, row, strict=True)
+    ]
+
+
+def is_settled(updates_to_goal: np.ndarray, diverged: np.ndarray, batches: int) -> bool:
+    """Whether no rate that is still training can beat the best rate whose seeds have all reached the goal.
+
+    Example:
+        >>> reached = np.array([[10.0, np.nan], [14.0, 18.0]])
+        >>> [is_settled(reached, np.zeros((2, 2), bool), batches) for batches in (20, 22)]
+        [False, True]
+    """
+    missing = np.isnan(updates_to_goal)
+    best = np.where(missing.any(1), np.inf, updates_to_goal.mean(1)).min()
+    soonest = np.where(missing, np.where(diverged, np.inf, batches), updates_to_goal).mean(1)
+    return bool((soonest[missing.any(1)] >= best).all())
 
 
 def train(setup: Setup, size: int, seed: int, run: RunFolder) -> list[Record]:
