@@ -57,8 +57,8 @@ class Config(GoalConfig):
     """Products for its trace."""
     points: int = 31
     """Points on the line between two solutions, which goes on by a quarter of its length on both sides."""
-    continue_epochs: int = 5
-    """Epochs of further training with the small batch, from each solution."""
+    continue_epochs: int = 10
+    """Epochs of further training with the small batch, from each solution; with the large batch it is --epochs, from its own."""
 
 
 def resolve(config: Config, task: Task) -> Config:
@@ -98,7 +98,7 @@ def resolve(config: Config, task: Task) -> Config:
 
 def append_new(run: RunFolder, rows: Sequence[Record]) -> None:
     """Writes rows without those that a call which was stopped has written already, found by all that is no measurement."""
-    names = ("kind", "comparison", "batch_size", "seed", "updates", "epoch", "point", "learning_rate")
+    names = ("kind", "comparison", "batch_size", "seed", "updates", "epoch", "point", "learning_rate", "with_batch_size")
     identity = lambda row: tuple(row.get(name) for name in names)
     known = {identity(row) for row in run.records}
     for row in rows:

@@ -21,10 +21,11 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
     _ends(config, records, ends, sizes)
     comparison = "loss" if solutions(records, "loss") else "epochs"
     _line(config, records, line, comparison)
-    for size, color in zip(sizes, plots.COLORS, strict=False):
-        rows = [row for row in records if row["kind"] == "continued" and row["comparison"] == comparison and row["batch_size"] == size]
-        _curve(on, _by(rows, "epoch", "loss"), color, f"from B = {size:,}")
-    on.set(title=f"Training on with B = {sizes[0]}, from solutions\n{title_of(config, comparison)}", xlabel="epochs", ylabel="training loss")
+    for color, begun, size in ((0, sizes[0], sizes[0]), (1, sizes[1], sizes[0]), (4, sizes[1], sizes[1])):
+        place = {"kind": "continued", "comparison": comparison, "batch_size": begun, "with_batch_size": size}
+        rows = [row for row in records if place.items() <= row.items()]
+        _curve(on, _by(rows, "epoch", "loss"), plots.COLORS[color], f"from B = {begun:,}, with B = {size:,}")
+    on.set(title=f"Training on from solutions\n{title_of(config, comparison)}", xlabel="epochs", ylabel="training loss")
     for axes in (way, ends, on):
         if any(len(one.get_xdata()) for one in axes.lines):
             plots.log_values(axes.yaxis)

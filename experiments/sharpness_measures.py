@@ -60,14 +60,17 @@ def line(setup: Setup, place: Record, read) -> list[Record]:
 
 
 def continued(setup: Setup, place: Record, read) -> list[Record]:
-    """Training loss while training goes on with the small batch, at its rate, without what the optimizer has gathered."""
-    (params, _), config, task = read, setup.config, setup.task
-    size = config.small_batch_size
+    """Training loss while training goes on with the small or the large batch, at its rate, without what the optimizer has gathered.
+
+    With the large batch it goes on for as many epochs as the first comparison takes, because it makes few updates in one.
+    """
+    (params, _), config, task, size = read, setup.config, setup.task, place["with_batch_size"]
     optimizer, seed = setup.make_optimizer(size), place["seed"] + FURTHER
     state = jb.init_state(task, optimizer, seed)._replace(params=params)
-    per_epoch = max(1, min(4, task.num_examples // size))
+    small = size == config.small_batch_size
+    epochs, per_epoch = (config.continue_epochs, 2) if small else (config.epochs, 1)
     rows = [place | {"epoch": 0.0, "loss": setup.loss(params), **setup.metrics("validation", params)}]
-    settings = jb.FitConfig(optimizer, size, jb.epochs(config.continue_epochs), seed=seed, evaluations_per_epoch=per_epoch)
+    settings = jb.FitConfig(optimizer, size, jb.epochs(epochs), seed=seed, evaluations_per_epoch=per_epoch)
     for record in jb.fit(task, settings, state=state):
         now = record["state"].params
         rows.append(place | {"epoch": record["epoch"], "loss": setup.loss(now), **setup.metrics("validation", now)})

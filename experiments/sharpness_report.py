@@ -60,10 +60,10 @@ def barriers(records: Sequence[Record], comparison: str, name: str) -> list[floa
     return found
 
 
-def further(records: Sequence[Record], comparison: str, size: int) -> list[tuple[float, float]]:
+def further(records: Sequence[Record], comparison: str, size: int, with_size: int) -> list[tuple[float, float]]:
     """For each seed, the highest and the last loss of further training, as parts of the loss at its start; a run that diverged counts as infinite."""
-    rows = [record for record in records if record["kind"] == "continued" and record["comparison"] == comparison and record["batch_size"] == size]
-    found = []
+    place = {"kind": "continued", "comparison": comparison, "batch_size": size, "with_batch_size": with_size}
+    rows, found = [record for record in records if place.items() <= record.items()], []
     for seed in sorted({row["seed"] for row in rows}):
         curve = sorted((row["epoch"], row["loss"]) for row in rows if row["seed"] == seed and row["loss"] is not None)
         lost = any(row["loss"] is None for row in rows if row["seed"] == seed)
@@ -156,23 +156,21 @@ def local_minimum(config, records: Sequence[Record], pairs: Sequence[tuple[Recor
         ends = interval([max(pair[0]["loss"], pair[1]["loss"]) for pair in pairs]).value
         above = f"above the straight line of its ends, the higher of which is at {ends:.3g}"
         sentences.append(f"Between the two solutions the training loss rises by {height:.3g} {above}.")
-    ends_of = further(records, comparison, config.large_batch_size)
-    own = further(records, comparison, config.small_batch_size)
-    falls = [last < 1 for _, last in ends_of]
-    if ends_of:
-        peak, last, control = (interval([one[k] for one in rows]) for rows, k in ((ends_of, 0), (ends_of, 1), (own, 1)))
+    small, huge = config.small_batch_size, config.large_batch_size
+    on, across, control = (further(records, comparison, *sizes) for sizes in ((huge, huge), (huge, small), (small, small)))
+    if on and across and control:
+        last, peak, end, own = (interval([one[k] for one in rows]) for rows, k in ((on, 1), (across, 0), (across, 1), (control, 1)))
+        word = "it rises first" if peak.low > 1.1 else "it falls smoothly" if peak.high <= 1.1 and end.value < 1 else "the seeds differ"
         sentences.append(
-            f"Trained on with B = {config.small_batch_size} for {config.continue_epochs} epochs, the large batch's loss ends at {last:.2f} times its "
-            f"start, {peak:.2f} at its highest; the small batch's own at {control:.2f}."
+            f"Trained on with its own batch for {config.epochs} epochs, the large batch's loss ends at {last:.2f} times its start. With "
+            f"B = {small} for {config.continue_epochs} epochs it ends at {end:.2f}, {peak:.2f} at its highest ({word}); the small batch's own at {own:.2f}."
         )
-    none = sum(is_no_minimum(row) for row in large)
-    told = f"{none} of {count} large-batch solutions are no local minimum, and from {sum(falls)} of {len(falls)} the small batch goes on down"
+    none, falls = sum(is_no_minimum(row) for row in large), sum(end < 1 for _, end in on)
+    told = f"{none} of {count} large-batch solutions are no local minimum, and {falls} of {len(on)} go on down with the large batch itself"
+    claim = "«Large batches fall into a local minimum»"
     if count < 3:
-        sentences.append(f"{told}; too few seeds for a verdict on «large batches fall into a local minimum».")
-    elif none == count and all(falls):
-        sentences.append(f"«Large batches fall into a local minimum» does not hold here: {told}.")
-    elif none == 0 and not any(falls):
-        sentences.append(f"«Large batches fall into a local minimum» is not contradicted here: {told}.")
-    else:
-        sentences.append(f"«Large batches fall into a local minimum» is neither shown nor excluded here: {told}.")
-    return sentences
+        return [*sentences, f"{told}; too few seeds for a verdict on {claim}."]
+    if none == count and falls == len(on) > 0:
+        return [*sentences, f"{claim} does not hold here: {told}."]
+    word = "is not contradicted" if none == falls == 0 else "is neither shown nor excluded"
+    return [*sentences, f"{claim} {word} here: {told}."]

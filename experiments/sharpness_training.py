@@ -146,7 +146,12 @@ def find_states(run: RunFolder, setup: Setup, what: str) -> list[tuple[Record, C
         ]
     else:
         kind = {"solutions": "solution", "going on": "continued"}[what]
+        more = [{}] if kind == "solution" else [{"with_batch_size": size} for size in sizes]
         found = [
-            ({"kind": kind, "comparison": name, "batch_size": size, "seed": seed}, name, size, seed) for name in COMPARISONS for size, seed in pairs
+            ({"kind": kind, "comparison": name, "batch_size": size, "seed": seed} | fields, name, size, seed)
+            for name in COMPARISONS
+            for size, seed in pairs
+            for fields in more
+            if fields.get("with_batch_size", 0) <= size  # with the large batch only from its own solutions
         ]
     return [(place, lambda of=of: read(*of)) for place, *of in found if there(*of)]

@@ -26,8 +26,8 @@ def lines(seed, values, comparison="loss"):
     return [{"kind": "line", "comparison": comparison, "seed": seed, "point": t, "loss": value} for t, value in zip(places, values, strict=True)]
 
 
-def went_on(size, seed, losses):
-    place = {"kind": "continued", "comparison": "loss", "batch_size": size, "seed": seed}
+def went_on(size, with_size, seed, losses):
+    place = {"kind": "continued", "comparison": "loss", "batch_size": size, "with_batch_size": with_size, "seed": seed}
     return [place | {"epoch": epoch, "loss": loss} for epoch, loss in enumerate(losses)]
 
 
@@ -36,7 +36,7 @@ def records(large, last, count=3):
     for seed in range(count):
         found += [solved(16, seed, largest=10.0 + seed), solved(1024, seed, **large | {"largest": large["largest"] * (10 + seed)})]
         found += lines(seed, [9.0, 0.02, 0.05, 0.08, 0.05, 0.02, 9.0])
-        found += [*went_on(16, seed, [0.02, 0.01]), *went_on(1024, seed, [0.02, 0.03, last])]
+        found += [*went_on(16, 16, seed, [0.02, 0.01]), *went_on(1024, 16, seed, [0.02, 0.03, 0.015]), *went_on(1024, 1024, seed, [0.02, last])]
     return found
 
 
@@ -46,7 +46,8 @@ def test_a_sharper_minimum_that_is_none_is_told():
     assert "the largest eigenvalue at B = 1024 is 3.00 [3.00, 3.00] times that at B = 16 (sharper), the trace 1.00" in told[1]
     assert "negative curvature is proved at 3 of 3 solutions of B = 1024 and at 3 of B = 16" in told[2] and "by 5.0 [5.0, 5.0]%" in told[2]
     assert "rises by 0.06 [0.06, 0.06] above the straight line of its ends, the higher of which is at 0.02" in told[3]
-    assert "ends at 0.25 [0.25, 0.25] times its start, 1.50 [1.50, 1.50] at its highest; the small batch's own at 0.50" in told[4]
+    assert "with its own batch for 30 epochs, the large batch's loss ends at 0.25 [0.25, 0.25] times its start" in told[4]
+    assert "it ends at 0.75 [0.75, 0.75], 1.50 [1.50, 1.50] at its highest (it rises first); the small batch's own at 0.50" in told[4]
     assert told[5].startswith("«Large batches fall into a local minimum» does not hold here: 3 of 3")
 
 
@@ -76,7 +77,7 @@ def test_numbers_of_the_report():
     assert ratio(solutions(rows, "loss"), "largest").value == pytest.approx(3)
     assert barriers(lines(0, [9.0, 1.0, 1.5, 3.0, 2.5, 2.0, 9.0]), "loss", "loss") == [1.5]  # the straight line has 1.5 in the middle
     assert barriers(lines(0, [9.0, 1.0, 0.5, 0.5, 0.5, 2.0, 9.0]), "loss", "loss") == [0.0]
-    assert further([*went_on(16, 0, [2.0, 3.0, 1.0]), *went_on(16, 1, [2.0, None])], "loss", 16) == [(1.5, 0.5), (float("inf"),) * 2]
+    assert further([*went_on(16, 16, 0, [2.0, 3.0, 1.0]), *went_on(16, 16, 1, [2.0, None])], "loss", 16, 16) == [(1.5, 0.5), (float("inf"),) * 2]
     assert stability_limit(CONFIG, 0.1) == pytest.approx(38) and stability_limit(SimpleNamespace(optimizer="adam"), 0.1) is None
     assert stability_limit(SimpleNamespace(optimizer="sgd"), 0.1) == pytest.approx(20)
     assert not is_no_minimum(solved(16, 0, smallest=-1e-5, loss_after_step=0.02)) and is_no_minimum(solved(16, 0))
