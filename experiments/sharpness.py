@@ -5,7 +5,8 @@ solutions are compared after equal epochs and at equal training loss, because a 
 each: the largest and smallest eigenvalues of the training loss's Hessian, its trace, the gradient, one exact gradient step, the loss
 along the line between the two, and what further training with the small batch does.
 
-    python -m experiments.sharpness                      about 6 minutes
+    python -m experiments.sharpness --model mlp          about 2 minutes
+    python -m experiments.sharpness                      about 10 minutes
     python -m experiments.sharpness --dataset mnist --model mlp --epochs 4 --train-loss 0.1
 
 The measured answer stands in docs/sharpness.md.

@@ -3,8 +3,6 @@
 import pathlib
 from collections.abc import Sequence
 
-import numpy as np
-
 from experiments.critical_batch_size_report import best_rates
 from experiments.sharpness_report import held_out_metric, solutions, stability_limit, title_of
 from experiments.study import setting_of
@@ -26,12 +24,12 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
         rows = [row for row in records if place.items() <= row.items()]
         _curve(on, _by(rows, "epoch", "loss"), plots.COLORS[color], f"from B = {begun:,}, with B = {size:,}")
     on.set(title=f"Training on from solutions\n{title_of(config, comparison)}", xlabel="epochs", ylabel="training loss")
-    for axes in (way, ends, on):
+    for axes in (way, ends, line, on):
         if any(len(one.get_xdata()) for one in axes.lines):
             plots.log_values(axes.yaxis)
     for axes in (way, ends, line, on):
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=9)
+            axes.legend(fontsize=9, loc="center right" if axes is ends else "best")
     figure.suptitle(f"{setting_of(config)}, {config.optimizer}, {config.seeds} seeds")
     return plots.save(figure, folder)
 
@@ -73,7 +71,7 @@ def _ends(config, records, axes, sizes) -> None:
                 ys.append(row[name])
         if ys and min(ys) > 0:
             axes.plot(xs, ys, mark, color=color, mfc="none" if name == "trace" else color, label=f"{label}, B = {size:,}")
-    axes.set(title="At the solutions, each seed", ylabel="curvature", xlim=(-0.5, 1.5))
+    axes.set(title="At the solutions, each seed", ylabel="curvature", xlim=(-0.5, 2.4))
     axes.set_xticks([0, 1], [title_of(config, comparison) for comparison in ("epochs", "loss")])
 
 
@@ -84,6 +82,3 @@ def _line(config, records, axes, comparison: str) -> None:
     for place in (0, 1):
         axes.axvline(place, color="#999999", lw=0.8)
     axes.set(title=f"On the line between solutions {title_of(config, comparison)}", xlabel="0: small batch, 1: large batch", ylabel="loss")
-    top = [row[name] for row in rows if 0 <= row["point"] <= 1 for name in ("loss", f"validation_{metric}") if row[name] is not None]
-    if top:
-        axes.set_ylim(0, 1.3 * float(np.max(top)))

@@ -119,7 +119,7 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
         if not pairs:
             sentences.append(f"No seed reached both solutions {title_of(config, comparison)}. Raise --max-epochs or --train-loss.")
             continue
-        sentences.append(sharper(config, pairs, comparison))
+        sentences.append(sharper(config, pairs, comparison) + edge(config, pairs, {size: rate for size, (rate, _) in best.items()}))
     pairs, comparison = max(((solutions(records, name), name) for name in ("loss", "epochs")), key=lambda one: len(one[0]))
     return [*sentences, *local_minimum(config, records, pairs, comparison)] if pairs else sentences
 
@@ -134,11 +134,23 @@ def sharper(config, pairs: Sequence[tuple[Record, Record]], comparison: str) -> 
     else:
         told = "sharper" if top.excludes(1) and top.value > 1 else "flatter" if top.excludes(1) else "no difference shows"
     losses = [interval([pair[place]["loss"] for pair in pairs]).value for place in (1, 0)]
+    held_out = f", the test loss is {ratio(pairs, 'test_loss'):.2f} times" if metric != "loss" and "test_loss" in pairs[0][0] else ""
     return (
         f"{title_of(config, comparison).capitalize()}, the largest eigenvalue at B = {config.large_batch_size} is {top:.2f} times that at "
         f"B = {config.small_batch_size} ({told}), the trace {trace:.2f} times, at training losses of {losses[0]:.3g} and {losses[1]:.3g}; test "
-        f"{metric} differs by {better:+.4f}."
+        f"{metric} differs by {better:+.4f}{held_out}."
     )
+
+
+def edge(config, pairs: Sequence[tuple[Record, Record]], rates: dict[int, float]) -> str:
+    """How near the largest eigenvalues are to the edge of stability, as a sentence; empty for Adam."""
+    sizes = (config.small_batch_size, config.large_batch_size)
+    limits = [stability_limit(config, rates[size]) for size in sizes]
+    if None in limits:
+        return ""
+    shares = [interval([pair[place]["largest"] / (limits[place] or 1) for pair in pairs]) for place in (0, 1)]
+    told = " and ".join(f"{share:.2f} at B = {size}" for share, size in zip(shares, sizes, strict=True))
+    return f" As parts of the edge of stability, 2(1+β)/η, the largest eigenvalues are {told}."
 
 
 def local_minimum(config, records: Sequence[Record], pairs: Sequence[tuple[Record, Record]], comparison: str) -> list[str]:
@@ -163,7 +175,8 @@ def local_minimum(config, records: Sequence[Record], pairs: Sequence[tuple[Recor
         word = "it rises first" if peak.low > 1.1 else "it falls smoothly" if peak.high <= 1.1 and end.value < 1 else "the seeds differ"
         sentences.append(
             f"Trained on with its own batch for {config.epochs} epochs, the large batch's loss ends at {last:.2f} times its start. With "
-            f"B = {small} for {config.continue_epochs} epochs it ends at {end:.2f}, {peak:.2f} at its highest ({word}); the small batch's own at {own:.2f}."
+            f"B = {small} for {config.continue_epochs} epochs it ends at {end:.2f}, {peak:.2f} at its highest ({word}); the small batch's own "
+            f"ends at {own:.2f}."
         )
     none, falls = sum(is_no_minimum(row) for row in large), sum(end < 1 for _, end in on)
     told = f"{none} of {count} large-batch solutions are no local minimum, and {falls} of {len(on)} go on down with the large batch itself"

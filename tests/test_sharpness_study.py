@@ -18,7 +18,15 @@ SWEEP = [{"kind": "sweep", "batch_size": size, "learning_rate": 0.1, "seed": see
 
 def solved(size, seed, comparison="loss", **fields):
     usual = {"updates": 9, "loss": 0.02, "largest": 10.0, "smallest": -0.1, "trace": 50.0, "gradient_norm": 0.1, "loss_after_step": 0.019}
-    return {"kind": "solution", "comparison": comparison, "batch_size": size, "seed": seed, **usual, "test_accuracy": 0.95} | fields
+    return {
+        "kind": "solution",
+        "comparison": comparison,
+        "batch_size": size,
+        "seed": seed,
+        **usual,
+        "test_accuracy": 0.95,
+        "test_loss": 0.1 * size**0.25,
+    } | fields
 
 
 def lines(seed, values, comparison="loss"):
@@ -44,10 +52,12 @@ def test_a_sharper_minimum_that_is_none_is_told():
     told = verdict(CONFIG, records({"largest": 3.0}, 0.005))
     assert told[0].startswith("No seed reached both solutions after 30 epochs")
     assert "the largest eigenvalue at B = 1024 is 3.00 [3.00, 3.00] times that at B = 16 (sharper), the trace 1.00" in told[1]
+    assert "test accuracy differs by +0.0000 [+0.0000, +0.0000], the test loss is 2.83 [2.83, 2.83] times." in told[1]
+    assert "are 0.29 [0.26, 0.32] at B = 16 and 0.87 [0.79, 0.95] at B = 1024" in told[1]  # of 38
     assert "negative curvature is proved at 3 of 3 solutions of B = 1024 and at 3 of B = 16" in told[2] and "by 5.0 [5.0, 5.0]%" in told[2]
     assert "rises by 0.06 [0.06, 0.06] above the straight line of its ends, the higher of which is at 0.02" in told[3]
     assert "with its own batch for 30 epochs, the large batch's loss ends at 0.25 [0.25, 0.25] times its start" in told[4]
-    assert "it ends at 0.75 [0.75, 0.75], 1.50 [1.50, 1.50] at its highest (it rises first); the small batch's own at 0.50" in told[4]
+    assert "it ends at 0.75 [0.75, 0.75], 1.50 [1.50, 1.50] at its highest (it rises first); the small batch's own ends at 0.50" in told[4]
     assert told[5].startswith("«Large batches fall into a local minimum» does not hold here: 3 of 3")
 
 
