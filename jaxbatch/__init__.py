@@ -35,12 +35,15 @@ from jaxbatch.data.text import TextDataset, load_text, sequences
 from jaxbatch.gradients.accumulation import accumulated_gradient
 from jaxbatch.gradients.clipping import ClippedSum, clipped_gradient_sum, sum_of_gradients
 from jaxbatch.gradients.coupled import CoupledGradient, coupled_gradient
+from jaxbatch.gradients.curvature import HessianEigenvalues, hessian_eigenvalues, hessian_trace
 from jaxbatch.gradients.exact import (
     group_gradients,
     losses_and_group_gradients,
     losses_and_mean_gradient,
     per_example_gradients,
 )
+from jaxbatch.gradients.hessian import hessian_vector_product
+from jaxbatch.gradients.loss_line import loss_along_line
 from jaxbatch.gradients.noise import (
     GradientStatistics,
     cosine_similarity,
@@ -103,6 +106,7 @@ __all__ = [
     "FitConfig",
     "Goal",
     "GradientStatistics",
+    "HessianEigenvalues",
     "ImageDataset",
     "IndexBatches",
     "Interval",
@@ -157,6 +161,9 @@ __all__ = [
     "gradient_noise_scale",
     "gradient_statistics",
     "group_gradients",
+    "hessian_eigenvalues",
+    "hessian_trace",
+    "hessian_vector_product",
     "hold_out",
     "increase_instead_of_decay",
     "info_nce",
@@ -167,6 +174,7 @@ __all__ = [
     "largest_stable_curvature",
     "load_dataset",
     "load_text",
+    "loss_along_line",
     "losses_and_group_gradients",
     "losses_and_mean_gradient",
     "make_epoch",

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
+from jax.flatten_util import ravel_pytree
 
 
 def groups_of(batch, num_groups):
@@ -199,3 +200,9 @@ def coupled_gradient(loss_fn, encode, params, batch):
 
     (_, losses), gradient = jax.jit(jax.value_and_grad(mean, has_aux=True))(params)
     return losses, gradient
+
+
+def dense_hessian(loss_fn, params, batch):
+    """The matrix itself, of the mean loss of examples without weights."""
+    flat, unravel = ravel_pytree(params)
+    return np.asarray(jax.hessian(lambda w: loss_fn(unravel(w), batch).mean())(flat))

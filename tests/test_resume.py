@@ -20,6 +20,7 @@ from experiments import (
     large_batch,
     learning_rate_grid,
     nose_game,
+    sharpness,
     split_backward,
 )
 from jaxbatch.results.records import RunFolder
@@ -35,6 +36,7 @@ COMMANDS = {
     large_batch: "--epochs 2 --seeds 2 --tune-seeds 1 --learning-rates 0.01,0.1 --arms cosine,growth --batch-size 240",
     learning_rate_grid: "--model mlp --batch-sizes 300,600 --learning-rates 0.01,0.1 --seeds 2 --epochs 1 --evaluations-per-epoch 2",
     nose_game: "--batch-sizes 1,12 --num-steps 3 --seeds 3",
+    sharpness: "--quick --model mlp --small-batch-size 300 --large-batch-size 600 --seeds 1 --learning-rates 0.1 --train-loss 2",
     split_backward: "--model mlp --batch-size 169 --num-groups 13 --seeds 2 --epochs 2 --cost-rounds 2 --learning-rates 0.01,0.1 --tune-seeds 1",
 }
 SHORT = {study.__name__.split(".")[-1]: study for study in COMMANDS}

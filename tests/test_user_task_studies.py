@@ -15,6 +15,7 @@ from experiments import (
     large_batch,
     learning_rate_grid,
     memory,
+    sharpness,
     split_backward,
 )
 from tests.test_user_task import LINEAR, STATEFUL, write
@@ -76,10 +77,12 @@ STUDIES = {
     memory: ["--targets", "cpu", "--budget", "1GiB"],
     advise: ["--batch-sizes", "4", "12", "60", "--learning-rates", "0.01", "0.1", "1", "--epochs", "20"],
     critical_batch_size: ["--batch-sizes", "8", "16", "--base-batch-size", "8", "--factors", "2", "--learning-rates", "0.03", "0.1"],
+    sharpness: ["--small-batch-size", "12", "--large-batch-size", "60", "--learning-rates", "0.03", "0.1", "--train-loss", "0.5"],
 }
 TARGETED = (learning_rate_grid, convergence, split_backward)  # their tables name the metric of the validation part
-EVERY = [(study, name) for study in STUDIES for name in TASKS if name != "stateful" or study not in (gradient_smoothness, split_backward)]
-ALWAYS = [*((study, "bare") for study in STUDIES if study not in (memory, large_batch)), (learning_rate_grid, "equinox"), (iteration_speed, "flax")]
+EVERY = [(study, name) for study in STUDIES for name in TASKS if name != "stateful" or study not in (gradient_smoothness, sharpness, split_backward)]
+SLOW = (memory, large_batch, sharpness)
+ALWAYS = [*((study, "bare") for study in STUDIES if study not in SLOW), (learning_rate_grid, "equinox"), (iteration_speed, "flax")]
 
 
 def name_of(study):
@@ -88,7 +91,7 @@ def name_of(study):
 
 def run(study, name, folder):
     text, target = TASKS[name]
-    goal = ["--target", target] if study in (*TARGETED, advise, critical_batch_size) else []
+    goal = ["--target", target] if study in (*TARGETED, advise, critical_batch_size, sharpness) else []
     if study is adabatch and name == "equinox":
         text = text.replace("close_accuracy", "accuracy")
     place = write(folder, text, f"{name}.py")

@@ -1,0 +1,189 @@
+"""Tables and verdict of the sharpness study, from its records alone."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from rich.console import Console
+
+from experiments.critical_batch_size_report import best_rates
+from experiments.study import describe_setting
+from jaxbatch.gradients.split import largest_stable_curvature
+from jaxbatch.intervals import Interval, interval, ratio_of_means
+from jaxbatch.results.records import Record
+from jaxbatch.results.report import print_table
+from jaxbatch.training.goals import as_goal
+
+MOMENTUM = {"sgd": 0.0, "momentum": 0.9}
+ROUNDING = 1e-5  # of the largest eigenvalue: a smallest one above minus this may be 0
+
+
+def title_of(config, comparison: str) -> str:
+    """A comparison in words."""
+    return f"after {config.epochs:g} epochs" if comparison == "epochs" else f"at a training loss of {config.train_loss:g}"
+
+
+def stability_limit(config, rate: float) -> float | None:
+    """The curvature at which a run with this rate is no longer stable, 2 (1 + momentum) / rate; None for Adam, which scales the gradient."""
+    momentum = MOMENTUM.get(config.optimizer)
+    return None if momentum is None else largest_stable_curvature(rate, momentum)
+
+
+def held_out_metric(records: Sequence[Record]) -> str:
+    """The metric on data that are not trained on, as it is named in records of lines."""
+    names = [name for record in records if record["kind"] == "line" for name in record if name.startswith("validation_")]
+    return names[0].removeprefix("validation_") if names else "loss"
+
+
+def solutions(records: Sequence[Record], comparison: str) -> list[tuple[Record, Record]]:
+    """The small and the large batch's solution of every seed that has both."""
+    rows = [record for record in records if record["kind"] == "solution" and record["comparison"] == comparison]
+    by_seed: dict[int, list[Record]] = {}
+    for row in sorted(rows, key=lambda row: row["batch_size"]):
+        by_seed.setdefault(row["seed"], []).append(row)
+    return [(pair[0], pair[1]) for _, pair in sorted(by_seed.items()) if len(pair) == 2]
+
+
+def ratio(pairs: Sequence[tuple[Record, Record]], name: str) -> Interval:
+    """The large batch's mean over the small one's, over seeds, with Fieller's interval."""
+    known = [(large[name], small[name]) for small, large in pairs if None not in (large[name], small[name])]
+    return ratio_of_means([a for a, _ in known], [b for _, b in known], nonnegative=True)
+
+
+def barriers(records: Sequence[Record], comparison: str, name: str) -> list[float]:
+    """For each seed, how far the line's loss rises above the straight line between its ends' losses."""
+    rows = [record for record in records if record["kind"] == "line" and record["comparison"] == comparison]
+    found = []
+    for seed in sorted({row["seed"] for row in rows}):
+        curve = {row["point"]: row[name] for row in rows if row["seed"] == seed and 0 <= row["point"] <= 1}
+        if {0.0, 1.0} <= set(curve) and None not in curve.values():
+            found.append(max(value - (1 - t) * curve[0.0] - t * curve[1.0] for t, value in curve.items()))
+    return found
+
+
+def further(records: Sequence[Record], comparison: str, size: int, with_size: int) -> list[tuple[float, float]]:
+    """For each seed, the highest and the last loss of further training, as parts of the loss at its start; a run that diverged counts as infinite."""
+    place = {"kind": "continued", "comparison": comparison, "batch_size": size, "with_batch_size": with_size}
+    rows, found = [record for record in records if place.items() <= record.items()], []
+    for seed in sorted({row["seed"] for row in rows}):
+        curve = sorted((row["epoch"], row["loss"]) for row in rows if row["seed"] == seed and row["loss"] is not None)
+        lost = any(row["loss"] is None for row in rows if row["seed"] == seed)
+        values = np.array([loss for _, loss in curve]) / curve[0][1]
+        found.append((np.inf, np.inf) if lost else (float(values.max()), float(values[-1])))
+    return found
+
+
+def is_no_minimum(row: Record) -> bool:
+    """Whether a direction of negative curvature is proved, or an exact gradient step lowers the training loss by a hundredth."""
+    return row["smallest"] < -ROUNDING * row["largest"] or row["loss_after_step"] < 0.99 * row["loss"]
+
+
+def print_tables(console: Console, config, records: Sequence[Record], provenance: Record) -> None:
+    """The rates, then both comparisons."""
+    describe_setting(console, config, provenance, config.optimizer, f"rates chosen by updates to {config.target}")
+    rates, metric = {size: rate for size, (rate, _) in best_rates(records).items()}, as_goal(config.target).metric
+    for comparison in ("epochs", "loss"):
+        pairs, rows = solutions(records, comparison), []
+        for place, size in enumerate((config.small_batch_size, config.large_batch_size)):
+            if not pairs:
+                break
+            of = lambda name, place=place: interval([pair[place][name] for pair in pairs])
+            limit = stability_limit(config, rates[size])
+            rows.append(
+                [
+                    f"{size:,}",
+                    f"{rates[size]:g}",
+                    f"{of('updates'):,.0f}",
+                    f"{of('loss'):.3g}",
+                    f"{of(f'test_{metric}'):.4g}",
+                    f"{of('largest'):.3g}",
+                    "none" if limit is None else f"{limit:.3g}",
+                    f"{of('smallest'):.2g}",
+                    f"{of('trace'):.3g}",
+                    f"{of('gradient_norm'):.2g}",
+                ]
+            )
+        columns = ["B", "rate", "updates", "training loss", f"test {metric}", "largest λ", "2(1+β)/η", "smallest λ", "trace", "gradient"]
+        print_table(console, f"Solutions {title_of(config, comparison)}, {len(pairs)} seeds with both", columns, rows)
+
+
+def verdict(config, records: Sequence[Record]) -> list[str]:
+    """Whether the large batch's solutions are sharper, and whether they are local minima, as far as the numbers allow."""
+    best = best_rates(records)
+    missing = [size for size in (config.small_batch_size, config.large_batch_size) if size not in best]
+    if missing:
+        return [f"No rate reached {config.target} with every seed at B = {', '.join(map(str, missing))}: nothing to compare. Raise --max-epochs."]
+    lost = [record for record in records if record["kind"] == "trained" and record["diverged"]]
+    sentences = [f"B = {row['batch_size']}, seed {row['seed']} diverged after {row['updates']} updates." for row in lost]
+    for comparison in ("epochs", "loss"):
+        pairs = solutions(records, comparison)
+        if not pairs:
+            sentences.append(f"No seed reached both solutions {title_of(config, comparison)}. Raise --max-epochs or --train-loss.")
+            continue
+        sentences.append(sharper(config, pairs, comparison) + edge(config, pairs, {size: rate for size, (rate, _) in best.items()}))
+    pairs, comparison = max(((solutions(records, name), name) for name in ("loss", "epochs")), key=lambda one: len(one[0]))
+    return [*sentences, *local_minimum(config, records, pairs, comparison)] if pairs else sentences
+
+
+def sharper(config, pairs: Sequence[tuple[Record, Record]], comparison: str) -> str:
+    """The ratio of curvatures, at which losses, and the difference on the test set."""
+    top, trace = ratio(pairs, "largest"), ratio(pairs, "trace")
+    metric = as_goal(config.target).metric
+    better = interval([large[f"test_{metric}"] - small[f"test_{metric}"] for small, large in pairs])
+    if len(pairs) < 3:
+        told = "too few seeds to tell"
+    else:
+        told = "sharper" if top.excludes(1) and top.value > 1 else "flatter" if top.excludes(1) else "no difference shows"
+    losses = [interval([pair[place]["loss"] for pair in pairs]).value for place in (1, 0)]
+    held_out = f", the test loss is {ratio(pairs, 'test_loss'):.2f} times" if metric != "loss" and "test_loss" in pairs[0][0] else ""
+    return (
+        f"{title_of(config, comparison).capitalize()}, the largest eigenvalue at B = {config.large_batch_size} is {top:.2f} times that at "
+        f"B = {config.small_batch_size} ({told}), the trace {trace:.2f} times, at training losses of {losses[0]:.3g} and {losses[1]:.3g}; test "
+        f"{metric} differs by {better:+.4f}{held_out}."
+    )
+
+
+def edge(config, pairs: Sequence[tuple[Record, Record]], rates: dict[int, float]) -> str:
+    """How near the largest eigenvalues are to the edge of stability, as a sentence; empty for Adam."""
+    sizes = (config.small_batch_size, config.large_batch_size)
+    limits = [stability_limit(config, rates[size]) for size in sizes]
+    if None in limits:
+        return ""
+    shares = [interval([pair[place]["largest"] / (limits[place] or 1) for pair in pairs]) for place in (0, 1)]
+    told = " and ".join(f"{share:.2f} at B = {size}" for share, size in zip(shares, sizes, strict=True))
+    return f" As parts of the edge of stability, 2(1+β)/η, the largest eigenvalues are {told}."
+
+
+def local_minimum(config, records: Sequence[Record], pairs: Sequence[tuple[Record, Record]], comparison: str) -> list[str]:
+    """Whether the large batch's solutions are local minima, by curvature, a gradient step, the line and further training."""
+    large, count = [pair[1] for pair in pairs], len(pairs)
+    negative = [sum(row["smallest"] < -ROUNDING * row["largest"] for row in rows) for rows in (large, [pair[0] for pair in pairs])]
+    drop = interval([100 * (1 - row["loss_after_step"] / row["loss"]) for row in large])
+    sentences = [
+        f"{title_of(config, comparison).capitalize()}, negative curvature is proved at {negative[0]} of {count} solutions of B = "
+        f"{config.large_batch_size} and at {negative[1]} of B = {config.small_batch_size}; one exact gradient step lowers the large batch's loss by "
+        f"{drop:.1f}%."
+    ]
+    height = interval(barriers(records, comparison, "loss"))
+    if height.n:
+        ends = interval([max(pair[0]["loss"], pair[1]["loss"]) for pair in pairs]).value
+        above = f"above the straight line of its ends, the higher of which is at {ends:.3g}"
+        sentences.append(f"Between the two solutions the training loss rises by {height:.3g} {above}.")
+    small, huge = config.small_batch_size, config.large_batch_size
+    on, across, control = (further(records, comparison, *sizes) for sizes in ((huge, huge), (huge, small), (small, small)))
+    if on and across and control:
+        last, peak, end, own = (interval([one[k] for one in rows]) for rows, k in ((on, 1), (across, 0), (across, 1), (control, 1)))
+        word = "it rises first" if peak.low > 1.1 else "it falls smoothly" if peak.high <= 1.1 and end.value < 1 else "the seeds differ"
+        sentences.append(
+            f"Trained on with its own batch for {config.epochs} epochs, the large batch's loss ends at {last:.2f} times its start. With "
+            f"B = {small} for {config.continue_epochs} epochs it ends at {end:.2f}, {peak:.2f} at its highest ({word}); the small batch's own "
+            f"ends at {own:.2f}."
+        )
+    none, falls = sum(is_no_minimum(row) for row in large), sum(end < 1 for _, end in on)
+    told = f"{none} of {count} large-batch solutions are no local minimum, and {falls} of {len(on)} go on down with the large batch itself"
+    claim = "«Large batches fall into a local minimum»"
+    if count < 3:
+        return [*sentences, f"{told}; too few seeds for a verdict on {claim}."]
+    if none == count and falls == len(on) > 0:
+        return [*sentences, f"{claim} does not hold here: {told}."]
+    word = "is not contradicted" if none == falls == 0 else "is neither shown nor excluded"
+    return [*sentences, f"{claim} {word} here: {told}."]

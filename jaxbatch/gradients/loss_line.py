@@ -1,0 +1,84 @@
+"""The mean loss on the straight line between two sets of parameters.
+
+Axes: B examples, L points.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, PyTree
+
+from jaxbatch.batches import even_part
+from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size, losses_and_aux
+from jaxbatch.gradients.hessian import check_like
+from jaxbatch.gradients.parts import Part, fold
+from jaxbatch.machine.compiling import compile_ahead, take_out_constants
+from jaxbatch.sums import cast_like, widen
+from jaxbatch.weighted import or_one, totals, weight_of
+
+
+def loss_along_line(
+    loss_fn: LossFn,
+    params: PyTree,
+    other: PyTree,
+    batch: PyTree,
+    points: Sequence[float] | np.ndarray,
+    *,
+    microbatch_size: int | None = None,
+    has_aux: bool = False,
+) -> Float[Array, "L"]:
+    r"""The mean loss at :math:`(1 - t)\,\theta + t\,\theta'` for each point t.
+
+    Args:
+        loss_fn: ``(params, batch) -> losses``, one loss (or metric) per example; or ``(losses, aux)`` with ``has_aux``.
+        params: :math:`\theta`, at t = 0.
+        other: :math:`\theta'`, at t = 1; a pytree like ``params``.
+        batch: pytree with leading axis B. The mean is over all of it, weighted with :class:`jaxbatch.Weighted` losses.
+        points: L numbers; below 0 and above 1 the line goes on.
+        microbatch_size: the most examples worked on at a time; ``None``: all. What holds for batch normalisation stands in
+            :func:`jaxbatch.hessian_vector_product`.
+        has_aux: whether ``loss_fn`` returns ``(losses, aux)``; aux is left out.
+
+    Returns:
+        L means, in float32 at least; one point after another is computed.
+
+    Raises:
+        ValueError: there is no point, or one is not finite; ``other`` is not like ``params``; and all errors of
+            :func:`jaxbatch.accumulated_gradient`.
+
+    Example:
+        >>> loss_fn = lambda w, x: (x - w) ** 2
+        >>> loss_along_line(loss_fn, jnp.array(0.0), jnp.array(2.0), jnp.ones(4), [0.0, 0.5, 1.0, 1.5]).tolist()
+        [1.0, 0.0, 1.0, 4.0]
+
+    References:
+        Goodfellow et al., `Qualitatively characterizing neural network optimization problems
+        <https://arxiv.org/abs/1412.6544>`_, 2015; Keskar et al., `On Large-Batch Training for Deep Learning
+        <https://arxiv.org/abs/1609.04836>`_, 2017, section 2.2.1.
+    """
+    batch_size = check_loss(loss_fn, params, batch, has_aux=has_aux)
+    check_microbatch_size(microbatch_size)
+    check_like(params, other, "other")
+    places = np.asarray(points, float)
+    if places.ndim != 1 or places.size == 0 or not np.isfinite(places).all():
+        raise ValueError(f"points={points!r} must be a list of at least one finite number.")
+    size = batch_size if microbatch_size is None or microbatch_size >= batch_size else even_part(batch_size, microbatch_size)
+
+    def mean_at(params, other, batch, t):
+        between = jax.tree.map(lambda a, b: (1 - t).astype(a.dtype) * a + t.astype(a.dtype) * b, widen(params), widen(other))
+        between = cast_like(between, params)
+
+        def measure(part):
+            losses, _ = losses_and_aux(loss_fn, between, part, has_aux)
+            return Part((widen(totals(losses)).sum(), weight_of(losses)))
+
+        total, weight = fold(measure, batch, size).summed
+        return total / (batch_size if weight is None else or_one(weight))
+
+    run = lambda params, other, batch, points: lax.map(lambda t: mean_at(params, other, batch, t), points)
+    arguments = (params, other, batch, jnp.asarray(places, jnp.result_type(float)))
+    run, constants = take_out_constants(run, *arguments)
+    return compile_ahead(jax.jit(run), constants, *arguments)(constants, *arguments)
