@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int32, PyTree
 from jaxbatch.batches import even_part
 from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size, has_weights, leading_axis, losses_and_aux
 from jaxbatch.gradients.part_norms import Norms, Spread, part_size, spread_of, sum_of_spreads
-from jaxbatch.gradients.parts import Part, fold
+from jaxbatch.gradients.parts import Part, Take, fold
 from jaxbatch.layers import loops_are_slow, own_examples
 from jaxbatch.machine.compiling import compile_ahead
 from jaxbatch.sums import add, mean_of_sum, widen, zero_sum
@@ -77,6 +77,7 @@ def mean_gradient(
     batch_size: int | None = None,
     axis: str | None = None,
     norms: Norms | None = None,
+    take: Take | None = None,
 ) -> tuple[Losses, PyTree, PyTree, Spread | None]:
     """Losses, the gradient of their mean, and aux. Ordinary training steps use this.
 
@@ -90,6 +91,8 @@ def mean_gradient(
         batch_size: the number of examples in all shares together; ``None``: B.
         axis: the name of the axis of devices over which to sum.
         norms: measures the squared norms of each part's gradient, see :mod:`jaxbatch.gradients.part_norms`.
+        take: makes the examples of a part from that part of ``batch``, which may then be indices, so that no more examples than
+            those of a part are in memory; ``None``: ``batch`` holds the examples.
 
     Returns:
         ``(losses, gradient, aux, spread)``. The losses are those of the share, and 0 where ``mask`` is False, weights too. aux has a leading
@@ -103,12 +106,13 @@ def mean_gradient(
         ([0.5, 4.5], -2.0)
     """
     share = leading_axis(batch)
-    spread = None
+    spread, take = None, take or (lambda part: part)
     size = share if microbatch_size is None or microbatch_size >= share else even_part(share, microbatch_size)
     if size == share and mask is None and axis is None:
+        examples = take(batch)
 
         def mean(p):
-            losses, aux = losses_and_aux(loss_fn, p, batch, has_aux)
+            losses, aux = losses_and_aux(loss_fn, p, examples, has_aux)
             return mean_loss(losses), (losses, aux)
 
         (_, (losses, aux)), gradient = jax.value_and_grad(mean, has_aux=True)(params)
@@ -116,7 +120,7 @@ def mean_gradient(
             of_sum = jax.tree.map(lambda leaf: leaf * divisor(losses, share), widen(gradient))
             spread = spread_of(norms, of_sum, share, weight_of(losses))._replace(gradient=of_sum)
         return losses, gradient, jax.tree.map(lambda leaf: leaf[None], aux), spread
-    measure = lambda part: summed_gradient(loss_fn, params, part[0], mask=part[1], has_aux=has_aux, norms=norms)
+    measure = lambda part: summed_gradient(loss_fn, params, take(part[0]), mask=part[1], has_aux=has_aux, norms=norms)
     gradient, losses, (aux, own, spreads) = fold(measure, (batch, mask), size, start=zero_sum(params))
     if axis is not None:
         gradient, aux = lax.psum(gradient, axis), mean_over(axis, aux, own)

@@ -21,7 +21,7 @@ import jax
 
 from jaxbatch.data.streams import is_stream
 from jaxbatch.gradients.groups import check_microbatch_size, check_num_groups
-from jaxbatch.gradients.independence import check_independent_losses, check_independent_prepare
+from jaxbatch.gradients.independence import check_independent_losses, check_independent_prepare, has_independent_prepare
 from jaxbatch.gradients.part_norms import NoiseMonitor
 from jaxbatch.gradients.updates import Optimizer
 from jaxbatch.layers import loops_are_slow
@@ -94,8 +94,20 @@ def compile_task_epoch(
     if in_pieces:
         return compile_epoch_in_pieces(task, optimizer, state, batch_size, microbatch_size, monitor=monitor, **over)
     step = make_task_step(task, optimizer, batch_size, num_groups=num_groups, axis=axis, monitor=monitor, cut_to_measure=further)
-    run = compile_epoch(step, state, task.train_data, num_steps, batch_size, prepare=task.prepare, **over)
+    by_part = takes_by_part(task, batch_size, groups, len(devices), further)
+    run = compile_epoch(step, state, task.train_data, num_steps, batch_size, prepare=task.prepare, by_part=by_part, **over)
     return lambda state, data, indices, *seed_epoch: run(state, data, indices, *(seed_epoch if task.prepare is not None else ()))
+
+
+def takes_by_part(task: Task, batch_size: int, num_groups: int = 1, num_devices: int = 1, further: int | None = None) -> bool:
+    """Whether a compiled step takes each part's examples when it works on it, so that the batch is never in memory whole.
+
+    A batch without parts is taken whole. So is one whose ``prepare`` changes an example with the others in its batch: on one
+    device it sees all of them, and its numbers must not depend on the cut.
+    """
+    share = -(-batch_size // num_groups // num_devices)
+    cut = num_groups > 1 or share > min(further or share, task.examples_at_a_time or share)
+    return cut and has_independent_prepare(task)
 
 
 def microbatch_for_noise(monitor: NoiseMonitor | None, batch_size: int, num_groups: int, num_devices: int, at_a_time: int | None) -> int | None:

@@ -125,7 +125,9 @@ def make_train_step(
     Returns:
         ``step(state, batch) -> (state, losses)``; the losses are computed at the incoming parameters. With ``axis`` it is
         ``step(state, share, mask) -> (state, mean loss of the batch)``; ``mask`` is False for fillers, and None if there are
-        none. With ``monitor`` the losses come with the batch's noise, as a pair.
+        none. With ``monitor`` the losses come with the batch's noise, as a pair. A fourth argument ``take`` (a
+        ``jax.tree_util.Partial``) makes examples from indices, which then stand in place of the batch: each part's when the step
+        works on it, so that no other examples are in memory.
 
     Raises:
         ValueError: the step gets a batch of another size.
@@ -146,11 +148,12 @@ def make_train_step(
         raise ValueError(f"num_groups={num_groups} must be at least 1.")
 
     @jax.jit
-    def step(state, batch, mask=None):
+    def step(state, batch, mask=None, take=None):
         size = jax.tree.leaves(batch)[0].shape[0]
         if axis is None and size != batch_size:
             raise ValueError(f"this step was made for batch_size={batch_size} and got a batch of {size} examples.")
         settings = {"has_aux": has_aux, "microbatch_size": microbatch_size, "mask": mask, "batch_size": batch_size, "axis": axis}
+        settings |= {"take": take}
         if monitor is not None:
             settings |= {"monitor": monitor, "batches": state.step // groups, "cut_to_measure": cut_to_measure}
         params, opt_state, losses, aux, means, noise = update_by_groups(loss_fn, optimizer, state.params, state.opt_state, batch, groups, **settings)
