@@ -3,6 +3,8 @@
 Axes: B examples.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -16,6 +18,8 @@ from jaxbatch.layers import loops_are_slow, own_examples
 from jaxbatch.machine.compiling import compile_ahead
 from jaxbatch.sums import add, mean_of_sum, widen, zero_sum
 from jaxbatch.weighted import Losses, divisor, mean_loss, or_one, totals, weight_of
+
+AuxInTurn = tuple[Callable[[PyTree, PyTree], PyTree], PyTree]
 
 
 def accumulated_gradient(loss_fn: LossFn, params: PyTree, batch: PyTree, microbatch_size: int) -> PyTree[Float[Array, "..."]]:
@@ -78,6 +82,7 @@ def mean_gradient(
     axis: str | None = None,
     norms: Norms | None = None,
     take: Take | None = None,
+    aux_in_turn: AuxInTurn | None = None,
 ) -> tuple[Losses, PyTree, PyTree, Spread | None]:
     """Losses, the gradient of their mean, and aux. Ordinary training steps use this.
 
@@ -93,6 +98,8 @@ def mean_gradient(
         norms: measures the squared norms of each part's gradient, see :mod:`jaxbatch.gradients.part_norms`.
         take: makes the examples of a part from that part of ``batch``, which may then be indices, so that no more examples than
             those of a part are in memory; ``None``: ``batch`` holds the examples.
+        aux_in_turn: ``(update, state)``; then aux is the state after ``update(state, aux)`` for each microbatch in turn, so that the
+            aux of all are never kept. Not with ``axis``.
 
     Returns:
         ``(losses, gradient, aux, spread)``. The losses are those of the share, and 0 where ``mask`` is False, weights too. aux has a leading
@@ -119,14 +126,43 @@ def mean_gradient(
         if norms is not None:
             of_sum = jax.tree.map(lambda leaf: leaf * divisor(losses, share), widen(gradient))
             spread = spread_of(norms, of_sum, share, weight_of(losses))._replace(gradient=of_sum)
-        return losses, gradient, jax.tree.map(lambda leaf: leaf[None], aux), spread
+        aux = jax.tree.map(lambda leaf: leaf[None], aux)
+        return losses, gradient, update_in_turn(*aux_in_turn, aux) if aux_in_turn else aux, spread
     measure = lambda part: summed_gradient(loss_fn, params, take(part[0]), mask=part[1], has_aux=has_aux, norms=norms)
-    gradient, losses, (aux, own, spreads) = fold(measure, (batch, mask), size, start=zero_sum(params))
+    if aux_in_turn is None:
+        gradient, losses, (aux, own, spreads) = fold(measure, (batch, mask), size, start=zero_sum(params))
+    else:
+        (gradient, aux), losses, (own, spreads) = _fold_aux(measure, (batch, mask), size, zero_sum(params), *aux_in_turn)
     if axis is not None:
         gradient, aux = lax.psum(gradient, axis), mean_over(axis, aux, own)
     if norms is not None:  # not of the mean: XLA would not fuse a division that has two users, which changes bits of the update
         spread = sum_of_spreads(spreads, axis)._replace(gradient=gradient)
     return losses, mean_of_sum(gradient, divisor(losses, batch_size or share, axis), params), aux, spread
+
+
+def _fold_aux(measure: Callable[[PyTree], Part], batch: PyTree, size: int, start: PyTree, update: Callable, state: PyTree) -> Part:
+    """:func:`fold` of parts with aux, whose sum is a pair of the gradient and the state after every aux in turn."""
+
+    def with_aux(part):
+        gradient, losses, (aux, *others) = measure(part)
+        return Part((gradient, aux), losses, tuple(others))
+
+    def combine(total, part):
+        return add(total[0], part[0]), update_in_turn(update, total[1], jax.tree.map(lambda leaf: leaf[None], part[1]))
+
+    return fold(with_aux, batch, size, start=(start, state), combine=combine)
+
+
+def update_in_turn(update_model_state: Callable[[PyTree, PyTree], PyTree], model_state: PyTree, aux: PyTree) -> PyTree:
+    """Updates the model's state with several aux, one after another; they are stacked along the leading axis.
+
+    Example:
+        >>> update_in_turn(lambda old, new: 10 * old + new, jnp.array(1), jnp.array([2, 3])).item()
+        123
+    """
+    if not jax.tree.leaves(aux):
+        raise ValueError("update_model_state wants the aux that loss_fn returns, and it holds no array: return what the state is made of.")
+    return lax.scan(lambda old, one: (update_model_state(old, one), None), model_state, aux)[0]
 
 
 def summed_gradient(

@@ -24,7 +24,7 @@ import jax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int32, PyTree
 
-from jaxbatch.gradients.accumulation import mean_gradient
+from jaxbatch.gradients.accumulation import AuxInTurn, mean_gradient
 from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size, check_num_groups, check_one_aux, has_weights
 from jaxbatch.gradients.independence import check_independent_losses
 from jaxbatch.gradients.part_norms import BatchNoise, NoiseMonitor, add_spread, no_spread, norms_of, start_sums, statistics_of_parts
@@ -113,6 +113,7 @@ def update_by_groups(
     batches: Int32[Array, ""] | int = 0,
     cut_to_measure: int | None = None,
     take: Take | None = None,
+    aux_in_turn: AuxInTurn | None = None,
 ) -> tuple[PyTree, PyTree, Losses, PyTree, Float[Array, "K"], BatchNoise | None]:
     """K updates from the gradients of K groups at ``params``. Training steps use this; an ordinary step has K = 1.
 
@@ -120,7 +121,7 @@ def update_by_groups(
         loss_fn, optimizer, num_groups, has_aux, microbatch_size, method: see :func:`split_backward`.
         params, opt_state: the parameters and the optimizer's state before the updates.
         batch: leaves ``(B, ...)``; on several devices, this device's share of each group in turn.
-        mask, batch_size, axis, take: see :func:`jaxbatch.gradients.accumulation.mean_gradient`.
+        mask, batch_size, axis, take, aux_in_turn: see :func:`jaxbatch.gradients.accumulation.mean_gradient`; the last for K = 1.
         monitor: how the noise is measured from the parts of all groups; ``None``: not at all.
         batches: the number of batches before this one, for ``monitor.every``.
         cut_to_measure: a smaller ``microbatch_size`` for the batches that are measured; not with ``has_aux``.
@@ -137,7 +138,7 @@ def update_by_groups(
     size, group_size = share // num_groups, (batch_size or share) // num_groups
     sums = None if monitor is None else start_sums(monitor, params, opt_state, batches, has_weights(loss_fn, params, examples, has_aux))
     norms = norms_of(monitor, sums)
-    settings: dict[str, Any] = {"has_aux": has_aux, "batch_size": group_size, "axis": axis, "take": take}
+    settings: dict[str, Any] = {"has_aux": has_aux, "batch_size": group_size, "axis": axis, "take": take, "aux_in_turn": aux_in_turn}
 
     def measure(part):
         take = lambda size, norms: mean_gradient(loss_fn, params, part[0], mask=part[1], microbatch_size=size, norms=norms, **settings)
