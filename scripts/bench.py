@@ -6,6 +6,7 @@
     python scripts/bench.py layers      convolutions one by one, against XLA's own and PyTorch's
     python scripts/bench.py adabatch    steps of AlexNet, ResNet-20 and VGG19_BN, against PyTorch eager
     python scripts/bench.py noise       a step whose noise is measured, against one without
+    python scripts/bench.py huge        steps of 100,000 and 1,000,000 images in microbatches, against the microbatch's own steps
     python scripts/bench.py sweep       32 runs in one program, against one after another
     python scripts/bench.py ladder      what a change of batch size costs
     python scripts/bench.py target      SimpleCNN to 98% on MNIST
@@ -34,6 +35,7 @@ from typing import Annotated, Literal
 
 import bench_before
 import bench_gradients
+import bench_huge
 import bench_layers
 import bench_noise
 import bench_startup
@@ -136,6 +138,22 @@ class Noise(Bench):
 
 
 @dataclasses.dataclass(frozen=True)
+class Huge(Bench):
+    """Steps on huge batches in microbatches, against plain steps on a microbatch: time per example, and peak memory."""
+
+    rounds: int = 5
+    batch_sizes: tuple[int, ...] = (100_000, 1_000_000)
+    """Batch sizes; the data set has as many images as the largest."""
+    microbatch_size: int = 1000
+    """Examples worked on at a time, and the batch of the plain steps."""
+    models: tuple[Literal["simple_cnn", "mlp"], ...] = ("simple_cnn", "mlp")
+    """Networks."""
+
+    def run(self):
+        return bench_huge.huge(self.rounds, self.batch_sizes, self.microbatch_size, self.models)
+
+
+@dataclasses.dataclass(frozen=True)
 class Sweep(Bench):
     """Learning rates × seeds in one program."""
 
@@ -221,7 +239,7 @@ def finite(row: dict) -> dict:
 
 def main() -> None:
     """The command line."""
-    commands = Train | Split | Gradients | Layers | Adabatch | Noise | Sweep | Ladder | Target | Startup | Before
+    commands = Train | Split | Gradients | Layers | Adabatch | Noise | Huge | Sweep | Ladder | Target | Startup | Before
     config = tyro.cli(Annotated[commands, tyro.conf.OmitSubcommandPrefixes], description=__doc__)
     with one_line_errors():
         rows = config.run()

@@ -21,6 +21,13 @@ from jaxbatch.training.tasks import Task
 RATE, MOMENTUM = 0.02, 0.5
 IN_A_ROW = 5  # calls of one contender before the next, so that its data are in the cache as in a loop
 
+MEMORY = {
+    "kept": "data set, parameters and optimizer state",
+    "peak": "highest mark of a step beside them",
+    "plain_peak": "of the microbatch's own step",
+    "predicted": "memory_profile beside them",
+}
+
 Contenders = Mapping[str, Callable[[], Any]]
 
 
@@ -144,6 +151,10 @@ def report(rows: list[dict], console: Console) -> None:
             rated = "gflops" in row
             line += [f"{row['gflops']:,.0f}", f"{row['matmul_share']:.0%}"] if rated else ["", ""]
     print_table(console, "medians of the rounds, ratios with 95% bootstrap intervals", columns, cells)
+    for row in rows:
+        if "peak_bytes" in row:
+            told = ", ".join(f"{name} {row[f'{key}_bytes'] / 2**20:,.1f}" for key, name in MEMORY.items())
+            console.print(f"MiB, {row['model']}, B = {row['batch_size']:,}, microbatch {row['microbatch_size']:,}: {told}.", soft_wrap=True)
     if "ours_bytes" in rows[0]:
         ours, plain, params = (rows[0][key] / 1e6 for key in ("ours_bytes", "plain_bytes", "param_bytes"))
         console.print(f"Compiled memory: split step {ours:.2f} MB, plain step {plain:.2f} MB, parameters {params:.2f} MB.")

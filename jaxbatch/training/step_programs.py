@@ -89,7 +89,7 @@ def state_shapes(task: Task, optimizer: Optimizer) -> TrainState:
 def _whole_step(task, optimizer, state, batch_size: int, num_groups, count: int) -> StepProgram:
     step = make_task_step(task, optimizer, batch_size, num_groups=num_groups, axis=AXIS if count > 1 else None)
     groups = num_groups or 1
-    by_part = takes_by_part(task, batch_size, groups, count)
+    by_part = takes_by_part(task, state.params, batch_size, groups, count)
     laid = lay_out_step(step, state, task.train_data, batch_size, prepare=task.prepare, num_groups=groups, num_devices=count, by_part=by_part)
     return _over_mesh("step", laid, {}, count)
 

@@ -200,7 +200,7 @@ def _compiler(task: Task, make_optimizer, settings, states, batch_size: int, run
     def one_step(setting):
         return make_task_step(task, make_optimizer(setting), batch_size)
 
-    by_part = takes_by_part(task, batch_size)
+    by_part = takes_by_part(task, start_shapes(task), batch_size)
 
     def compile(num_batches):
         if runs == "threads":
