@@ -2,7 +2,7 @@
 
 Four arms (the ways to train that are compared) run for the same epochs. Every few epochs they change:
 
-    (a) small      keeps its batch and multiplies its rate by decay / growth
+    (a) small      keeps its batch and multiplies its rate by decay / growth (with AdamW by decay / √growth)
     (b) adaptive   multiplies its batch by growth and its rate by decay: the same effective rate as (a)
     (c) large      has the largest batch of (b) from the start, and the rates of (a)
     (d) tuned      is (a) with the best of several starting rates, since the fixed rate may be a bad one for (a)
@@ -10,6 +10,7 @@ Four arms (the ways to train that are compared) run for the same epochs. Every f
     python -m experiments.adabatch                                                  about 1 minute
     python -m experiments.adabatch --dataset cifar10 --model resnet20 --small       the protocol in small, on CPU
     python -m experiments.adabatch --devices 1,2,4                                  (b) on several devices as well
+    python -m experiments.adabatch --dataset generated --model transformer          a language model, with AdamW
     python -m experiments.adabatch --task my_task.py:make_task                      a task of your own, judged by its accuracy or loss
     python -m experiments.adabatch_figures --dataset cifar10                        all networks side by side, from their files
 
@@ -27,7 +28,7 @@ from rich.console import Console
 
 from experiments import adabatch_report
 from experiments.adabatch_arms import make_fit_config, make_schedule
-from experiments.adabatch_tasks import Tasks, load, network_tasks, user_tasks
+from experiments.adabatch_tasks import Tasks, load, network_tasks, text_tasks, user_tasks
 from experiments.study import (
     TaskConfig,
     check_momentum,
@@ -36,6 +37,7 @@ from experiments.study import (
     run_study,
     show_results,
 )
+from experiments.study_task import has_text
 from experiments.training import train_into
 from jaxbatch.results.records import RunFolder
 from jaxbatch.results.report import progress_bar
@@ -49,8 +51,11 @@ OTHER_SEED = 1000  # for the runs that choose the rate of (d)
 class Config(TaskConfig):
     """Flags of the study."""
 
-    model: Literal["simple_cnn", "mlp", "alexnet", "resnet20", "vgg19_bn"] = "simple_cnn"
-    """The network; mlp has one hidden layer of 128 units. alexnet and vgg19_bn see smaller images padded to 32 x 32."""
+    model: Literal["simple_cnn", "mlp", "transformer", "alexnet", "resnet20", "vgg19_bn"] = "simple_cnn"
+    """The network; mlp has one hidden layer of 128 units; transformer is a small one, for texts. alexnet and vgg19_bn see smaller
+    images padded to 32 x 32."""
+    optimizer: Literal["momentum", "adamw"] | None = None
+    """SGD with momentum, or AdamW. Default: adamw for texts, momentum for the others."""
     epochs: int | None = None
     """Passes over the training set. Default: 100 for CIFAR, 25 for the others."""
     every: int | None = None
@@ -62,9 +67,9 @@ class Config(TaskConfig):
     growth: float = 2.0
     """Factor by which (b) multiplies its batch at each change."""
     decay: float = 0.75
-    """Factor by which (b) multiplies its rate at each change; the others use decay / growth."""
-    learning_rate: float = 0.01
-    """Learning rate of (a), (b) and (c) at the start."""
+    """Factor by which (b) multiplies its rate at each change; the others use decay / growth, with AdamW decay / √growth."""
+    learning_rate: float | None = None
+    """Learning rate of (a), (b) and (c) at the start. Default: 0.01, with AdamW 0.00316."""
     tuned_rates: tuple[float, ...] = (0.00316, 0.01, 0.0316, 0.1)
     """Starting rates from which the one of (d) is chosen, on the validation part."""
     validation_seed: int = 0
@@ -72,7 +77,8 @@ class Config(TaskConfig):
     momentum: float = 0.9
     """Momentum of SGD, at least 0 and below 1."""
     weight_decay: float = 5e-4
-    """Factor of the L2 term that is added to the gradient of all parameters."""
+    """Factor of the L2 term that is added to the gradient of all parameters; with AdamW of its decay, which is apart from the
+    gradient."""
     num_examples: int | None = None
     """Use only this many training examples (the first ones), and two fifths as many test examples."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -108,7 +114,10 @@ def shrink(config: Config) -> Config:
 
 def resolve(config: Config, num_examples: int) -> Config:
     """Fills in what depends on the data set and the network, shrinks for --quick, and checks."""
-    is_cifar = config.dataset.startswith("cifar")
+    is_cifar, is_text = config.dataset.startswith("cifar"), has_text(config)
+    optimizer = config.optimizer or ("adamw" if is_text else "momentum")
+    rate = (0.00316 if optimizer == "adamw" else 0.01) if config.learning_rate is None else config.learning_rate
+    config = dataclasses.replace(config, optimizer=optimizer, learning_rate=rate)
     if config.quick:
         config = dataclasses.replace(
             config, epochs=min(config.epochs or 5, 5), seeds=min(config.seeds, 2), rounds=2, tuned_rates=config.tuned_rates[1:3] or config.tuned_rates
@@ -121,7 +130,7 @@ def resolve(config: Config, num_examples: int) -> Config:
     epochs = config.epochs or (100 if is_cifar else 25)
     if config.warmup_epochs > epochs:
         raise ValueError(f"--warmup-epochs {config.warmup_epochs:g} is more than the {epochs} epochs of the run.")
-    usual = 16 if config.dataset == "digits" else 256 if config.model == "alexnet" else 128
+    usual = 16 if config.dataset == "digits" or is_text else 256 if config.model == "alexnet" else 128
     start = config.batch_size or (max(1, min(16, num_examples // 6)) if config.task else usual)
     config = dataclasses.replace(
         config,
@@ -186,8 +195,8 @@ def study(config: Config, console: Console) -> None:
     """Measures what is missing, then shows what the files hold."""
     check_positive(config, "devices")
     provide_devices(max(config.devices, default=1))
-    if config.task:
-        tasks = user_tasks(config)
+    if config.task or has_text(config):
+        tasks = user_tasks(config) if config.task else text_tasks(config)
         config = resolve(config, tasks.whole.num_examples)
     else:
         config = shrink(config)

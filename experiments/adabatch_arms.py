@@ -1,6 +1,7 @@
 """The arms of the AdaBatch study: the network, the batch sizes, and the optimizer with the rate coupled to them."""
 
 import jax.numpy as jnp
+import optax
 
 import jaxbatch as jb
 from experiments import adabatch_report
@@ -29,17 +30,15 @@ def make_schedule(config, arm: str) -> jb.BatchSizeSchedule:
 def make_fit_config(config, arm: str, rate: float, seed: int, num_examples: int) -> jb.FitConfig:
     """The batch sizes of an arm, and the optimizer with a rate that is coupled to them."""
     schedule = make_schedule(config, arm)
-    settings = {"decay": config.decay if arm.startswith("adaptive") else config.decay / config.growth}
+    alone = config.decay / (config.growth if config.optimizer == "momentum" else config.growth**0.5)  # without a growing batch
+    settings = {"decay": config.decay if arm.startswith("adaptive") else alone}
     if arm == "large" and config.warmup_epochs:
         settings |= {"warmup": jb.epochs(config.warmup_epochs), "warmup_init": rate}
-        rate *= config.max_batch_size / config.batch_size
+        larger = config.max_batch_size / config.batch_size
+        rate *= larger if config.optimizer == "momentum" else larger**0.5
     learning_rate = jb.coupled_learning_rate(schedule, init=rate, num_examples=num_examples, num_epochs=config.epochs, **settings)
-    return sgd_config(
-        config,
-        schedule,
-        learning_rate,
-        seed=seed,
-        num_devices=adabatch_report.devices_of(arm),
-        parallel=config.parallel,
-        compile_first=True,
-    )
+    settings = {"seed": seed, "num_devices": adabatch_report.devices_of(arm), "parallel": config.parallel, "compile_first": True}
+    if config.optimizer == "adamw":
+        optimizer = optax.adamw(learning_rate, weight_decay=config.weight_decay)
+        return jb.FitConfig(optimizer, schedule, jb.epochs(config.epochs), **settings)
+    return sgd_config(config, schedule, learning_rate, **settings)

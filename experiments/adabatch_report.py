@@ -13,7 +13,7 @@ from jaxtyping import Float
 from rich.console import Console
 
 from experiments.sentences import compare_errors
-from experiments.study import data_of, describe_setting
+from experiments.study import data_of, describe_setting, size_cell
 from jaxbatch.intervals import Interval, interval
 from jaxbatch.results import plots
 from jaxbatch.results.records import Record, RunFolder
@@ -21,7 +21,8 @@ from jaxbatch.results.report import print_table
 
 PARTS = ("forward", "backward")
 STYLES = ("-", "-", "-", "--", ":", "-.")  # one for each arm, so that lines can be distinguished where they meet
-KEYS = ("loss", "test_loss", "test_accuracy", "batch_size", "train_seconds", "compile_seconds", "stall_seconds")
+JUDGES = {"bits_per_token": ("bits per token", ""), "accuracy": ("error", ", %"), "loss": ("loss", "")}  # metric: what tables call it, unit
+KEYS = ("loss", "test_loss", "test_accuracy", "test_bits_per_token", "batch_size", "train_seconds", "compile_seconds", "stall_seconds")
 
 
 def arms(config) -> dict[str, str]:
@@ -46,10 +47,15 @@ def devices_of(arm: str) -> int:
     return int(arm.partition("_")[2] or 1)
 
 
+def is_network(config) -> bool:
+    """Whether the passes of a network for images were timed, without the loss."""
+    return config.task is None and config.model != "transformer"
+
+
 def judged_by(records: Sequence[Record]) -> str:
-    """``accuracy``; or ``loss``, for a task of the user's own that has no accuracy."""
-    names = {name for record in records if record["kind"] == "epoch" for name in record}
-    return "accuracy" if any(name.endswith("_accuracy") for name in names) else "loss"
+    """The first of :data:`JUDGES` that the runs have: of a text bits per token, of images the accuracy."""
+    names = {name.partition("_")[2] for record in records if record["kind"] == "epoch" for name in record}
+    return next((metric for metric in JUDGES if metric in names), "loss")
 
 
 def best_rate(records: Sequence[Record]) -> float:
@@ -78,10 +84,9 @@ def table_of(config, records: Sequence[Record], arm: str, key: str) -> Float[np.
 
 
 def errors(config, records: Sequence[Record], arm: str) -> Float[np.ndarray, "S E"]:
-    """Test error in percent; or test loss, where :func:`judged_by` says so."""
-    if judged_by(records) == "loss":
-        return table_of(config, records, arm, "test_loss")
-    return 100 * (1 - table_of(config, records, arm, "test_accuracy"))
+    """Test error in percent; or another metric, where :func:`judged_by` says so."""
+    table = table_of(config, records, arm, f"test_{judged_by(records)}")
+    return 100 * (1 - table) if judged_by(records) == "accuracy" else table
 
 
 def cost_seconds(config, records: Sequence[Record], arm: str, part: str) -> Float[np.ndarray, "rounds"]:
@@ -139,9 +144,10 @@ def save_arrays(config, run: RunFolder) -> None:
 
 def print_tables(console: Console, config, records: Sequence[Record], provenance: Record) -> None:
     """Errors, seconds and speed-ups of the arms; the cost of an example at each batch size."""
-    setting = f"SGD with momentum {config.momentum:g}, {config.epochs} epochs, a change every {config.every}"
+    name = "AdamW" if config.optimizer == "adamw" else f"SGD with momentum {config.momentum:g}"
+    setting = f"{name}, {config.epochs} epochs, a change every {config.every}"
     describe_setting(console, config, provenance, *([] if config.task else [config.dtype]), setting)
-    what, unit = ("error", ", %") if judged_by(records) == "accuracy" else ("loss", "")
+    what, unit = JUDGES[judged_by(records)]
     everything = arms(config).items()
     rows = []
     for arm, name in everything:
@@ -149,7 +155,7 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
         rows.append([name, f"{rate_of(records, arm):g}", format(interval(error[:, -1]), ".2f" if unit else ".4g")])
     print_table(console, f"Test {what} after the last epoch{unit}", ["arm", "rate", f"test {what}"], rows)
     rows = [[name, *(f"{interval(cost_seconds(config, records, arm, part), np.median):.1f}" for part in PARTS)] for arm, name in everything]
-    passes = "the network's passes" if config.task is None else "the loss and its gradient"
+    passes = "the network's passes" if is_network(config) else "the loss and its gradient"
     print_table(console, f"Seconds of {passes} in a run", ["arm", *PARTS], rows)
     rows = []
     for arm, name in everything:
@@ -159,7 +165,7 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
     rows = []
     for count in config.devices:
         for size, times in cost_by_size(records, count).items():
-            rows.append([f"{size:,}", str(count), *(f"{interval(1e3 * part / size, np.median):.1f}" for part in times)])
+            rows.append([size_cell(config, size), str(count), *(f"{interval(1e3 * part / size, np.median):.1f}" for part in times)])
     print_table(console, "Microseconds an example", ["B", "devices", "forward", "backward"], rows)
 
 
@@ -168,7 +174,7 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
     several = [arm for arm in arms(config) if devices_of(arm) > 1]
     last = {arm: errors(config, records, arm)[:, -1] for arm in arms(config)}
     others = [("small", "(a) small"), ("large", "(c) large"), ("tuned", "(d) tuned")]
-    sentences, what = [], "error" if judged_by(records) == "accuracy" else "loss"
+    sentences, what = [], JUDGES[judged_by(records)][0]
     for other, name in others + [(arm, f"itself on {devices_of(arm)} devices") for arm in several]:
         sentences.append(compare_errors("(b) adaptive", name, interval(last["adaptive"] - last[other]), "(b)", what))
     rates, best = sorted(config.tuned_rates), rate_of(records, "tuned")
@@ -213,12 +219,12 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
             axes.axvline(change + 0.5, color="grey", lw=0.6, ls=":")
         axes.set(xlabel="epoch")
     left.set(ylabel="training loss", title="Loss")
-    what, unit = ("error", ", %") if judged_by(records) == "accuracy" else ("loss", "")
+    what, unit = JUDGES[judged_by(records)]
     middle.set(ylabel=f"test {what}{unit}", title=f"Test {what}")
     middle.legend()
     cost = {count: cost_by_size(records, count) for count in config.devices}
     draw_throughput(right, cost)
-    right.set(title="Throughput of the network's passes" if config.task is None else "Throughput of the loss and its gradient")
+    right.set(title="Throughput of the network's passes" if is_network(config) else "Throughput of the loss and its gradient")
     title = f"{config.model} on {config.dataset}" if config.task is None else data_of(config)
     figure.suptitle(f"{title}, {config.seeds} seeds; dotted: changes")
     return plots.save(figure, folder)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jaxbatch as jb
 from experiments.adabatch_arms import make_model
 from experiments.adabatch_cost import measure_cost, measure_task_cost
-from experiments.study_task import hold_out_of, prepared_once
+from experiments.study_task import hold_out_of, load_choosing_task, prepared_once
 from experiments.user_task import load_user_task
 from jaxbatch.augment import crop_and_flip
 from jaxbatch.data import pad_images
@@ -57,6 +57,20 @@ def network_tasks(config, dataset: jb.Dataset) -> Tasks:
         return measure_cost(models, dataset, sizes, config.parallel, rounds)
 
     return Tasks(task, shared, choosing, cost)
+
+
+def text_tasks(config) -> Tasks:
+    """The tasks of a language model on a text, which has a validation part of its own.
+
+    Raises:
+        ValueError: flags of the networks for images are given.
+    """
+    for name in OF_NETWORKS:
+        if getattr(config, name) != type(config).__dataclass_fields__[name].default:
+            raise ValueError(f"--{name.replace('_', '-')} is for images, and --dataset {config.dataset} is a text.")
+    choosing, test_data = load_choosing_task(config)
+    whole = choosing._replace(test_data=test_data)
+    return Tasks(whole, whole, choosing, lambda sizes, rounds: measure_task_cost(whole, sizes, config.parallel, rounds))
 
 
 def user_tasks(config) -> Tasks:

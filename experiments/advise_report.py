@@ -6,7 +6,7 @@ from rich.console import Console
 
 from experiments.advise_records import read_advice
 from experiments.advise_verify import read_verification
-from experiments.study import describe_setting
+from experiments.study import describe_setting, size_cell
 from jaxbatch.results.records import Record
 from jaxbatch.results.report import print_table
 
@@ -19,7 +19,13 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
     for choice in advice.choices:
         mark = " ←" if choice.batch_size == advice.batch_size else ""
         numbers = f"{choice.updates:,.0f}", f"{choice.examples:,.0f}", f"{choice.seconds:.3g}", f"{choice.relative_cost:.2f}"
-        row = [f"{choice.batch_size:,}{mark}", f"{choice.learning_rate:.3g}", *numbers, f"{100 * choice.chance:.0f}%", str(choice.probes)]
+        row = [
+            f"{size_cell(config, choice.batch_size)}{mark}",
+            f"{choice.learning_rate:.3g}",
+            *numbers,
+            f"{100 * choice.chance:.0f}%",
+            str(choice.probes),
+        ]
         rows.append(row)
     if rows:
         cost = f"{advice.cost_seconds:.3g} s of training and {advice.cost_examples:,} examples in {len(advice.probes)} runs"
@@ -29,7 +35,9 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
     found = read_verification(config, records)
     if found is not None:
         title = f"The full sweep, judged on {config.seeds} other seeds: cost to {advice.goal}, objective {config.objective}"
-        rows = [[name, f"{size:,}", f"{rate:.3g}", f"{updates:,.0f}", f"{regret:.2f}"] for name, size, rate, updates, regret in found.rows]
+        rows = [
+            [name, size_cell(config, size), f"{rate:.3g}", f"{updates:,.0f}", f"{regret:.2f}"] for name, size, rate, updates, regret in found.rows
+        ]
         print_table(console, title, ["setting", "B", "rate", "updates", "cost ÷ sweep's best"], rows)
 
 

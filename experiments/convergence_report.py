@@ -8,7 +8,7 @@ from rich.console import Console
 
 from experiments.goal_words import has_collapsed, heading, in_short, in_words, is_share, show
 from experiments.iteration_speed_report import has_loading, times
-from experiments.study import describe_setting
+from experiments.study import describe_setting, size_cell
 from jaxbatch.advice.critical import CriticalFit, critical_batch_size
 from jaxbatch.gradients.noise import GradientStatistics, gradient_noise_scale
 from jaxbatch.intervals import Interval, interval
@@ -121,7 +121,7 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
         rows = []
         for size in sizes_of(records, table):
             runs = runs_of(records, table, size)
-            row = [f"{size:,}", f"{runs[0]['learning_rate']:g}", f"{sum(run['reached'] for run in runs)}/{len(runs)}"]
+            row = [size_cell(config, size), f"{runs[0]['learning_rate']:g}", f"{sum(run['reached'] for run in runs)}/{len(runs)}"]
             if any(run["reached"] for run in runs):
                 numbers = to_target(runs, "updates"), to_target(runs, "epochs"), to_target(runs, "examples")
                 row += [f"{numbers[0]:,.0f}", f"{numbers[1]:.2f}", f"{numbers[2]:,.0f}"]

@@ -10,7 +10,7 @@ from rich.console import Console
 
 import jaxbatch as jb
 from experiments.advise_verify import by_setting
-from experiments.study import describe_setting, setting_of
+from experiments.study import describe_setting, setting_of, size_cell
 from jaxbatch.advice.branches import critical_of_branches
 from jaxbatch.intervals import Interval
 from jaxbatch.results import plots
@@ -85,7 +85,7 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
     """The updates of each size at its best rate, then the three ways."""
     describe_setting(console, config, provenance, config.optimizer, f"to {config.target}")
     rows = [
-        [f"{size:,}", f"{rate:.3g}", f"{np.mean(updates):,.0f}", f"{size * np.mean(updates):,.0f}"]
+        [size_cell(config, size), f"{rate:.3g}", f"{np.mean(updates):,.0f}", f"{size * np.mean(updates):,.0f}"]
         for size, (rate, updates) in sorted(best_rates(records).items())
     ]
     print_table(console, f"Updates to {config.target} at each size's best rate", ["B", "rate", "updates", "examples"], rows)

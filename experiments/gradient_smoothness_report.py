@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from rich.console import Console
 
-from experiments.study import data_of, describe_setting, setting_of, size_label
+from experiments.study import data_of, describe_setting, setting_of, size_cell, size_label
 from jaxbatch.intervals import Interval, interval, resampled
 from jaxbatch.results import plots
 from jaxbatch.results.records import Record
@@ -98,7 +98,7 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
     for size in config.batch_sizes:
         rows.append(
             [
-                f"{size:,}",
+                size_cell(config, size),
                 f"{_each(records, size, 'loss', second_half):.3f}",
                 f"{_each(records, size, 'loss', jump):.4f}",
                 f"{_each(records, size, 'cosine', second_half):.3f}",
@@ -109,7 +109,7 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
     print_table(console, "Second half of the run", columns, rows)
     rows = []
     for size in config.batch_sizes:
-        row = [f"{size:,}"]
+        row = [size_cell(config, size)]
         for place in PLACES:
             error = interval(errors(records, size, place, "error"))
             row += [f"{error:.3g}", f"{interval(errors(records, size, place, 'cosine')):.3f}"]

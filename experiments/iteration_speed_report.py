@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from rich.console import Console
 
-from experiments.study import describe_setting, setting_of
+from experiments.study import describe_setting, setting_of, size_cell
 from jaxbatch.intervals import Interval, interval
 from jaxbatch.results import plots
 from jaxbatch.results.records import Record
@@ -74,10 +74,12 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
         names = ("resident", "streamed", "compute") if loaded else ("resident",)
         seconds = {name: _scaled(times(records, size, name), per_epoch[size] / 1e3) for name in names}
         rate = interval([1e3 * size / record["resident_ms"] for record in rounds_of(records, size)], np.median)
-        epochs.append([f"{size:,}", f"{per_epoch[size]:,}", *(f"{seconds[name]:.2f}" for name in names), f"{rate:,.0f}", f"{compiles[size]:.1f}"])
+        epochs.append(
+            [size_cell(config, size), f"{per_epoch[size]:,}", *(f"{seconds[name]:.2f}" for name in names), f"{rate:,.0f}", f"{compiles[size]:.1f}"]
+        )
         parts.append(
             [
-                f"{size:,}",
+                size_cell(config, size),
                 *(f"{times(records, size, name):.3g}" for name in (*names, *["loading"] * loaded)),
                 *([f"{ratio(records, size, 'loading', 'compute'):.2f}"] if loaded else []),
                 " / ".join(f"{100 * part:.0f}" for part in shares(records, size)),

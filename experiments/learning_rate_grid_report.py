@@ -7,7 +7,7 @@ import numpy as np
 from rich.console import Console
 
 from experiments.goal_words import heading, in_short, in_words, is_share, show
-from experiments.study import describe_setting, setting_of, size_label
+from experiments.study import describe_setting, setting_of, size_cell, size_label
 from jaxbatch.advice.learning_rates import RateResult, rate_exponent
 from jaxbatch.intervals import interval
 from jaxbatch.results import plots
@@ -51,12 +51,12 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
     for size, result in results(config, records).items():
         rate = result.best
         if rate is None:
-            rows.append([f"{size:,}", "all diverged", "", "", "", ""])
+            rows.append([size_cell(config, size), "all diverged", "", "", "", ""])
             continue
         updates = interval(result.updates_to_goal[rate])
         rows.append(
             [
-                f"{size:,}",
+                size_cell(config, size),
                 f"{config.learning_rates[rate]:g}" + ("" if result.is_inside else " (edge)"),
                 f"{np.isfinite(result.updates_to_goal[rate]).sum()}/{config.seeds}",
                 f"{updates:,.0f}" if updates.n else "not reached",

@@ -10,8 +10,9 @@ from rich.console import Console
 
 import jaxbatch
 from experiments.command_line import one_line_errors, parse
-from experiments.study_task import Network
+from experiments.study_task import SEQUENCE_LENGTH, Network
 from experiments.user_task import describe_user_task, title_of
+from jaxbatch.data import TEXTS
 from jaxbatch.results.records import Record, RunFolder, describe_commit, open_run
 
 Config = TypeVar("Config", bound="StudyConfig")
@@ -156,6 +157,17 @@ def size_label(batch_size: int) -> str:
         ('600', '6k', '1442')
     """
     return f"{batch_size // 1000}k" if batch_size >= 1000 and batch_size % 1000 == 0 else str(batch_size)
+
+
+def size_cell(config: StudyConfig, batch_size: int) -> str:
+    """A batch size as it is written in tables; of a text in sequences and in tokens.
+
+    Example:
+        >>> size_cell(TaskConfig(), 6000), size_cell(TaskConfig(dataset="generated"), 16)
+        ('6,000', '16 (1,024 tokens)')
+    """
+    is_text = getattr(config, "task", None) is None and config.dataset in TEXTS
+    return f"{batch_size:,}" + (f" ({batch_size * SEQUENCE_LENGTH:,} tokens)" if is_text else "")
 
 
 def describe_setting(console: Console, config: StudyConfig, provenance: Record, *rest: str) -> None:

@@ -24,13 +24,17 @@ from jaxbatch.batches import (
     steps_per_epoch,
     tokens,
 )
+from jaxbatch.chunked_losses import additive_margin, angular_margin, chunked_cross_entropy
+from jaxbatch.contrastive_losses import info_nce, nt_xent, sigmoid_contrastive, unit_length
 from jaxbatch.data import DATASETS, Dataset, load_dataset
 from jaxbatch.data.held_out import hold_out
 from jaxbatch.data.images import ImageDataset, open_images
+from jaxbatch.data.packing import PackedText, pack_texts
 from jaxbatch.data.streaming import prefetch
 from jaxbatch.data.text import TextDataset, load_text, sequences
 from jaxbatch.gradients.accumulation import accumulated_gradient
 from jaxbatch.gradients.clipping import ClippedSum, clipped_gradient_sum, sum_of_gradients
+from jaxbatch.gradients.coupled import CoupledGradient, coupled_gradient
 from jaxbatch.gradients.exact import (
     group_gradients,
     losses_and_group_gradients,
@@ -67,7 +71,7 @@ from jaxbatch.training.checkpoints import fit_with_checkpoints
 from jaxbatch.training.evaluation import make_evaluate
 from jaxbatch.training.fitting import fit
 from jaxbatch.training.goals import Goal, as_goal, fit_to_target
-from jaxbatch.training.language import language_task
+from jaxbatch.training.language import language_task, packed_language_task
 from jaxbatch.training.loops import compile_epoch, make_epoch
 from jaxbatch.training.plans import FitConfig
 from jaxbatch.training.steps import TrainState, init_state, make_train_step
@@ -92,6 +96,7 @@ __all__ = [
     "BatchSizeSchedule",
     "Branches",
     "ClippedSum",
+    "CoupledGradient",
     "CriticalFit",
     "Dataset",
     "Duration",
@@ -103,6 +108,7 @@ __all__ = [
     "Interval",
     "Memory",
     "NoiseMonitor",
+    "PackedText",
     "RateResult",
     "ResNet20",
     "ResNet50",
@@ -116,10 +122,13 @@ __all__ = [
     "Weighted",
     "accumulated_gradient",
     "adabatch_schedule",
+    "additive_margin",
     "advise",
+    "angular_margin",
     "as_goal",
     "branch",
     "check_backend",
+    "chunked_cross_entropy",
     "classification_loss",
     "classification_metrics",
     "classification_task",
@@ -129,6 +138,7 @@ __all__ = [
     "correct",
     "cosine",
     "cosine_similarity",
+    "coupled_gradient",
     "coupled_learning_rate",
     "critical_batch_size",
     "cross_entropy",
@@ -149,6 +159,7 @@ __all__ = [
     "group_gradients",
     "hold_out",
     "increase_instead_of_decay",
+    "info_nce",
     "init_state",
     "interval",
     "keep_compiled_programs",
@@ -166,8 +177,11 @@ __all__ = [
     "memory_plan",
     "memory_profile",
     "milestone_schedule",
+    "nt_xent",
     "num_steps",
     "open_images",
+    "pack_texts",
+    "packed_language_task",
     "per_example_gradients",
     "predicted_throughput",
     "prefetch",
@@ -178,6 +192,7 @@ __all__ = [
     "relative_squared_error",
     "scale_learning_rate",
     "sequences",
+    "sigmoid_contrastive",
     "split_backward",
     "step_decay",
     "steps",
@@ -188,4 +203,5 @@ __all__ = [
     "tokens",
     "track",
     "tune_learning_rate",
+    "unit_length",
 ]

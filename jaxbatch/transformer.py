@@ -13,6 +13,8 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int32, Integer
 
+from jaxbatch.machine.platform import compiled_platform
+
 Positions = Literal["rotary", "learned"]
 
 _ROTARY_BASE = 10_000.0
@@ -83,16 +85,19 @@ class TransformerLM(nn.Module):
             x = x + nn.Embed(self.max_length, self.width, embedding_init=_normal(), name="positions")(places).astype(self.dtype)
         mask = jnp.tril(jnp.ones((1, 1, *2 * tokens.shape[1:]), bool)) & (starts[:, None, :, None] == starts[:, None, None, :])
         angles = rotary_angles(places, self.width // self.num_heads) if self.positions == "rotary" else None
+        x = x.reshape(-1, self.width)  # XLA:CPU transposes all activations to compute the gradient of a kernel that meets three axes
         for index in range(self.num_layers):
             x = _Layer(self.num_layers, self.num_heads, self.expansion, self.dtype, name=f"layer_{index}")(x, angles, mask)
         x = _norm(wide, "norm")(x)
         if self.tied_head:
-            return x @ embed.embedding.astype(wide).T
-        return nn.Dense(self.vocab_size, use_bias=False, kernel_init=_normal(), dtype=wide, name="head")(x)
+            logits = x @ embed.embedding.astype(wide).T
+        else:
+            logits = nn.Dense(self.vocab_size, use_bias=False, kernel_init=_normal(), dtype=wide, name="head")(x)
+        return logits.reshape(*tokens.shape, -1)
 
 
 class _Layer(nn.Module):
-    """Attention and a two-layer network, each added to its input."""
+    """Attention and a two-layer network, each added to its input, ``(B · T, width)``."""
 
     num_layers: int
     num_heads: int
@@ -100,17 +105,18 @@ class _Layer(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x, angles: Float[Array, "_ T half"] | None, mask: Bool[Array, "_ 1 T T"]):
-        batch_size, length, width = x.shape
+    def __call__(self, x: Float[Array, "N width"], angles: Float[Array, "_ T half"] | None, mask: Bool[Array, "_ 1 T T"]) -> Float[Array, "N width"]:
+        width, length = x.shape[1], mask.shape[-1]
 
         def dense(features: int, name: str, layers: int = 0):
             return nn.Dense(features, use_bias=False, kernel_init=_normal(layers), dtype=self.dtype, name=name)
 
         y = dense(3 * width, "qkv")(_norm(self.dtype, "attention_norm")(x))
-        query, key, value = jnp.moveaxis(y.reshape(batch_size, length, 3, self.num_heads, -1), 2, 0)
+        query, key, value = y.reshape(-1, length, 3, self.num_heads, width // self.num_heads).transpose(2, 0, 3, 1, 4)
         if angles is not None:
             query, key = rotate(query, angles), rotate(key, angles)
-        x = x + dense(width, "attention_out", self.num_layers)(_attend(query, key, value, mask).reshape(x.shape))
+        attended = attend(query, key, value, mask, _queries_at_a_time(length)).swapaxes(1, 2).reshape(x.shape)
+        x = x + dense(width, "attention_out", self.num_layers)(attended)
         y = dense(self.expansion * width, "up")(_norm(self.dtype, "network_norm")(x))
         return x + dense(width, "down", self.num_layers)(nn.gelu(y, approximate=True))
 
@@ -126,7 +132,7 @@ def rotary_angles(places: Int32[Array, "B T"], channels: int) -> Float[Array, "B
     return places[..., None] * speeds[None, None]
 
 
-def rotate(x: Float[Array, "B T heads D"], angles: Float[Array, "_ T half"]) -> Float[Array, "B T heads D"]:
+def rotate(x: Float[Array, "B heads T D"], angles: Float[Array, "_ T half"]) -> Float[Array, "B heads T D"]:
     """Turns channel i and channel i + D/2 of each head, as a point of the plane, by ``angles``.
 
     The product of a rotated query and a rotated key depends on their places only by the difference of the two.
@@ -135,17 +141,48 @@ def rotate(x: Float[Array, "B T heads D"], angles: Float[Array, "_ T half"]) -> 
         >>> rotate(jnp.ones((1, 1, 1, 2)), jnp.full((1, 1, 1), jnp.pi / 2)).round(3).tolist()
         [[[[-1.0, 1.0]]]]
     """
-    sine, cosine = jnp.sin(angles)[:, :, None], jnp.cos(angles)[:, :, None]
+    sine, cosine = jnp.sin(angles)[:, None], jnp.cos(angles)[:, None]
     first, second = jnp.split(x.astype(jnp.promote_types(x.dtype, jnp.float32)), 2, axis=-1)
     return jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], -1).astype(x.dtype)
 
 
-def _attend(query, key, value: Float[Array, "B T heads D"], mask: Bool[Array, "_ 1 T T"]) -> Float[Array, "B T heads D"]:
-    """Softmax attention in float32 at least. ``jax.nn.dot_product_attention`` would round float64 to float32 on the way."""
+def attend(
+    query: Float[Array, "B heads T D"],
+    key: Float[Array, "B heads T D"],
+    value: Float[Array, "B heads T D"],
+    mask: Bool[Array, "_ 1 T T"],
+    at_a_time: int,
+) -> Float[Array, "B heads T D"]:
+    """Causal softmax attention, computed in float32 at least, for so many queries at a time.
+
+    Queries that are worked on together get the keys up to the last of them, so that half of all scores, at best, are not computed.
+    ``jax.nn.dot_product_attention`` would compute them all, and round float64 to float32 on the way.
+
+    Args:
+        query, key, value: of each head.
+        mask: True where query t may look at key s. Every query must look at one key at least, and at none after it.
+        at_a_time: queries worked on together.
+
+    Example:
+        >>> x = jnp.arange(3.0)[None, None, :, None]  # with keys of 0, every query takes the mean of the values up to its own
+        >>> attend(x, 0 * x, x, jnp.tril(jnp.ones((1, 1, 3, 3), bool)), 2).ravel().tolist()
+        [0.0, 0.5, 1.0]
+    """
     wide = jnp.promote_types(query.dtype, jnp.float32)
-    scores = jnp.einsum("bthd,bshd->bhts", query, key, preferred_element_type=wide) / query.shape[-1] ** 0.5
-    shares = nn.softmax(scores, where=mask).astype(value.dtype)
-    return jnp.einsum("bhts,bshd->bthd", shares, value)
+    length, results = query.shape[2], []
+    for start in range(0, length, at_a_time):
+        end = min(start + at_a_time, length)
+        scores = jnp.einsum("bhtd,bhsd->bhts", query[:, :, start:end], key[:, :, :end], preferred_element_type=wide) / query.shape[-1] ** 0.5
+        scores = jnp.where(mask[:, :, start:end, :end], scores, -jnp.inf)
+        powers = jnp.exp(scores - lax.stop_gradient(scores.max(-1, keepdims=True)))
+        summed = jnp.einsum("bhts,bhsd->bhtd", powers.astype(value.dtype), value[:, :, :end], preferred_element_type=wide)
+        results.append((summed / powers.sum(-1, keepdims=True)).astype(value.dtype))
+    return jnp.concatenate(results, 2)
+
+
+def _queries_at_a_time(length: int) -> int:
+    """On CPU 64, or an eighth of a long text, so that programs stay small; elsewhere all, which is one kernel."""
+    return max(64, -(-length // 8)) if compiled_platform() == "cpu" else length
 
 
 def _text_starts(tokens: Integer[Array, "B T"], segments: Integer[Array, "B T"] | None) -> Int32[Array, "_ T"]:

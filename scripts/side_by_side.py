@@ -45,7 +45,8 @@ def start_peer(task: Task, params, model: str, batch_size: int, num_groups: int 
     """A PyTorch process with the same weights and data; None if PyTorch is missing."""
     if not is_installed():
         return None
-    images, labels = (np.asarray(leaf) for leaf in task.train_data)
+    data = task.train_data if isinstance(task.train_data, tuple) else (task.train_data[:, :-1], task.train_data[:, 1:])  # or a text's tokens
+    images, labels = (np.asarray(leaf) for leaf in data)
     settings = {"rate": RATE, "momentum": MOMENTUM, "weight_decay": 0.0, "bfloat16": False} | settings
     weights = jax.tree.map(np.asarray, params["params"])
     peer = Peer()
@@ -155,6 +156,9 @@ def report(rows: list[dict], console: Console) -> None:
         if "peak_bytes" in row:
             told = ", ".join(f"{name} {row[f'{key}_bytes'] / 2**20:,.1f}" for key, name in MEMORY.items())
             console.print(f"MiB, {row['model']}, B = {row['batch_size']:,}, microbatch {row['microbatch_size']:,}: {told}.", soft_wrap=True)
+        if "ours_temporary_bytes" in row:
+            ours, plain = (row[f"{who}_temporary_bytes"] / 1e6 for who in ("ours", "plain"))
+            console.print(f"Temporary memory of {row['model']}: ours {ours:.1f} MB, plain step {plain:.1f} MB.")
     if "ours_bytes" in rows[0]:
         ours, plain, params = (rows[0][key] / 1e6 for key in ("ours_bytes", "plain_bytes", "param_bytes"))
         console.print(f"Compiled memory: split step {ours:.2f} MB, plain step {plain:.2f} MB, parameters {params:.2f} MB.")

@@ -64,16 +64,19 @@ def serve() -> None:
 
     import torch
     from torch import nn
-    from torch_networks import as_torch_weights, build
+    from torch_networks import as_torch_transformer, as_torch_weights, build
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cuda.matmul.allow_tf32 = True  # as JAX multiplies float32 on such a device; for convolutions it is set
+
+    def mean_loss(logits, labels):  # over the tokens too, if examples are sequences
+        return nn.functional.cross_entropy(logits.flatten(0, -2), labels.flatten())
 
     def train():
         for first in range(0, len(labels), size):
             optimizer.zero_grad()
             with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-                loss = nn.functional.cross_entropy(model(images[first : first + size]), labels[first : first + size])
+                loss = mean_loss(model(images[first : first + size]), labels[first : first + size])
             loss.backward()
             optimizer.step()
 
@@ -84,11 +87,11 @@ def serve() -> None:
     def func():
         params = {name: value.detach() for name, value in model.named_parameters()}
 
-        def mean_loss(params, images, labels):
-            return nn.functional.cross_entropy(torch.func.functional_call(model, params, (images,)), labels)
+        def group_loss(params, images, labels):
+            return mean_loss(torch.func.functional_call(model, params, (images,)), labels)
 
-        groups = images.reshape(num_groups, -1, *images.shape[1:]), labels.reshape(num_groups, -1)
-        return torch.func.vmap(torch.func.grad(mean_loss), in_dims=(None, 0, 0))(params, *groups)
+        groups = (part.reshape(num_groups, -1, *part.shape[1:]) for part in (images, labels))
+        return torch.func.vmap(torch.func.grad(group_loss), in_dims=(None, 0, 0))(params, *groups)
 
     def opacus():
         from opacus import GradSampleModule
@@ -124,23 +127,28 @@ def serve() -> None:
             answer = "done"
         else:
             with np.load(request["setup"]) as data:
-                images = torch.from_numpy(data["images"]).permute(0, 3, 1, 2).float().contiguous().to(device) / 255
-                labels = torch.from_numpy(data["labels"]).long().to(device)
+                images, labels = torch.from_numpy(data["images"]), torch.from_numpy(data["labels"]).long().to(device)
+                is_text = images.ndim == 2
+                images = images.long().to(device) if is_text else images.permute(0, 3, 1, 2).float().contiguous().to(device) / 255
                 params = {}
-                for name in data.files:
+                for name in set(data.files) - {"images", "labels"}:
                     *folders, leaf = name.split("/")
                     here = params
                     for folder in folders:
                         here = here.setdefault(folder, {})
                     here[leaf] = data[name]
             model = build(request["model"])
-            weights = as_torch_weights(params, model)
+            weights = as_torch_transformer(params) if is_text else as_torch_weights(params, model)
             model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()}, strict=False)
             model.to(device).train()
             size, num_groups, bfloat16 = request["batch_size"], request["num_groups"], request["bfloat16"]
-            optimizer = torch.optim.SGD(model.parameters(), lr=request["rate"], momentum=request["momentum"], weight_decay=request["weight_decay"])
+            common = {"lr": request["rate"], "weight_decay": request["weight_decay"]}
+            if is_text:
+                optimizer = torch.optim.AdamW(model.parameters(), **common)
+            else:
+                optimizer = torch.optim.SGD(model.parameters(), momentum=request["momentum"], **common)
             with torch.no_grad():
-                answer = nn.functional.cross_entropy(model(images[:size]), labels[:size], reduction="none").tolist()[:8]
+                answer = [mean_loss(model(images[n : n + 1]), labels[n : n + 1]).item() for n in range(min(8, size))]
         print(json.dumps(answer), flush=True)
 
 

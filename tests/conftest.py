@@ -1,5 +1,6 @@
 """Test settings: shapes and types are checked at run time, silent rank promotion is an error."""
 
+import contextlib
 import io
 import os
 import pathlib
@@ -50,6 +51,16 @@ def knows(flag: str) -> bool:
     return not subprocess.run(
         [sys.executable, "-c", "import jax; jax.devices()"], env={**os.environ, "XLA_FLAGS": flag}, capture_output=True
     ).returncode
+
+
+@contextlib.contextmanager
+def shapes_unchecked():
+    """Within it, annotations of shapes are not checked, so that the library's own message is seen."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

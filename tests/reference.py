@@ -182,3 +182,20 @@ def noise_of_weighted_parts(gradients, weights, batch_size):
     pairs = [(j, k) for j in range(len(weights)) for k in range(len(weights)) if j != k]
     signal = sum(gradients[j] @ gradients[k] for j, k in pairs) / sum(weights[j] * weights[k] for j, k in pairs)
     return signal, batch_size * (((gradients.sum(0) / weights.sum()) ** 2).sum() - signal)
+
+
+def attend(query, key, value, mask):
+    """Softmax attention of every head, with all scores at once; axes (B, heads, T, D)."""
+    scores = query @ jnp.swapaxes(key, -1, -2) / jnp.sqrt(query.shape[-1])
+    return jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), -1) @ value
+
+
+def coupled_gradient(loss_fn, encode, params, batch):
+    """Losses of a whole batch's representations and the gradient of their mean, in one piece."""
+
+    def mean(params):
+        losses = loss_fn(params, encode(params, batch))
+        return losses.mean(), losses
+
+    (_, losses), gradient = jax.jit(jax.value_and_grad(mean, has_aux=True))(params)
+    return losses, gradient

@@ -18,6 +18,7 @@ FIELDS = {"bench", "model", "batch_size", "num_groups", "ours_ms", "peer", "peer
         pytest.param(["train", "--batch-sizes", "1", "30"], {"train"}, marks=pytest.mark.slow),
         pytest.param(["split", "--batch-size", "16", "--num-groups", "4"], {"split", "gradients"}, marks=pytest.mark.slow),
         pytest.param(["gradients", "--batch-size", "16"], {"gradients"}, marks=pytest.mark.slow),
+        pytest.param(["coupled", "--batch-size", "16", "--parts", "3"], {"coupled"}, marks=pytest.mark.slow),
         pytest.param(["layers", "--batch-size", "3", "--shapes", "2"], {"layers"}, marks=pytest.mark.slow),
         pytest.param(["adabatch", "--models", "alexnet", "--batch-size", "4", "--num-steps", "2"], {"adabatch"}, marks=pytest.mark.slow),
         (["target", "--dataset", "digits", "--accuracy", "0.3", "--batch-size", "32"], {"target"}),
@@ -41,7 +42,7 @@ def test_bench(tmp_path, arguments, benches):
     for row in rows:
         assert set(row) >= FIELDS
         assert row["ours_ms"] > 0 or row["bench"] == "ladder"  # a difference of two times
-        assert (row["over_plain"] is not None) == (row["bench"] in ("split", "gradients", "huge"))
+        assert (row["over_plain"] is not None) == (row["bench"] in ("split", "gradients", "coupled", "huge"))
         assert row.get("gflops", 1) > 0
 
 

@@ -185,7 +185,7 @@ def test_the_official_file(real_data_dir):
 
 
 def test_unknown_names_and_texts_among_images():
-    with pytest.raises(ValueError, match="unknown text name='shakespeare'. Known: generated, tiny_shakespeare."):
+    with pytest.raises(ValueError, match="unknown text name='shakespeare'. Did you mean 'tiny_shakespeare'? Known: generated, tiny_shakespeare."):
         jb.load_text("shakespeare")
     with pytest.raises(ValueError, match=r"name='generated' is a text: jb.load_text\('generated'\) loads it."):
         jb.load_dataset("generated")

@@ -52,8 +52,9 @@ def test_the_target_is_one_of_bits():
     [
         (advise, ["--dataset", "generated"], "--model simple_cnn takes images, and --dataset generated is a text: --model transformer."),
         (advise, ["--model", "transformer"], "--model transformer takes a text, and --dataset digits holds images: --dataset generated or "),
-        (adabatch, ["--dataset", "generated"], "name='generated' is a text"),
-        (advise, ["--dataset", "generatd", "--model", "transformer"], "unknown dataset name='generatd'"),
+        (adabatch, ["--dataset", "generated"], "--model simple_cnn takes images, and --dataset generated is a text: --model transformer."),
+        (adabatch, [*FLAGS, "--augment", "True"], "--augment is for images, and --dataset generated is a text."),
+        (advise, ["--dataset", "generatd"], "unknown dataset name='generatd'. Did you mean 'generated'?"),
         (advise, [*FLAGS, "--target", "accuracy>1.5"], "--target accuracy>1.5: an accuracy must be above a number between 0 and 1"),
     ],
 )
@@ -82,6 +83,29 @@ def test_learning_rates_on_a_text(small_texts, tmp_path, capsys):
     assert all(4 < run["validation_bits_per_token"] < 4.9 for run in runs)
     told = capsys.readouterr().out
     assert "generated, transformer" in told and "bits_per_token" in told
+
+
+def test_a_growing_batch_on_a_text(small_texts, tmp_path, capsys):
+    flags = ["--batch-size", "8", "--max-batch-size", "16", "--epochs", "2", "--every", "1", "--seeds", "1", "--rounds", "1"]
+    records = records_of(adabatch, [*flags, "--learning-rate", "0.01", "--tuned-rates", "0.01"], tmp_path)
+    ends = {record["arm"]: record for record in records if record["kind"] == "epoch" and record["epoch"] == 2}
+    assert {arm: end["batch_size"] for arm, end in ends.items()} == {"tune": 8, "small": 8, "adaptive": 16, "large": 16, "tuned": 8}
+    assert all(3 < end["test_bits_per_token"] < 4.9 for arm, end in ends.items() if arm != "tune")
+    assert ends["tune"]["validation_bits_per_token"] != ends["small"]["test_bits_per_token"]  # other parts of the text
+    told = capsys.readouterr().out
+    assert "AdamW, 2 epochs" in told and "Test bits per token after the last epoch" in told and "8 (512 tokens)" in told
+
+
+@pytest.mark.parametrize(("optimizer", "alone", "rate"), [("momentum", 0.375, 0.01), ("adamw", 0.75 / 2**0.5, 0.00316)])
+def test_the_small_batch_s_rate_falls_by_what_the_growing_batch_does_in_its_place(optimizer, alone, rate):
+    config = adabatch.resolve(adabatch.Config(optimizer=optimizer), 1442)
+    assert config.learning_rate == rate
+    for arm, factor in (("small", alone), ("adaptive", 0.75), ("large", alone)):
+        seen = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(jb, "coupled_learning_rate", lambda schedule, seen=seen, **settings: seen.append(settings["decay"]) or 0.1)
+            adabatch.make_fit_config(config, arm, rate, 0, 1442)
+        assert seen == pytest.approx([factor])
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import jaxbatch as jb
-from jaxbatch.transformer import rotary_angles, rotate
+from jaxbatch.transformer import attend, rotary_angles, rotate
 from tests import reference
 
 KINDS = list(itertools.product(("rotary", "learned"), (True, False)))  # positions, tied head
@@ -94,18 +94,40 @@ def test_padding_has_no_effect_on_the_gradient():
 
 def test_rotary_scores_depend_on_the_difference_of_places():
     random = np.random.default_rng(0)
-    query, key = (jnp.asarray(random.normal(size=(1, 7, 2, 8)), jnp.float32) for _ in range(2))
+    query, key = (jnp.asarray(random.normal(size=(1, 2, 7, 8)), jnp.float32) for _ in range(2))
 
     def scores(shift):
         angles = rotary_angles(jnp.arange(7, dtype=jnp.int32)[None] + shift, 8)
-        return jnp.einsum("bthd,bshd->bhts", rotate(query, angles), rotate(key, angles))
+        return jnp.einsum("bhtd,bhsd->bhts", rotate(query, angles), rotate(key, angles))
 
     np.testing.assert_allclose(scores(50), scores(0), atol=2e-5)
     places = jnp.arange(7, dtype=jnp.int32)[None]
-    mixed = jnp.einsum("bthd,bshd->bhts", rotate(query, rotary_angles(places + 1, 8)), rotate(key, rotary_angles(places, 8)))
+    mixed = jnp.einsum("bhtd,bhsd->bhts", rotate(query, rotary_angles(places + 1, 8)), rotate(key, rotary_angles(places, 8)))
     assert jnp.abs(mixed - scores(0)).max() > 0.1
     norms = jnp.linalg.norm(rotate(query, rotary_angles(places, 8)), axis=-1)
     np.testing.assert_allclose(norms, jnp.linalg.norm(query, axis=-1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("at_a_time", [1, 3, 4, 7, 10, 64])
+def test_attention_is_the_same_however_many_queries_go_together(at_a_time):
+    random = np.random.default_rng(1)
+    query, key, value, out = random.normal(size=(4, 2, 3, 10, 4))
+    allowed = np.tril(np.ones((2, 1, 10, 10), bool)) & (random.random((2, 1, 10, 10)) < 0.7) | np.eye(10, dtype=bool)
+    with jax.enable_x64(True):
+        (found, backward), (expected, slow_backward) = (
+            jax.vjp(function, *map(jnp.asarray, (query, key, value)))
+            for function in (lambda *parts: attend(*parts, jnp.asarray(allowed), at_a_time), lambda *parts: reference.attend(*parts, allowed))
+        )
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+        for one, other in zip(backward(jnp.asarray(out)), slow_backward(jnp.asarray(out)), strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-12)
+
+
+def test_attention_s_scores_may_be_large():
+    query = jnp.full((1, 1, 3, 2), 300.0)
+    value = jnp.stack([jnp.arange(3.0), 2 * jnp.arange(3.0)], -1)[None, None]
+    out = attend(query, query, value, jnp.tril(jnp.ones((1, 1, 3, 3), bool)), 2)
+    np.testing.assert_allclose(out[0, 0], [[0.0, 0.0], [0.5, 1.0], [1.0, 2.0]], rtol=1e-6)
 
 
 def test_bfloat16_computes_near_float32_and_keeps_float32_parameters_and_logits():

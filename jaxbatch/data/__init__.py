@@ -13,7 +13,7 @@ import hashlib
 import os
 import pathlib
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -81,13 +81,22 @@ def load_dataset(name: str, *, data_dir: str | os.PathLike | None = None) -> Dat
     if name in TEXTS:
         raise ValueError(f"name={name!r} is a text: jb.load_text({name!r}) loads it.")
     if name not in _FACTS:
-        near = difflib.get_close_matches(_plain(name), [_plain(known) for known in _FACTS], n=1, cutoff=0.6)
-        hint = [known for known in _FACTS if near and _plain(known) == near[0]]
-        did_you_mean = f" Did you mean {hint[0]!r}?" if hint else ""
-        raise ValueError(f"unknown dataset name={name!r}.{did_you_mean} Known: {', '.join(_FACTS)}.")
+        raise ValueError(f"unknown dataset name={name!r}.{did_you_mean(name, (*_FACTS, *TEXTS))} Known: {', '.join(_FACTS)}.")
     arrays = digits.load_digits() if name == "digits" else _load_files(name, data_dir)
     num_classes, mean, std = _FACTS[name]
     return Dataset(name, *arrays, num_classes, mean, std)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A question with the nearest of the known names, to stand in a message; nothing if none is near.
+
+    Example:
+        >>> did_you_mean("tinyshakespear", TEXTS), did_you_mean("weather", TEXTS)
+        (" Did you mean 'tiny_shakespeare'?", '')
+    """
+    by_plain = {_plain(one): one for one in known}
+    near = difflib.get_close_matches(_plain(name), by_plain, n=1, cutoff=0.6)
+    return f" Did you mean {by_plain[near[0]]!r}?" if near else ""
 
 
 def pad_images(dataset: Dataset, side: int) -> Dataset:

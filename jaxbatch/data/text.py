@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Integer
 
-from jaxbatch.data import TEXTS, folders_to_search
+from jaxbatch.data import TEXTS, did_you_mean, folders_to_search
 from jaxbatch.data.generated import ALPHABET, entropy_rate, generate_language
 from jaxbatch.data.official import verify
 from jaxbatch.data.prepared import download_files
@@ -70,7 +70,7 @@ def load_text(name: str, *, data_dir: str | os.PathLike | None = None) -> TextDa
         tokens = generate_language()
         return TextDataset(name, tokens[:1_000_000], tokens[1_000_000:1_100_000], tokens[1_100_000:], len(ALPHABET), entropy_rate(), ALPHABET)
     if name != "tiny_shakespeare":
-        raise ValueError(f"unknown text name={name!r}. Known: {', '.join(TEXTS)}.")
+        raise ValueError(f"unknown text name={name!r}.{did_you_mean(name, TEXTS)} Known: {', '.join(TEXTS)}.")
     path = _find_file(name, data_dir)
     text = path.read_bytes()
     verify(text, TINY_SHAKESPEARE, f"{name}: {path}")

@@ -23,10 +23,10 @@ from jaxbatch.states import is_key
 def check_independent_losses(loss_fn: LossFn, params: PyTree, batch: PyTree, *, has_aux: bool = False) -> None:
     """Checks that an example's loss does not depend on the others.
 
-    The check computes the first example's loss in a batch with the second example, and in a batch with a copy of itself, and
-    compares the two. Within ``jit`` there are no examples yet, so random ones of the same shapes are used. If a loss is not
+    The check computes the losses of the first two examples in a batch of both, and each in a batch with a copy of itself, and
+    compares them. Within ``jit`` there are no examples yet, so random ones of the same shapes are used. If a loss is not
     finite, or if the function closes over values that are not known yet, the check passes. Of :class:`jaxbatch.Weighted` losses
-    totals and weights are compared; it passes too if the first example has the weight 0.
+    totals and weights are compared; it passes too if both examples have the weight 0.
 
     Raises:
         ValueError: the two losses differ by more than rounding.
@@ -75,7 +75,7 @@ def _first_two(data: Any) -> PyTree:
 
 
 def company_matters(function: Callable[[PyTree, PyTree], PyTree], params: PyTree, batch: PyTree) -> bool:
-    """Whether the result of ``function(params, batch)`` for an example changes when the other example changes.
+    """Whether the result of ``function(params, batch)`` for one of two examples changes when the other example changes.
 
     Example:
         >>> x = jnp.array([1.0, 2.0])
@@ -88,14 +88,23 @@ def company_matters(function: Callable[[PyTree, PyTree], PyTree], params: PyTree
         batch = jax.tree.map(_as_shaped, batch)
         first, second = (jax.tree.map(lambda leaf: _example(leaf, n, random), batch) for n in (0, 1))
         join = lambda *examples: jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *examples)
-        others, itself = join(first, second), join(first, first)
+        others = join(first, second)
         run, constants = take_out_constants(function, params, others)
         if any(isinstance(constant, jax.core.Tracer) for constant in constants):
             return False  # the function closes over traced values from outside, which are not known yet
         program = compile_ahead(jax.jit(run), constants, params, others)
-        results = [jax.tree.map(lambda leaf: leaf[0], program(constants, params, both)) for both in (others, itself)]
-        pairs = zip(*(jax.tree.leaves(result) for result in results), strict=True)
-        return any(_differ(*pair) for pair in pairs)
+        together = program(constants, params, others)
+        for place, one in enumerate((first, second)):  # both, because an example of weight 0 has no loss to compare
+            alone = program(constants, params, join(one, one))
+            pairs = zip(*(jax.tree.leaves(result) for result in (together, alone)), strict=True)
+            if any(_differ(*(_example_of(leaf, place) for leaf in pair)) for pair in pairs):
+                return True
+        return False
+
+
+def _example_of(leaf, place: int) -> np.ndarray:
+    """By NumPy: within ``shard_map`` an array of a program compiled for other devices must not meet an operation of JAX."""
+    return np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)[place : place + 1]
 
 
 def _as_shaped(leaf: Any) -> Any:
@@ -125,9 +134,6 @@ def _example(leaf, number: int, random: np.random.Generator):
 
 
 def _differ(one, other) -> bool:
-    if is_key(one):
-        one, other = jax.random.key_data(one), jax.random.key_data(other)
-    one, other = np.asarray(one), np.asarray(other)
     if not jnp.issubdtype(one.dtype, jnp.inexact):
         return bool((one != other).any())
     rounding = float(jnp.finfo(one.dtype).eps) ** 0.5

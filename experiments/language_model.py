@@ -1,0 +1,140 @@
+"""How well does a small transformer predict a text, and how near does it come to the best that is possible?
+
+The transformer trains on the whole training text with AdamW, whose rate warms up and then falls as a cosine. Its bits per token
+are measured on the validation text after every epoch, and on the test text once, at the end. The best possible number
+is known for the generated language, because its entropy is known.
+
+    python -m experiments.language_model                                     about 6 minutes
+    python -m experiments.language_model --dataset tiny_shakespeare          about 12 minutes
+
+The measured answer stands in docs/language_model.md.
+"""
+
+import dataclasses
+import functools
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from rich.console import Console
+
+import jaxbatch as jb
+from experiments import language_model_report
+from experiments.study import StudyConfig, check_positive, open_study, run_study, show_results
+from jaxbatch.results.records import RunFolder
+from jaxbatch.results.report import progress_bar
+
+# text: (passes over it, largest rate), chosen on the validation text
+USUAL = {"generated": (8, 0.004), "tiny_shakespeare": (8, 0.003)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(StudyConfig):
+    """Flags of the study."""
+
+    dataset: str = "generated"
+    """Text: generated (embedded) or tiny_shakespeare. docs/data.md lists where files may be."""
+    width: int = 64
+    """Width of the transformer, a multiple of --num-heads."""
+    num_layers: int = 2
+    """Layers of the transformer."""
+    num_heads: int = 4
+    """Heads of attention in a layer."""
+    sequence_length: int = 64
+    """Tokens to predict in a sequence. Sentences of the generated language have 32."""
+    batch_size: int = 32
+    """Sequences in a batch."""
+    epochs: int | None = None
+    """Passes over the training text. Default: 8."""
+    learning_rate: float | None = None
+    """Largest learning rate. Default: 0.004 for generated, 0.003 for tiny_shakespeare."""
+    weight_decay: float = 0.1
+    """Factor of AdamW's decay, which all matrices have, and the scales of the norms have not."""
+    seeds: int = 3
+    """Number of seeds; each has its own initial weights and its own order of sequences."""
+
+
+def resolve(config: Config, dataset: jb.TextDataset) -> Config:
+    """Fills in what depends on the text, shrinks for --quick, and checks."""
+    epochs, rate = USUAL[dataset.name]
+    config = dataclasses.replace(config, epochs=config.epochs or epochs, learning_rate=config.learning_rate or rate)
+    if config.quick:
+        config = dataclasses.replace(config, epochs=min(config.epochs or 2, 2), seeds=min(config.seeds, 2))
+    check_positive(config, "width", "num_layers", "num_heads", "sequence_length", "batch_size", "epochs", "learning_rate", "seeds")
+    return config
+
+
+def load(config: Config) -> tuple[jb.Task, jax.Array, jb.TextDataset]:
+    """The task, judged on the validation text; the sequences of the test text; the text."""
+    dataset = jb.load_text(config.dataset, data_dir=config.data_dir)
+    if config.quick:  # the first part of each text
+        parts = {part: getattr(dataset, part)[: 64 * 256 + 1] for part in ("train_tokens", "validation_tokens", "test_tokens")}
+        dataset = dataset._replace(**parts)
+    model = jb.TransformerLM(dataset.vocab_size, config.width, config.num_layers, config.num_heads)
+    task = jb.language_task(model, dataset, sequence_length=config.sequence_length)
+    return task, jnp.asarray(jb.sequences(dataset.test_tokens, config.sequence_length)), dataset
+
+
+def make_optimizer(config: Any, num_updates: int) -> optax.GradientTransformation:
+    """AdamW with a rate that warms up over a twentieth of the updates and falls to a twentieth of its largest value."""
+    rate = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, num_updates // 20, num_updates, config.learning_rate / 20)
+    matrices = functools.partial(jax.tree.map, lambda leaf: leaf.ndim > 1)
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.98, weight_decay=config.weight_decay, mask=matrices))
+
+
+def measure_seed(config: Config, task: jb.Task, test_data: jax.Array, seed: int, run: RunFolder, show) -> None:
+    """Trains one seed; writes a record for every epoch, and at the end the bits per token of the test text."""
+    num_updates = config.epochs * (task.num_examples // config.batch_size)
+    known, folder, before = {record["epoch"] for record in run.find(kind="epoch", seed=seed)}, run.path / "in_flight" / str(seed), 0
+    fit_config = jb.FitConfig(make_optimizer(config, num_updates), config.batch_size, jb.epochs(config.epochs), seed=seed)
+    for record in jb.fit_with_checkpoints(task, fit_config, folder):
+        epoch, diverged = round(record["epoch"]), record["diverged"]
+        bits = record["test_bits_per_token"]  # of the validation text
+        if epoch not in known:
+            kept = {key: record[key] for key in ("tokens", "loss", "train_seconds", "compile_seconds")}
+            run.append({"kind": "epoch", "seed": seed, "epoch": epoch, "validation_bits_per_token": bits, "diverged": diverged, **kept})
+        show(epoch - before, examples_per_second=task.num_examples / record["train_seconds"])
+        before = epoch
+        if epoch == config.epochs or diverged:  # written before the last state is kept, so that a kill does not lose it
+            metrics = jb.make_evaluate(task.metrics_fn, len(test_data))(record["state"].params, test_data)
+            run.append({"kind": "end", "seed": seed, "diverged": diverged, **{f"test_{name}": float(value) for name, value in metrics.items()}})
+
+
+def measure(config: Config, task: jb.Task, test_data: jax.Array, dataset: jb.TextDataset, run: RunFolder, console: Console) -> None:
+    """Trains the seeds that are not in the run folder yet."""
+    if not run.find(kind="text"):
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(task.init, jax.random.key(0))))
+        run.append({"kind": "text", "entropy": dataset.entropy, "vocab_size": dataset.vocab_size, "parameters": parameters})
+    with progress_bar(console) as progress:
+        bar = progress.add_task("epochs", total=config.epochs * config.seeds, rate="")
+
+        def show(epochs, examples_per_second=0.0):
+            progress.update(bar, advance=epochs, rate=f"{examples_per_second * config.sequence_length:,.0f} tokens/s")
+
+        for seed in range(config.seeds):
+            if run.find(kind="end", seed=seed):
+                show(config.epochs)
+            else:
+                measure_seed(config, task, test_data, seed, run, show)
+    shutil.rmtree(run.path / "in_flight", ignore_errors=True)
+
+
+def study(config: Config, console: Console) -> None:
+    """Measures what is missing, then shows what the files hold."""
+    task, test_data, dataset = load(config)
+    config = resolve(config, dataset)
+    run = open_study("language_model", config, console, task)
+    measure(config, task, test_data, dataset, run, console)
+    show_results(console, config, run, language_model_report)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """The command line."""
+    run_study(Config, __doc__, study, args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Contrastive losses against loops over pairs, in one piece and in chunks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxbatch as jb
+from tests.conftest import shapes_unchecked
+
+
+def cosines(a, b):
+    a, b = (np.asarray(x) / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b))
+    return a @ b.T
+
+
+def info_nce(a, b, temperature):
+    s = cosines(a, b) / temperature
+    return [(np.log(np.exp(s[i]).sum()) + np.log(np.exp(s[:, i]).sum())) / 2 - s[i, i] for i in range(len(a))]
+
+
+def nt_xent(a, b, temperature):
+    s, count = cosines(np.concatenate([a, b]), np.concatenate([a, b])) / temperature, len(a)
+    one = lambda i: np.log(sum(np.exp(s[i, j]) for j in range(2 * count) if j != i)) - s[i, (i + count) % (2 * count)]
+    return [(one(i) + one(i + count)) / 2 for i in range(count)]
+
+
+def sigmoid(a, b, temperature, bias=-3.0):
+    z = cosines(a, b) / temperature + bias
+    return [sum(np.log1p(np.exp(-z[i, j] if i == j else z[i, j])) for j in range(len(a))) for i in range(len(a))]
+
+
+LOSSES = {
+    "info_nce": (jb.info_nce, info_nce),
+    "nt_xent": (jb.nt_xent, nt_xent),
+    "sigmoid": (lambda a, b, t, **k: jb.sigmoid_contrastive(a, b, t, -3.0, **k), sigmoid),
+}
+
+
+def make_views(batch_size=7, dtype=np.float64):
+    random = np.random.default_rng(0)
+    return tuple(jnp.asarray(random.normal(size=(batch_size, 4)), dtype) for _ in range(2))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loop_over_pairs_and_every_chunk(x64, name):
+    ours, by_hand = LOSSES[name]
+    a, b = make_views()
+    np.testing.assert_allclose(jax.jit(ours)(a, b, 0.3), by_hand(a, b, 0.3), rtol=1e-12)
+    both = lambda **chunk: jax.jit(jax.value_and_grad(lambda a, b, t: (jnp.arange(7.0) * ours(a, b, t, **chunk)).sum(), (0, 1, 2)))(a, b, 0.3)
+    whole = both()
+    for chunk_size in (1, 3, 9):
+        found = both(chunk_size=chunk_size)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), found, whole)
+    step = 1e-6
+    differences = [(by_hand(a, b, 0.3 + sign * step) @ np.arange(7.0)) * sign / (2 * step) for sign in (1, -1)]
+    np.testing.assert_allclose(whole[1][2], sum(differences), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_lengths_do_not_matter_and_sums_are_in_float32(name):
+    a, b = make_views(dtype=np.float32)
+    loss = jax.jit(LOSSES[name][0], static_argnames="chunk_size")
+    np.testing.assert_allclose(loss(3 * a, b / 7, 0.3), loss(a, b, 0.3), rtol=1e-5)
+    low = loss(a.astype(jnp.bfloat16), b.astype(jnp.bfloat16), 0.3, chunk_size=3)
+    assert low.dtype == jnp.float32
+    np.testing.assert_allclose(low, loss(a.astype(jnp.bfloat16).astype(jnp.float32), b.astype(jnp.bfloat16).astype(jnp.float32), 0.3), rtol=1e-5)
+
+
+def test_one_example_alone():
+    a, b = make_views(1, np.float32)
+    assert jb.info_nce(a, b, 0.1).item() == pytest.approx(0, abs=1e-5)  # nothing to be told apart from
+    assert jb.nt_xent(a, b, 0.1).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_a_cold_temperature_overflows_nowhere():
+    a = jnp.eye(4)
+    for chunk_size in (None, 2):
+        value, gradient = jax.jit(jax.value_and_grad(lambda a: jb.info_nce(a, jnp.roll(jnp.eye(4), 1, 0), 1e-3, chunk_size=chunk_size).mean()))(a)
+        assert value.item() == pytest.approx(1000) and np.isfinite(gradient).all()
+
+
+def test_a_vector_of_zeros_has_no_direction():
+    gradient = jax.grad(lambda x: (jb.unit_length(x) * jnp.arange(4.0).reshape(2, 2)).sum())(jnp.array([[0.0, 0.0], [3.0, 4.0]]))
+    assert gradient[0].tolist() == [0, 0] and np.isfinite(gradient).all()
+    assert jb.unit_length(jnp.array([[3.0], [4.0]]), axis=0).ravel().tolist() == pytest.approx([0.6, 0.8])
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_matrix_is_never_whole(optimized, name):
+    a = b = jnp.ones((2048, 16))
+    temporaries = lambda **chunk: (
+        jax.jit(jax.value_and_grad(lambda a, b: LOSSES[name][0](a, b, 0.1, **chunk).mean(), (0, 1)))
+        .lower(a, b)
+        .compile()
+        .memory_analysis()
+        .temp_size_in_bytes
+    )
+    assert temporaries(chunk_size=64) < temporaries() / 6
+
+
+def test_slips_are_named():
+    a, b = make_views(dtype=np.float32)
+    with shapes_unchecked(), pytest.raises(ValueError, match="must be alike"):
+        jb.nt_xent(a, b[1:], 0.1)
+    with pytest.raises(ValueError, match="temperature=0.0 must be above 0"):
+        jb.nt_xent(a, b, 0.0)
+    with pytest.raises(ValueError, match="chunk_size=0"):
+        jb.info_nce(a, b, 0.1, chunk_size=0)
