@@ -8,6 +8,7 @@
     python scripts/bench.py adabatch    steps of AlexNet, ResNet-20 and VGG19_BN, against PyTorch eager
     python scripts/bench.py language    steps of a transformer and a gradient for each sequence, against PyTorch eager and torch.func
     python scripts/bench.py noise       a step whose noise is measured, against one without
+    python scripts/bench.py huge        steps of 100,000 and 1,000,000 images in microbatches, against the microbatch's own steps
     python scripts/bench.py sweep       32 runs in one program, against one after another
     python scripts/bench.py ladder      what a change of batch size costs
     python scripts/bench.py target      SimpleCNN to 98% on MNIST

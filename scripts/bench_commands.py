@@ -6,6 +6,7 @@ from typing import Literal
 import bench_before
 import bench_coupled
 import bench_gradients
+import bench_huge
 import bench_language
 import bench_layers
 import bench_noise
@@ -133,6 +134,22 @@ class Noise(Bench):
 
 
 @dataclasses.dataclass(frozen=True)
+class Huge(Bench):
+    """Steps on huge batches in microbatches, against plain steps on a microbatch: time per example, and peak memory."""
+
+    rounds: int = 5
+    batch_sizes: tuple[int, ...] = (100_000, 1_000_000)
+    """Batch sizes; the memory is measured beside a data set of as many images as the largest."""
+    microbatch_size: int = 1000
+    """Examples worked on at a time, and the batch of the plain steps."""
+    models: tuple[Literal["simple_cnn", "mlp"], ...] = ("simple_cnn", "mlp")
+    """Networks."""
+
+    def run(self):
+        return bench_huge.huge(self.rounds, self.batch_sizes, self.microbatch_size, self.models)
+
+
+@dataclasses.dataclass(frozen=True)
 class Sweep(Bench):
     """Learning rates × seeds in one program."""
 
@@ -211,4 +228,4 @@ class Before(Bench):
         return bench_before.before(self.rounds, self.checkout, self.batch_sizes, self.models)
 
 
-Command = Train | Split | Gradients | Coupled | Layers | Adabatch | Language | Noise | Sweep | Ladder | Target | Startup | Before
+Command = Train | Split | Gradients | Coupled | Layers | Adabatch | Language | Noise | Huge | Sweep | Ladder | Target | Startup | Before

@@ -21,6 +21,13 @@ from jaxbatch.training.tasks import Task
 RATE, MOMENTUM = 0.02, 0.5
 IN_A_ROW = 5  # calls of one contender before the next, so that its data are in the cache as in a loop
 
+MEMORY = {
+    "kept": "data set, parameters and optimizer state",
+    "peak": "highest mark of a step beside them",
+    "plain_peak": "of the microbatch's own step",
+    "predicted": "memory_profile beside them",
+}
+
 Contenders = Mapping[str, Callable[[], Any]]
 
 
@@ -146,6 +153,9 @@ def report(rows: list[dict], console: Console) -> None:
             line += [f"{row['gflops']:,.0f}", f"{row['matmul_share']:.0%}"] if rated else ["", ""]
     print_table(console, "medians of the rounds, ratios with 95% bootstrap intervals", columns, cells)
     for row in rows:
+        if "peak_bytes" in row:
+            told = ", ".join(f"{name} {row[f'{key}_bytes'] / 2**20:,.1f}" for key, name in MEMORY.items())
+            console.print(f"MiB, {row['model']}, B = {row['batch_size']:,}, microbatch {row['microbatch_size']:,}: {told}.", soft_wrap=True)
         if "ours_temporary_bytes" in row:
             ours, plain = (row[f"{who}_temporary_bytes"] / 1e6 for who in ("ours", "plain"))
             console.print(f"Temporary memory of {row['model']}: ours {ours:.1f} MB, plain step {plain:.1f} MB.")

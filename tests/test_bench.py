@@ -23,6 +23,7 @@ FIELDS = {"bench", "model", "batch_size", "num_groups", "ours_ms", "peer", "peer
         pytest.param(["adabatch", "--models", "alexnet", "--batch-size", "4", "--num-steps", "2"], {"adabatch"}, marks=pytest.mark.slow),
         (["target", "--dataset", "digits", "--accuracy", "0.3", "--batch-size", "32"], {"target"}),
         pytest.param(["noise", "--batch-sizes", "8", "130"], {"noise"}, marks=pytest.mark.slow),
+        pytest.param(["huge", "--batch-sizes", "40", "130", "--microbatch-size", "10", "--models", "mlp"], {"huge"}, marks=pytest.mark.slow),
         pytest.param(["sweep", "--rates", "2", "--seeds", "2", "--num-examples", "128", "--batch-size", "32"], {"sweep"}, marks=pytest.mark.slow),
         pytest.param(
             ["ladder", "--num-examples", "128", "--sizes", "32", "64", "--first-epochs", "2", "--epochs-each", "2"],
@@ -41,7 +42,7 @@ def test_bench(tmp_path, arguments, benches):
     for row in rows:
         assert set(row) >= FIELDS
         assert row["ours_ms"] > 0 or row["bench"] == "ladder"  # a difference of two times
-        assert (row["over_plain"] is not None) == (row["bench"] in ("split", "gradients", "coupled"))
+        assert (row["over_plain"] is not None) == (row["bench"] in ("split", "gradients", "coupled", "huge"))
         assert row.get("gflops", 1) > 0
 
 

@@ -195,6 +195,11 @@ def test_what_was_not_compared_with_a_device_says_so():
     assert said("cpu") == ""
 
 
+def coupled(task):
+    """The task with images that are shifted by the mean of their batch."""
+    return task._replace(prepare=lambda keys, batch: (batch[0] - batch[0].mean(0, keepdims=True), batch[1]))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -204,7 +209,12 @@ def test_what_was_not_compared_with_a_device_says_so():
         (lambda task: jb.memory_profile(lambda x: x, [1], target="cpu"), "needs a function, batch_size ->"),
         (lambda task: jb.memory_profile(lambda x: x, [1], optimizer=MOMENTUM, arguments=lambda n: (1.0,), target="cpu"), "optimizer: this is for"),
         (lambda task: jb.max_batch_size(lambda x: x, arguments=lambda n: (jnp.ones(3),), target="cpu"), "does not depend on the batch size"),
-        (lambda task: jb.memory_plan(task, optimizer=MOMENTUM, batch_size=2**20, target="cpu", budget="64MiB"), "take a smaller batch_size"),
+        (lambda task: jb.memory_plan(coupled(task), optimizer=MOMENTUM, batch_size=2**20, target="cpu", budget="64MiB"), "take a smaller batch_size"),
+        pytest.param(
+            lambda task: jb.memory_plan(task, optimizer=MOMENTUM, batch_size=2**27, target="cpu", budget="1GiB"),
+            "indices and losses alone",
+            marks=pytest.mark.slow,
+        ),
         (lambda task: jb.memory_plan(task, optimizer=MOMENTUM, batch_size=8, target="cpu", budget="500KiB"), "whatever the batch"),
     ],
 )

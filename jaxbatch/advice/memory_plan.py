@@ -13,6 +13,7 @@ from jaxbatch.advice.memory import Memory, caveats, memory_profile
 from jaxbatch.advice.time_bound import step_work
 from jaxbatch.batches import even_part
 from jaxbatch.data.streams import is_stream
+from jaxbatch.gradients.independence import has_independent_prepare
 from jaxbatch.gradients.recompute import KEEPS, Keep, recompute
 from jaxbatch.gradients.updates import Optimizer
 from jaxbatch.machine.targets import Target, as_bytes, find_target, format_bytes
@@ -118,13 +119,18 @@ def memory_plan(
 
 def _no_way(least: Memory, task: Task, place: Target, limit: int, share: int) -> str:
     kept = least.parameters + least.optimizer_state
-    batch = (
-        0 if is_stream(task.train_data) else share * sum(leaf.dtype.itemsize * math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(task.train_data))
-    )
+    # A prepare that changes an example with the others in its batch needs all of them at once.
+    whole = [] if is_stream(task.train_data) or has_independent_prepare(task) else jax.tree.leaves(task.train_data)
+    batch = share * sum(leaf.dtype.itemsize * math.prod(leaf.shape[1:]) for leaf in whole)
     if kept + least.parameters > limit:  # the gradient is as large as the parameters
         remedy = "Parameters, optimizer state and gradient alone do not fit, whatever the batch"
-    elif batch > least.temporaries // 2:
-        remedy = f"The examples of the batch alone are {format_bytes(batch)} on each device: take a smaller batch_size or more devices"
+    elif whole:
+        remedy = (
+            f"prepare changes an example with the others in its batch, whose examples alone are {format_bytes(batch)}: make it a function of one "
+            "example, or take a smaller batch_size"
+        )
+    elif 16 * share > least.temporaries // 2:
+        remedy = "The batch's indices and losses alone need a good part of it: take a smaller batch_size or more devices"
     else:
         remedy = "Take a larger device or a smaller model"
     return (

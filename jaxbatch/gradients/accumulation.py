@@ -3,6 +3,8 @@
 Axes: B examples.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -11,11 +13,13 @@ from jaxtyping import Array, Bool, Float, Int32, PyTree
 from jaxbatch.batches import even_part
 from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size, has_weights, leading_axis, losses_and_aux
 from jaxbatch.gradients.part_norms import Norms, Spread, part_size, spread_of, sum_of_spreads
-from jaxbatch.gradients.parts import Part, fold
+from jaxbatch.gradients.parts import Part, Take, fold
 from jaxbatch.layers import loops_are_slow, own_examples
 from jaxbatch.machine.compiling import compile_ahead
 from jaxbatch.sums import add, mean_of_sum, widen, zero_sum
 from jaxbatch.weighted import Losses, divisor, mean_loss, or_one, totals, weight_of
+
+AuxInTurn = tuple[Callable[[PyTree, PyTree], PyTree], PyTree]
 
 
 def accumulated_gradient(loss_fn: LossFn, params: PyTree, batch: PyTree, microbatch_size: int) -> PyTree[Float[Array, "..."]]:
@@ -77,6 +81,8 @@ def mean_gradient(
     batch_size: int | None = None,
     axis: str | None = None,
     norms: Norms | None = None,
+    take: Take | None = None,
+    aux_in_turn: AuxInTurn | None = None,
 ) -> tuple[Losses, PyTree, PyTree, Spread | None]:
     """Losses, the gradient of their mean, and aux. Ordinary training steps use this.
 
@@ -90,6 +96,10 @@ def mean_gradient(
         batch_size: the number of examples in all shares together; ``None``: B.
         axis: the name of the axis of devices over which to sum.
         norms: measures the squared norms of each part's gradient, see :mod:`jaxbatch.gradients.part_norms`.
+        take: makes the examples of a part from that part of ``batch``, which may then be indices, so that no more examples than
+            those of a part are in memory; ``None``: ``batch`` holds the examples.
+        aux_in_turn: ``(update, state)``; then aux is the state after ``update(state, aux)`` for each microbatch in turn, so that the
+            aux of all are never kept. Not with ``axis``.
 
     Returns:
         ``(losses, gradient, aux, spread)``. The losses are those of the share, and 0 where ``mask`` is False, weights too. aux has a leading
@@ -103,26 +113,56 @@ def mean_gradient(
         ([0.5, 4.5], -2.0)
     """
     share = leading_axis(batch)
-    spread = None
+    spread, take = None, take or (lambda part: part)
     size = share if microbatch_size is None or microbatch_size >= share else even_part(share, microbatch_size)
     if size == share and mask is None and axis is None:
+        examples = take(batch)
 
         def mean(p):
-            losses, aux = losses_and_aux(loss_fn, p, batch, has_aux)
+            losses, aux = losses_and_aux(loss_fn, p, examples, has_aux)
             return mean_loss(losses), (losses, aux)
 
         (_, (losses, aux)), gradient = jax.value_and_grad(mean, has_aux=True)(params)
         if norms is not None:
             of_sum = jax.tree.map(lambda leaf: leaf * divisor(losses, share), widen(gradient))
             spread = spread_of(norms, of_sum, share, weight_of(losses))._replace(gradient=of_sum)
-        return losses, gradient, jax.tree.map(lambda leaf: leaf[None], aux), spread
-    measure = lambda part: summed_gradient(loss_fn, params, part[0], mask=part[1], has_aux=has_aux, norms=norms)
-    gradient, losses, (aux, own, spreads) = fold(measure, (batch, mask), size, start=zero_sum(params))
+        aux = jax.tree.map(lambda leaf: leaf[None], aux)
+        return losses, gradient, update_in_turn(*aux_in_turn, aux) if aux_in_turn else aux, spread
+    measure = lambda part: summed_gradient(loss_fn, params, take(part[0]), mask=part[1], has_aux=has_aux, norms=norms)
+    if aux_in_turn is None:
+        gradient, losses, (aux, own, spreads) = fold(measure, (batch, mask), size, start=zero_sum(params))
+    else:
+        (gradient, aux), losses, (own, spreads) = _fold_aux(measure, (batch, mask), size, zero_sum(params), *aux_in_turn)
     if axis is not None:
         gradient, aux = lax.psum(gradient, axis), mean_over(axis, aux, own)
     if norms is not None:  # not of the mean: XLA would not fuse a division that has two users, which changes bits of the update
         spread = sum_of_spreads(spreads, axis)._replace(gradient=gradient)
     return losses, mean_of_sum(gradient, divisor(losses, batch_size or share, axis), params), aux, spread
+
+
+def _fold_aux(measure: Callable[[PyTree], Part], batch: PyTree, size: int, start: PyTree, update: Callable, state: PyTree) -> Part:
+    """:func:`fold` of parts with aux, whose sum is a pair of the gradient and the state after every aux in turn."""
+
+    def with_aux(part):
+        gradient, losses, (aux, *others) = measure(part)
+        return Part((gradient, aux), losses, tuple(others))
+
+    def combine(total, part):
+        return add(total[0], part[0]), update_in_turn(update, total[1], jax.tree.map(lambda leaf: leaf[None], part[1]))
+
+    return fold(with_aux, batch, size, start=(start, state), combine=combine)
+
+
+def update_in_turn(update_model_state: Callable[[PyTree, PyTree], PyTree], model_state: PyTree, aux: PyTree) -> PyTree:
+    """Updates the model's state with several aux, one after another; they are stacked along the leading axis.
+
+    Example:
+        >>> update_in_turn(lambda old, new: 10 * old + new, jnp.array(1), jnp.array([2, 3])).item()
+        123
+    """
+    if not jax.tree.leaves(aux):
+        raise ValueError("update_model_state wants the aux that loss_fn returns, and it holds no array: return what the state is made of.")
+    return lax.scan(lambda old, one: (update_model_state(old, one), None), model_state, aux)[0]
 
 
 def summed_gradient(

@@ -51,11 +51,7 @@ def check_independent_prepare(task: Any) -> None:
     Raises:
         ValueError: it does not, so the numbers would depend on how a batch is cut.
     """
-    if task.prepare is None:
-        return
-    shapes = _first_two(task.train_data)
-    keys = jax.random.split(jax.random.key(0), 2)
-    if company_matters(lambda _, batch: task.prepare(*batch), (), (keys, shapes)):
+    if not has_independent_prepare(task):
         raise ValueError(
             "prepare changes an example with the others in its batch, as by a batch's sum of weights, and here it sees parts of a batch "
             "(microbatches, devices, a stream): every cut would give other numbers. Make it a function of one example, or train on one device "
@@ -63,10 +59,19 @@ def check_independent_prepare(task: Any) -> None:
         )
 
 
+def has_independent_prepare(task: Any) -> bool:
+    """Whether a task has no ``prepare``, or one that gives the same result for an example in any part of a batch."""
+    if task.prepare is None:
+        return True
+    keys = jax.random.split(jax.random.key(0), 2)
+    return not company_matters(lambda _, batch: task.prepare(*batch), (), (keys, _first_two(task.train_data)))
+
+
 def _first_two(data: Any) -> PyTree:
     if is_stream(data):
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((2, *leaf.shape), leaf.dtype), data.example)
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf[:2]), data)
+    only_shapes = lambda leaf: jax.ShapeDtypeStruct((2, *leaf.shape[1:]), leaf.dtype)
+    return jax.tree.map(lambda leaf: only_shapes(leaf) if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.asarray(leaf[:2]), data)
 
 
 def company_matters(function: Callable[[PyTree, PyTree], PyTree], params: PyTree, batch: PyTree) -> bool:

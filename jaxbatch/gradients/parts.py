@@ -20,9 +20,11 @@ from jaxbatch.machine.platform import compiled_platform
 from jaxbatch.sums import add, widen, zero_sum
 
 Method = Literal["map", "vmap", "unroll"]
-# Parts of a batch that a compiled loop on CPU computes at the same time: while one is in an operation that uses a single
-# core, the other keeps the other cores busy. Three or four are no faster and need more memory.
-CPU_SIDE_BY_SIDE = 2
+Take = Callable[[PyTree], PyTree]  # a part of a batch of indices -> its examples
+# Small parts of a batch that a compiled loop on CPU computes at the same time: while one is in an operation that uses a single
+# core, the other keeps the other cores busy. Three or four are no faster and need more memory. Large parts keep all cores busy
+# alone: two of 1,000 images of SimpleCNN are no faster than one after the other, and need twice the memory.
+CPU_SIDE_BY_SIDE, CPU_SMALL_PART = 2, 128
 CPU_VMAP = 64  # examples side by side whose activations stay in a CPU's cache
 
 
@@ -82,7 +84,7 @@ def fold(
     if method == "vmap":
         total, kept = _side_by_side(measure, parts, start, combine, min(at_a_time or count, count))
     elif method == "map" and count > 1:
-        total, kept = lax.scan(one, start, parts, unroll=at_a_time or side_by_side())
+        total, kept = lax.scan(one, start, parts, unroll=at_a_time or side_by_side(size))
     else:
         total, kept = start, []
         for number in range(count):
@@ -130,7 +132,8 @@ def choose_method(loss_fn: LossFn, params: PyTree, batch: PyTree, size: int) -> 
     """
     if compiled_platform() != "cpu" or size == 1:
         return "vmap"
-    return "unroll" if loops_are_slow(loss_fn, params, jax.tree.map(lambda leaf: leaf[:size], batch)) else "map"
+    part = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), batch)
+    return "unroll" if loops_are_slow(loss_fn, params, part) else "map"
 
 
 def vmap_at_a_time(size: int) -> int | None:
@@ -138,6 +141,6 @@ def vmap_at_a_time(size: int) -> int | None:
     return CPU_VMAP if compiled_platform() == "cpu" and size == 1 else None
 
 
-def side_by_side() -> int:
-    """The number of parts of a batch that a compiled loop computes at the same time on this platform."""
-    return CPU_SIDE_BY_SIDE if compiled_platform() == "cpu" else 1
+def side_by_side(size: int) -> int:
+    """The number of parts of ``size`` examples that a compiled loop computes at the same time on this platform."""
+    return CPU_SIDE_BY_SIDE if compiled_platform() == "cpu" and size <= CPU_SMALL_PART else 1

@@ -24,11 +24,11 @@ import jax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int32, PyTree
 
-from jaxbatch.gradients.accumulation import mean_gradient
+from jaxbatch.gradients.accumulation import AuxInTurn, mean_gradient
 from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size, check_num_groups, check_one_aux, has_weights
 from jaxbatch.gradients.independence import check_independent_losses
 from jaxbatch.gradients.part_norms import BatchNoise, NoiseMonitor, add_spread, no_spread, norms_of, start_sums, statistics_of_parts
-from jaxbatch.gradients.parts import Method, Part, choose_method, fold, vmap_at_a_time
+from jaxbatch.gradients.parts import Method, Part, Take, choose_method, fold, vmap_at_a_time
 from jaxbatch.gradients.updates import Optimizer, update
 from jaxbatch.weighted import Losses, mean_loss, mean_over_devices
 
@@ -112,6 +112,8 @@ def update_by_groups(
     monitor: NoiseMonitor | None = None,
     batches: Int32[Array, ""] | int = 0,
     cut_to_measure: int | None = None,
+    take: Take | None = None,
+    aux_in_turn: AuxInTurn | None = None,
 ) -> tuple[PyTree, PyTree, Losses, PyTree, Float[Array, "K"], BatchNoise | None]:
     """K updates from the gradients of K groups at ``params``. Training steps use this; an ordinary step has K = 1.
 
@@ -119,7 +121,7 @@ def update_by_groups(
         loss_fn, optimizer, num_groups, has_aux, microbatch_size, method: see :func:`split_backward`.
         params, opt_state: the parameters and the optimizer's state before the updates.
         batch: leaves ``(B, ...)``; on several devices, this device's share of each group in turn.
-        mask, batch_size, axis: see :func:`jaxbatch.gradients.accumulation.mean_gradient`.
+        mask, batch_size, axis, take, aux_in_turn: see :func:`jaxbatch.gradients.accumulation.mean_gradient`; the last for K = 1.
         monitor: how the noise is measured from the parts of all groups; ``None``: not at all.
         batches: the number of batches before this one, for ``monitor.every``.
         cut_to_measure: a smaller ``microbatch_size`` for the batches that are measured; not with ``has_aux``.
@@ -128,14 +130,15 @@ def update_by_groups(
         Parameters and optimizer state after the updates, the losses at the incoming parameters, aux with leading axes of
         groups and microbatches, each group's mean loss, and the batch's noise.
     """
-    share = check_loss(loss_fn, params, batch, has_aux=has_aux)
+    examples = batch if take is None else jax.eval_shape(take, batch)
+    share = check_loss(loss_fn, params, examples, has_aux=has_aux)
     check_num_groups(num_groups, share)
     if num_groups == share > 1 and axis is None:
-        check_independent_losses(loss_fn, params, batch, has_aux=has_aux)
+        check_independent_losses(loss_fn, params, examples, has_aux=has_aux)
     size, group_size = share // num_groups, (batch_size or share) // num_groups
-    sums = None if monitor is None else start_sums(monitor, params, opt_state, batches, has_weights(loss_fn, params, batch, has_aux))
+    sums = None if monitor is None else start_sums(monitor, params, opt_state, batches, has_weights(loss_fn, params, examples, has_aux))
     norms = norms_of(monitor, sums)
-    settings: dict[str, Any] = {"has_aux": has_aux, "batch_size": group_size, "axis": axis}
+    settings: dict[str, Any] = {"has_aux": has_aux, "batch_size": group_size, "axis": axis, "take": take, "aux_in_turn": aux_in_turn}
 
     def measure(part):
         take = lambda size, norms: mean_gradient(loss_fn, params, part[0], mask=part[1], microbatch_size=size, norms=norms, **settings)
@@ -152,7 +155,7 @@ def update_by_groups(
         sums = None if monitor is None else add_spread(sums, spread)
         return *update(optimizer, gradient, opt_state, params, loss), sums
 
-    method = method or ("unroll" if num_groups == 1 else choose_method(loss_fn, params, batch, size))
+    method = method or ("unroll" if num_groups == 1 else choose_method(loss_fn, params, examples, size))
     start = params, opt_state, sums
     groups = fold(
         measure, (batch, mask), size, method=method, at_a_time=vmap_at_a_time(size) if method == "vmap" else None, start=start, combine=combine

@@ -21,8 +21,9 @@ import jax
 
 from jaxbatch.data.streams import is_stream
 from jaxbatch.gradients.groups import check_microbatch_size, check_num_groups
-from jaxbatch.gradients.independence import check_independent_losses, check_independent_prepare
+from jaxbatch.gradients.independence import check_independent_losses, check_independent_prepare, has_independent_prepare
 from jaxbatch.gradients.part_norms import NoiseMonitor
+from jaxbatch.gradients.parts import choose_method
 from jaxbatch.gradients.updates import Optimizer
 from jaxbatch.layers import loops_are_slow
 from jaxbatch.training.devices import AXIS, Parallel
@@ -87,15 +88,30 @@ def compile_task_epoch(
             settings: dict[str, Any] = {"num_groups": num_groups, "devices": devices, "method": method, "monitor": monitor}
             return compile_task_epoch(task, optimizer, state, num_steps, batch_size, microbatch_size=further, **settings)
     if axis or (in_pieces and (cut or groups > 1)):
-        check_independent_prepare(task)  # elsewhere it sees the batch whole
+        check_independent_prepare(task)  # elsewhere it may see the batch whole
     if groups == batch_size > 1 and (axis or in_pieces):  # elsewhere the step itself checks
         check_independent_losses(along_an_axis(task.loss_fn), state.params, shapes_of_batch(task, 2), has_aux=task.update_model_state is not None)
     over: dict[str, Any] = {"devices": devices, "method": method, "num_groups": groups}
     if in_pieces:
         return compile_epoch_in_pieces(task, optimizer, state, batch_size, microbatch_size, monitor=monitor, **over)
     step = make_task_step(task, optimizer, batch_size, num_groups=num_groups, axis=axis, monitor=monitor, cut_to_measure=further)
-    run = compile_epoch(step, state, task.train_data, num_steps, batch_size, prepare=task.prepare, **over)
+    by_part = takes_by_part(task, state.params, batch_size, groups, len(devices), further)
+    run = compile_epoch(step, state, task.train_data, num_steps, batch_size, prepare=task.prepare, by_part=by_part, **over)
     return lambda state, data, indices, *seed_epoch: run(state, data, indices, *(seed_epoch if task.prepare is not None else ()))
+
+
+def takes_by_part(task: Task, params: Any, batch_size: int, num_groups: int = 1, num_devices: int = 1, further: int | None = None) -> bool:
+    """Whether a compiled step takes each part's examples when it works on it, so that the batch is never in memory whole.
+
+    A batch is taken whole if its step has no loop over parts: if it has no parts, and if it has groups side by side or one after
+    another without a loop, where the compiler keeps what all of them need anyway. So is one whose ``prepare`` changes an example
+    with the others in its batch: on one device it sees all of them, and its numbers must not depend on the cut.
+    """
+    share = -(-batch_size // num_groups // num_devices)
+    loss_fn = task.loss_fn if num_devices == 1 else along_an_axis(task.loss_fn)
+    cut = share > min(further or share, task.examples_at_a_time or share)
+    in_turn = lambda: choose_method(loss_fn, params, shapes_of_batch(task, share), share) == "map"
+    return (cut or (num_groups > 1 and in_turn())) and has_independent_prepare(task)
 
 
 def microbatch_for_noise(monitor: NoiseMonitor | None, batch_size: int, num_groups: int, num_devices: int, at_a_time: int | None) -> int | None:

@@ -13,29 +13,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Key, PyTree, UInt32
+from jaxtyping import Array, PyTree, UInt32
 
 from jaxbatch.augment import example_keys
 from jaxbatch.gradients.groups import leading_axis
-from jaxbatch.gradients.part_norms import WithNoise
 from jaxbatch.layers import loops_are_slow
 from jaxbatch.machine.compiling import compile_ahead
 from jaxbatch.states import through_host
 from jaxbatch.training.devices import AXIS, Parallel, over_devices, share_batches
-from jaxbatch.weighted import mean_loss
+from jaxbatch.training.layouts import Prepare, Step, lay_out_step, one_step, shapes_of
 
-Step = Callable[..., tuple[Any, Float[Array, "..."] | WithNoise]]  # (state, batch) -> (state, losses)
-Prepare = Callable[[Key[Array, "B"], PyTree], PyTree]  # (a key for each example, batch) -> batch
 Loop = Literal["scan", "python"]
 
 
-def make_epoch(step: Step, prepare: Prepare | None = None) -> Callable[..., tuple[Any, Array]]:
+def make_epoch(step: Step, prepare: Prepare | None = None, *, by_part: bool = False) -> Callable[..., tuple[Any, Array]]:
     """Makes one compiled program of any number of steps over data on the device.
 
     Args:
         step: ``(state, batch) -> (state, losses)``.
         prepare: changes a batch before the step, for example augments it: ``(keys, batch) -> batch``, with one key for each
             example (:func:`jaxbatch.augment.example_keys`). Then ``run`` takes a fourth argument, the array ``[seed, epoch]``.
+        by_part: whether the step takes its examples itself, part by part, as one of :func:`jaxbatch.make_train_step` can. Then
+            only a part of a batch is in memory, and ``prepare`` gets parts.
 
     Returns:
         ``run(state, data, indices) -> (state, losses)``: ``indices`` ``(S, B)`` say which examples go into
@@ -54,23 +53,9 @@ def make_epoch(step: Step, prepare: Prepare | None = None) -> Callable[..., tupl
 
     def run(state, data, indices, seed_epoch=None):
         leading_axis(data, "data")  # JAX would clamp an index beyond a shorter leaf, silently
-        return lax.scan(lambda state, index: one_step(step, prepare, state, data, index, seed_epoch), state, indices)
+        return lax.scan(lambda state, index: one_step(step, prepare, state, data, index, seed_epoch, by_part=by_part), state, indices)
 
     return jax.jit(run, donate_argnums=0)
-
-
-def one_step(step: Step, prepare: Prepare | None, state: Any, data: PyTree, index: Any, seed_epoch: Any, *mask: Any):
-    """Takes the examples ``index`` from the data, prepares them and makes a step: ``-> (state, mean loss)``.
-
-    A monitored step returns the noise with the loss.
-    """
-    batch = jax.tree.map(lambda leaf: leaf[index], data)
-    if prepare is not None:
-        batch = prepare(example_keys(seed_epoch[0], seed_epoch[1], index), batch)
-    state, losses = step(state, batch, *mask)
-    if isinstance(losses, WithNoise):
-        return state, losses._replace(losses=mean_loss(losses.losses))
-    return state, mean_loss(losses)
 
 
 def stack_on_host(results: list) -> Any:
@@ -104,7 +89,7 @@ def choose_loop(step: Step, state: Any, data: PyTree, batch_size: int, prepare: 
         >>> choose_loop(lambda state, batch: (state, batch), jnp.array(0.0), jnp.ones((8, 2)), 4)
         'scan'
     """
-    return "python" if loops_are_slow(step, _shapes(state), batch_shapes(data, batch_size, prepare)) else "scan"
+    return "python" if loops_are_slow(step, shapes_of(state), batch_shapes(data, batch_size, prepare)) else "scan"
 
 
 def compile_epoch(
@@ -119,6 +104,7 @@ def compile_epoch(
     devices: Sequence[jax.Device] | None = None,
     method: Parallel = "jit",
     num_groups: int = 1,
+    by_part: bool = False,
 ) -> Callable[..., tuple[Any, Array]]:
     """Does what :func:`make_epoch` does, but compiles at once, for ``num_steps`` batches, with the fastest kind of loop.
 
@@ -134,6 +120,7 @@ def compile_epoch(
         devices: the devices that share every batch; ``None``: the default device.
         method: how devices are used, see :func:`jaxbatch.training.devices.over_devices`.
         num_groups: K, if the step makes K updates from groups that the devices share.
+        by_part: see :func:`make_epoch`.
 
     Returns:
         ``run(state, data, indices) -> (state, losses)``, as from :func:`make_epoch`. With ``prepare`` it also takes ``[seed,
@@ -148,25 +135,14 @@ def compile_epoch(
         raise ValueError("devices is empty: at least 1 is needed.")
     leading_axis(data, "data")  # JAX would clamp an index beyond a shorter leaf, silently
     share = num_groups * -(-batch_size // num_groups // count)
-    filled_up = share * count > batch_size  # then some slots hold fillers
-    state, data = _shapes(state), _shapes(data)
+    state, data = shapes_of(state), shapes_of(data)
     loop = loop or choose_loop(step if count == 1 else _under_axis(step), state, data, share, prepare)
     if loop not in ("scan", "python"):
         raise ValueError(f"loop={loop!r} must be 'scan', 'python' or None.")
-
-    def one(state, data, index, mask, seed_epoch):
-        given = () if count == 1 else (mask if filled_up else None,)
-        return one_step(step, prepare, state, data, index, seed_epoch, *given)
-
-    def all_steps(state, data, index, mask, seed_epoch):
-        return lax.scan(lambda state, batch: one(state, data, *batch, seed_epoch), state, (index, mask))
-
-    lead = (() if count == 1 else (count,)) + ((num_steps,) if loop == "scan" else ())
-    index, mask = (jax.ShapeDtypeStruct((*lead, share), dtype) for dtype in (jnp.int32, jnp.bool_))
-    wanted = (state, data, index, None if count == 1 else mask, None if prepare is None else jax.ShapeDtypeStruct((2,), jnp.uint32))
-    function = all_steps if loop == "scan" else one
-    program, put_on_all = over_devices(function, devices, method, (False, False, True, True, False), donate=(0,) if count == 1 else ())
-    program = compile_ahead(program, *wanted, devices=devices)
+    over: dict[str, Any] = {"num_steps": num_steps if loop == "scan" else None, "num_devices": count, "num_groups": num_groups}
+    laid = lay_out_step(step, state, data, batch_size, prepare=prepare, by_part=by_part, **over)
+    program, put_on_all = over_devices(laid.function, devices, method, laid.places(laid.split), donate=laid.numbers(laid.donate))
+    program = compile_ahead(program, *laid.arguments.values(), devices=devices)
     on_all: dict[str, Any] = {}  # the data, moved to all devices once
 
     def run(state, data, indices, *seed_epoch):
@@ -204,7 +180,3 @@ def as_seed_epoch(*seed_epoch: Any) -> tuple[UInt32[np.ndarray, "2"], ...]:
         ((array([4294967295,          3], dtype=uint32),), ())
     """
     return tuple(np.asarray(one, np.uint32) for one in seed_epoch)
-
-
-def _shapes(tree):
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), tree)

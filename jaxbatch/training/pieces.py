@@ -17,7 +17,6 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, PyTree
 
-from jaxbatch.augment import example_keys
 from jaxbatch.batches import even_part
 from jaxbatch.data.streaming import prefetch
 from jaxbatch.data.streams import Stream, is_stream
@@ -29,6 +28,7 @@ from jaxbatch.machine.compiling import compile_ahead
 from jaxbatch.states import through_host
 from jaxbatch.sums import add, mean_of_sum, zero_sum
 from jaxbatch.training.devices import AXIS, Parallel, over_devices, share_batches
+from jaxbatch.training.layouts import lay_out_part, prepared
 from jaxbatch.training.loops import as_seed_epoch, stack_on_host
 from jaxbatch.training.loss_shapes import task_has_weights
 from jaxbatch.training.steps import TrainState, apply_gradient
@@ -71,9 +71,7 @@ def make_pieces(
 
     def add_part(total, params, data, index, mask, seed_epoch):
         gradient, model_state, loss, sums = total
-        examples = data if streamed else jax.tree.map(lambda leaf: leaf[index], data)
-        if task.prepare is not None:
-            examples = task.prepare(example_keys(seed_epoch[0], seed_epoch[1], index), examples)
+        examples = prepared(task.prepare, data if streamed else jax.tree.map(lambda leaf: leaf[index], data), seed_epoch, index)
         norms = norms_of(monitor, sums)
         part, losses, (aux, own, spread) = summed_gradient(task.loss_fn, params, examples, mask=mask, has_aux=has_aux, norms=norms)
         part_loss = sum_losses(losses)
@@ -96,6 +94,16 @@ def make_pieces(
         return state, (WithNoise(loss, noise), None if num_groups == 1 else sums)
 
     return Pieces(begin, add_part, finish)
+
+
+def parts_of_group(group_size: int, microbatch_size: int | None, num_devices: int) -> int:
+    """The number of examples, over all devices, in each part of a group but a last one that is not full.
+
+    Example:
+        >>> parts_of_group(12, 2, 2), parts_of_group(12, None, 2)
+        (4, 12)
+    """
+    return even_part(group_size, min(group_size, num_devices * (microbatch_size or group_size)))
 
 
 def compile_epoch_in_pieces(
@@ -135,7 +143,7 @@ def compile_epoch_in_pieces(
     check_num_groups(num_groups, batch_size)
     devices = jax.devices()[:1] if devices is None else devices
     count, group_size, streamed = len(devices), batch_size // num_groups, is_stream(task.train_data)
-    size = even_part(group_size, min(group_size, count * (microbatch_size or group_size)))
+    size = parts_of_group(group_size, microbatch_size, count)
     weighted = task_has_weights(task, state.params, -(-size // count), count)
     settings: dict[str, Any] = {"monitor": monitor, "num_groups": num_groups, "weighted": weighted}
     pieces = make_pieces(task, optimizer, group_size, axis=AXIS if count > 1 else None, **settings)
@@ -145,20 +153,11 @@ def compile_epoch_in_pieces(
     finish, _ = over_devices(pieces.finish, devices, method, (False, False), donate=(0,) if num_groups == 1 else ())
     begin = compile_ahead(begin, state, devices=devices)
     finish = compile_ahead(finish, state, totals, devices=devices)
-    split = (False, False, streamed, True, True, False)
-    seed_epoch_shape, adds = jax.ShapeDtypeStruct((2,), jnp.uint32), {}
+    adds, example = {}, task.train_data.example if streamed else task.train_data
     for length in {size, group_size % size} - {0}:
-        lead = (length,) if count == 1 else (count, -(-length // count))
-        data = (
-            jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*lead, *leaf.shape), leaf.dtype), task.train_data.example)
-            if streamed
-            else _shapes(task.train_data)
-        )
-        index, mask = (jax.ShapeDtypeStruct(lead, dtype) for dtype in (jnp.int32, jnp.bool_))
-        # If the number of devices divides the length, there are no fillers and no mask is needed.
-        function = pieces.add if length % count else _without_mask(pieces.add)
-        add_part, deal = over_devices(function, devices, method, split, donate=(0,))
-        adds[length] = compile_ahead(add_part, totals, state.params, data, index, mask, seed_epoch_shape, devices=devices)
+        laid = lay_out_part(pieces.add, totals, state.params, example, length, count, streamed=streamed)
+        add_part, deal = over_devices(laid.function, devices, method, laid.places(laid.split), donate=laid.numbers(laid.donate))
+        adds[length] = compile_ahead(add_part, *laid.arguments.values(), devices=devices)
 
     def run(state, data, indices, seed_epoch=(0, 0)):
         indices, (seed_epoch,) = np.asarray(indices, np.int32), as_seed_epoch(seed_epoch)
@@ -227,11 +226,3 @@ def _decoded_parts(stream: Stream, cut: Callable[[], Iterator], seed_epoch: tupl
 
     flat = (shares.reshape(-1) for _, shares, _ in cut())
     yield from prefetch(zip(stream.parts(flat, seed_epoch), cut(), strict=True), put=put)
-
-
-def _without_mask(function: Callable) -> Callable:
-    return lambda total, params, data, index, mask, seed_epoch: function(total, params, data, index, None, seed_epoch)
-
-
-def _shapes(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)

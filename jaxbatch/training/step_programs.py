@@ -13,16 +13,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from jaxbatch.batches import even_part
 from jaxbatch.data.streams import is_stream
 from jaxbatch.gradients.groups import check_microbatch_size, check_num_groups
 from jaxbatch.gradients.updates import Optimizer
 from jaxbatch.machine.cross_compiling import AXIS, target_mesh
 from jaxbatch.training.devices import over_devices
-from jaxbatch.training.epochs import runs_in_pieces
-from jaxbatch.training.loops import one_step
+from jaxbatch.training.epochs import runs_in_pieces, takes_by_part
+from jaxbatch.training.layouts import Layout, lay_out_part, lay_out_step
 from jaxbatch.training.loss_shapes import task_has_weights
-from jaxbatch.training.pieces import make_pieces
+from jaxbatch.training.pieces import make_pieces, parts_of_group
 from jaxbatch.training.steps import TrainState, make_task_step
 from jaxbatch.training.tasks import Task, smallest
 
@@ -88,57 +87,28 @@ def state_shapes(task: Task, optimizer: Optimizer) -> TrainState:
 
 
 def _whole_step(task, optimizer, state, batch_size: int, num_groups, count: int) -> StepProgram:
-    groups = num_groups or 1
-    share = groups * -(-batch_size // groups // count)
-    filled_up = share * count > batch_size
     step = make_task_step(task, optimizer, batch_size, num_groups=num_groups, axis=AXIS if count > 1 else None)
-
-    def one(state, data, index, mask, seed_epoch):
-        given = () if count == 1 else (mask if filled_up else None,)
-        return one_step(step, task.prepare, state, data, index, seed_epoch, *given)
-
-    lead = (share,) if count == 1 else (count, share)
-    arguments = {
-        "state": state,
-        "data": _shapes(task.train_data),
-        "index": jax.ShapeDtypeStruct(lead, jnp.int32),
-        "mask": None if count == 1 else jax.ShapeDtypeStruct(lead, jnp.bool_),
-        "seed_epoch": None if task.prepare is None else jax.ShapeDtypeStruct((2,), jnp.uint32),
-    }
-    return _over_mesh("step", one, arguments, ("state",) if count == 1 else (), ("index", "mask"), count)
+    groups = num_groups or 1
+    by_part = takes_by_part(task, state.params, batch_size, groups, count)
+    laid = lay_out_step(step, state, task.train_data, batch_size, prepare=task.prepare, num_groups=groups, num_devices=count, by_part=by_part)
+    return _over_mesh("step", laid, {}, count)
 
 
 def _pieces(task, optimizer, state, group_size: int, groups: int, microbatch_size, count: int) -> list[StepProgram]:
-    size = even_part(group_size, min(group_size, count * (microbatch_size or group_size)))
+    size = parts_of_group(group_size, microbatch_size, count)
     weighted = task_has_weights(task, state.params, -(-size // count), count)
     pieces, streamed = make_pieces(task, optimizer, group_size, axis=AXIS if count > 1 else None, weighted=weighted), is_stream(task.train_data)
-    total = jax.eval_shape(pieces.begin, state)
-    lead = (size,) if count == 1 else (count, -(-size // count))
-    stream = lambda lead: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*lead, *leaf.shape), leaf.dtype), task.train_data.example)
-    data = {"batch": stream(lead)} if streamed else {"data": _shapes(task.train_data)}
-    arguments = {
-        "total": total,
-        "params": state.params,
-        **data,
-        "index": jax.ShapeDtypeStruct(lead, jnp.int32),
-        "mask": jax.ShapeDtypeStruct(lead, jnp.bool_) if size % count else None,
-        "seed_epoch": jax.ShapeDtypeStruct((2,), jnp.uint32),
-    }
-    ahead = {"batch ahead": [stream(lead[-1:])] * (_PARTS_OF_A_STREAM - 1)} if streamed else {}
-    split = ("batch", "index", "mask")
+    data = task.train_data.example if streamed else task.train_data
+    part = lay_out_part(pieces.add, jax.eval_shape(pieces.begin, state), state.params, data, size, count, streamed=streamed)
+    one_device = lambda leaf: jax.ShapeDtypeStruct(leaf.shape[count > 1 :], leaf.dtype)
+    ahead = {"batch ahead": [jax.tree.map(one_device, part.arguments["batch"])] * (_PARTS_OF_A_STREAM - 1)} if streamed else {}
     # All gradients of a split are taken at the parameters before the batch, so from the first update on there are two of them.
     before = {"params before the batch": state.params} if groups > 1 else {}
-    beside = {"opt_state": state.opt_state, "model_state": state.model_state, **ahead, **before}
-    add = _over_mesh("add a part", pieces.add, arguments, ("total",), split, count)._replace(beside=beside)
-    finish = _over_mesh("update", pieces.finish, {"state": state, "total": total}, ("state",) if groups == 1 else (), (), count)
-    return [add, finish._replace(beside=(ahead if streamed else data) | before)]
+    add = _over_mesh("add a part", part, {"opt_state": state.opt_state, "model_state": state.model_state, **ahead, **before}, count)
+    update = Layout(pieces.finish, {"state": state, "total": part.arguments["total"]}, ("state",) if groups == 1 else (), ())
+    return [add, _over_mesh("update", update, (ahead if streamed else {"data": part.arguments["data"]}) | before, count)]
 
 
-def _over_mesh(name, function, arguments, donate, split, count: int) -> StepProgram:
-    if count > 1:
-        function, _ = over_devices(function, target_mesh(count), "jit", [key in split for key in arguments])
-    return StepProgram(name, function, arguments, donate, split, {})
-
-
-def _shapes(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+def _over_mesh(name: str, laid: Layout, beside: dict[str, PyTree], count: int) -> StepProgram:
+    function = laid.function if count == 1 else over_devices(laid.function, target_mesh(count), "jit", laid.places(laid.split))[0]
+    return StepProgram(name, *laid._replace(function=function), beside)

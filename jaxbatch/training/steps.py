@@ -6,10 +6,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Float, Int32, PyTree, UInt32
 
 from jaxbatch.batches import check_seed
+from jaxbatch.gradients.accumulation import update_in_turn
 from jaxbatch.gradients.groups import LossFn, check_microbatch_size
 from jaxbatch.gradients.part_norms import NoiseMonitor, WithNoise
 from jaxbatch.gradients.split import update_by_groups
@@ -125,7 +125,9 @@ def make_train_step(
     Returns:
         ``step(state, batch) -> (state, losses)``; the losses are computed at the incoming parameters. With ``axis`` it is
         ``step(state, share, mask) -> (state, mean loss of the batch)``; ``mask`` is False for fillers, and None if there are
-        none. With ``monitor`` the losses come with the batch's noise, as a pair.
+        none. With ``monitor`` the losses come with the batch's noise, as a pair. A fourth argument ``take`` (a
+        ``jax.tree_util.Partial``) makes examples from indices, which then stand in place of the batch: each part's when the step
+        works on it, so that no other examples are in memory.
 
     Raises:
         ValueError: the step gets a batch of another size.
@@ -146,16 +148,23 @@ def make_train_step(
         raise ValueError(f"num_groups={num_groups} must be at least 1.")
 
     @jax.jit
-    def step(state, batch, mask=None):
+    def step(state, batch, mask=None, take=None):
         size = jax.tree.leaves(batch)[0].shape[0]
         if axis is None and size != batch_size:
             raise ValueError(f"this step was made for batch_size={batch_size} and got a batch of {size} examples.")
         settings = {"has_aux": has_aux, "microbatch_size": microbatch_size, "mask": mask, "batch_size": batch_size, "axis": axis}
+        settings |= {"take": take}
+        # Groups are measured before they are put in turn, and devices average their aux once, after all parts: those are kept.
+        in_turn = has_aux and groups == 1 and axis is None
+        if in_turn:
+            settings |= {"aux_in_turn": (update_model_state, state.model_state)}
         if monitor is not None:
             settings |= {"monitor": monitor, "batches": state.step // groups, "cut_to_measure": cut_to_measure}
         params, opt_state, losses, aux, means, noise = update_by_groups(loss_fn, optimizer, state.params, state.opt_state, batch, groups, **settings)
         model_state = state.model_state
-        if has_aux:  # aux has leading axes of groups and microbatches
+        if in_turn:
+            model_state = jax.tree.map(lambda leaf: leaf[0], aux)
+        elif has_aux:  # aux has leading axes of groups and microbatches
             model_state = update_in_turn(update_model_state, model_state, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), aux))
         state = state._replace(params=params, opt_state=opt_state, step=state.step + groups, model_state=model_state)
         if axis is not None:
@@ -163,18 +172,6 @@ def make_train_step(
         return state, losses if monitor is None else WithNoise(losses, noise)
 
     return step
-
-
-def update_in_turn(update_model_state: UpdateModelState, model_state: PyTree, aux: PyTree) -> PyTree:
-    """Updates the model's state with several aux, one after another; they are stacked along the leading axis.
-
-    Example:
-        >>> update_in_turn(lambda old, new: 10 * old + new, jnp.array(1), jnp.array([2, 3])).item()
-        123
-    """
-    if not jax.tree.leaves(aux):
-        raise ValueError("update_model_state wants the aux that loss_fn returns, and it holds no array: return what the state is made of.")
-    return lax.scan(lambda old, one: (update_model_state(old, one), None), model_state, aux)[0]
 
 
 def apply_gradient(state: TrainState, optimizer: Optimizer, gradient: PyTree, model_state: PyTree, loss: Float[Array, ""]) -> TrainState:

@@ -24,6 +24,7 @@ from jaxbatch.machine.compiling import Programs, call_compiled, compile_ahead
 from jaxbatch.machine.cores import num_cores
 from jaxbatch.machine.platform import compiled_platform
 from jaxbatch.training.divergence import make_is_finite
+from jaxbatch.training.epochs import takes_by_part
 from jaxbatch.training.loops import compile_epoch, make_epoch
 from jaxbatch.training.plans import FitConfig, plan_segments, progress_after
 from jaxbatch.training.steps import TrainState, init_state, make_task_step, make_test, start_shapes
@@ -203,16 +204,18 @@ def _compiler(task: Task, make_optimizer, settings, states, batch_size: int, num
     def one_step(setting):
         return make_task_step(task, make_optimizer(setting), batch_size, num_groups=num_groups)
 
+    by_part = takes_by_part(task, start_shapes(task), batch_size)
+
     def compile(num_batches):
         if runs == "threads":
 
-            def with_setting(pair, batch):
+            def with_setting(pair, *batch):
                 setting, state = pair
-                state, losses = one_step(setting)(state, batch)
+                state, losses = one_step(setting)(state, *batch)
                 return (setting, state), losses
 
             start = _run((settings, states), 0)
-            one = compile_epoch(with_setting, start, task.train_data, num_batches, batch_size, prepare=task.prepare)
+            one = compile_epoch(with_setting, start, task.train_data, num_batches, batch_size, prepare=task.prepare, by_part=by_part)
 
             def train(data, setting, state, indices, seed_epoch, alive):
                 if not alive:
@@ -224,7 +227,7 @@ def _compiler(task: Task, make_optimizer, settings, states, batch_size: int, num
             return lambda states, indices, seed_epochs, alive: over(task.train_data, settings, states, indices, seed_epochs, alive)
 
         def train(data, setting, state, indices, seed_epoch):
-            return make_epoch(one_step(setting), task.prepare)(state, data, indices, *needed(seed_epoch))
+            return make_epoch(one_step(setting), task.prepare, by_part=by_part)(state, data, indices, *needed(seed_epoch))
 
         count = len(jax.tree.leaves(states)[0])
         shapes = [jax.ShapeDtypeStruct((count, num_batches, batch_size), jnp.int32), jax.ShapeDtypeStruct((count, 2), jnp.uint32)]

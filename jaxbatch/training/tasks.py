@@ -24,7 +24,7 @@ from jaxbatch.layers import loops_are_slow
 from jaxbatch.losses import classification_loss, classification_metrics
 from jaxbatch.machine.platform import compiled_platform, compiling_for
 from jaxbatch.states import pack
-from jaxbatch.training.loops import Prepare
+from jaxbatch.training.layouts import Prepare
 from jaxbatch.weighted import Weighted
 
 MetricsFn = Callable[[PyTree, PyTree], Mapping[str, Array | Weighted]]
