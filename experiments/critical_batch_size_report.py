@@ -12,7 +12,7 @@ import jaxbatch as jb
 from experiments.advise_verify import by_setting
 from experiments.study import describe_setting, setting_of, size_cell
 from jaxbatch.advice.branches import critical_of_branches
-from jaxbatch.intervals import Interval
+from jaxbatch.intervals import Interval, interval
 from jaxbatch.results import plots
 from jaxbatch.results.records import Record
 from jaxbatch.results.report import print_table
@@ -84,10 +84,13 @@ def of_branches(config, rows: Sequence[Record]) -> Interval:
 def print_tables(console: Console, config, records: Sequence[Record], provenance: Record) -> None:
     """The updates of each size at its best rate, then the three ways."""
     describe_setting(console, config, provenance, config.optimizer, f"to {config.target}")
-    rows = [
-        [size_cell(config, size), f"{rate:.3g}", f"{np.mean(updates):,.0f}", f"{size * np.mean(updates):,.0f}"]
-        for size, (rate, updates) in sorted(best_rates(records).items())
-    ]
+    rows, best = [], best_rates(records)
+    for size in sorted({record["batch_size"] for record in records if record["kind"] == "sweep"}):
+        if size in best:
+            rate, updates = best[size]
+            rows.append([size_cell(config, size), f"{rate:.3g}", f"{interval(updates):,.0f}", f"{size * np.mean(updates):,.0f}"])
+        else:  # a size that no rate brings there within four times the fewest examples of another size is given up
+            rows.append([size_cell(config, size), "", "no rate with every seed", ""])
     print_table(console, f"Updates to {config.target} at each size's best rate", ["B", "rate", "updates", "examples"], rows)
     rows = [[way.name, f"{way.critical_batch_size:,.0f}", f"{way.examples:,}"] for way in ways(config, records)]
     print_table(console, "The critical batch size", ["way", "B_crit, with its 95% interval", "cost, examples"], rows)
