@@ -1,4 +1,4 @@
-"""Benchmarks of a transformer: its training step, and one gradient for each sequence."""
+"""Benchmarks of a transformer: its training step, one gradient for each sequence, dense layers on two axes and on three."""
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jaxbatch.training.steps import init_state
 
 RATE, DECAY = 1e-3, 0.1
 SEQUENCES_A_ROUND = 64  # at least; so that a round takes a second or so on two cores
+WIDTH = 128
 GRADIENTS = 8  # sequences with a gradient each: every one has the size of the network
 
 
@@ -33,7 +34,7 @@ def language(rounds: int, batch_sizes: tuple[int, ...], sequence_length: int, bf
         task = random_text(num_steps * batch_size, sequence_length, dtype)
         contenders, peer = step_contenders(task, "TransformerLM", optimizer, batch_size, num_steps, **settings)
         rows += make_rows("language", label, batch_size, 1, time_contenders(contenders, rounds, peer), per=num_steps)
-    return rows + sequence_gradients(rounds, sequence_length, label, dtype, settings)
+    return rows + sequence_gradients(rounds, sequence_length, label, dtype, settings) + dense_layers(rounds, sequence_length)
 
 
 def sequence_gradients(rounds: int, sequence_length: int, label: str, dtype, settings: dict) -> list[dict]:
@@ -48,3 +49,18 @@ def sequence_gradients(rounds: int, sequence_length: int, label: str, dtype, set
         contenders["torch.func vmap"] = lambda: peer.run("func")
     times = time_contenders(in_a_row(contenders), rounds, peer)
     return make_rows("gradients", label, GRADIENTS, GRADIENTS, times, per=IN_A_ROW)
+
+
+def dense_layers(rounds: int, sequence_length: int) -> list[dict]:
+    """Compares the gradient of two dense layers on tokens in one axis with that on sequences and tokens in two."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (SEQUENCES_A_ROUND, sequence_length, WIDTH))
+    kernels = jax.random.normal(keys[1], (WIDTH, 4 * WIDTH)) / WIDTH, jax.random.normal(keys[2], (4 * WIDTH, WIDTH)) / WIDTH
+
+    @jax.jit
+    def gradient(x, kernels):
+        return jax.grad(lambda x, kernels: (jax.nn.gelu(x @ kernels[0]) @ kernels[1]).var(), argnums=(0, 1))(x, kernels)
+
+    flat = x.reshape(-1, WIDTH)
+    contenders = {"ours": lambda: gradient(flat, kernels), "three axes": lambda: gradient(x, kernels)}
+    return make_rows("dense", "two dense layers", SEQUENCES_A_ROUND, 1, time_contenders(in_a_row(contenders), rounds), per=IN_A_ROW)

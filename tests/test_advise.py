@@ -70,12 +70,14 @@ def test_advice_on_a_quadratic_is_near_the_best_of_a_sweep():
     assert advice.cost_examples == sum(probe.updates * probe.batch_size for probe in advice.probes)
 
 
+@pytest.mark.slow
 def test_objectives_differ_where_they_must():
     few = advise_quadratic(objective="examples")
     fast = advise_quadratic(throughput=jb.fit_throughput({size: [1e-3] * 3 for size in (2, 200)}))
     assert few.batch_size < fast.batch_size  # if examples cost no time, a larger batch is faster
 
 
+@pytest.mark.slow
 def test_what_would_change_the_answer():
     advice = advise_quadratic()
     (less, small), (more, large) = advice.elsewhere
@@ -168,6 +170,7 @@ def test_a_goal_that_is_too_far_is_confessed():
     assert "No run reached distance<1e-08: the best came to" in refused(quadratic_task(), "distance<1e-8")
 
 
+@pytest.mark.slow
 def test_one_class_is_refused_or_confessed():
     """With one class every answer is right from the start, or after the first look."""
     images = jb.load_dataset("digits")
@@ -177,6 +180,7 @@ def test_one_class_is_refused_or_confessed():
     assert any("reached within" in doubt for doubt in advice.doubts)
 
 
+@pytest.mark.slow
 def test_updates_that_do_not_fall_with_the_batch_are_confessed():
     advice = jb.advise(quadratic_task(noise=0.0), "distance<0.1", **{**QUICK, "max_probes": 24, "evaluations_per_epoch": 400})
     assert any("hardly fall" in doubt or "Fewer than three" in doubt for doubt in advice.doubts)
@@ -207,6 +211,7 @@ def test_a_budget_ends_the_search():
     assert len(advise_quadratic(budget=0.0).probes) == 10  # the race alone
 
 
+@pytest.mark.slow
 def test_a_large_model_is_told_what_memory_holds():
     task = jb.classification_task(jb.MLP((64,)), jb.load_dataset("digits"), microbatch_size=10**6)
     momentum = functools.partial(optax.sgd, momentum=0.9)

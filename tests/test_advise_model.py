@@ -65,7 +65,7 @@ def simulate(seed, objective, sigma=0.25, max_probes=30):
     return truth[found.best] / truth.min(), low <= law.critical <= high, chance[truth.min(1).argmin()] >= 0.1, spent / truth.min()
 
 
-@pytest.mark.parametrize("objective", ["time", "examples"])
+@pytest.mark.parametrize("objective", ["time", pytest.param("examples", marks=pytest.mark.slow)])
 def test_advice_on_simulated_tasks_is_good_and_cheap(objective):
     regrets, _, _, spent = np.array([row for row in (simulate(seed, objective, max_probes=18) for seed in range(3)) if row], float).T
     assert np.median(regrets) <= 1.2  # with few runs; the slow test below makes as many as users do

@@ -62,6 +62,7 @@ def test_nothing_is_run_again(quick_run):
     assert path.read_text() == before
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_answers(tmp_path):
     command = [sys.executable, "-m", "experiments.advise", *FLAGS, "--output-dir", str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -101,6 +102,7 @@ def test_wrong_flags_are_one_line(tmp_path, flags, message):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_target_that_is_too_far_is_said(tmp_path):
     flags = ("--quick", "--model", "mlp", "--batch-sizes", "32", "64", "--learning-rates", "0.001", "0.01", "0.1", "--epochs", "1")
     done = run(*flags, "--target", "accuracy>0.999", "--output-dir", str(tmp_path))

@@ -52,6 +52,7 @@ def test_the_law_holds_for_regression():
         assert law == pytest.approx(exact_updates(size), rel=0.06)
 
 
+@pytest.mark.slow
 def test_advice_knows_the_critical_batch_size_of_regression():
     sizes = (4, 16, 64, 256, 1024)
     truth = float(jb.critical_batch_size({size: [exact_updates(size)] for size in sizes}).critical_batch_size)

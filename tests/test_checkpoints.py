@@ -53,6 +53,7 @@ def finish(folder):
     return [json.loads(line) for line in out.splitlines()]
 
 
+@pytest.mark.slow
 def test_kills_around_changes_of_batch_size_leave_no_trace(tmp_path):
     whole = finish(tmp_path / "whole")
     assert [record["batch_size"] for record in whole] == [32, 32, 64, 64, 128, 128, 256, 256, 512, 512]

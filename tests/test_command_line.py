@@ -55,7 +55,7 @@ def test_every_study_knows_a_misspelt_flag(study, capsys):
         (cross_check.main, ["--qick"], "unrecognized --qick; did you mean --quick?"),
         (cross_check.main, ["--seed", "1.5"], "--seed 1.5 must be a whole number."),
         (adabatch_figures.main, ["--output", "x"], "unrecognized --output; did you mean --output-dir?"),
-        (adabatch.main, ["--model", "resnet"], "--model resnet must be one of simple_cnn, mlp, alexnet, resnet20, vgg19_bn."),
+        (adabatch.main, ["--model", "resnet"], "--model resnet must be one of simple_cnn, mlp, transformer, alexnet, resnet20, vgg19_bn."),
         (adabatch.main, ["--devices", "1,two"], "--devices two must be a whole number."),
         (adabatch.main, ["--learning-rate=fast"], "--learning-rate fast must be a number."),
         (adabatch.main, ["--epochs", "--quick"], "--epochs needs a value: a whole number."),

@@ -93,6 +93,7 @@ def test_every_tpu_compiles(name):
     assert compile_for(jb.find_target(name), lambda x: x @ x, jnp.ones((256, 256))).total > 0
 
 
+@pytest.mark.slow
 @needs_cuda
 def test_figures_for_h100():
     """The same step's figures as compiled elsewhere with the same compiler (MiB, at the sizes given)."""
@@ -151,6 +152,7 @@ def test_what_a_compiler_cannot_is_an_error_that_names_it():
         compile_for(H100, function, jnp.ones((4, 4)))
 
 
+@pytest.mark.slow
 @needs_cuda
 def test_nothing_that_the_compilers_say_reaches_the_user(tmp_path):
     environ = {key: value for key, value in os.environ.items() if key not in ("JAX_PLATFORMS", "TF_CPP_MIN_LOG_LEVEL")}
@@ -161,6 +163,7 @@ def test_nothing_that_the_compilers_say_reaches_the_user(tmp_path):
     assert "not compared with a real NVIDIA H100" in done.stdout
 
 
+@pytest.mark.slow
 @needs_cuda
 def test_cross_check_compiles_for_targets(tmp_path):
     flags = ["--compile-for", "h100", "--quick", "--only", "simple_cnn", "--output-dir", str(tmp_path)]

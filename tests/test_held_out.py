@@ -105,7 +105,7 @@ def without(records, *fragments):
     return sorted(json.dumps(row, sort_keys=True) for row in rows)
 
 
-LONG = (convergence, adabatch)
+LONG = (convergence, adabatch, split_backward)
 
 
 @pytest.mark.parametrize("module", [pytest.param(module, marks=pytest.mark.slow if module in LONG else ()) for module in STUDIES], ids=name_of)

@@ -70,7 +70,7 @@ def test_groups_and_streams_are_told_too(task):
     streamed = task._replace(train_data=Stream())
     large, small = (jb.memory_profile(streamed, [4096], optimizer=optax.adam(0.1), target="cpu", microbatch_size=size)[4096] for size in (None, 64))
     assert small.total < large.total
-    assert small.data == 3 * 64 * (784 + 4) + 64 * 4 + 8  # parts in work and ahead, indices, seed and epoch
+    assert small.data == 3 * 64 * (784 + 4) + 64 * 4 + 64 + 8  # parts in work and ahead, indices, mask, seed and epoch
     assert small.optimizer_state == large.optimizer_state > small.parameters
     split = jb.memory_profile(streamed, [4096], optimizer=optax.adam(0.1), target="cpu", microbatch_size=64, num_groups=4)[4096]
     assert split.total >= small.total + small.parameters  # those before the batch, and those after the first updates

@@ -16,7 +16,7 @@ def run(*flags):
 @pytest.fixture(scope="module")
 def quick_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("memory")
-    flags = ("--quick", "--model", "mlp", "--dataset", "digits", "--targets", "here,cpu", "--budget", "2GiB", "--batch-size", "1500000")
+    flags = ("--quick", "--model", "mlp", "--dataset", "digits", "--targets", "here,cpu", "--budget", "100MiB", "--batch-size", "1500000")
     done = run(*flags, "--output-dir", str(folder))
     assert (done.returncode, done.stderr) == (0, "")
     return folder, flags, done.stdout
@@ -34,7 +34,7 @@ def test_answers_tables_and_figure(quick_run):
         sizes = {record["batch_size"]: record for record in records if record["kind"] == "size" and record["target"] == target}
         size = answer["batch_size"]
         assert answer["verified"]
-        assert sizes[size]["total"] <= answer["limit"] == int(0.95 * 2**31) < sizes[size + 1]["total"]
+        assert sizes[size]["total"] <= answer["limit"] == int(0.95 * 100 * 2**20) < sizes[size + 1]["total"]
     assert (path.parent / "figure.png").stat().st_size > 10_000
 
 

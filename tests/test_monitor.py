@@ -131,6 +131,7 @@ ENDS = {
 }
 
 
+@pytest.mark.slow
 def test_shares_of_devices_are_parts():
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}

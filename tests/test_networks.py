@@ -49,7 +49,7 @@ def test_every_network_runs_on_the_default_data(study, network, tmp_path, capsys
     assert file.read_text().count("\n") >= 2
 
 
-@pytest.mark.parametrize("network", networks_of(adabatch))
+@pytest.mark.parametrize("network", [name for name in networks_of(adabatch) if name != "transformer"])  # which takes texts
 @pytest.mark.parametrize(("side", "channels"), [(28, 1), (32, 3)])
 def test_every_network_of_adabatch_takes_grey_and_coloured_images(network, side, channels, monkeypatch):
     random = np.random.default_rng(0)

@@ -64,12 +64,12 @@ def test_a_row_s_loss_is_the_sum_of_its_texts_losses_each_alone():
     params = task.init(jax.random.key(1))
     alone = []
     for text in texts:
-        shares = jax.nn.log_softmax(MODEL.apply(params, jnp.asarray(text[None, :-1])))
+        shares = jax.nn.log_softmax(jax.jit(MODEL.apply)(params, jnp.asarray(text[None, :-1])))
         alone.append(-shares[0, jnp.arange(len(text) - 1), text[1:].astype(int)].sum())
-    losses = task.loss_fn(params, packed)
+    losses = jax.jit(task.loss_fn)(params, packed)
     np.testing.assert_allclose(losses.total, [sum(alone)], rtol=1e-5)
     assert losses.weight.tolist() == [3 + 5]
-    metrics = task.metrics_fn(params, packed)
+    metrics = jax.jit(task.metrics_fn)(params, packed)
     np.testing.assert_allclose(metrics["bits_per_token"].total, losses.total / np.log(2), rtol=1e-6)
     assert metrics["accuracy"].weight.tolist() == [8]
 
@@ -80,7 +80,9 @@ def test_packing_changes_no_mean_and_no_gradient():
     found = []
     for rows in (jb.pack_texts(texts, 12), jb.PackedText(*map(np.concatenate, zip(*(jb.pack_texts([text], 12) for text in texts), strict=True)))):
         task = jb.packed_language_task(MODEL, rows, rows, VOCAB)
-        losses, gradient = jb.losses_and_mean_gradient(task.loss_fn, params, task.train_data)
+        losses, gradient = jax.jit(lambda params, data, loss_fn=task.loss_fn: jb.losses_and_mean_gradient(loss_fn, params, data))(
+            params, task.train_data
+        )
         found.append(
             (jb.make_evaluate(task.metrics_fn, len(rows.tokens))(params, task.test_data)["loss"], losses.total.sum() / losses.weight.sum(), gradient)
         )

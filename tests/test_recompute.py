@@ -93,6 +93,7 @@ def test_a_step_takes_it_with_groups_microbatches_and_keys(keep):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), call(recompute(noisy, keep)), call(noisy))
 
 
+@pytest.mark.slow
 def test_an_accelerators_program_needs_less_memory_and_more_operations():
     from jaxbatch.advice.time_bound import step_work
 

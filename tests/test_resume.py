@@ -118,7 +118,7 @@ def check(study, folder, cuts):
     assert not whole(study) - found, "records that are lost"
 
 
-QUICK = ("gradient_smoothness", "learning_rate_grid", "adabatch")  # the others take a quarter of a minute and more
+QUICK = ("learning_rate_grid",)  # the others take a quarter of a minute and more
 
 
 @pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SHORT])

@@ -81,6 +81,7 @@ def test_a_finished_run_is_not_measured_again(finished):
     assert records_of(folder) == before
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_numbers(finished, tmp_path):
     folder, _ = finished
     command = [sys.executable, "-m", "experiments.split_backward", *ARGUMENTS]
@@ -160,6 +161,7 @@ def test_diverging_arms_are_results(tmp_path, capsys, monkeypatch):
     assert "Traceback" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_adam(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     split_backward.main([*FAST, "--seeds", "1", "--optimizer", "adam", "--learning-rate", "0.002"])

@@ -148,6 +148,7 @@ for size in (64, 4096):
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_batch():
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, env=env, cwd=ROOT, check=True)

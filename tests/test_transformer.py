@@ -213,7 +213,7 @@ def close(one, other):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), one, other)
 
 
-@pytest.mark.parametrize(("positions", "tied"), [KINDS[0], KINDS[3]], ids=[IDS[0], IDS[3]])
+@pytest.mark.parametrize(("positions", "tied"), [pytest.param(*KINDS[0], marks=pytest.mark.slow), KINDS[3]], ids=[IDS[0], IDS[3]])
 def test_gradients_of_sequences_and_groups_are_those_of_loops_in_float64(x64, positions, tied):
     model = small(positions=positions, tied_head=tied, dtype=jnp.float64)
     variables, tokens = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), start(model)), some_tokens(6, 9)

@@ -238,7 +238,7 @@ def test_without_weights_programs_are_what_they_were(monkeypatch):
     for module, names in {
         "gradients.accumulation": "divisor mean_loss totals",
         "gradients.split": "mean_loss",
-        "training.loops": "mean_loss",
+        "training.layouts": "mean_loss",
         "training.pieces": "divisor",
     }.items():
         for name in names.split():

@@ -107,7 +107,7 @@ def takes_by_part(task: Task, params: Any, batch_size: int, num_groups: int = 1,
     another without a loop, where the compiler keeps what all of them need anyway. So is one whose ``prepare`` changes an example
     with the others in its batch: on one device it sees all of them, and its numbers must not depend on the cut.
     """
-    share = -(-batch_size // num_groups // num_devices)
+    share = -(-batch_size // num_groups // max(1, num_devices))  # no device at all is refused where they are told apart
     loss_fn = task.loss_fn if num_devices == 1 else along_an_axis(task.loss_fn)
     cut = share > min(further or share, task.examples_at_a_time or share)
     in_turn = lambda: choose_method(loss_fn, params, shapes_of_batch(task, share), share) == "map"
@@ -125,7 +125,7 @@ def microbatch_for_noise(monitor: NoiseMonitor | None, batch_size: int, num_grou
     """
     if monitor is None:
         return None
-    share = -(-batch_size // num_groups // num_devices)
+    share = -(-batch_size // num_groups // max(1, num_devices))  # no device at all is refused where they are told apart
     each = -(-monitor.parts // (num_groups * num_devices))
     wanted = -(-share // each)
     return wanted if wanted < min(at_a_time or share, share) else None

@@ -41,7 +41,8 @@ def make_take(data: PyTree, prepare: Prepare | None, seed_epoch: Any) -> Take:
     """The function that takes examples from the data by their indices, and prepares them; it can be an argument of a program.
 
     Example:
-        >>> make_take(jnp.array([5.0, 6.0, 7.0]), lambda keys, x: -x, np.array([0, 0], np.uint32))(jnp.array([2, 0])).tolist()
+        >>> take = make_take(jnp.array([5.0, 6.0, 7.0]), lambda keys, x: -x, jnp.array([0, 0], jnp.uint32))
+        >>> take(jnp.array([2, 0])).tolist()
         [-7.0, -5.0]
     """
 
