@@ -4,8 +4,8 @@ The transformer trains on the whole training text with AdamW, whose rate warms u
 are measured on the validation text after every epoch, and on the test text once, at the end. The best possible number
 is known for the generated language, because its entropy is known.
 
-    python -m experiments.language_model                                     about 6 minutes
-    python -m experiments.language_model --dataset tiny_shakespeare          about 12 minutes
+    python -m experiments.language_model                                     about 5 minutes
+    python -m experiments.language_model --dataset tiny_shakespeare          about 4 minutes
 
 The measured answer stands in docs/language_model.md.
 """

@@ -1,5 +1,7 @@
 """Packed texts: which text stands where, and a task whose loss is per predicted token however batches are cut."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,9 +82,8 @@ def test_packing_changes_no_mean_and_no_gradient():
     found = []
     for rows in (jb.pack_texts(texts, 12), jb.PackedText(*map(np.concatenate, zip(*(jb.pack_texts([text], 12) for text in texts), strict=True)))):
         task = jb.packed_language_task(MODEL, rows, rows, VOCAB)
-        losses, gradient = jax.jit(lambda params, data, loss_fn=task.loss_fn: jb.losses_and_mean_gradient(loss_fn, params, data))(
-            params, task.train_data
-        )
+        gradients = jax.jit(functools.partial(jb.losses_and_mean_gradient, task.loss_fn))
+        losses, gradient = gradients(params, task.train_data)
         found.append(
             (jb.make_evaluate(task.metrics_fn, len(rows.tokens))(params, task.test_data)["loss"], losses.total.sum() / losses.weight.sum(), gradient)
         )
