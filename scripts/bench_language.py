@@ -48,7 +48,7 @@ def sequence_gradients(rounds: int, sequence_length: int, label: str, dtype, set
     if peer:
         contenders["torch.func vmap"] = lambda: peer.run("func")
     times = time_contenders(in_a_row(contenders), rounds, peer)
-    return make_rows("gradients", label, GRADIENTS, GRADIENTS, times, per=IN_A_ROW)
+    return make_rows("sequences", label, GRADIENTS, GRADIENTS, times, per=IN_A_ROW)
 
 
 def dense_layers(rounds: int, sequence_length: int) -> list[dict]:

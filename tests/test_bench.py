@@ -21,6 +21,7 @@ FIELDS = {"bench", "model", "batch_size", "num_groups", "ours_ms", "peer", "peer
         pytest.param(["coupled", "--batch-size", "16", "--parts", "3"], {"coupled"}, marks=pytest.mark.slow),
         pytest.param(["layers", "--batch-size", "3", "--shapes", "2"], {"layers"}, marks=pytest.mark.slow),
         pytest.param(["adabatch", "--models", "alexnet", "--batch-size", "4", "--num-steps", "2"], {"adabatch"}, marks=pytest.mark.slow),
+        pytest.param(["language", "--batch-sizes", "2", "--sequence-length", "8"], {"language", "sequences", "dense"}, marks=pytest.mark.slow),
         (["target", "--dataset", "digits", "--accuracy", "0.3", "--batch-size", "32"], {"target"}),
         pytest.param(["noise", "--batch-sizes", "8", "130"], {"noise"}, marks=pytest.mark.slow),
         pytest.param(["huge", "--batch-sizes", "40", "130", "--microbatch-size", "10", "--models", "mlp"], {"huge"}, marks=pytest.mark.slow),
