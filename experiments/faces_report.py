@@ -38,6 +38,12 @@ def difference(records: Sequence[Record], one: tuple[int, str], other: tuple[int
     return student([100 * (left[seed]["true_accepts"] - right[seed]["true_accepts"]) for seed in sorted(left.keys() & right.keys())])
 
 
+def memory_of(records: Sequence[Record], batch_size: int, identities: int) -> dict[str, int]:
+    """Bytes of the gradient in chunks and by all logits, as far as they are known."""
+    rows = [row for row in records if row["kind"] == "memory"]
+    return {row["way"]: row["bytes"] for row in rows if (row["batch_size"], row["identities"]) == (batch_size, identities)}
+
+
 def print_tables(console: Console, config, records: Sequence[Record], provenance: Record) -> None:
     """Verification by loss and batch size; time and memory in chunks and by all logits; the huge case."""
     runs = [row for row in records if row["kind"] == "run"]
@@ -59,9 +65,7 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
     print_table(console, f"Verification of {config.verified} identities that were not in training", columns, rows)
     rows = []
     for size, identities in sorted({(row["batch_size"], row["identities"]) for row in records if row["kind"] == "memory"}):
-        held = {
-            row["way"]: row["bytes"] for row in records if row["kind"] == "memory" and (row["batch_size"], row["identities"]) == (size, identities)
-        }
+        held = memory_of(records, size, identities)
         times = [row["milliseconds"] for row in records if row["kind"] == "time" and row["batch_size"] == size and identities == config.identities]
         cells = [f"{held[way] / 2**20:,.0f}" if way in held else "" for way in ("chunks", "all logits")]
         cells += [f"{interval([1e3 * row[way] / size for row in times], np.median):.1f}" if times else "" for way in ("chunks", "all logits")]
@@ -72,8 +76,9 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
     for row in (row for row in records if row["kind"] == "huge"):
         each = row["seconds"] / row["updates"]
         console.print(
-            f"B = {row['batch_size']:,}, C = {row['identities']:,}: {row['updates']} updates of {each:.1f} s, {1e6 * each / row['batch_size']:.0f} µs an "
-            f"example; the process took at most {row['peak'] / 2**20:,.0f} MiB, {row['peak_before'] / 2**20:,.0f} of them before the first update. "
+            f"B = {row['batch_size']:,}, C = {row['identities']:,}: {row['updates']} updates of {each:.1f} s, "
+            f"{1e6 * each / row['batch_size']:.0f} µs an example; the process took at most {row['peak'] / 2**20:,.0f} MiB, "
+            f"{row['peak_before'] / 2**20:,.0f} of them before the first update. "
             f"Losses {', '.join(f'{loss:.2f}' for loss in row['losses'])}.",
             soft_wrap=True,
         )
@@ -97,11 +102,11 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
     memory = [row for row in records if row["kind"] == "memory"]
     if memory:
         most = max(memory, key=lambda row: row["bytes"])
-        place = {row["way"]: row["bytes"] for row in memory if (row["batch_size"], row["identities"]) == (most["batch_size"], most["identities"])}
-        if len(place) == 2:
+        held = memory_of(records, most["batch_size"], most["identities"])
+        if len(held) == 2:
             sentences.append(
-                f"With {most['batch_size']:,} examples and {most['identities']:,} classes a gradient takes {place['chunks'] / 2**30:.2f} GiB in chunks, "
-                f"and {place['all logits'] / 2**30:.2f} GiB by all logits."
+                f"With {most['batch_size']:,} examples and {most['identities']:,} classes a gradient takes "
+                f"{held['chunks'] / 2**30:.2f} GiB in chunks, and {held['all logits'] / 2**30:.2f} GiB by all logits."
             )
     return sentences
 

@@ -80,14 +80,11 @@ def test_negatives_from_groups_are_the_losses_of_the_groups():
     found = losses_within(first, second, 4, 0.5)
     expected = jnp.concatenate([jb.nt_xent(first[n : n + 4], second[n : n + 4], 0.5) for n in (0, 4, 8)])
     np.testing.assert_allclose(found, expected, rtol=1e-5)
-    assert float(losses_within(first, second, 12, 0.5).min()) > float(found.max()) - 2 and not np.allclose(
-        found, losses_within(first, second, 12, 0.5)
-    )
+    assert (losses_within(first, second, 12, 0.5) > found).all()  # more negatives in the same sum
 
 
-@pytest.mark.parametrize("group", [4, 12])
-def test_the_cached_gradient_is_that_of_the_batch_in_one_piece(group):
-    params = init_params(jax.random.key(1), 36)
+def test_the_cached_gradient_is_that_of_the_batch_in_one_piece():
+    params, group = init_params(jax.random.key(1), 36), 12
     batch = (jnp.arange(12), example_keys(0, 2, jnp.arange(12)))
     ways = [jax.jit(make_gradient(jnp.array(IMAGES), 4, group, 0.5, 12, cached=cached))(params, batch) for cached in (True, False)]
     (losses, gradient), (expected, wanted) = ways
@@ -127,21 +124,20 @@ def test_the_rate_is_chosen_on_the_held_out_part_alone():
 
 
 def test_the_sentences_tell_negatives_from_updates():
-    records = [
-        *rows("test", 4, 4, 0.2, [0.50, 0.51, 0.52]),
-        *rows("test", 8, 4, 0.2, [0.60, 0.61, 0.62]),
-        *rows("test", 8, 8, 0.2, [0.60, 0.611, 0.619]),
-    ]
+    records = [row for size, group in ((4, 4), (8, 4), (8, 8)) for row in rows("held_out", size, group, 0.2, [0.5])]
+    for size, group, found in ((4, 4, [0.50, 0.51, 0.52]), (8, 4, [0.60, 0.61, 0.62]), (8, 8, [0.60, 0.611, 0.619])):
+        records += rows("test", size, group, 0.2, found)
     records = json.loads(json.dumps(records))
     assert difference(records, (8, 4), (4, 4), "knn").value == pytest.approx(10)
     told = verdict(CONFIG, records)
     assert "B = 8 against 4 at equal examples: +10.00 [" in told[0] and told[0].endswith("points, a difference.")
     assert "More negatives alone, at B = 8: +0.00 [" in told[1] and "no difference shows. Fewer, less noisy updates alone: +10.00" in told[1]
     assert told[-1].startswith("At no size do more negatives")
-    better = verdict(CONFIG, [*records[:6], *rows("test", 8, 8, 0.1, [0.70, 0.711, 0.719])])
+    edge = [*rows("held_out", 8, 8, 0.1, [0.9]), *rows("test", 8, 8, 0.1, [0.70, 0.711, 0.719])]
+    better = verdict(CONFIG, [*records, *edge])  # runs at 0.2 are no longer those of the chosen rate
     assert better[0].startswith("Warning: the best rate lies on the edge of the grid at B = 8;")
-    assert better[-1] == "More negatives help the neighbours at B = 8."
-    assert verdict(CONFIG, records[:3]) == ["One batch size alone answers nothing."]
+    assert better[-1] == "More negatives help the probe at B = 8."
+    assert verdict(CONFIG, records[:6]) == ["One batch size alone answers nothing."]
 
 
 @pytest.mark.parametrize(
