@@ -51,13 +51,13 @@ class Config(StudyConfig):
     """Examples of a group, within which the control takes its negatives. It divides all batch sizes."""
     passes: float = 80
     """Examples that a run sees, as passes over the training set; rounded up to whole batches of the largest size."""
-    learning_rates: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03)
+    learning_rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1)
     """Adam's rates that are tried for every size and way."""
     temperature: float = 0.5
     """Temperature of NT-Xent."""
     microbatch_size: int = 256
     """The most examples that are encoded at a time."""
-    choosing_seeds: int = 2
+    choosing_seeds: int = 5
     """Seeds on which rates are chosen, other ones than those of the reported runs."""
     seeds: int = 5
     """Number of seeds of the reported runs; each has its own initial weights, order and views."""

@@ -81,11 +81,13 @@ def make_encode(images: Float[Array, "N H W"]) -> Callable:
     return encode
 
 
-def losses_within(first: Float[Array, "B P"], second: Float[Array, "B P"], group: int, temperature: float) -> Float[Array, "B"]:
+def losses_within(
+    first: Float[Array, "B P"], second: Float[Array, "B P"], group: int, temperature: float, chunk_size: int | None = CHUNK
+) -> Float[Array, "B"]:
     """NT-Xent of each example, told apart from the others of its group of ``group`` consecutive examples only."""
     count = first.shape[0]
     if group == count:
-        return jb.nt_xent(first, second, temperature, chunk_size=CHUNK)
+        return jb.nt_xent(first, second, temperature, chunk_size=chunk_size)
     split = lambda z: z.reshape(count // group, group, -1)
     return jax.vmap(lambda a, b: jb.nt_xent(a, b, temperature))(split(first), split(second)).reshape(-1)
 
@@ -107,11 +109,14 @@ def make_order(seed: int, num_examples: int, batch_size: int, total: int) -> Ord
 
 
 def make_gradient(images, microbatch_size: int, group: int, temperature: float, batch_size: int, *, cached: bool | None = None) -> Callable:
-    """``gradient(params, batch) -> (losses, gradient)``, cached in microbatches where the batch is larger than one of them."""
-    encode = make_encode(images)
-    loss_fn = lambda params, views: losses_within(*views, group, temperature)
+    """``gradient(params, batch) -> (losses, gradient)``, cached in microbatches where the batch is larger than one of them.
+
+    Cached, the matrix of pairs is worked out in chunks of columns; in one piece it is whole.
+    """
     if cached is None:
         cached = batch_size > microbatch_size
+    encode, chunk_size = make_encode(images), CHUNK if cached else None
+    loss_fn = lambda params, views: losses_within(*views, group, temperature, chunk_size)
     if cached:
         return lambda params, batch: tuple(jb.coupled_gradient(loss_fn, encode, params, batch, microbatch_size))
 

@@ -58,7 +58,7 @@ class Config(StudyConfig):
     """Margin of the cosine (CosFace), or of the angle in radians (ArcFace)."""
     scale: float = 16.0
     """What cosines are multiplied by."""
-    learning_rates: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03)
+    learning_rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1)
     """Adam's rates that are tried for every loss and size."""
     choosing_seeds: int = 1
     """Seeds on which rates are chosen, other ones than those of the reported runs."""

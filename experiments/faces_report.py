@@ -26,9 +26,10 @@ def chosen_rate(records: Sequence[Record], batch_size: int, loss: str) -> float 
 
 
 def reported(records: Sequence[Record], batch_size: int, loss: str) -> dict[int, Record]:
-    """The reported runs of a size and a loss that did not diverge, by seed."""
-    place = ("test", batch_size, loss)
-    runs = [row for row in records if row["kind"] == "run" and (row["part"], row["batch_size"], row["loss_name"]) == place]
+    """The reported runs of a size and a loss, at the chosen rate, that did not diverge, by seed."""
+    place = ("test", batch_size, loss, chosen_rate(records, batch_size, loss))
+    runs = [row for row in records if row["kind"] == "run"]
+    runs = [row for row in runs if (row["part"], row["batch_size"], row["loss_name"], row["learning_rate"]) == place]
     return {row["seed"]: row for row in runs if not row["diverged"]}
 
 

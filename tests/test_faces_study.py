@@ -93,7 +93,8 @@ def rows(part, size, loss, rate, accepts):
 def test_rates_are_chosen_apart_from_the_report_and_sentences_follow_from_intervals():
     records = [*rows("held_out", 8, "cosface", 0.2, [0.5]), *rows("held_out", 8, "cosface", 0.3, [0.4]), *rows("test", 8, "cosface", 0.3, [0.9])]
     assert chosen_rate(records, 8, "cosface") == 0.2 and chosen_rate(records, 8, "softmax") is None
-    records = [*rows("test", 8, "softmax", 0.2, [0.5, 0.51, 0.52]), *rows("test", 8, "cosface", 0.3, [0.6, 0.611, 0.619])]
+    records = [*rows("held_out", 8, "softmax", 0.2, [0.5]), *rows("held_out", 8, "cosface", 0.3, [0.5]), *rows("test", 8, "cosface", 0.2, [0.0] * 3)]
+    records += [*rows("test", 8, "softmax", 0.2, [0.5, 0.51, 0.52]), *rows("test", 8, "cosface", 0.3, [0.6, 0.611, 0.619])]
     records += [{"kind": "memory", "batch_size": 8, "identities": 9, "way": way, "bytes": n * 2**30} for way, n in (("chunks", 1), ("all logits", 5))]
     config = SimpleNamespace(losses=("softmax", "cosface"), batch_sizes=(8,), learning_rates=(0.1, 0.2, 0.3))
     assert difference(records, (8, "cosface"), (8, "softmax")).value == pytest.approx(10)
