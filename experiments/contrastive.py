@@ -1,0 +1,233 @@
+"""Does a contrastive loss itself want a large batch, or is it the optimizer that minds?
+
+Two views of each image are told apart from the others of the batch (NT-Xent), so a larger batch has more negatives, and fewer updates for
+the same number of examples. A control separates the two: the same batches, with negatives from groups of 64 examples only. Every
+size and way sees as many examples and has a learning rate of its own, chosen on a held-out part with other seeds. Representations
+are judged on the test set by their 20 nearest neighbours and by a linear probe. Batches above a microbatch go through
+jaxbatch.coupled_gradient, whose time and memory are set beside those of the batch in one piece.
+
+    python -m experiments.contrastive                                  about 5 minutes
+    python -m experiments.contrastive --dataset mnist --passes 20      hours; --batch-sizes 64 1024 takes fewer
+
+The measured answer stands in docs/contrastive.md.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+
+from experiments import contrastive_report
+from experiments.contrastive_report import chosen_rate
+from experiments.contrastive_training import halve, init_params, losses_within, make_encode, make_gradient, make_order, make_run, represent
+from experiments.representations import nearest_accuracy, probe_accuracy
+from experiments.study import StudyConfig, check_positive, open_study, run_study, show_results
+from jaxbatch.augment import example_keys
+from jaxbatch.data import load_dataset
+from jaxbatch.data.held_out import hold_out
+from jaxbatch.machine.compiling import compile_ahead
+from jaxbatch.machine.memory import program_memory
+from jaxbatch.machine.timing import timed_rounds
+from jaxbatch.results.records import RunFolder
+from jaxbatch.results.report import progress_bar
+
+FIRST_CHOOSING_SEED = 1000
+USUAL = {"digits": (64, 256, 1024), "mnist": (64, 256, 1024, 4096, 16384)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(StudyConfig):
+    """Flags of the study."""
+
+    batch_sizes: tuple[int, ...] | None = None
+    """Batch sizes; each divides the largest one. Default: 64, 256, 1024; of MNIST also 4096, 16384."""
+    group: int = 64
+    """Examples of a group, within which the control takes its negatives. It divides all batch sizes."""
+    passes: float = 80
+    """Examples that a run sees, as passes over the training set; rounded up to whole batches of the largest size."""
+    learning_rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1)
+    """Adam's rates that are tried for every size and way."""
+    temperature: float = 0.5
+    """Temperature of NT-Xent."""
+    microbatch_size: int = 256
+    """The most examples that are encoded at a time."""
+    choosing_seeds: int = 5
+    """Seeds on which rates are chosen, other ones than those of the reported runs."""
+    seeds: int = 5
+    """Number of seeds of the reported runs; each has its own initial weights, order and views."""
+    cost_sizes: tuple[int, ...] = (1024, 4096, 16384)
+    """Batch sizes whose gradient is timed, and whose memory is measured, cached and in one piece."""
+    cost_rounds: int = 5
+    """Rounds of timing."""
+    plain_limit: float = 1.5
+    """GB of memory of the gradient in one piece above which a size is compiled, but not timed."""
+
+
+class Data(NamedTuple):
+    """Images of half the resolution with their labels, of one part of the data set."""
+
+    images: jax.Array
+    labels: jax.Array
+
+
+def load(config: Config) -> dict[str, Data]:
+    """The parts: training, and held out; and the test set, for the reported runs alone."""
+    whole = load_dataset(config.dataset, data_dir=config.data_dir)
+    choosing = hold_out(whole)
+    arrays = {
+        "train": (choosing.train_images, choosing.train_labels),
+        "held_out": (choosing.test_images, choosing.test_labels),
+        "test": (whole.test_images, whole.test_labels),
+    }
+    return {part: Data(halve(images), jnp.asarray(labels)) for part, (images, labels) in arrays.items()}
+
+
+def resolve(config: Config, num_examples: int) -> Config:
+    """Fills in the sizes, shrinks for --quick, and checks."""
+    sizes = config.batch_sizes or USUAL.get(config.dataset, USUAL["mnist"])
+    if config.quick:
+        sizes = config.batch_sizes or sizes[:3:2]
+        quick: dict[str, Any] = {"passes": min(config.passes, 2), "seeds": min(config.seeds, 2), "choosing_seeds": 1, "cost_rounds": 2}
+        rates = config.learning_rates[::2] if len(config.learning_rates) > 2 else config.learning_rates
+        config = dataclasses.replace(config, **quick, learning_rates=rates, cost_sizes=config.cost_sizes[:1])
+    config = dataclasses.replace(config, batch_sizes=tuple(sorted(set(sizes))), learning_rates=tuple(sorted(set(config.learning_rates))))
+    check_positive(config, "batch_sizes", "group", "passes", "learning_rates", "temperature", "microbatch_size", "choosing_seeds", "seeds")
+    check_positive(config, "cost_rounds", "plain_limit")
+    largest = max(sizes)
+    if largest > num_examples:
+        raise ValueError(f"--batch-sizes {largest} is larger than the training set without its held-out part ({num_examples} examples).")
+    for size in sizes:
+        if largest % size:
+            raise ValueError(f"--batch-sizes {size} must divide the largest size, {largest}, so that all see as many examples.")
+        if size % config.group:
+            raise ValueError(f"--batch-sizes {size} must be a multiple of --group {config.group}.")
+    return config
+
+
+def examples_of(config: Config, num_examples: int) -> int:
+    """The examples that every run sees."""
+    largest = max(config.batch_sizes or ())
+    return int(-(-config.passes * num_examples // largest)) * largest
+
+
+def arms_of(config: Config) -> list[tuple[int, int]]:
+    """(batch size, group) of every way to train, with negatives from the whole batch and from groups."""
+    return [(size, group) for size in config.batch_sizes or () for group in sorted({size, config.group})]
+
+
+@functools.partial(jax.jit, static_argnames=("group", "temperature", "num_classes"))
+def judge(params, train: Data, part: Data, *, group: int, temperature: float, num_classes: int) -> dict[str, jax.Array]:
+    """Accuracies on a part, and its contrastive loss in groups, which is the same question for all sizes; NaN without a whole group."""
+    arguments = (represent(params, train.images), train.labels, represent(params, part.images), part.labels)
+    indices = jnp.arange(len(part.labels) // group * group)
+    views = make_encode(part.images)(params, (indices, example_keys(0, 0, indices)))
+    loss = losses_within(*views, group, temperature).mean() if len(indices) else jnp.nan
+    accuracies = {"knn": nearest_accuracy, "probe": probe_accuracy}
+    return {**{name: f(*arguments, num_classes=num_classes) for name, f in accuracies.items()}, "loss_in_groups": loss}
+
+
+def judged(config: Config, params, data: dict[str, Data], part: str, num_classes: int) -> dict[str, float]:
+    """The same as numbers of a record."""
+    found = judge(params, data["train"], data[part], group=config.group, temperature=config.temperature, num_classes=num_classes)
+    return {name: float(value) for name, value in found.items()}
+
+
+def measure_baselines(config: Config, data: dict[str, Data], num_classes: int, run: RunFolder) -> None:
+    """What pixels and an encoder that is not trained reach on the test set."""
+    flat = {part: Data(of.images.reshape(len(of.images), -1), of.labels) for part, of in data.items()}
+    arguments = (*flat["train"], *flat["test"])
+    functions = {"knn": nearest_accuracy, "probe": probe_accuracy}
+    if not run.find(kind="baseline", name="pixels"):
+        run.append({"kind": "baseline", "name": "pixels", **{name: float(f(*arguments, num_classes=num_classes)) for name, f in functions.items()}})
+    for seed in range(config.seeds):
+        if not run.find(kind="baseline", name="untrained", seed=seed):
+            params = init_params(jax.random.key(seed), flat["train"].images.shape[1])
+            run.append({"kind": "baseline", "name": "untrained", "seed": seed, **judged(config, params, data, "test", num_classes)})
+
+
+def measure_arm(config: Config, data: dict[str, Data], arm: tuple[int, int], num_classes: int, run: RunFolder, progress, bar) -> None:
+    """Chooses the rate of a size and a way on the held-out part, then trains the reported seeds."""
+    (batch_size, group), images, program = arm, data["train"].images, None
+    total = examples_of(config, len(images))
+
+    def train(part, rate, seed):
+        nonlocal program
+        place = {"kind": "run", "part": part, "batch_size": batch_size, "group": group, "learning_rate": rate, "seed": seed}
+        if not run.find(**place):
+            order = make_order(seed, len(images), batch_size, total)
+            params = init_params(jax.random.key(seed), images[0].size)
+            arguments = (images, params, np.float32(rate), np.uint32(seed), order)
+            program = program or compile_ahead(make_run(config, batch_size, group, total // batch_size), *arguments)
+            started = time.perf_counter()
+            params, losses = jax.block_until_ready(program(*arguments))
+            seconds = time.perf_counter() - started
+            finite = bool(jnp.isfinite(losses).all())
+            found = judged(config, params, data, part, num_classes) if finite else {}
+            loss = float(losses[-max(1, len(losses) // 10) :].mean()) if finite else None
+            run.append({**place, "updates": len(losses), "loss": loss, "diverged": not finite, "seconds": seconds, **found})
+            progress.update(bar, rate=f"{total / seconds:,.0f} examples/s")
+        progress.update(bar, advance=1)
+
+    for rate in config.learning_rates:
+        for seed in range(FIRST_CHOOSING_SEED, FIRST_CHOOSING_SEED + config.choosing_seeds):
+            train("held_out", rate, seed)
+    if (rate := chosen_rate(run.records, batch_size, group)) is not None:
+        for seed in range(config.seeds):
+            train("test", rate, seed)
+
+
+def measure_cost(config: Config, images: jax.Array, run: RunFolder) -> None:
+    """Time and memory of the gradient of one batch, cached and in one piece. Which images are in it does not matter."""
+    params = init_params(jax.random.key(0), images[0].size)
+    for size in config.cost_sizes:
+        known = run.find(kind="cost", batch_size=size)
+        if size <= config.microbatch_size or len(known) >= config.cost_rounds or (known and "plain_ms" not in known[0]):
+            continue
+        indices = jnp.arange(size) % len(images)
+        batch = (indices, example_keys(0, 0, jnp.arange(size)))
+        programs = {}
+        for way, cached in (("cached", True), ("plain", False)):
+            gradient = lambda images, params, batch, cached=cached: make_gradient(
+                images, config.microbatch_size, size, config.temperature, size, cached=cached
+            )(params, batch)
+            programs[way] = jax.jit(gradient).lower(images, params, batch).compile()
+        memory = {f"{way}_bytes": program_memory(program) for way, program in programs.items()}
+        times: Any = [{}]  # only compiled
+        if memory["plain_bytes"] <= config.plain_limit * 1e9:
+            calls = {f"{way}_ms": functools.partial(program, images, params, batch) for way, program in programs.items()}
+            times = timed_rounds(calls, config.cost_rounds)
+        for number, row in enumerate(times):
+            if not run.find(kind="cost", batch_size=size, round=number):
+                run.append({"kind": "cost", "batch_size": size, "round": number, **memory, **row})
+
+
+def study(config: Config, console: Console) -> None:
+    """Measures what is missing, then shows what the files hold."""
+    data = load(config)
+    config = resolve(config, len(data["train"].images))
+    num_classes = int(data["train"].labels.max()) + 1
+    run = open_study("contrastive", config, console)
+    measure_baselines(config, data, num_classes, run)
+    with progress_bar(console) as progress:
+        arms = arms_of(config)
+        total = len(arms) * (len(config.learning_rates) * config.choosing_seeds + config.seeds)
+        bar = progress.add_task("runs", total=total, rate="")
+        for arm in arms:
+            measure_arm(config, data, arm, num_classes, run, progress, bar)
+    measure_cost(config, data["train"].images, run)
+    show_results(console, config, run, contrastive_report)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """The command line."""
+    run_study(Config, __doc__, study, args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""Tables, figure and verdict of the contrastive study, from its records alone."""
+
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+from rich.console import Console
+
+from experiments.study import describe_setting
+from jaxbatch.intervals import Interval, interval, ratio_of_means
+from jaxbatch.results import plots
+from jaxbatch.results.records import Record
+from jaxbatch.results.report import print_table
+
+MEASURES = {"knn": "20 nearest neighbours", "probe": "linear probe"}
+
+
+def chosen_rate(records: Sequence[Record], batch_size: int, group: int) -> float | None:
+    """The rate whose runs have the highest mean accuracy of the probe on the held-out part; of equal ones the lowest.
+
+    The probe, because training moves it more than the neighbours, which are nearly as good before any training.
+    A rate at which a run diverged is not taken. None if there is no other.
+    """
+    found: dict[float, list[Record]] = {}
+    for record in records:
+        if record["kind"] == "run" and record["part"] == "held_out" and (record["batch_size"], record["group"]) == (batch_size, group):
+            found.setdefault(record["learning_rate"], []).append(record)
+    means = {rate: np.mean([row["probe"] for row in rows]) for rate, rows in sorted(found.items()) if not any(row["diverged"] for row in rows)}
+    return max(means, key=means.__getitem__) if means else None
+
+
+def reported(records: Sequence[Record], batch_size: int, group: int) -> dict[int, Record]:
+    """The reported runs of a size and a way, at the chosen rate, that did not diverge, by seed."""
+    place = ("test", batch_size, group, chosen_rate(records, batch_size, group))
+    runs = [row for row in records if row["kind"] == "run"]
+    runs = [row for row in runs if (row["part"], row["batch_size"], row["group"], row["learning_rate"]) == place]
+    return {row["seed"]: row for row in runs if not row["diverged"]}
+
+
+def student(values: Sequence[float]) -> Interval:
+    """A mean with its 95% interval by Student's t, which holds for few values, too.
+
+    Example:
+        >>> print(f"{student([1.0, 2.0, 3.0]):.2f}")
+        2.00 [-0.48, 4.48]
+    """
+    return ratio_of_means(values, np.ones(len(values)))
+
+
+def difference(records: Sequence[Record], one: tuple[int, int], other: tuple[int, int], measure: str) -> Interval:
+    """How many points of accuracy the first size and way is above the other, over seeds, in pairs with the same initial weights."""
+    left, right = reported(records, *one), reported(records, *other)
+    return student([100 * (left[seed][measure] - right[seed][measure]) for seed in sorted(left.keys() & right.keys())])
+
+
+def arms_in(config, records: Sequence[Record]) -> list[tuple[int, int]]:
+    """Sizes and groups of which there are reported runs."""
+    found = {(row["batch_size"], row["group"]) for row in records if row["kind"] == "run" and row["part"] == "test"}
+    return sorted(found, key=lambda arm: (arm[1] == config.group, arm))
+
+
+def print_tables(console: Console, config, records: Sequence[Record], provenance: Record) -> None:
+    """What is reached at each size, with negatives from the batch and from groups; time and memory."""
+    runs = [row for row in records if row["kind"] == "run"]
+    seen = runs[0]["updates"] * runs[0]["batch_size"] if runs else 0
+    describe_setting(console, config, provenance, f"every run sees {seen:,} examples", f"temperature {config.temperature:g}")
+    rows = []
+    for size, group in arms_in(config, records):
+        found, rates = list(reported(records, size, group).values()), config.learning_rates
+        if not found:
+            continue
+        rate = found[0]["learning_rate"]
+        accuracies = [f"{student([100 * row[name] for row in found]):.2f}" for name in MEASURES]
+        losses = [f"{interval([row[name] for row in found]).value:.3f}" for name in ("loss_in_groups", "loss")]
+        edge = " (edge)" if rate in (rates[0], rates[-1]) else ""
+        rows.append([f"{size:,}", f"{2 * group - 2:,}", f"{found[0]['updates']:,}", f"{rate:g}{edge}", *accuracies, *losses])
+    for name in ("pixels", "untrained"):
+        found = [row for row in records if row["kind"] == "baseline" and row["name"] == name]
+        if found:
+            rows.append([name, "", "", "", *(f"{student([100 * row[measure] for row in found]):.2f}" for measure in MEASURES), "", ""])
+    columns = [
+        "B",
+        "negatives",
+        "updates",
+        "rate",
+        *(f"{name}, %" for name in MEASURES.values()),
+        f"loss in groups of {config.group}",
+        "training loss",
+    ]
+    print_table(console, "Accuracy on the test set", columns, rows)
+    costs = [row for row in records if row["kind"] == "cost"]
+    rows, ways = [], ("cached", "plain")
+    for size in sorted({row["batch_size"] for row in costs}):
+        of = [row for row in costs if row["batch_size"] == size]
+        times = [
+            f"{interval([row[f'{way}_ms'] for row in of], np.median):,.0f}" if f"{way}_ms" in of[0] else "not run" for way in ("cached", "plain")
+        ]
+        memory = [f"{of[0][f'{way}_bytes'] / 2**20:,.0f}" for way in ways]
+        ratio = ratio_of_means([row["cached_ms"] for row in of], [row["plain_ms"] for row in of]) if "plain_ms" in of[0] else None
+        rows.append([f"{size:,}", *memory, *times, f"{ratio:.2f}" if ratio else ""])
+    if rows:
+        columns = ["B", "cached, MiB", "in one piece, MiB", "cached, ms", "in one piece, ms", "time, cached / in one piece"]
+        print_table(console, f"The gradient of a batch, microbatches of {config.microbatch_size}", columns, rows)
+
+
+def verdict(config, records: Sequence[Record]) -> list[str]:
+    """The sentences that the intervals allow, and no others."""
+    arms, sentences = arms_in(config, records), []
+    edges = [f"B = {size:,}" for size, group in arms for row in reported(records, size, group).values() if row["learning_rate"] in _ends(config)]
+    if edges:
+        sentences.append(f"Warning: the best rate lies on the edge of the grid at {', '.join(dict.fromkeys(edges))}; widen --learning-rates.")
+    sizes = sorted({size for size, _ in arms})
+    if len(sizes) < 2:
+        return [*sentences, "One batch size alone answers nothing."]
+    small, large = sizes[0], sizes[-1]
+    for name, words in MEASURES.items():
+        whole = difference(records, (large, large), (small, small), name)
+        more = difference(records, (large, large), (large, config.group), name)
+        fewer = difference(records, (large, config.group), (small, config.group), name)
+        sentences.append(f"By {words}: B = {large:,} against {small:,} at equal examples: {_points(whole)}.")
+        sentences.append(f"    More negatives alone, at B = {large:,}: {_points(more)}. Fewer, less noisy updates alone: {_points(fewer)}.")
+    found = {
+        size: difference(records, (size, size), (size, config.group), "probe")
+        for size in sizes
+        if (size, config.group) in arms and size != config.group
+    }
+    better, worse = ([size for size, d in found.items() if d.excludes(0) and sign * d.value > 0] for sign in (1, -1))
+    for part, word in ((better, "help"), (worse, "hurt")):
+        if part:
+            sentences.append(f"More negatives {word} the probe at B = {', '.join(f'{size:,}' for size in part)}.")
+    if not better and not worse:
+        sentences.append("At no size do more negatives change the accuracy of the probe by more than seeds do.")
+    return sentences
+
+
+def _ends(config) -> tuple[float, float]:
+    return config.learning_rates[0], config.learning_rates[-1]
+
+
+def _points(found: Interval) -> str:
+    if not found.n:
+        return "no pair of runs"
+    if found.n < 3:
+        return f"{found.value:+.2f} points, too few seeds to tell"
+    return f"{found:+.2f} points, {'a difference' if found.excludes(0) else 'no difference shows'}"
+
+
+def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> pathlib.Path:
+    """Accuracy by batch size with negatives from the whole batch and from groups; memory of both gradients."""
+    figure, axes = plots.subplots(1, 3, figsize=(15, 4.6))
+    arms = arms_in(config, records)
+    sizes = sorted({size for size, _ in arms})
+    for place, (name, words) in zip(axes[:2], MEASURES.items(), strict=True):
+        for color, label, whole in ((0, "negatives from the batch", True), (1, f"from groups of {config.group}", False)):
+            there = sorted((size, group) for size, group in arms if group == (size if whole else config.group))
+            found = [student([100 * row[name] for row in reported(records, *arm).values()]) for arm in there]
+            plots.band(place, [size for size, _ in there], found, color=plots.COLORS[color], label=label, marker="o")
+        pixels = [row for row in records if row["kind"] == "baseline" and row["name"] == "pixels"]
+        if pixels:
+            place.axhline(100 * pixels[0][name], color="grey", ls=":", label="pixels")
+        place.set(ylabel="test accuracy, %", title=words)
+        plots.size_ticks(place, sizes)
+    axes[0].legend()
+    costs = [row for row in records if row["kind"] == "cost" and row["round"] == 0]
+    for color, way, label in ((0, "cached", f"cached, microbatches of {config.microbatch_size}"), (1, "plain", "in one piece")):
+        axes[2].plot(
+            [row["batch_size"] for row in costs], [row[f"{way}_bytes"] / 2**30 for row in costs], "o-", color=plots.COLORS[color], label=label
+        )
+    axes[2].set(ylabel="memory of a gradient, GiB", title="Memory")
+    if costs:
+        plots.size_ticks(axes[2], [row["batch_size"] for row in costs])
+        plots.log_values(axes[2].yaxis)
+    axes[2].legend()
+    figure.suptitle(f"{config.dataset}, NT-Xent, equal examples, {config.seeds} seeds, 95% intervals")
+    return plots.save(figure, folder)

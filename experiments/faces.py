@@ -1,0 +1,195 @@
+"""With very many classes, what does a margin gain, what does a large batch cost, and in how much memory?
+
+An encoder learns to tell identities apart by a softmax over all of them: with a margin (CosFace, ArcFace), and plain. Identities are digits with
+deformations of their own, made on the device from their numbers, so that 100,000 of them need no storage. Every loss and batch size sees as
+many examples and has a learning rate of its own. Embeddings are judged by verification of identities that no training saw, made of other
+digits: rates are chosen on one such set, results are reported on another.
+
+    python -m experiments.faces                          about 5 minutes: 1,000 identities, batches of 256 and 4,096
+    python -m experiments.faces --huge-updates 2         also 2 updates with 65,536 examples of 100,000 identities, in bounded memory
+
+The measured answer stands in docs/contrastive.md.
+"""
+
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+
+from experiments import faces_report
+from experiments.faces_cost import measure_memory, measure_times
+from experiments.faces_identities import sources_of
+from experiments.faces_report import chosen_rate
+from experiments.faces_training import embeddings_of, init_params, make_order, make_run, verification
+from experiments.study import StudyConfig, check_positive, open_study, run_study, show_results
+from jaxbatch.data import load_dataset
+from jaxbatch.data.held_out import hold_out
+from jaxbatch.machine.compiling import compile_ahead
+from jaxbatch.results.records import RunFolder
+from jaxbatch.results.report import progress_bar
+
+FIRST_CHOOSING_SEED = 1000
+FIRST_IDENTITY = {"held_out": 1 << 24, "test": 1 << 25}  # numbers that no training set reaches
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(StudyConfig):
+    """Flags of the study."""
+
+    dataset: Literal["digits"] = "digits"
+    """Data set whose images identities are made of: digits (embedded)."""
+    identities: int = 1000
+    """Identities that are learned."""
+    passes: float = 80
+    """Examples of each identity that a run sees; rounded up to whole batches of the largest size."""
+    batch_sizes: tuple[int, ...] = (256, 4096)
+    """Batch sizes; each divides the largest one."""
+    losses: tuple[Literal["softmax", "cosface", "arcface"], ...] = ("softmax", "cosface", "arcface")
+    """Losses: the softmax of scaled cosines without a margin, with CosFace's, with ArcFace's."""
+    margin: float = 0.2
+    """Margin of the cosine (CosFace), or of the angle in radians (ArcFace)."""
+    scale: float = 16.0
+    """What cosines are multiplied by."""
+    learning_rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1)
+    """Adam's rates that are tried for every loss and size."""
+    choosing_seeds: int = 1
+    """Seeds on which rates are chosen, other ones than those of the reported runs."""
+    seeds: int = 3
+    """Number of seeds of the reported runs; each has its own initial weights, order and examples."""
+    chunk_size: int = 512
+    """The most classes that are worked on at a time."""
+    microbatch_size: int = 4096
+    """The most examples that are encoded at a time."""
+    verified: int = 300
+    """Identities that are verified, with 4 examples each."""
+    false_accept_rate: float = 0.001
+    """Share of pairs of two identities above the threshold at which true accepts are counted."""
+    cost_rounds: int = 5
+    """Rounds in which the gradient in chunks and by all logits is timed."""
+    huge_updates: int = 0
+    """Updates with 65,536 examples of 100,000 identities, made in a process of their own, whose memory is measured; 0: none."""
+
+
+def load(config: Config) -> dict[str, jax.Array]:
+    """The digits of which identities are made: other ones for training, for choosing and for the report."""
+    whole = load_dataset(config.dataset, data_dir=config.data_dir)
+    choosing = hold_out(whole)
+    parts = {"train": choosing.train_images, "held_out": choosing.test_images, "test": whole.test_images}
+    return {part: sources_of(images) for part, images in parts.items()}
+
+
+def resolve(config: Config) -> Config:
+    """Shrinks for --quick, and checks."""
+    if config.quick:
+        rates = config.learning_rates[1::2] if len(config.learning_rates) > 2 else config.learning_rates
+        sizes = tuple(size for size in config.batch_sizes if size <= 1024) or config.batch_sizes
+        small: dict[str, Any] = {"passes": min(config.passes, 8), "identities": min(config.identities, 200), "seeds": min(config.seeds, 2)}
+        config = dataclasses.replace(config, learning_rates=rates, batch_sizes=sizes, verified=min(config.verified, 100), cost_rounds=2, **small)
+        config = dataclasses.replace(config, losses=config.losses[:2])
+    ordered = {name: tuple(sorted(set(getattr(config, name)))) for name in ("batch_sizes", "learning_rates")}
+    config = dataclasses.replace(config, **ordered)
+    check_positive(
+        config, "identities", "passes", "batch_sizes", "learning_rates", "scale", "choosing_seeds", "seeds", "chunk_size", "microbatch_size"
+    )
+    check_positive(config, "cost_rounds")
+    if config.verified < 2:
+        raise ValueError(f"--verified {config.verified} must be at least 2: pairs of two identities are needed.")
+    if not config.losses:
+        raise ValueError("--losses needs at least one of softmax, cosface, arcface.")
+    if not 0 <= config.margin < 1:
+        raise ValueError(f"--margin {config.margin} must be at least 0 and below 1.")
+    if not 0 < config.false_accept_rate < 1:
+        raise ValueError(f"--false-accept-rate {config.false_accept_rate} must be above 0 and below 1.")
+    if config.huge_updates < 0:
+        raise ValueError(f"--huge-updates {config.huge_updates} must be at least 0.")
+    for size in config.batch_sizes:
+        if max(config.batch_sizes) % size:
+            raise ValueError(f"--batch-sizes {size} must divide the largest size, {max(config.batch_sizes)}, so that all see as many examples.")
+    return config
+
+
+def examples_of(config: Config) -> int:
+    """The examples that every run sees."""
+    largest = max(config.batch_sizes)
+    return int(-(-config.passes * config.identities // largest)) * largest
+
+
+def judge(config: Config, params, sources: dict[str, jax.Array], part: str) -> dict[str, float]:
+    """Verification of the identities of a part."""
+    embeddings = embeddings_of(params, sources[part], FIRST_IDENTITY[part], count=config.verified, examples=4)
+    return verification(np.asarray(embeddings), config.false_accept_rate)
+
+
+def measure_arm(config: Config, sources: dict[str, jax.Array], loss: str, batch_size: int, run: RunFolder, progress, bar) -> None:
+    """Chooses the rate of a loss and a size on the identities for choosing, then trains the reported seeds."""
+    total, program = examples_of(config), None
+
+    def train(part, rate, seed):
+        nonlocal program
+        place = {"kind": "run", "part": part, "batch_size": batch_size, "loss_name": loss, "learning_rate": rate, "seed": seed}
+        if not run.find(**place):
+            order = make_order(seed, config.identities, batch_size, total)
+            params = init_params(jax.random.key(seed), config.identities)
+            arguments = (sources["train"], params, np.float32(rate), np.uint32(seed), order)
+            program = program or compile_ahead(make_run(config, loss, batch_size, total // batch_size), *arguments)
+            started = time.perf_counter()
+            params, losses = jax.block_until_ready(program(*arguments))
+            seconds = time.perf_counter() - started
+            finite = bool(jnp.isfinite(losses).all())
+            found = judge(config, params, sources, part) if finite else {}
+            last = float(losses[-max(1, len(losses) // 10) :].mean()) if finite else None
+            run.append({**place, "updates": len(losses), "loss": last, "diverged": not finite, "seconds": seconds, **found})
+            progress.update(bar, rate=f"{total / seconds:,.0f} examples/s")
+        progress.update(bar, advance=1)
+
+    for rate in config.learning_rates:
+        for seed in range(FIRST_CHOOSING_SEED, FIRST_CHOOSING_SEED + config.choosing_seeds):
+            train("held_out", rate, seed)
+    if (rate := chosen_rate(run.records, batch_size, loss)) is not None:
+        for seed in range(config.seeds):
+            train("test", rate, seed)
+
+
+def measure_huge(config: Config, run: RunFolder) -> None:
+    """Some updates of the largest case, in a process of their own, because the peak of memory holds for a whole process."""
+    if config.huge_updates and not run.find(kind="huge"):
+        command = [sys.executable, "-m", "experiments.faces_cost", str(config.huge_updates), *(["--quick"] if config.quick else [])]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise ValueError(f"the process of --huge-updates {config.huge_updates} ended with exit code {done.returncode}: {done.stderr[-300:]}")
+        run.append({"kind": "huge", **json.loads(done.stdout.splitlines()[-1])})
+
+
+def study(config: Config, console: Console) -> None:
+    """Measures what is missing, then shows what the files hold."""
+    config = resolve(config)
+    sources = load(config)
+    run = open_study("faces", config, console)
+    with progress_bar(console) as progress:
+        arms = [(loss, size) for loss in config.losses for size in config.batch_sizes]
+        bar = progress.add_task("runs", total=len(arms) * (len(config.learning_rates) * config.choosing_seeds + config.seeds), rate="")
+        if not run.find(kind="untrained"):
+            run.append({"kind": "untrained", **judge(config, init_params(jax.random.key(0), 1), sources, "test")})
+        for arm in arms:
+            measure_arm(config, sources, *arm, run, progress, bar)
+    measure_times(config, sources["train"], run)
+    measure_memory(config, sources["train"], run)
+    measure_huge(config, run)
+    show_results(console, config, run, faces_report)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """The command line."""
+    run_study(Config, __doc__, study, args)
+
+
+if __name__ == "__main__":
+    main()

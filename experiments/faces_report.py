@@ -1,0 +1,145 @@
+"""Tables, figure and verdict of the study of very many classes, from its records alone."""
+
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+from rich.console import Console
+
+from experiments.contrastive_report import student
+from experiments.study import describe_setting
+from jaxbatch.intervals import Interval, interval, ratio_of_means
+from jaxbatch.results import plots
+from jaxbatch.results.records import Record
+from jaxbatch.results.report import print_table
+
+
+def chosen_rate(records: Sequence[Record], batch_size: int, loss: str) -> float | None:
+    """The rate with the most true accepts of the identities for choosing; of equal ones the lowest; None if a run diverged at every rate."""
+    found: dict[float, list[Record]] = {}
+    for record in records:
+        if record["kind"] == "run" and record["part"] == "held_out" and (record["batch_size"], record["loss_name"]) == (batch_size, loss):
+            found.setdefault(record["learning_rate"], []).append(record)
+    sound = {rate: rows for rate, rows in sorted(found.items()) if not any(row["diverged"] for row in rows)}
+    means = {rate: np.mean([row["true_accepts"] for row in rows]) for rate, rows in sound.items()}
+    return max(means, key=means.__getitem__) if means else None
+
+
+def reported(records: Sequence[Record], batch_size: int, loss: str) -> dict[int, Record]:
+    """The reported runs of a size and a loss, at the chosen rate, that did not diverge, by seed."""
+    place = ("test", batch_size, loss, chosen_rate(records, batch_size, loss))
+    runs = [row for row in records if row["kind"] == "run"]
+    runs = [row for row in runs if (row["part"], row["batch_size"], row["loss_name"], row["learning_rate"]) == place]
+    return {row["seed"]: row for row in runs if not row["diverged"]}
+
+
+def difference(records: Sequence[Record], one: tuple[int, str], other: tuple[int, str]) -> Interval:
+    """How many points of true accepts the first size and loss is above the other, over seeds, in pairs with the same initial weights."""
+    left, right = reported(records, *one), reported(records, *other)
+    return student([100 * (left[seed]["true_accepts"] - right[seed]["true_accepts"]) for seed in sorted(left.keys() & right.keys())])
+
+
+def memory_of(records: Sequence[Record], batch_size: int, identities: int) -> dict[str, int]:
+    """Bytes of the gradient in chunks and by all logits, as far as they are known."""
+    rows = [row for row in records if row["kind"] == "memory"]
+    return {row["way"]: row["bytes"] for row in rows if (row["batch_size"], row["identities"]) == (batch_size, identities)}
+
+
+def print_tables(console: Console, config, records: Sequence[Record], provenance: Record) -> None:
+    """Verification by loss and batch size; time and memory in chunks and by all logits; the huge case."""
+    runs = [row for row in records if row["kind"] == "run"]
+    seen = runs[0]["updates"] * runs[0]["batch_size"] if runs else 0
+    setting = f"{config.identities:,} identities", f"every run sees {seen:,} examples", f"scale {config.scale:g}, margin {config.margin:g}"
+    describe_setting(console, config, provenance, *setting)
+    rows = []
+    for loss in config.losses:
+        for size in config.batch_sizes:
+            found, rates = list(reported(records, size, loss).values()), config.learning_rates
+            if found:
+                rate = found[0]["learning_rate"]
+                edge = " (edge)" if rate in (rates[0], rates[-1]) else ""
+                shares = [f"{student([100 * row[name] for row in found]):.1f}" for name in ("true_accepts", "accuracy")]
+                rows.append([loss, f"{size:,}", f"{found[0]['updates']:,}", f"{rate:g}{edge}", *shares])
+    for row in (row for row in records if row["kind"] == "untrained"):
+        rows.append(["untrained", "", "", "", f"{100 * row['true_accepts']:.1f}", f"{100 * row['accuracy']:.1f}"])
+    columns = ["loss", "B", "updates", "rate", f"true accepts at {100 * config.false_accept_rate:g}% false, %", "verification accuracy, %"]
+    print_table(console, f"Verification of {config.verified} identities that were not in training", columns, rows)
+    rows = []
+    for size, identities in sorted({(row["batch_size"], row["identities"]) for row in records if row["kind"] == "memory"}):
+        held = memory_of(records, size, identities)
+        times = [row["milliseconds"] for row in records if row["kind"] == "time" and row["batch_size"] == size and identities == config.identities]
+        cells = [f"{held[way] / 2**20:,.0f}" if way in held else "" for way in ("chunks", "all logits")]
+        cells += [f"{interval([1e3 * row[way] / size for row in times], np.median):.1f}" if times else "" for way in ("chunks", "all logits")]
+        ratio = ratio_of_means([row["chunks"] for row in times], [row["all logits"] for row in times]) if times else None
+        rows.append([f"{size:,}", f"{identities:,}", *cells, f"{ratio:.2f}" if ratio else "not run"])
+    columns = ["B", "C", "chunks, MiB", "all logits, MiB", "chunks, µs an example", "all logits, µs an example", "time, chunks / all"]
+    print_table(console, f"The gradient of a batch, chunks of {config.chunk_size} classes; memory as compiled", columns, rows)
+    for row in (row for row in records if row["kind"] == "huge"):
+        each = row["seconds"] / row["updates"]
+        console.print(
+            f"B = {row['batch_size']:,}, C = {row['identities']:,}: {row['updates']} updates of {each:.1f} s, "
+            f"{1e6 * each / row['batch_size']:.0f} µs an example; the process took at most {row['peak'] / 2**20:,.0f} MiB, "
+            f"{row['peak_before'] / 2**20:,.0f} of them before the first update. "
+            f"Losses {', '.join(f'{loss:.2f}' for loss in row['losses'])}.",
+            soft_wrap=True,
+        )
+
+
+def verdict(config, records: Sequence[Record]) -> list[str]:
+    """The sentences that the intervals allow, and no others."""
+    sentences, ends = [], (config.learning_rates[0], config.learning_rates[-1])
+    found = {(size, loss): reported(records, size, loss) for loss in config.losses for size in config.batch_sizes}
+    edges = [f"{loss} at B = {size:,}" for (size, loss), runs in found.items() if any(row["learning_rate"] in ends for row in runs.values())]
+    if edges:
+        sentences.append(f"Warning: the best rate lies on the edge of the grid for {', '.join(edges)}; widen --learning-rates.")
+    for loss in config.losses:
+        if loss != "softmax" and "softmax" in config.losses:
+            each = [f"{_points(difference(records, (size, loss), (size, 'softmax')))} at B = {size:,}" for size in config.batch_sizes]
+            sentences.append(f"True accepts, {loss} against the plain softmax: {'; '.join(each)}.")
+    small, large = config.batch_sizes[0], config.batch_sizes[-1]
+    if small != large:
+        each = [f"{loss} {_points(difference(records, (large, loss), (small, loss)))}" for loss in config.losses]
+        sentences.append(f"B = {large:,} against {small:,} at equal examples: {'; '.join(each)}.")
+    memory = [row for row in records if row["kind"] == "memory"]
+    if memory:
+        most = max(memory, key=lambda row: row["bytes"])
+        held = memory_of(records, most["batch_size"], most["identities"])
+        if len(held) == 2:
+            sentences.append(
+                f"With {most['batch_size']:,} examples and {most['identities']:,} classes a gradient takes "
+                f"{held['chunks'] / 2**30:.2f} GiB in chunks, and {held['all logits'] / 2**30:.2f} GiB by all logits."
+            )
+    return sentences
+
+
+def _points(found: Interval) -> str:
+    if not found.n:
+        return "no pair of runs"
+    if found.n < 3:
+        return f"{found.value:+.1f} points, too few seeds to tell"
+    return f"{found:+.1f} points, {'a difference' if found.excludes(0) else 'no difference shows'}"
+
+
+def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> pathlib.Path:
+    """True accepts by batch size for each loss; memory of both gradients by the number of logits."""
+    figure, (left, right) = plots.subplots(1, 2, figsize=(11, 4.6))
+    for color, loss in enumerate(config.losses):
+        there = [size for size in config.batch_sizes if reported(records, size, loss)]
+        found = [student([100 * row["true_accepts"] for row in reported(records, size, loss).values()]) for size in there]
+        plots.band(left, there, found, color=plots.COLORS[color], label=loss, marker="o")
+    for row in (row for row in records if row["kind"] == "untrained"):
+        left.axhline(100 * row["true_accepts"], color="grey", ls=":", label="untrained")
+    left.set(ylabel=f"true accepts at {100 * config.false_accept_rate:g}% false ones, %", title=f"{config.identities:,} identities, equal examples")
+    plots.size_ticks(left, config.batch_sizes)
+    left.legend()
+    for color, way in enumerate(("chunks", "all logits")):
+        rows = sorted(
+            (row for row in records if row["kind"] == "memory" and row["way"] == way), key=lambda row: row["batch_size"] * row["identities"]
+        )
+        logits = [row["batch_size"] * row["identities"] for row in rows]
+        right.plot(logits, [row["bytes"] / 2**30 for row in rows], "o-", color=plots.COLORS[color], label=way)
+    right.set(xlabel="B × C", ylabel="memory of a gradient, GiB", title="Memory, as compiled", xscale="log")
+    plots.log_values(right.yaxis)
+    right.legend()
+    figure.suptitle(f"Verification, {config.seeds} seeds, 95% intervals")
+    return plots.save(figure, folder)
