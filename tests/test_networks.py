@@ -41,7 +41,7 @@ def test_every_network_runs_on_the_default_data(study, network, tmp_path, capsys
     flag = "--models" if study is batch_shape else "--model"
     flags = CHEAP[study].split()
     if network == "transformer":  # whose quick text has 1,024 sequences
-        flags = [*" ".join(flags).replace("600", "60").split(), "--dataset", "generated"]
+        flags = [*" ".join(flags).replace("600", "60").replace("--num-examples 24", "").split(), "--dataset", "generated"]
     study.main(["--quick", *flags, flag, network, "--output-dir", str(tmp_path)])
     told = capsys.readouterr()
     assert "Figure" in told.out and told.err == ""
