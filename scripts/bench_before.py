@@ -89,7 +89,12 @@ def make_work(kind: str, model: str, batch_size: int, steps: int):
     optimizer = optax.sgd(0.01, 0.9)
     state = jb.init_state(task, optimizer, 0)
     if kind == "train":
-        run = jb.compile_epoch(make_task_step(task, optimizer, batch_size), state, task.train_data, steps, batch_size)
+        try:
+            from jaxbatch.training.epochs import compile_task_epoch
+
+            run = compile_task_epoch(task, optimizer, state, steps, batch_size)  # as fit trains
+        except ImportError:  # a checkout from before one function composed every epoch
+            run = jb.compile_epoch(make_task_step(task, optimizer, batch_size), state, task.train_data, steps, batch_size)
         indices, states = np.arange(steps * batch_size, dtype=np.int32).reshape(steps, batch_size), [state]
 
         def work():

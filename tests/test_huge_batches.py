@@ -42,7 +42,6 @@ CASES = {
     "a last part that is not full": (image_task, {"microbatch_size": 7, "batch_size": 17}),
     "groups": (image_task, {"num_groups": 3}),
     "groups in parts": (image_task, {"num_groups": 3, "microbatch_size": 3}),
-    "single examples": (image_task, {"num_groups": 24}),
     "augmented": (lambda: augmented(image_task()), {"microbatch_size": 4}),
     "augmented groups": (lambda: augmented(image_task()), {"num_groups": 2}),
     "weighted": (lambda: weighted(image_task()), {"microbatch_size": 5}),
@@ -107,6 +106,7 @@ def test_a_prepare_that_couples_examples_sees_its_batch_whole():
     assert ask(task, 24) and ask(augmented(task), 24) and not ask(coupled(task), 24)
     assert not ask(task, 4) and ask(task, 4, 2) and not ask(task, 8, 1, 2) and ask(task, 4, 1, 1, 2)
     assert ask(batch_norm_task()._replace(microbatch_size=2), 12, 3) and not ask(batch_norm_task(), 12, 3)  # unrolled groups
+    assert not ask(task, 24, 24)  # examples side by side
     *_, cut = jb.fit(coupled(task), jb.FitConfig(OPTIMIZER, 24, jb.epochs(2)))
     *_, whole = jb.fit(coupled(image_task()), jb.FitConfig(OPTIMIZER, 24, jb.epochs(2)))
     np.testing.assert_allclose(cut["loss"], whole["loss"], rtol=1e-5)

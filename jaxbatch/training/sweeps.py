@@ -204,7 +204,7 @@ def _compiler(task: Task, make_optimizer, settings, states, batch_size: int, num
     def one_step(setting):
         return make_task_step(task, make_optimizer(setting), batch_size, num_groups=num_groups)
 
-    by_part = takes_by_part(task, start_shapes(task), batch_size)
+    by_part = takes_by_part(task, start_shapes(task), batch_size, num_groups or 1)
 
     def compile(num_batches):
         if runs == "threads":
