@@ -14,30 +14,27 @@ The measured answer stands in docs/contrastive.md.
 
 import dataclasses
 import functools
-import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from rich.console import Console
 
 from experiments import contrastive_report
 from experiments.contrastive_report import chosen_rate
-from experiments.contrastive_training import halve, init_params, losses_within, make_encode, make_gradient, make_order, make_run, represent
+from experiments.contrastive_training import gradient_on, halve, init_params, losses_within, make_arm_run, make_encode, make_order, represent
 from experiments.representations import nearest_accuracy, probe_accuracy
 from experiments.study import StudyConfig, check_positive, open_study, run_study, show_results
+from experiments.tuned_runs import measure_arm
 from jaxbatch.augment import example_keys
 from jaxbatch.data import load_dataset
 from jaxbatch.data.held_out import hold_out
-from jaxbatch.machine.compiling import compile_ahead
 from jaxbatch.machine.memory import program_memory
 from jaxbatch.machine.timing import timed_rounds
 from jaxbatch.results.records import RunFolder
 from jaxbatch.results.report import progress_bar
 
-FIRST_CHOOSING_SEED = 1000
 USUAL = {"digits": (64, 256, 1024), "mnist": (64, 256, 1024, 4096, 16384)}
 
 
@@ -151,35 +148,27 @@ def measure_baselines(config: Config, data: dict[str, Data], num_classes: int, r
             run.append({"kind": "baseline", "name": "untrained", "seed": seed, **judged(config, params, data, "test", num_classes)})
 
 
-def measure_arm(config: Config, data: dict[str, Data], arm: tuple[int, int], num_classes: int, run: RunFolder, progress, bar) -> None:
-    """Chooses the rate of a size and a way on the held-out part, then trains the reported seeds."""
-    (batch_size, group), images, program = arm, data["train"].images, None
+def measure_size(config: Config, data: dict[str, Data], arm: tuple[int, int], num_classes: int, run: RunFolder, progress, bar) -> None:
+    """Chooses the rate of a size and a way, and trains the reported seeds."""
+    (batch_size, group), images = arm, data["train"].images
     total = examples_of(config, len(images))
 
-    def train(part, rate, seed):
-        nonlocal program
-        place = {"kind": "run", "part": part, "batch_size": batch_size, "group": group, "learning_rate": rate, "seed": seed}
-        if not run.find(**place):
-            order = make_order(seed, len(images), batch_size, total)
-            params = init_params(jax.random.key(seed), images[0].size)
-            arguments = (images, params, np.float32(rate), np.uint32(seed), order)
-            program = program or compile_ahead(make_run(config, batch_size, group, total // batch_size), *arguments)
-            started = time.perf_counter()
-            params, losses = jax.block_until_ready(program(*arguments))
-            seconds = time.perf_counter() - started
-            finite = bool(jnp.isfinite(losses).all())
-            found = judged(config, params, data, part, num_classes) if finite else {}
-            loss = float(losses[-max(1, len(losses) // 10) :].mean()) if finite else None
-            run.append({**place, "updates": len(losses), "loss": loss, "diverged": not finite, "seconds": seconds, **found})
-            progress.update(bar, rate=f"{total / seconds:,.0f} examples/s")
-        progress.update(bar, advance=1)
+    def start(seed):
+        return images, init_params(jax.random.key(seed), images[0].size), make_order(seed, len(images), batch_size, total)
 
-    for rate in config.learning_rates:
-        for seed in range(FIRST_CHOOSING_SEED, FIRST_CHOOSING_SEED + config.choosing_seeds):
-            train("held_out", rate, seed)
-    if (rate := chosen_rate(run.records, batch_size, group)) is not None:
-        for seed in range(config.seeds):
-            train("test", rate, seed)
+    def show(seconds=None):
+        progress.update(bar, advance=1, **({} if seconds is None else {"rate": f"{total / seconds:,.0f} examples/s"}))
+
+    measure_arm(
+        config,
+        run,
+        {"batch_size": batch_size, "group": group},
+        make_arm_run(config, batch_size, group, total // batch_size),
+        start,
+        lambda params, part: judged(config, params, data, part, num_classes),
+        lambda records: chosen_rate(records, batch_size, group),
+        show,
+    )
 
 
 def measure_cost(config: Config, images: jax.Array, run: RunFolder) -> None:
@@ -193,7 +182,7 @@ def measure_cost(config: Config, images: jax.Array, run: RunFolder) -> None:
         batch = (indices, example_keys(0, 0, jnp.arange(size)))
         programs = {}
         for way, cached in (("cached", True), ("plain", False)):
-            gradient = lambda images, params, batch, cached=cached: make_gradient(
+            gradient = lambda images, params, batch, cached=cached: gradient_on(
                 images, config.microbatch_size, size, config.temperature, size, cached=cached
             )(params, batch)
             programs[way] = jax.jit(gradient).lower(images, params, batch).compile()
@@ -219,7 +208,7 @@ def study(config: Config, console: Console) -> None:
         total = len(arms) * (len(config.learning_rates) * config.choosing_seeds + config.seeds)
         bar = progress.add_task("runs", total=total, rate="")
         for arm in arms:
-            measure_arm(config, data, arm, num_classes, run, progress, bar)
+            measure_size(config, data, arm, num_classes, run, progress, bar)
     measure_cost(config, data["train"].images, run)
     show_results(console, config, run, contrastive_report)
 

@@ -7,6 +7,7 @@ import numpy as np
 from rich.console import Console
 
 from experiments.study import describe_setting
+from experiments.tuned_runs import best_rate, points_between, reported_runs, student
 from jaxbatch.intervals import Interval, interval, ratio_of_means
 from jaxbatch.results import plots
 from jaxbatch.results.records import Record
@@ -16,41 +17,18 @@ MEASURES = {"knn": "20 nearest neighbours", "probe": "linear probe"}
 
 
 def chosen_rate(records: Sequence[Record], batch_size: int, group: int) -> float | None:
-    """The rate whose runs have the highest mean accuracy of the probe on the held-out part; of equal ones the lowest.
-
-    The probe, because training moves it more than the neighbours, which are nearly as good before any training.
-    A rate at which a run diverged is not taken. None if there is no other.
-    """
-    found: dict[float, list[Record]] = {}
-    for record in records:
-        if record["kind"] == "run" and record["part"] == "held_out" and (record["batch_size"], record["group"]) == (batch_size, group):
-            found.setdefault(record["learning_rate"], []).append(record)
-    means = {rate: np.mean([row["probe"] for row in rows]) for rate, rows in sorted(found.items()) if not any(row["diverged"] for row in rows)}
-    return max(means, key=means.__getitem__) if means else None
+    """The rate with the best probe on the held-out part; training moves the probe more than the neighbours, which are good before any."""
+    return best_rate(records, {"batch_size": batch_size, "group": group}, "probe")
 
 
 def reported(records: Sequence[Record], batch_size: int, group: int) -> dict[int, Record]:
-    """The reported runs of a size and a way, at the chosen rate, that did not diverge, by seed."""
-    place = ("test", batch_size, group, chosen_rate(records, batch_size, group))
-    runs = [row for row in records if row["kind"] == "run"]
-    runs = [row for row in runs if (row["part"], row["batch_size"], row["group"], row["learning_rate"]) == place]
-    return {row["seed"]: row for row in runs if not row["diverged"]}
-
-
-def student(values: Sequence[float]) -> Interval:
-    """A mean with its 95% interval by Student's t, which holds for few values, too.
-
-    Example:
-        >>> print(f"{student([1.0, 2.0, 3.0]):.2f}")
-        2.00 [-0.48, 4.48]
-    """
-    return ratio_of_means(values, np.ones(len(values)))
+    """The reported runs of a size and a way, at the chosen rate, by seed."""
+    return reported_runs(records, {"batch_size": batch_size, "group": group}, chosen_rate(records, batch_size, group))
 
 
 def difference(records: Sequence[Record], one: tuple[int, int], other: tuple[int, int], measure: str) -> Interval:
-    """How many points of accuracy the first size and way is above the other, over seeds, in pairs with the same initial weights."""
-    left, right = reported(records, *one), reported(records, *other)
-    return student([100 * (left[seed][measure] - right[seed][measure]) for seed in sorted(left.keys() & right.keys())])
+    """How many points of accuracy the first size and way is above the other, over seeds."""
+    return points_between(reported(records, *one), reported(records, *other), measure)
 
 
 def arms_in(config, records: Sequence[Record]) -> list[tuple[int, int]]:

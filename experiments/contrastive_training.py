@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 import jaxbatch as jb
 from experiments.deformed import grid, read_at
+from experiments.tuned_runs import init_layers, make_gradient, make_run
 from jaxbatch.augment import example_keys
 from jaxbatch.batches import epoch_batches
 
@@ -50,11 +50,9 @@ def make_view(key: Key[Array, ""], image: Float[Array, "H W"]) -> Float[Array, "
 
 
 def init_params(key: Key[Array, ""], pixels: int) -> list[dict[str, Array]]:
-    """He's initialisation of the encoder and of the layer that projects for the loss."""
+    """The layers of the encoder, and the one that projects for the loss."""
     widths = (pixels, *WIDTHS, PROJECTION)
-    keys = jax.random.split(key, len(widths) - 1)
-    normal = lambda key, d_in, d_out: jax.random.normal(key, (d_in, d_out)) * jnp.sqrt(2 / d_in)
-    return [{"w": normal(*each), "b": jnp.zeros(each[2])} for each in zip(keys, widths[:-1], widths[1:], strict=True)]
+    return init_layers(jax.random.split(key, len(widths) - 1), widths)
 
 
 def represent(params: PyTree, images: Float[Array, "B H W"]) -> Float[Array, "B D"]:
@@ -108,49 +106,19 @@ def make_order(seed: int, num_examples: int, batch_size: int, total: int) -> Ord
     return Order(indices, jnp.repeat(jnp.arange(len(passes)), per_pass)[:updates])
 
 
-def make_gradient(images, microbatch_size: int, group: int, temperature: float, batch_size: int, *, cached: bool | None = None) -> Callable:
-    """``gradient(params, batch) -> (losses, gradient)``, cached in microbatches where the batch is larger than one of them.
+def gradient_on(images, microbatch_size: int, group: int, temperature: float, batch_size: int, *, cached: bool | None = None) -> Callable:
+    """The gradient of NT-Xent, cached in microbatches where the batch is larger than one of them; see :func:`make_gradient`.
 
     Cached, the matrix of pairs is worked out in chunks of columns; in one piece it is whole.
     """
     if cached is None:
         cached = batch_size > microbatch_size
-    encode, chunk_size = make_encode(images), CHUNK if cached else None
+    chunk_size = CHUNK if cached else None
     loss_fn = lambda params, views: losses_within(*views, group, temperature, chunk_size)
-    if cached:
-        return lambda params, batch: tuple(jb.coupled_gradient(loss_fn, encode, params, batch, microbatch_size))
-
-    def plain(params, batch):
-        def mean(params):
-            losses = loss_fn(params, encode(params, batch))
-            return losses.mean(), losses
-
-        (_, losses), gradient = jax.value_and_grad(mean, has_aux=True)(params)
-        return losses, gradient
-
-    return plain
+    return make_gradient(loss_fn, make_encode(images), microbatch_size if cached else None)
 
 
-def make_run(config: Any, batch_size: int, group: int, updates: int) -> Callable:
-    """``run(images, params, learning_rate, seed, order) -> (params, loss of each update)``, compiled.
-
-    Adam, whose rate falls to 0 as half a cosine.
-    """
-    optimizer = optax.chain(optax.scale_by_adam(), optax.scale_by_schedule(optax.cosine_decay_schedule(-1.0, updates)))
-
-    @jax.jit
-    def run(images, params, learning_rate, seed, order: Order):
-        gradient_of = make_gradient(images, config.microbatch_size, group, config.temperature, batch_size)
-
-        def update(state, batch):
-            params, opt_state = state
-            indices, epoch = batch
-            losses, gradient = gradient_of(params, (indices, example_keys(seed, epoch, indices)))
-            step, opt_state = optimizer.update(gradient, opt_state)
-            step = jax.tree.map(lambda leaf: learning_rate * leaf, step)
-            return (optax.apply_updates(params, step), opt_state), losses.mean()
-
-        (params, _), losses = jax.lax.scan(update, (params, optimizer.init(params)), order)
-        return params, losses
-
-    return run
+def make_arm_run(config: Any, batch_size: int, group: int, updates: int) -> Callable:
+    """The compiled run of a size and a way, see :func:`make_run`."""
+    on = lambda images: gradient_on(images, config.microbatch_size, group, config.temperature, batch_size)
+    return make_run(on, example_keys, updates)

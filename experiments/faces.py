@@ -15,12 +15,10 @@ import dataclasses
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
@@ -28,15 +26,14 @@ from experiments import faces_report
 from experiments.faces_cost import measure_memory, measure_times
 from experiments.faces_identities import sources_of
 from experiments.faces_report import chosen_rate
-from experiments.faces_training import embeddings_of, init_params, make_order, make_run, verification
+from experiments.faces_training import embeddings_of, init_params, make_arm_run, make_order, verification
 from experiments.study import StudyConfig, check_positive, open_study, run_study, show_results
+from experiments.tuned_runs import measure_arm
 from jaxbatch.data import load_dataset
 from jaxbatch.data.held_out import hold_out
-from jaxbatch.machine.compiling import compile_ahead
 from jaxbatch.results.records import RunFolder
 from jaxbatch.results.report import progress_bar
 
-FIRST_CHOOSING_SEED = 1000
 FIRST_IDENTITY = {"held_out": 1 << 24, "test": 1 << 25}  # numbers that no training set reaches
 
 
@@ -128,34 +125,27 @@ def judge(config: Config, params, sources: dict[str, jax.Array], part: str) -> d
     return verification(np.asarray(embeddings), config.false_accept_rate)
 
 
-def measure_arm(config: Config, sources: dict[str, jax.Array], loss: str, batch_size: int, run: RunFolder, progress, bar) -> None:
-    """Chooses the rate of a loss and a size on the identities for choosing, then trains the reported seeds."""
-    total, program = examples_of(config), None
+def measure_loss(config: Config, sources: dict[str, jax.Array], loss: str, batch_size: int, run: RunFolder, progress, bar) -> None:
+    """Chooses the rate of a loss and a size, and trains the reported seeds."""
+    total = examples_of(config)
 
-    def train(part, rate, seed):
-        nonlocal program
-        place = {"kind": "run", "part": part, "batch_size": batch_size, "loss_name": loss, "learning_rate": rate, "seed": seed}
-        if not run.find(**place):
-            order = make_order(seed, config.identities, batch_size, total)
-            params = init_params(jax.random.key(seed), config.identities)
-            arguments = (sources["train"], params, np.float32(rate), np.uint32(seed), order)
-            program = program or compile_ahead(make_run(config, loss, batch_size, total // batch_size), *arguments)
-            started = time.perf_counter()
-            params, losses = jax.block_until_ready(program(*arguments))
-            seconds = time.perf_counter() - started
-            finite = bool(jnp.isfinite(losses).all())
-            found = judge(config, params, sources, part) if finite else {}
-            last = float(losses[-max(1, len(losses) // 10) :].mean()) if finite else None
-            run.append({**place, "updates": len(losses), "loss": last, "diverged": not finite, "seconds": seconds, **found})
-            progress.update(bar, rate=f"{total / seconds:,.0f} examples/s")
-        progress.update(bar, advance=1)
+    def start(seed):
+        order = make_order(seed, config.identities, batch_size, total)
+        return sources["train"], init_params(jax.random.key(seed), config.identities), order
 
-    for rate in config.learning_rates:
-        for seed in range(FIRST_CHOOSING_SEED, FIRST_CHOOSING_SEED + config.choosing_seeds):
-            train("held_out", rate, seed)
-    if (rate := chosen_rate(run.records, batch_size, loss)) is not None:
-        for seed in range(config.seeds):
-            train("test", rate, seed)
+    def show(seconds=None):
+        progress.update(bar, advance=1, **({} if seconds is None else {"rate": f"{total / seconds:,.0f} examples/s"}))
+
+    measure_arm(
+        config,
+        run,
+        {"batch_size": batch_size, "loss_name": loss},
+        make_arm_run(config, loss, batch_size, total // batch_size),
+        start,
+        lambda params, part: judge(config, params, sources, part),
+        lambda records: chosen_rate(records, batch_size, loss),
+        show,
+    )
 
 
 def measure_huge(config: Config, run: RunFolder) -> None:
@@ -179,7 +169,7 @@ def study(config: Config, console: Console) -> None:
         if not run.find(kind="untrained"):
             run.append({"kind": "untrained", **judge(config, init_params(jax.random.key(0), 1), sources, "test")})
         for arm in arms:
-            measure_arm(config, sources, *arm, run, progress, bar)
+            measure_loss(config, sources, *arm, run, progress, bar)
     measure_times(config, sources["train"], run)
     measure_memory(config, sources["train"], run)
     measure_huge(config, run)

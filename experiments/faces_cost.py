@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.faces_identities import keys_of, sources_of
-from experiments.faces_training import Order, init_params, make_gradient, make_order, make_run
+from experiments.faces_training import Order, gradient_on, init_params, make_arm_run, make_order
 from jaxbatch.data import load_dataset
 from jaxbatch.machine.memory import program_memory
 from jaxbatch.machine.timing import timed_rounds
@@ -29,7 +29,7 @@ def lowered(config: Any, sources, batch_size: int, identities: int, *, chunked: 
     """The gradient of a batch, lowered from shapes alone, so that nothing is allocated."""
     params = jax.eval_shape(lambda: init_params(jax.random.key(0), identities))
     batch = jax.eval_shape(lambda: (jnp.zeros(batch_size, jnp.int32), jax.random.split(jax.random.key(0), batch_size)))
-    gradient = lambda sources, params, batch: make_gradient(config, sources, "cosface", batch_size, chunked=chunked)(params, batch)
+    gradient = lambda sources, params, batch: gradient_on(config, sources, "cosface", batch_size, chunked=chunked)(params, batch)
     return jax.jit(gradient).lower(jax.ShapeDtypeStruct(sources.shape, sources.dtype), params, batch)
 
 
@@ -68,7 +68,7 @@ def peak_bytes() -> int:
 def measure_updates(config: Any, updates: int) -> dict[str, Any]:
     """Makes some updates, and tells the losses, the seconds of all, and the peak of memory before and at the end."""
     sources = sources_of(load_dataset("digits").train_images)
-    run = make_run(config, "cosface", config.batch_size, updates)
+    run = make_arm_run(config, "cosface", config.batch_size, updates)
     order: Order = make_order(0, config.identities, config.batch_size, updates * config.batch_size)
     params = jax.block_until_ready(init_params(jax.random.key(0), config.identities))
     arguments = (sources, params, np.float32(0.003), np.uint32(0), order)

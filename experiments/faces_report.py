@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 from rich.console import Console
 
-from experiments.contrastive_report import student
 from experiments.study import describe_setting
+from experiments.tuned_runs import best_rate, points_between, reported_runs, student
 from jaxbatch.intervals import Interval, interval, ratio_of_means
 from jaxbatch.results import plots
 from jaxbatch.results.records import Record
@@ -15,28 +15,18 @@ from jaxbatch.results.report import print_table
 
 
 def chosen_rate(records: Sequence[Record], batch_size: int, loss: str) -> float | None:
-    """The rate with the most true accepts of the identities for choosing; of equal ones the lowest; None if a run diverged at every rate."""
-    found: dict[float, list[Record]] = {}
-    for record in records:
-        if record["kind"] == "run" and record["part"] == "held_out" and (record["batch_size"], record["loss_name"]) == (batch_size, loss):
-            found.setdefault(record["learning_rate"], []).append(record)
-    sound = {rate: rows for rate, rows in sorted(found.items()) if not any(row["diverged"] for row in rows)}
-    means = {rate: np.mean([row["true_accepts"] for row in rows]) for rate, rows in sound.items()}
-    return max(means, key=means.__getitem__) if means else None
+    """The rate with the most true accepts of the identities for choosing."""
+    return best_rate(records, {"batch_size": batch_size, "loss_name": loss}, "true_accepts")
 
 
 def reported(records: Sequence[Record], batch_size: int, loss: str) -> dict[int, Record]:
-    """The reported runs of a size and a loss, at the chosen rate, that did not diverge, by seed."""
-    place = ("test", batch_size, loss, chosen_rate(records, batch_size, loss))
-    runs = [row for row in records if row["kind"] == "run"]
-    runs = [row for row in runs if (row["part"], row["batch_size"], row["loss_name"], row["learning_rate"]) == place]
-    return {row["seed"]: row for row in runs if not row["diverged"]}
+    """The reported runs of a size and a loss, at the chosen rate, by seed."""
+    return reported_runs(records, {"batch_size": batch_size, "loss_name": loss}, chosen_rate(records, batch_size, loss))
 
 
 def difference(records: Sequence[Record], one: tuple[int, str], other: tuple[int, str]) -> Interval:
-    """How many points of true accepts the first size and loss is above the other, over seeds, in pairs with the same initial weights."""
-    left, right = reported(records, *one), reported(records, *other)
-    return student([100 * (left[seed]["true_accepts"] - right[seed]["true_accepts"]) for seed in sorted(left.keys() & right.keys())])
+    """How many points of true accepts the first size and loss is above the other, over seeds."""
+    return points_between(reported(records, *one), reported(records, *other), "true_accepts")
 
 
 def memory_of(records: Sequence[Record], batch_size: int, identities: int) -> dict[str, int]:

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 import jaxbatch as jb
 from experiments.faces_identities import SIZE, keys_of, make_images
+from experiments.tuned_runs import init_layers, make_gradient, make_run
 from jaxbatch.batches import epoch_order
 
 WIDTHS = (SIZE * SIZE, 256, 64)  # of the encoder; the last one is the embedding
@@ -23,11 +23,9 @@ MARGINS = types.MappingProxyType({"softmax": None, "cosface": jb.additive_margin
 
 
 def init_params(key: Key[Array, ""], num_identities: int) -> dict[str, Any]:
-    """He's initialisation of the encoder, and a random direction for each identity."""
+    """The layers of the encoder, and a random direction for each identity."""
     keys = jax.random.split(key, len(WIDTHS))
-    normal = lambda key, d_in, d_out: jax.random.normal(key, (d_in, d_out)) * jnp.sqrt(2 / d_in)
-    layers = [{"w": normal(*each), "b": jnp.zeros(each[2])} for each in zip(keys[:-1], WIDTHS[:-1], WIDTHS[1:], strict=True)]
-    return {"encoder": layers, "kernel": jax.random.normal(keys[-1], (WIDTHS[-1], num_identities))}
+    return {"encoder": init_layers(keys[:-1], WIDTHS), "kernel": jax.random.normal(keys[-1], (WIDTHS[-1], num_identities))}
 
 
 def embed(params: PyTree, images: Float[Array, "B S S"]) -> Float[Array, "B D"]:
@@ -60,21 +58,11 @@ def make_losses(config: Any, loss: str, chunk_size: int | None) -> Callable:
     return losses
 
 
-def make_gradient(config: Any, sources, loss: str, batch_size: int, *, chunked: bool = True) -> Callable:
-    """``gradient(params, batch) -> (losses, gradient)``; batches above a microbatch are encoded in microbatches."""
-    encode, loss_fn = make_encode(sources), make_losses(config, loss, config.chunk_size if chunked else None)
-    if batch_size > config.microbatch_size and chunked:
-        return lambda params, batch: tuple(jb.coupled_gradient(loss_fn, encode, params, batch, config.microbatch_size))
-
-    def plain(params, batch):
-        def mean(params):
-            losses = loss_fn(params, encode(params, batch))
-            return losses.mean(), losses
-
-        (_, losses), gradient = jax.value_and_grad(mean, has_aux=True)(params)
-        return losses, gradient
-
-    return plain
+def gradient_on(config: Any, sources, loss: str, batch_size: int, *, chunked: bool = True) -> Callable:
+    """The gradient of the softmax; batches above a microbatch are encoded in microbatches; see :func:`make_gradient`."""
+    loss_fn = make_losses(config, loss, config.chunk_size if chunked else None)
+    in_parts = batch_size > config.microbatch_size and chunked
+    return make_gradient(loss_fn, make_encode(sources), config.microbatch_size if in_parts else None)
 
 
 class Order(NamedTuple):
@@ -92,29 +80,9 @@ def make_order(seed: int, num_identities: int, batch_size: int, total: int) -> O
     return Order(identities.reshape(-1, batch_size), (jnp.arange(total) // num_identities).reshape(-1, batch_size))
 
 
-def make_run(config: Any, loss: str, batch_size: int, updates: int) -> Callable:
-    """``run(sources, params, learning_rate, seed, order) -> (params, loss of each update)``, compiled.
-
-    Adam, whose rate falls to 0 as half a cosine.
-    """
-    optimizer = optax.chain(optax.scale_by_adam(), optax.scale_by_schedule(optax.cosine_decay_schedule(-1.0, updates)))
-
-    @functools.partial(jax.jit, donate_argnums=1)
-    def run(sources, params, learning_rate, seed, order: Order):
-        gradient_of = make_gradient(config, sources, loss, batch_size)
-
-        def update(state, batch):
-            params, opt_state = state
-            identities, epochs = batch
-            losses, gradient = gradient_of(params, (identities, keys_of(seed, epochs, identities)))
-            step, opt_state = optimizer.update(gradient, opt_state)
-            step = jax.tree.map(lambda leaf: learning_rate * leaf, step)
-            return (optax.apply_updates(params, step), opt_state), losses.mean()
-
-        (params, _), losses = jax.lax.scan(update, (params, optimizer.init(params)), order)
-        return params, losses
-
-    return run
+def make_arm_run(config: Any, loss: str, batch_size: int, updates: int) -> Callable:
+    """The compiled run of a loss and a size, see :func:`make_run`."""
+    return make_run(lambda sources: gradient_on(config, sources, loss, batch_size), keys_of, updates)
 
 
 @functools.partial(jax.jit, static_argnames=("count", "examples"))

@@ -11,7 +11,7 @@ import pytest
 import jaxbatch as jb
 from experiments import contrastive
 from experiments.contrastive_report import chosen_rate, difference, verdict
-from experiments.contrastive_training import init_params, losses_within, make_gradient, make_order, make_run
+from experiments.contrastive_training import gradient_on, init_params, losses_within, make_arm_run, make_order
 from experiments.deformed import grid, read_at
 from experiments.representations import nearest_accuracy, probe_accuracy
 from jaxbatch.augment import example_keys
@@ -86,7 +86,7 @@ def test_negatives_from_groups_are_the_losses_of_the_groups():
 def test_the_cached_gradient_is_that_of_the_batch_in_one_piece():
     params, group = init_params(jax.random.key(1), 36), 12
     batch = (jnp.arange(12), example_keys(0, 2, jnp.arange(12)))
-    ways = [jax.jit(make_gradient(jnp.array(IMAGES), 4, group, 0.5, 12, cached=cached))(params, batch) for cached in (True, False)]
+    ways = [jax.jit(gradient_on(jnp.array(IMAGES), 4, group, 0.5, 12, cached=cached))(params, batch) for cached in (True, False)]
     (losses, gradient), (expected, wanted) = ways
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     for one, other in zip(jax.tree.leaves(gradient), jax.tree.leaves(wanted), strict=True):
@@ -97,11 +97,11 @@ def test_a_run_is_a_loop_over_its_batches():
     import optax
 
     images, params, order = jnp.array(IMAGES), init_params(jax.random.key(0), 36), make_order(1, 24, 8, 16)
-    found, losses = make_run(CONFIG, 8, 8, 2)(images, params, np.float32(0.01), np.uint32(1), order)
+    found, losses = make_arm_run(CONFIG, 8, 8, 2)(images, jax.tree.map(jnp.copy, params), np.float32(0.01), np.uint32(1), order)
     schedule = lambda step: 0.01 * (1 + np.cos(np.pi * step / 2)) / 2
     optimizer, expected = optax.adam(schedule), params
     state = optimizer.init(params)
-    gradient_of = jax.jit(make_gradient(images, 99, 8, 0.5, 8))
+    gradient_of = jax.jit(gradient_on(images, 99, 8, 0.5, 8))
     for n in range(2):
         told, gradient = gradient_of(expected, (order.indices[n], example_keys(1, int(order.epochs[n]), order.indices[n])))
         assert float(losses[n]) == pytest.approx(float(told.mean()), rel=1e-4)

@@ -1,13 +1,8 @@
 """Losses that couple the batch, over several devices: the numbers of one device, however the gradient is taken."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import on_four_devices
 
 RUN = """
 import json
@@ -81,11 +76,7 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def found():
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", RUN], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return on_four_devices(RUN)
 
 
 @pytest.mark.parametrize(("name", "count"), [("coupled", 15), ("classes", 15)])

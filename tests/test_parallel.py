@@ -1,15 +1,10 @@
 """Several devices make the run of one: four virtual CPU devices, in a process of their own."""
 
-import json
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
 from jaxbatch.training.devices import share_batches
-from tests.conftest import ROOT
+from tests.conftest import on_four_devices
 
 RUN = """
 import json, sys
@@ -143,11 +138,7 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def found():
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", RUN], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return on_four_devices(RUN)
 
 
 @pytest.mark.parametrize(("name", "count"), [("plain", 12), ("prepared", 4), ("keys", 4), ("microbatches", 4)])

@@ -1,10 +1,6 @@
 """Training with weighted losses: devices, streams, pieces, sweeps; a noise that is known; durations in tokens."""
 
-import json
-import os
 import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +12,7 @@ import jaxbatch as jb
 from experiments.split_backward_steps import make_masked_step
 from experiments.user_task_check import check_task
 from tests import reference
-from tests.conftest import ROOT, make_weighted
+from tests.conftest import make_weighted, on_four_devices
 
 SIZE = 10
 
@@ -93,11 +89,7 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def found():
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", RUN], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return on_four_devices(RUN)
 
 
 @pytest.mark.parametrize(("kind", "count"), [("arrays", 11), ("stream", 5), ("pieces", 3), ("noise", 7)])
