@@ -31,6 +31,7 @@ from jaxbatch.data.held_out import hold_out
 from jaxbatch.data.images import ImageDataset, open_images
 from jaxbatch.data.packing import PackedText, pack_texts
 from jaxbatch.data.streaming import prefetch
+from jaxbatch.data.streams import ArrayStream
 from jaxbatch.data.text import TextDataset, load_text, sequences
 from jaxbatch.gradients.accumulation import accumulated_gradient
 from jaxbatch.gradients.clipping import ClippedSum, clipped_gradient_sum, sum_of_gradients
@@ -95,6 +96,7 @@ __all__ = [
     "VGG19BN",
     "Advice",
     "AlexNet",
+    "ArrayStream",
     "BackendCheck",
     "BatchSizeSchedule",
     "Branches",

@@ -65,18 +65,8 @@ def noisy(keys, batch):
     return batch[0] + jax.vmap(jax.random.normal)(keys)[:, None], batch[1]
 
 
-class Streamed:
-    def __init__(self, arrays):
-        self.arrays = [np.asarray(leaf) for leaf in arrays]
-        self.num_examples = len(self.arrays[0])
-        self.example = tuple(jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in self.arrays)
-
-    def parts(self, indices, place=(0, 0)):
-        return (tuple(leaf[part] for leaf in self.arrays) for part in indices)
-
-
 def streamed(task):
-    return task._replace(train_data=Streamed(task.train_data), test_data=Streamed(task.test_data))
+    return task._replace(train_data=jb.ArrayStream(task.train_data), test_data=jb.ArrayStream(task.test_data))
 
 
 def fit(task, **settings):

@@ -94,17 +94,8 @@ def on_devices(task, size, count, method="jit", steps=2):
     return run(start(task), task.train_data, indices(size, steps))
 
 
-class Streamed:
-    def __init__(self, arrays):
-        self.arrays, self.num_examples = arrays, len(arrays[0])
-        self.example = tuple(jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in arrays)
-
-    def parts(self, indices, place=(0, 0)):
-        return (tuple(np.asarray(leaf)[part] for leaf in self.arrays) for part in indices)
-
-
 def streamed(task, size, count, method="jit"):
-    task = task._replace(train_data=Streamed(task.train_data))
+    task = task._replace(train_data=jb.ArrayStream(task.train_data))
     run = compile_task_epoch(task, optax.sgd(RATE), start(task), 2, size, devices=jax.devices()[:count], method=method)
     return run(start(task), task.train_data, indices(size), [0, 0])
 

@@ -5,7 +5,6 @@ import weakref
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
 
@@ -15,17 +14,6 @@ from jaxbatch.training.epochs import compile_task_epoch
 LOSS = lambda w, x: 0.5 * (x - w) ** 2
 X = jnp.arange(8.0)
 CONFIG = jb.FitConfig(optax.sgd(0.1), 4)
-
-
-class ArrayStream:
-    """An array as a stream."""
-
-    def __init__(self, x):
-        self.x, self.num_examples, self.example = np.asarray(x), len(x), jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
-
-    def parts(self, indices, place=(0, 0)):
-        for part in indices:
-            yield self.x[part]
 
 
 CONV = lambda w, x: jax.lax.conv(x[:, None, None, None], w, (1, 1), "VALID").reshape(-1)
@@ -44,7 +32,7 @@ def test_losses_of_another_shape_are_refused_on_every_path(path, wrong):
     loss_fn = lambda w, x: WRONG[wrong](LOSS(w, x))
     if path == "convolution":
         loss_fn, start = lambda w, x: WRONG[wrong](CONV(w, x)), jnp.ones((1, 1, 1, 1))
-    task = jb.Task(lambda key: start, loss_fn, None, ArrayStream(X) if path == "stream" else data, None)
+    task = jb.Task(lambda key: start, loss_fn, None, jb.ArrayStream(X) if path == "stream" else data, None)
     config = CONFIG._replace(
         **{"groups": {"num_groups": 2}, "microbatches": {"microbatch_size": 2}, "convolution": {"microbatch_size": 2}}.get(path, {})
     )
@@ -63,7 +51,7 @@ def test_losses_of_another_shape_are_refused_on_every_path(path, wrong):
 def test_streams_convolutions_and_devices_give_the_number_of_one_device():
     ramp = lambda w, x: w * x
     config = jb.FitConfig(optax.sgd(1.0), 8)
-    for task in (jb.Task(lambda key: jnp.array(0.0), ramp, None, data, None) for data in (X, ArrayStream(X))):
+    for task in (jb.Task(lambda key: jnp.array(0.0), ramp, None, data, None) for data in (X, jb.ArrayStream(X))):
         (record,) = jb.fit(task, config._replace(microbatch_size=3))
         assert float(record["state"].params) == -3.5
 

@@ -71,18 +71,8 @@ schedule = jb.adabatch_schedule(batch_size=3, growth=2, every=1)
 found["schedule"] = apart(last(plain, schedule, num_devices=4), last(plain, schedule))
 
 
-class Streamed:
-    def __init__(self, arrays):
-        self.arrays = [np.asarray(leaf) for leaf in arrays]
-        self.num_examples = len(self.arrays[0])
-        self.example = tuple(jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in self.arrays)
-
-    def parts(self, indices, place=(0, 0)):
-        return (tuple(leaf[part] for leaf in self.arrays) for part in indices)
-
-
 def streamed(task):
-    return task._replace(train_data=Streamed(task.train_data), test_data=Streamed(task.test_data))
+    return task._replace(train_data=jb.ArrayStream(task.train_data), test_data=jb.ArrayStream(task.test_data))
 
 
 for size in (8, 7):  # on 4 devices 7 are filled up

@@ -163,13 +163,12 @@ RUN = """
 import json
 import jax, numpy as np
 import jaxbatch as jb
-from tests.test_constants import Streamed
 from tests.test_states import bits, everything_held, is_key, noisy_optimizer, noisy_task
 import optax
 
 found, task = [], noisy_task()
 streamed = task._replace(
-    train_data=Streamed((task.train_data,)), test_data=Streamed((task.test_data,)), loss_fn=lambda p, batch: task.loss_fn(p, batch[0]),
+    train_data=jb.ArrayStream((task.train_data,)), test_data=jb.ArrayStream((task.test_data,)), loss_fn=lambda p, batch: task.loss_fn(p, batch[0]),
     metrics_fn=lambda p, batch: task.metrics_fn(p, batch[0]),
 )
 for optimizer in (noisy_optimizer(), everything_held(optax.sgd(0.05))):

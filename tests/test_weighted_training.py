@@ -31,17 +31,8 @@ loss_fn, token_loss, params, data = make_weighted(20)
 OPTIMIZER = optax.sgd(0.05, 0.9)
 
 
-class Streamed:
-    def __init__(self, arrays):
-        self.arrays, self.num_examples = jax.tree.map(np.asarray, arrays), 20
-        self.example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), self.arrays)
-
-    def parts(self, indices, place=(0, 0)):
-        return (jax.tree.map(lambda leaf: leaf[part], self.arrays) for part in indices)
-
-
 whole = jb.Task(lambda key: params, loss_fn, None, data, None)
-kinds = {"arrays": whole, "stream": whole._replace(train_data=Streamed(data)), "pieces": whole._replace(loss_fn=convolved(loss_fn))}
+kinds = {"arrays": whole, "stream": whole._replace(train_data=jb.ArrayStream(data)), "pieces": whole._replace(loss_fn=convolved(loss_fn))}
 
 
 def apart(kind, size, count, method="jit", groups=None, microbatch_size=None):

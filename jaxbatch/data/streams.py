@@ -36,6 +36,42 @@ class Stream(Protocol):
         ...
 
 
+class ArrayStream:
+    """A :class:`Stream` of arrays that stay on the host, in memory or in a file (``numpy.memmap``).
+
+    The device holds a few parts of a batch at a time, so the arrays may be larger than its memory, and those in a file larger
+    than the host's.
+
+    Args:
+        arrays: a pytree of arrays ``(N, ...)``. NumPy's are not copied.
+
+    Raises:
+        ValueError: there is no array, or the leaves disagree on N.
+
+    Example:
+        >>> stream = ArrayStream((np.arange(6.0).reshape(3, 2), np.array([7, 8, 9])))
+        >>> [labels.tolist() for _, labels in stream.parts([np.array([2, 0]), np.array([1])])]
+        [[9, 7], [8]]
+        >>> stream.num_examples, stream.example[0]
+        (3, ShapeDtypeStruct(shape=(2,), dtype=float32))
+    """
+
+    def __init__(self, arrays: PyTree):
+        self.arrays = jax.tree.map(np.asanyarray, arrays)  # memory maps stay what they are
+        lengths = {leaf.shape[:1] for leaf in jax.tree.leaves(self.arrays)}
+        if len(lengths) != 1 or () in lengths:
+            shapes = [leaf.shape for leaf in jax.tree.leaves(self.arrays)]
+            raise ValueError(f"arrays have the shapes {shapes}: give at least one array, and all with the same number of examples first.")
+        ((self.num_examples,),) = lengths
+        as_on_device = lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], jax.dtypes.canonicalize_dtype(leaf.dtype))
+        self.example = jax.tree.map(as_on_device, self.arrays)
+
+    def parts(self, indices: Iterable[Int[np.ndarray, "_"]], seed_epoch: tuple[int, int] = (0, 0)) -> Iterator[PyTree]:
+        """The examples of each part in order; nothing depends on ``seed_epoch``."""
+        for part in indices:
+            yield jax.tree.map(lambda leaf, example, part=part: np.asarray(leaf[part], example.dtype), self.arrays, self.example)
+
+
 class Decoders:
     """Worker processes that decode and crop images, in order and a bounded number of chunks ahead.
 
