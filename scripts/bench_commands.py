@@ -139,14 +139,16 @@ class Huge(Bench):
 
     rounds: int = 5
     batch_sizes: tuple[int, ...] = (100_000, 1_000_000)
-    """Batch sizes; the memory is measured beside a data set of as many images as the largest."""
+    """Batch sizes; the data set has as many images as the batch."""
     microbatch_size: int = 1000
     """Examples worked on at a time, and the batch of the plain steps."""
+    budget: str | None = None
+    """Memory, such as 1GiB; the microbatch is then the one that jaxbatch.memory_plan chooses."""
     models: tuple[Literal["simple_cnn", "mlp"], ...] = ("simple_cnn", "mlp")
     """Networks."""
 
     def run(self):
-        return bench_huge.huge(self.rounds, self.batch_sizes, self.microbatch_size, self.models)
+        return bench_huge.huge(self.rounds, self.batch_sizes, self.microbatch_size, self.models, self.budget)
 
 
 @dataclasses.dataclass(frozen=True)

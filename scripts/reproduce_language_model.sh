@@ -11,9 +11,11 @@ cd "$(dirname "$0")/.."
 
 output=results
 flags=()
+protocol=(--batch-sizes 8 16 32 64 128 256 --learning-rates 0.000316 0.001 0.00316 0.01 0.0316 --epochs 20 --evaluations-per-epoch 6)
 while [ $# -gt 0 ]; do
   case "$1" in
     --output-dir) output="$2"; shift 2 ;;
+    --quick) flags+=("$1"); protocol=(--batch-sizes 16 64 --learning-rates 0.00316 --epochs 2 --target "bits_per_token<4"); shift ;;
     *) flags+=("$1"); shift ;;
   esac
 done
@@ -32,8 +34,7 @@ measure() { # study, text, flags of the study
 }
 
 text_studies() {
-  measure critical_batch_size "$1" --model transformer --optimizer adamw --batch-sizes 8 16 32 64 128 256 --base-batch-size 16 \
-    --learning-rates 0.000316 0.001 0.00316 0.01 0.0316 --epochs 20 --evaluations-per-epoch 6
+  measure critical_batch_size "$1" --model transformer --optimizer adamw --base-batch-size 16 "${protocol[@]}"
   measure language_model "$1"
 }
 

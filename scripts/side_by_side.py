@@ -156,6 +156,9 @@ def report(rows: list[dict], console: Console) -> None:
         if "peak_bytes" in row:
             told = ", ".join(f"{name} {row[f'{key}_bytes'] / 2**20:,.1f}" for key, name in MEMORY.items())
             console.print(f"MiB, {row['model']}, B = {row['batch_size']:,}, microbatch {row['microbatch_size']:,}: {told}.", soft_wrap=True)
+        if "budget_bytes" in row:
+            used = (row["kept_bytes"] + row["peak_bytes"]) / 2**20
+            console.print(f"In all {used:,.1f} MiB of a budget of {row['budget_bytes'] / 2**20:,.1f} MiB.")
         if "ours_temporary_bytes" in row:
             ours, plain = (row[f"{who}_temporary_bytes"] / 1e6 for who in ("ours", "plain"))
             console.print(f"Temporary memory of {row['model']}: ours {ours:.1f} MB, plain step {plain:.1f} MB.")

@@ -25,6 +25,7 @@ FIELDS = {"bench", "model", "batch_size", "num_groups", "ours_ms", "peer", "peer
         (["target", "--dataset", "digits", "--accuracy", "0.3", "--batch-size", "32"], {"target"}),
         pytest.param(["noise", "--batch-sizes", "8", "130"], {"noise"}, marks=pytest.mark.slow),
         pytest.param(["huge", "--batch-sizes", "40", "130", "--microbatch-size", "10", "--models", "mlp"], {"huge"}, marks=pytest.mark.slow),
+        pytest.param(["huge", "--batch-sizes", "300", "--budget", "1GiB", "--models", "mlp"], {"huge"}, marks=pytest.mark.slow),
         pytest.param(["sweep", "--rates", "2", "--seeds", "2", "--num-examples", "128", "--batch-size", "32"], {"sweep"}, marks=pytest.mark.slow),
         pytest.param(
             ["ladder", "--num-examples", "128", "--sizes", "32", "64", "--first-epochs", "2", "--epochs-each", "2"],
