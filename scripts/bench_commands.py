@@ -143,7 +143,7 @@ class Huge(Bench):
     microbatch_size: int = 1000
     """Examples worked on at a time, and the batch of the plain steps."""
     budget: str | None = None
-    """Memory, such as 1GiB; the microbatch is then the one that jaxbatch.memory_plan chooses."""
+    """Memory, such as 1GiB; the huge step then takes the microbatch that jaxbatch.memory_plan chooses."""
     models: tuple[Literal["simple_cnn", "mlp"], ...] = ("simple_cnn", "mlp")
     """Networks."""
 

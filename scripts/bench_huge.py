@@ -28,21 +28,22 @@ PLAIN_STEPS = 50  # a round of plain steps; their time per example is compared
 def huge(rounds: int, batch_sizes: tuple[int, ...], microbatch_size: int, models: tuple[str, ...], budget: str | None = None) -> list[dict]:
     """Compares milliseconds per 1,000 examples of one huge step ("ours") with those of plain steps on a microbatch.
 
-    With a budget of memory, the microbatch is the one that :func:`jaxbatch.memory_plan` chooses for the batch.
+    With a budget of memory, the huge step takes the microbatch that :func:`jaxbatch.memory_plan` chooses; the plain steps stay the same.
     """
     rows = []
     for model in models:
         for batch_size in batch_sizes:
             task = random_task(NETWORKS[model](), batch_size)
+            chosen = microbatch_size
             if budget is not None:
                 plan = jb.memory_plan(task, optimizer=optax.sgd(RATE, MOMENTUM), batch_size=batch_size, budget=budget)
-                microbatch_size = plan.chosen.microbatch_size
-            own, plain = (measure_apart(model, size, microbatch_size, batch_size) for size in (batch_size, microbatch_size))
+                chosen = plan.chosen.microbatch_size
+            own, plain = (measure_apart(model, size, cut, batch_size) for size, cut in ((batch_size, chosen), (microbatch_size, microbatch_size)))
             steps = max(1, min(PLAIN_STEPS, batch_size // microbatch_size))
-            contenders = {"ours": _steps(task, 1, batch_size, microbatch_size), "plain step": _steps(task, steps, microbatch_size, None)}
+            contenders = {"ours": _steps(task, 1, batch_size, chosen), "plain step": _steps(task, steps, microbatch_size, None)}
             thousands = {"ours": batch_size / 1000, "plain step": steps * microbatch_size / 1000}
             times = [{name: time / thousands[name] for name, time in found.items()} for found in time_contenders(contenders, rounds)]
-            memory = own | {"plain_peak_bytes": plain["peak_bytes"], "microbatch_size": microbatch_size, "per_examples": 1000}
+            memory = own | {"plain_peak_bytes": plain["peak_bytes"], "microbatch_size": chosen, "per_examples": 1000}
             memory |= {} if budget is None else {"budget_bytes": as_bytes(budget)}
             rows += [row | memory for row in make_rows("huge", model, batch_size, 1, times)]
             del task, contenders
