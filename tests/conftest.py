@@ -26,6 +26,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from tests.long_tests import pytest_addoption, pytest_collection_modifyitems, pytest_runtest_logreport, pytest_sessionfinish  # noqa: F401
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -35,11 +37,11 @@ QUICK_TO_COMPILE = "--xla_cpu_use_fusion_emitters=false"  # XLA:CPU's older code
 
 
 def pytest_configure(config):
-    """The default tests compile without most optimizations, which is quicker; the slow ones compile as users do.
+    """All but the slow tests compile without most optimizations, which is quicker; the slow ones compile as users do.
 
     ``JAX_DISABLE_MOST_OPTIMIZATIONS=0`` before the command makes the default tests do so too.
     """
-    if config.option.markexpr == "not slow":
+    if config.option.markexpr in ("not slow and not long", "long", "not slow"):
         quick = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1").lower() in ("1", "true", "yes", "on")  # for processes, too
         jax.config.update("jax_disable_most_optimizations", quick)
         flags = os.environ.get("XLA_FLAGS", "")

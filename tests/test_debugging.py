@@ -141,13 +141,18 @@ def plain():
 
 
 OPTAX_FAILS = ("fit, adam", "strict promotion")  # a float to the power of an int32 count, in its own Adam
-SECONDS = [("SimpleCNN", setting) for setting in SETTINGS] + [("MLP", "disable_jit"), ("MLP", "leak checks")]  # each
+THOROUGH = ("disable_jit", "leak checks")  # seconds each, so only the main calls are always made under them
+MAIN = ("per_example_gradients", "split_backward", "step", "fit", "fit, monitored", "fit, stream", "sweep, vmap", "rates")
 
 
 def pairs():
     for pair in ((call, setting) for call in CALLS for setting in SETTINGS):
         if pair != OPTAX_FAILS:
-            yield pytest.param(*pair, marks=pytest.mark.slow if pair in SECONDS else ())
+            yield pytest.param(*pair, marks=pytest.mark.slow if is_slow(*pair) else ())
+
+
+def is_slow(call, setting):
+    return call == "SimpleCNN" or (setting in THOROUGH and call not in MAIN)
 
 
 @pytest.mark.parametrize(("call", "setting"), list(pairs()))

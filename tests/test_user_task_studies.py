@@ -81,7 +81,7 @@ STUDIES = {
 }
 TARGETED = (learning_rate_grid, convergence, split_backward)  # their tables name the metric of the validation part
 EVERY = [(study, name) for study in STUDIES for name in TASKS if name != "stateful" or study not in (gradient_smoothness, sharpness, split_backward)]
-SLOW = (memory, large_batch, sharpness)
+SLOW = (memory, large_batch, sharpness, gradient_smoothness, critical_batch_size)
 ALWAYS = [*((study, "bare") for study in STUDIES if study not in SLOW), (learning_rate_grid, "equinox"), (iteration_speed, "flax")]
 
 
