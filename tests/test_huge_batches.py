@@ -10,8 +10,9 @@ import jaxbatch as jb
 from jaxbatch.advice.memory_plan import memory_plan
 from jaxbatch.augment import crop_and_flip
 from jaxbatch.gradients.part_norms import NoiseMonitor
-from jaxbatch.training import epochs, sweeps
-from jaxbatch.training.epochs import compile_task_epoch, takes_by_part
+from jaxbatch.training import cuts, sweeps
+from jaxbatch.training.cuts import takes_by_part
+from jaxbatch.training.epochs import compile_task_epoch
 from jaxbatch.training.step_programs import step_programs
 from jaxbatch.training.steps import start_shapes
 from jaxbatch.weighted import Weighted
@@ -65,7 +66,7 @@ def test_examples_by_part_are_the_bits_of_the_whole_batch(name, monkeypatch):
 
     found = []
     for choice in (by_part, lambda *arguments: False):
-        monkeypatch.setattr(epochs, "takes_by_part", choice)
+        monkeypatch.setattr(cuts, "takes_by_part", choice)
         records = list(jb.fit(make(), config))
         found.append([{key: value for key, value in record.items() if not key.endswith("seconds")} for record in records])
     assert all(asked)

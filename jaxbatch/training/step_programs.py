@@ -14,16 +14,15 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from jaxbatch.data.streams import is_stream
-from jaxbatch.gradients.groups import check_microbatch_size, check_num_groups
 from jaxbatch.gradients.updates import Optimizer
 from jaxbatch.machine.cross_compiling import AXIS, target_mesh
+from jaxbatch.training.cuts import Cut, choose_cut
 from jaxbatch.training.devices import over_devices
-from jaxbatch.training.epochs import runs_in_pieces, takes_by_part
 from jaxbatch.training.layouts import Layout, lay_out_part, lay_out_step
 from jaxbatch.training.loss_shapes import task_has_weights
 from jaxbatch.training.pieces import make_pieces, parts_of_group
 from jaxbatch.training.steps import TrainState, make_task_step
-from jaxbatch.training.tasks import Task, smallest
+from jaxbatch.training.tasks import Task
 
 _PARTS_OF_A_STREAM = 3  # on the device at a time: one in work, and as many ahead as jaxbatch.training.pieces allows
 
@@ -67,14 +66,11 @@ def step_programs(
     groups = 1 if num_groups is None else num_groups
     if batch_size < 1 or num_devices < 1:
         raise ValueError(f"batch_size={batch_size} and num_devices={num_devices} must be at least 1.")
-    check_num_groups(groups, batch_size)
-    check_microbatch_size(microbatch_size)
-    cut = microbatch_size is not None and batch_size // groups > microbatch_size * num_devices
-    task = task._replace(microbatch_size=smallest(microbatch_size, task.microbatch_size))
     state = state_shapes(task, optimizer)
-    if runs_in_pieces(task, state, batch_size, cut):
-        return _pieces(task, optimizer, state, batch_size // groups, groups, microbatch_size, num_devices)
-    return [_whole_step(task, optimizer, state, batch_size, num_groups, num_devices)]
+    cut = choose_cut(task, state.params, batch_size, num_groups=groups, microbatch_size=microbatch_size, num_devices=num_devices)
+    if cut.in_pieces:
+        return _pieces(cut.task, optimizer, state, batch_size // groups, groups, microbatch_size, num_devices)
+    return [_whole_step(cut, optimizer, state, batch_size, num_groups, num_devices)]
 
 
 def state_shapes(task: Task, optimizer: Optimizer) -> TrainState:
@@ -86,11 +82,11 @@ def state_shapes(task: Task, optimizer: Optimizer) -> TrainState:
     return TrainState(params, opt_state, step, model_state)
 
 
-def _whole_step(task, optimizer, state, batch_size: int, num_groups, count: int) -> StepProgram:
+def _whole_step(cut: Cut, optimizer, state, batch_size: int, num_groups, count: int) -> StepProgram:
+    task = cut.task
     step = make_task_step(task, optimizer, batch_size, num_groups=num_groups, axis=AXIS if count > 1 else None)
-    groups = num_groups or 1
-    by_part = takes_by_part(task, state.params, batch_size, groups, count)
-    laid = lay_out_step(step, state, task.train_data, batch_size, prepare=task.prepare, num_groups=groups, num_devices=count, by_part=by_part)
+    over: dict[str, Any] = {"num_groups": num_groups or 1, "num_devices": count, "by_part": cut.by_part}
+    laid = lay_out_step(step, state, task.train_data, batch_size, prepare=task.prepare, **over)
     return _over_mesh("step", laid, {}, count)
 
 
