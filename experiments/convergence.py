@@ -29,10 +29,11 @@ from experiments.learning_rate_grid_report import best_rates
 from experiments.study import check_positive, open_study, run_study, show_results
 from experiments.study_target import TargetConfig, num_updates, resolve_target
 from experiments.study_task import load_choosing_task
+from jaxbatch.augment import batch_shapes
 from jaxbatch.results.records import Record, RunFolder
 from jaxbatch.results.report import progress_bar
-from jaxbatch.training.loops import batch_shapes
-from jaxbatch.training.steps import TrainState, evaluated, start_shapes
+from jaxbatch.training.evaluation import evaluated
+from jaxbatch.training.steps import TrainState, start_shapes
 from jaxbatch.training.tasks import Task, count_examples
 
 OTHER_SEEDS = 1000  # added to the seeds, so that no rate is judged by the runs that chose it

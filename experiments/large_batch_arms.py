@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Float, Key
 
 import jaxbatch as jb
-from jaxbatch.training.loops import Prepare
+from jaxbatch.augment import Prepare
 
 WARMUP = 0.1  # of the run
 CYCLES = 3  # triangles in a run

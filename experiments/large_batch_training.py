@@ -11,8 +11,9 @@ from jaxtyping import PyTree
 import jaxbatch as jb
 from experiments.large_batch_arms import batch_sizes, find_arm, make_optimizer, num_epochs, num_updates, task_of
 from jaxbatch.results.records import Record
+from jaxbatch.training.evaluation import evaluated
 from jaxbatch.training.goals import metric_names
-from jaxbatch.training.steps import TrainState, evaluated
+from jaxbatch.training.steps import TrainState
 from jaxbatch.training.tasks import count_examples
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxbatch as jb
-from jaxbatch.training.tasks import task_of_model
+from jaxbatch.training.classification import task_of_model
 
 NETWORKS = {
     "simple_cnn": jb.SimpleCNN,

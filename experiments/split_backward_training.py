@@ -16,10 +16,10 @@ from jaxbatch.batches import cut_batches, epoch_order, steps_per_epoch
 from jaxbatch.machine.compiling import compile_ahead
 from jaxbatch.results.records import Record, RunFolder
 from jaxbatch.training.divergence import first_nonfinite
-from jaxbatch.training.evaluation import make_evaluate
+from jaxbatch.training.evaluation import evaluated, make_evaluate
 from jaxbatch.training.goals import as_goal, metric_names
 from jaxbatch.training.loops import make_epoch
-from jaxbatch.training.steps import TrainState, evaluated, init_state
+from jaxbatch.training.steps import TrainState, init_state
 from jaxbatch.training.tasks import Task, count_examples
 
 OTHER_SEEDS = 1000  # added to the seeds of the runs that choose a rate, so that no arm is scored on these seeds

@@ -72,6 +72,7 @@ from jaxbatch.schedules.batch_sizes import (
 )
 from jaxbatch.schedules.rates import cosine, coupled_learning_rate, cyclic, scale_learning_rate, step_decay
 from jaxbatch.training.checkpoints import fit_with_checkpoints
+from jaxbatch.training.classification import classification_task, streamed_task
 from jaxbatch.training.evaluation import make_evaluate
 from jaxbatch.training.fitting import fit
 from jaxbatch.training.goals import Goal, as_goal, fit_to_target
@@ -80,7 +81,7 @@ from jaxbatch.training.loops import compile_epoch, make_epoch
 from jaxbatch.training.plans import FitConfig
 from jaxbatch.training.steps import TrainState, init_state, make_train_step
 from jaxbatch.training.sweeps import sweep
-from jaxbatch.training.tasks import Task, classification_task, streamed_task
+from jaxbatch.training.tasks import Task
 from jaxbatch.transformer import TransformerLM
 from jaxbatch.weighted import Weighted
 

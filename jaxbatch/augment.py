@@ -6,12 +6,16 @@ does not depend on the batch size, the number of devices, or the place from whic
 Axes: B examples, H × W pixels, C channels.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int, Integer, Key, Shaped
+from jaxtyping import Array, Float, Int, Integer, Key, PyTree, Shaped
 
+Prepare = Callable[[Key[Array, "B"], PyTree], PyTree]  # (a key for each example, batch) -> batch
 _AUGMENT = 0x61756720  # "aug ": makes these keys differ from the keys of init and shuffling
 
 
@@ -42,6 +46,25 @@ def example_keys(
     """
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _AUGMENT), epoch)
     return jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
+
+
+def prepared(prepare: Prepare | None, batch: PyTree, seed_epoch: Any, index: Any) -> PyTree:
+    """The examples ``index`` after ``prepare``, with the key of each; as they are without it."""
+    return batch if prepare is None else prepare(example_keys(seed_epoch[0], seed_epoch[1], index), batch)
+
+
+def batch_shapes(data: PyTree, batch_size: int, prepare: Prepare | None = None) -> PyTree:
+    """The shapes of a batch as the loss gets it, after ``prepare``.
+
+    Example:
+        >>> batch_shapes(jnp.ones((5, 3)), 2, lambda keys, x: (x, keys))
+        (ShapeDtypeStruct(shape=(2, 3), dtype=float32), ShapeDtypeStruct(shape=(2,), dtype=key<fry>))
+    """
+    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), leaf.dtype), data)
+    if prepare is None:
+        return batch
+    keys = jax.eval_shape(lambda: example_keys(0, 0, jnp.zeros(batch_size, jnp.int32)))
+    return jax.eval_shape(prepare, keys, batch)
 
 
 def crop_and_flip(keys: Key[Array, "B"], images: Shaped[Array, "B H W C"], *, padding: int = 4, flip: bool = True) -> Shaped[Array, "B H W C"]:

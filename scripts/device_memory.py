@@ -65,8 +65,7 @@ def predict(record: dict, target: str, effort: str) -> dict:
 
     import jaxbatch as jb
     from jaxbatch.machine.platform import compiling_for
-    from jaxbatch.training.step_programs import state_shapes
-    from jaxbatch.training.steps import make_task_step
+    from jaxbatch.training.steps import make_task_step, state_shapes
 
     task, optimizer = make_case(record["model"], record["batch_size"], record["dtype"], record.get("optimizer", "momentum"))
     with compiling_for(jb.find_target(target).platform):

@@ -15,7 +15,7 @@ from jaxbatch.layers import BatchNorm, example_mask
 from jaxbatch.training.loops import make_epoch
 from jaxbatch.training.devices import AXIS, over_devices, share_batches
 from jaxbatch.training.epochs import compile_task_epoch
-from jaxbatch.training.tasks import running_average
+from jaxbatch.training.classification import running_average
 from jaxbatch.training.steps import make_task_step
 from tests.reference import step_of_shares
 

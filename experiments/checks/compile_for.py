@@ -15,8 +15,9 @@ from jaxbatch.machine.cross_compiling import CompilationError, CompiledProgram, 
 from jaxbatch.machine.platform import compiling_for
 from jaxbatch.machine.targets import Target, find_target
 from jaxbatch.results.records import Record
-from jaxbatch.training.step_programs import state_shapes, step_programs
-from jaxbatch.training.tasks import task_of_model
+from jaxbatch.training.classification import task_of_model
+from jaxbatch.training.step_programs import step_programs
+from jaxbatch.training.steps import state_shapes
 
 BATCH, PARTS, DEVICES = 16, 4, 4
 NUM_EXAMPLES = 4096  # of the data set on the device; its shape is found in a program if it is copied

@@ -35,8 +35,9 @@ from jaxbatch.schedules.rates import scale_learning_rate
 from jaxbatch.states import as_arrays
 from jaxbatch.training.divergence import first_nonfinite, make_is_finite
 from jaxbatch.training.epochs import compile_task_epoch
+from jaxbatch.training.evaluation import make_test
 from jaxbatch.training.goals import metric_names
-from jaxbatch.training.steps import TrainState, make_test
+from jaxbatch.training.steps import TrainState
 from jaxbatch.training.tasks import Task
 
 _BRANCH = 0x6272616E  # "bran": makes the order of a branch differ from that of a run with the same seed

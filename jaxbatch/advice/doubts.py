@@ -9,9 +9,9 @@ import numpy as np
 from jaxbatch.advice.probes import Probe
 from jaxbatch.advice.search import Estimate, Space
 from jaxbatch.data.streams import is_stream
-from jaxbatch.training.evaluation import make_evaluate
+from jaxbatch.training.evaluation import evaluated, make_evaluate
 from jaxbatch.training.goals import Goal
-from jaxbatch.training.steps import TrainState, evaluated
+from jaxbatch.training.steps import TrainState
 from jaxbatch.training.tasks import Task, count_examples
 
 

@@ -13,13 +13,12 @@ from typing import NamedTuple
 import jax
 
 from jaxbatch.advice.memory import Memory
+from jaxbatch.augment import batch_shapes
 from jaxbatch.data.streams import is_stream
 from jaxbatch.gradients.updates import Optimizer
 from jaxbatch.machine.roofline import Bound, Work, count_work, time_bound
 from jaxbatch.machine.targets import Target
-from jaxbatch.training.loops import batch_shapes
-from jaxbatch.training.step_programs import state_shapes
-from jaxbatch.training.steps import make_task_step
+from jaxbatch.training.steps import make_task_step, state_shapes
 from jaxbatch.training.tasks import Task
 
 _COUNTED = (8, 16)  # sizes whose operations are counted; the others lie on their line

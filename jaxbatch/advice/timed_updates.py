@@ -16,6 +16,7 @@ from jaxbatch.batches import epoch_order
 from jaxbatch.data.streams import Stream, is_stream
 from jaxbatch.gradients.updates import Optimizer, check_optimizer
 from jaxbatch.machine.timing import timed_rounds
+from jaxbatch.training.devices import find_devices
 from jaxbatch.training.epochs import compile_task_epoch
 from jaxbatch.training.steps import init_state, start_shapes
 from jaxbatch.training.tasks import Task
@@ -67,9 +68,7 @@ def measure_throughput(
     if not seconds_per_timing > 0:
         raise ValueError(f"seconds_per_timing={seconds_per_timing} must be above 0.")
     check_optimizer(optimizer, start_shapes(task))
-    devices = jax.devices()[:num_devices] if num_devices > 0 else []
-    if len(devices) != num_devices:
-        raise ValueError(f"num_devices={num_devices} must be at least 1, and JAX finds {len(jax.devices())} here.")
+    devices = find_devices(num_devices)
     if is_stream(task.train_data) and not loading:
         task = task._replace(train_data=_Ready(task.train_data))
     order, kept = np.asarray(epoch_order(0, 0, task.num_examples)), [init_state(task, optimizer, 0)]

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
+from jaxbatch.gradients.groups import check_params
+
 Optimizer: TypeAlias = optax.GradientTransformation | optax.MultiSteps  # MultiSteps is no transformation, but works like one
 
 
@@ -44,11 +46,13 @@ def check_optimizer(optimizer: Any, params: PyTree) -> None:
     """Checks that ``optimizer`` can update ``params``; the update is traced, not run.
 
     Raises:
-        ValueError: ``optimizer`` is no optax optimizer, or needs more arguments than :func:`update` gives.
+        ValueError: ``optimizer`` is no optax optimizer, or needs more arguments than :func:`update` gives; or a leaf of ``params``
+            is no floating-point array.
 
     Example:
         >>> check_optimizer(optax.sgd(0.1), jnp.array(1.0))
     """
+    check_params(params)
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise ValueError(f"optimizer={optimizer!r} must be one of optax's, as optax.sgd(0.1).")
 

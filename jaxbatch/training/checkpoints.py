@@ -19,12 +19,11 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxbatch.batches import in_examples
 from jaxbatch.paths import local_path
 from jaxbatch.states import as_arrays, kinds, pack, unpack
 from jaxbatch.training.fitting import fit
 from jaxbatch.training.monitor import NoiseTrack
-from jaxbatch.training.plans import FitConfig, plan_segments, python_numbers
+from jaxbatch.training.plans import FitConfig, plan_segments, settled
 from jaxbatch.training.steps import init_state
 from jaxbatch.training.tasks import Task, fingerprint
 
@@ -69,8 +68,7 @@ def fit_with_checkpoints(
     """
     if every < 1:
         raise ValueError(f"every={every} records must be at least 1.")
-    config = python_numbers(config)
-    config = config._replace(duration=in_examples(config.duration, task.tokens_per_example))
+    config = settled(config, task.tokens_per_example)
     segments = plan_segments(config, task.num_examples)
     about: dict[str, Any] = {
         "data": fingerprint(task.train_data),

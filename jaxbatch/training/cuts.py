@@ -11,7 +11,7 @@ from jaxbatch.gradients.independence import has_independent_prepare
 from jaxbatch.gradients.part_norms import NoiseMonitor
 from jaxbatch.gradients.parts import choose_method
 from jaxbatch.layers import loops_are_slow
-from jaxbatch.training.loss_shapes import along_an_axis, shapes_of_batch
+from jaxbatch.training.devices import alone
 from jaxbatch.training.tasks import Task, smallest
 
 
@@ -76,9 +76,9 @@ def takes_by_part(task: Task, params: Any, batch_size: int, num_groups: int = 1,
     with the others in its batch: on one device it sees all of them, and its numbers must not depend on the cut.
     """
     share = -(-batch_size // num_groups // max(1, num_devices))  # no device at all is refused where they are told apart
-    loss_fn = task.loss_fn if num_devices == 1 else along_an_axis(task.loss_fn)
+    loss_fn = task.loss_fn if num_devices == 1 else alone(task.loss_fn)
     cut = share > min(further or share, task.examples_at_a_time or share)
-    in_turn = lambda: choose_method(loss_fn, params, shapes_of_batch(task, share), share) == "map"
+    in_turn = lambda: choose_method(loss_fn, params, task.shapes_of_batch(share), share) == "map"
     return (cut or (num_groups > 1 and in_turn())) and has_independent_prepare(task)
 
 
@@ -101,5 +101,5 @@ def microbatch_for_noise(monitor: NoiseMonitor | None, batch_size: int, num_grou
 
 def runs_in_pieces(task: Task, params: Any, batch_size: int, cut: bool) -> bool:
     """Whether a Python loop runs the pieces of a step: for a stream, and for a batch that is cut if compiled loops are slow."""
-    slow = lambda: loops_are_slow(task.loss_fn, params, shapes_of_batch(task, task.examples_at_a_time or batch_size))
+    slow = lambda: loops_are_slow(task.loss_fn, params, task.shapes_of_batch(task.examples_at_a_time or batch_size))
     return is_stream(task.train_data) or (cut and slow())

@@ -15,14 +15,14 @@ Axes: S steps, B examples in a batch, N devices, M = ⌈B / N⌉ examples on eac
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as Spec
-from jaxtyping import Bool, Int32
+from jaxtyping import Bool, Int32, PyTree
 
 from jaxbatch.machine.cross_compiling import AXIS  # the axis name for collective operations inside a step
 
@@ -55,6 +55,20 @@ def share_batches(
     return filled.transpose(1, 0, 2), mask.transpose(1, 0, 2)
 
 
+def share_parts(groups: Int32[np.ndarray, "G B"], size: int, num_devices: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Yields each part of each group: its length, and the indices and mask of its shares.
+
+    Example:
+        >>> [(length, shares.tolist()) for length, shares, _ in share_parts(np.array([[5, 6, 7]], np.int32), 2, 1)]
+        [(2, [5, 6]), (1, [7])]
+    """
+    for group in groups:
+        for start in range(0, len(group), size):
+            shares, mask = share_batches(group[None, start : start + size], num_devices)
+            lead = shares.shape[2:] if num_devices == 1 else (num_devices, -1)
+            yield len(group[start : start + size]), shares.reshape(lead), mask.reshape(lead)
+
+
 def provide_devices(count: int) -> None:
     """Makes sure that there are ``count`` devices. If JAX has not started yet, this splits a CPU into ``count`` virtual ones.
 
@@ -69,6 +83,37 @@ def provide_devices(count: int) -> None:
             jax.config.update("jax_num_cpu_devices", count)  # has no effect on an accelerator
     if count > jax.device_count():
         raise ValueError(f"{count} devices were asked for, and JAX finds {jax.device_count()} here.")
+
+
+def find_devices(num_devices: int) -> list[jax.Device]:
+    """The first ``num_devices`` devices.
+
+    Raises:
+        ValueError: the number is below 1, or there are fewer.
+
+    Example:
+        >>> len(find_devices(1))
+        1
+    """
+    devices = jax.devices()
+    if not 1 <= num_devices <= len(devices):
+        raise ValueError(f"num_devices={num_devices} must be at least 1, and JAX finds {len(devices)} here.")
+    return devices[:num_devices]
+
+
+def alone(function: Callable[[Any, PyTree], PyTree]) -> Callable[[Any, PyTree], PyTree]:
+    """``function(params, batch)`` along the axis :data:`AXIS` of one device, which layers that use the axis need to be traced.
+
+    Example:
+        >>> alone(lambda w, x: jax.lax.pmean(w * x, AXIS))(2.0, np.arange(3.0)).tolist()
+        [0.0, 2.0, 4.0]
+    """
+
+    def along(params, batch):
+        result = jax.vmap(lambda part: function(params, part), axis_name=AXIS)(jax.tree.map(lambda leaf: leaf[None], batch))
+        return jax.tree.map(lambda leaf: leaf[0], result)
+
+    return along
 
 
 def over_devices(

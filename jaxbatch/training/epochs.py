@@ -23,9 +23,8 @@ from jaxbatch.gradients.independence import check_independent_losses, check_inde
 from jaxbatch.gradients.part_norms import NoiseMonitor
 from jaxbatch.gradients.updates import Optimizer
 from jaxbatch.training.cuts import choose_cut
-from jaxbatch.training.devices import AXIS, Parallel
+from jaxbatch.training.devices import AXIS, Parallel, alone
 from jaxbatch.training.loops import compile_epoch
-from jaxbatch.training.loss_shapes import along_an_axis, shapes_of_batch
 from jaxbatch.training.pieces import compile_epoch_in_pieces
 from jaxbatch.training.steps import TrainState, make_task_step
 from jaxbatch.training.tasks import Task
@@ -75,7 +74,7 @@ def compile_task_epoch(
     if cut.in_parts:
         check_independent_prepare(task)  # elsewhere it may see the batch whole
     if groups == batch_size > 1 and (axis or cut.in_pieces):  # elsewhere the step itself checks
-        check_independent_losses(along_an_axis(task.loss_fn), state.params, shapes_of_batch(task, 2), has_aux=task.update_model_state is not None)
+        check_independent_losses(alone(task.loss_fn), state.params, task.shapes_of_batch(2), has_aux=task.update_model_state is not None)
     over: dict[str, Any] = {"devices": devices, "method": method, "num_groups": groups}
     if cut.in_pieces:
         return compile_epoch_in_pieces(task, optimizer, state, batch_size, cut.microbatch_size, monitor=monitor, **over)

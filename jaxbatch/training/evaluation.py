@@ -17,6 +17,8 @@ from jaxbatch.data.streams import is_stream
 from jaxbatch.gradients.groups import leading_axis
 from jaxbatch.layers import loops_are_slow
 from jaxbatch.sums import widen
+from jaxbatch.training.steps import TrainState
+from jaxbatch.training.tasks import Task, count_examples
 from jaxbatch.weighted import Weighted, counted, divisor, sum_losses, totals
 
 
@@ -94,3 +96,35 @@ def _stack(parts):
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(parts)):
         return jax.tree.map(lambda *totals: jnp.stack(totals), *parts)
     return jax.tree.map(lambda *totals: jnp.asarray(np.stack(totals)), *jax.device_get(parts))
+
+
+def make_test(
+    task: Task, batch_size: int = 500, eval_params: Callable[[PyTree, PyTree], PyTree] | None = None
+) -> Callable[[PyTree, TrainState], dict[str, Array]]:
+    """Makes ``test(test_data, state) -> {name: mean over the test set}``; it returns ``{}`` for a task without ``test_data``.
+
+    Args:
+        task: only its metrics and test data are used.
+        batch_size: examples at a time.
+        eval_params: see :class:`jaxbatch.FitConfig`.
+
+    Raises:
+        ValueError: the leaves of the test data disagree on the number of examples, or there is no ``metrics_fn`` for them.
+    """
+    if task.test_data is None:
+        return lambda data, state: {}
+    if task.metrics_fn is None:
+        raise ValueError("metrics_fn=None with test_data: give metrics_fn, or test_data=None to train without a test.")
+    evaluate = make_evaluate(task.metrics_fn, count_examples(task.test_data, "test_data"), batch_size)
+
+    def test(data, state):
+        if eval_params is not None:
+            state = state._replace(params=eval_params(state.opt_state, state.params))
+        return evaluate(evaluated(task, state), data)
+
+    return test
+
+
+def evaluated(task: Task, state: TrainState) -> PyTree:
+    """The first argument of the task's ``metrics_fn``: the parameters, or ``(params, model_state)``."""
+    return state.params if task.update_model_state is None else (state.params, state.model_state)

@@ -4,34 +4,23 @@ Axes: S steps.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbatch.batches import check_seed, epoch_order, in_examples
-from jaxbatch.gradients.groups import check_params
-from jaxbatch.gradients.part_norms import check_monitor
-from jaxbatch.gradients.updates import check_optimizer
+from jaxbatch.batches import epoch_order
 from jaxbatch.machine.compiling import Programs
 from jaxbatch.states import as_arrays
+from jaxbatch.training.devices import find_devices
 from jaxbatch.training.divergence import first_nonfinite, make_is_finite
 from jaxbatch.training.epochs import compile_task_epoch
-from jaxbatch.training.monitor import NoiseTrack, check_sizes
-from jaxbatch.training.plans import (
-    FitConfig,
-    Progress,
-    Segment,
-    advance,
-    plan_segments,
-    progress_after,
-    python_numbers,
-    read_progress,
-    write_progress,
-)
-from jaxbatch.training.steps import TrainState, init_state, make_test, start_shapes
+from jaxbatch.training.evaluation import make_test
+from jaxbatch.training.monitor import track_noise
+from jaxbatch.training.plans import FitConfig, advance, plan_rest, plan_segments, settled, write_progress
+from jaxbatch.training.steps import TrainState, start_state
 from jaxbatch.training.tasks import Task, tokens_seen
 
 
@@ -80,28 +69,16 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
         >>> [round(record["test_loss"], 4) for record in records]
         [1.4062, 0.8203, 0.6738]
     """
-    config, num_examples = python_numbers(config), task.num_examples
-    check_seed(config.seed)
-    config = config._replace(duration=in_examples(config.duration, task.tokens_per_example))
-    plan_segments(config, num_examples)  # raises an error if the plan is wrong
-    params = state.params if state is not None else start_shapes(task)
-    check_params(params)
-    check_optimizer(config.optimizer, params)
-    if config.monitor is not None:
-        check_monitor(config.monitor, jax.eval_shape(config.optimizer.init, params), params)
-        check_sizes(config.monitor, [segment.batch_size for segment in plan_segments(config, num_examples)])
+    config, num_examples = settled(config, task.tokens_per_example), task.num_examples
+    planned = plan_segments(config, num_examples)  # raises an error if the plan is wrong
+    begun, state = state is not None, start_state(task, config.optimizer, config.seed, state)
+    noise = track_noise(config.monitor, state, [segment.batch_size for segment in planned])
     test = make_test(task, min(500, config.microbatch_size or 500), config.eval_params)
-    begun = state is not None
-    state = as_arrays(state if begun else init_state(task, config.optimizer, config.seed))
-    progress = _progress(config, state, num_examples)
-    noise = NoiseTrack(config.monitor, state.params, state.noise)
-    state = state._replace(progress=(), noise=())  # only the host needs them
-    segments = plan_segments(config, num_examples, start=progress)
+    progress, segments = plan_rest(config, num_examples, state.progress, int(state.step))
     total = progress.batches + sum(segment.num_batches for segment in segments)
-    if not segments and config.duration.amount > 0:
-        raise ValueError(_past_the_end(config, state, progress, num_examples))
+    state = state._replace(progress=(), noise=())  # only the host needs them
     is_finite = make_is_finite(state._replace(opt_state=config.optimizer.init(state.params)) if begun else state)
-    with Programs(_epoch_compiler(task, config, state)) as programs:
+    with Programs(_epoch_compiler(task, config, jax.eval_shape(lambda: state))) as programs:
         used, started = set(), time.perf_counter()
         if config.compile_first:
             programs.ahead(segment.program for segment in segments)
@@ -118,89 +95,40 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
             started = time.perf_counter()
             order = np.asarray(epoch_order(config.seed, segment.epoch, num_examples))
             indices = order[segment.first : segment.first + segment.num_examples].reshape(count, segment.batch_size)
-            seed_epoch = config.seed, segment.epoch
-            state, losses = jax.block_until_ready(program.run(state, task.train_data, indices, seed_epoch))
+            state, losses = jax.block_until_ready(program.run(state, task.train_data, indices, (config.seed, segment.epoch)))
             seconds = time.perf_counter() - started
             losses, noise_fields = noise.read(losses)
             losses = np.asarray(losses)  # on the host, because on the device each length would need another program
-            progress = advance(progress, segment)
-            bad = first_nonfinite(losses)
+            progress, bad = advance(progress, segment), first_nonfinite(losses)
             if bad is None and not is_finite(state):
                 bad = count - 1
-            diverged_at = None if bad is None else progress.batches - count + bad
-            fields = noise_fields | tokens_seen(task, progress.examples)
-            times = {"train_seconds": seconds, "compile_seconds": 0.0 if key in used else program.compile_seconds, "stall_seconds": stall_seconds}
-            record = _record(segment, progress, total, losses, test(task.test_data, state), times | fields, diverged_at, state)
-            yield record | {"state": record["state"]._replace(noise=as_arrays(noise.written()))}
+            to_go_on = {"progress": jnp.asarray(write_progress(progress, int(state.step))), "noise": as_arrays(noise.written())}
+            yield {
+                "batches": progress.batches,
+                "total_batches": total,
+                "batch_size": segment.batch_size,
+                "examples": progress.examples,
+                "updates": int(state.step),
+                "epoch": segment.end,
+                "loss": float(losses.mean(dtype=np.float64)),
+                **{f"test_{name}": float(value) for name, value in test(task.test_data, state).items()},
+                "train_seconds": seconds,
+                "compile_seconds": 0.0 if key in used else program.compile_seconds,
+                "stall_seconds": stall_seconds,
+                **noise_fields,
+                **tokens_seen(task, progress.examples),
+                "diverged": bad is not None,
+                "diverged_at_batch": None if bad is None else progress.batches - count + bad,
+                "state": state._replace(**to_go_on),
+            }
             used.add(key)
             if bad is not None:
                 return
 
 
-def _record(
-    segment: Segment,
-    progress: Progress,
-    total: int,
-    losses: np.ndarray,
-    metrics: dict[str, Any],
-    times: dict[str, float],
-    diverged_at: int | None,
-    state: TrainState,
-) -> dict[str, Any]:
-    return {
-        "batches": progress.batches,
-        "total_batches": total,
-        "batch_size": segment.batch_size,
-        "examples": progress.examples,
-        "updates": int(state.step),
-        "epoch": segment.end,
-        "loss": float(losses.mean(dtype=np.float64)),
-        **{f"test_{name}": float(value) for name, value in metrics.items()},
-        **times,
-        "diverged": diverged_at is not None,
-        "diverged_at_batch": diverged_at,
-        "state": state._replace(progress=jnp.asarray(write_progress(progress, int(state.step)))),
-    }
-
-
-def _progress(config: FitConfig, state: TrainState, num_examples: int) -> Progress:
-    updates = int(state.step)
-    written = read_progress(state.progress, updates)
-    return progress_after(config, num_examples, updates // (config.num_groups or 1)) if written is None else written
-
-
-def _past_the_end(config: FitConfig, state: TrainState, progress: Progress, num_examples: int) -> str:
-    amount, unit = config.duration
-    asked, done = (
-        f"duration={unit}({amount}), which counts from the start of the run",
-        {"steps": progress.batches, "examples": progress.examples, "epochs": progress.epoch},
-    )
-    if done[unit] < amount:
-        return (
-            f"state.step={int(state.step)} leaves {num_examples - progress.offset} examples of epoch {progress.epoch}, fewer than a batch, and "
-            f"that epoch is the last of {asked}. Take a longer duration or a smaller batch."
-        )
-    return (
-        f"state.step={int(state.step)} is at or past the end of {asked} ({progress.batches} batches, {progress.examples} examples so far). "
-        "Take a longer duration; or, to train these parameters as the start of another run, state._replace(step=jnp.zeros((), int))."
-    )
-
-
-def _epoch_compiler(task: Task, config: FitConfig, state: TrainState):
-    """Makes ``(batch_size, num_batches) -> program``; only the shapes of the state are kept."""
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
-    if config.num_devices < 1:
-        raise ValueError(f"num_devices={config.num_devices} must be at least 1.")
-    if config.parallel not in ("jit", "pmap"):
-        raise ValueError(f"parallel={config.parallel!r} must be 'jit' or 'pmap'.")
-    devices = jax.devices()[: config.num_devices]
-    if len(devices) < config.num_devices:
-        raise ValueError(f"num_devices={config.num_devices}, and JAX finds {len(devices)} here.")
-    settings: dict[str, Any] = {
-        "num_groups": config.num_groups,
-        "microbatch_size": config.microbatch_size,
-        "devices": devices,
-        "method": config.parallel,
-        "monitor": config.monitor,
-    }
+def _epoch_compiler(task: Task, config: FitConfig, shapes: TrainState) -> Callable[[Any], Callable[..., Any]]:
+    """Makes ``(batch_size, num_batches) -> program``."""
+    devices = find_devices(config.num_devices)
+    settings: dict[str, Any] = {"num_groups": config.num_groups, "microbatch_size": config.microbatch_size, "monitor": config.monitor}
+    settings |= {"devices": devices, "method": config.parallel}
     return lambda key: compile_task_epoch(task, config.optimizer, shapes, key[1], key[0], **settings)

@@ -5,21 +5,23 @@ A program takes its examples by their indices, whole batches or each part when i
 Axes: S steps, B examples in a batch, N devices.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Key, PyTree
+from jax.sharding import AbstractMesh
+from jaxtyping import Array, Float, PyTree
 
-from jaxbatch.augment import example_keys
+from jaxbatch.augment import Prepare, prepared
 from jaxbatch.gradients.part_norms import WithNoise
 from jaxbatch.gradients.parts import Take
+from jaxbatch.machine.compiling import compile_ahead
+from jaxbatch.training.devices import Parallel, over_devices
 from jaxbatch.weighted import mean_loss
 
 Step = Callable[..., tuple[Any, Float[Array, "..."] | WithNoise]]  # (state, batch) -> (state, losses)
-Prepare = Callable[[Key[Array, "B"], PyTree], PyTree]  # (a key for each example, batch) -> batch
 
 
 def one_step(step: Step, prepare: Prepare | None, state: Any, data: PyTree, index: Any, seed_epoch: Any, *mask: Any, by_part: bool):
@@ -52,11 +54,6 @@ def make_take(data: PyTree, prepare: Prepare | None, seed_epoch: Any) -> Take:
     return jax.tree_util.Partial(take, data, seed_epoch)
 
 
-def prepared(prepare: Prepare | None, batch: PyTree, seed_epoch: Any, index: Any) -> PyTree:
-    """The examples ``index`` after ``prepare``, with the key of each; as they are without it."""
-    return batch if prepare is None else prepare(example_keys(seed_epoch[0], seed_epoch[1], index), batch)
-
-
 class Layout(NamedTuple):
     """A program as a function and the shapes of its arguments, before it is compiled, here or for another device."""
 
@@ -65,13 +62,15 @@ class Layout(NamedTuple):
     donate: tuple[str, ...]  # arguments whose memory is reused
     split: tuple[str, ...]  # arguments that are split over the devices
 
-    def places(self, names: tuple[str, ...]) -> list[bool]:
-        """For each argument, whether it is among ``names``."""
-        return [key in names for key in self.arguments]
+    def over(self, devices: Sequence[jax.Device] | AbstractMesh, method: Parallel) -> tuple[Any, Callable[..., tuple]]:
+        """The function over devices, and what moves its arguments there; see :func:`jaxbatch.training.devices.over_devices`."""
+        donate = tuple(number for number, name in enumerate(self.arguments) if name in self.donate)
+        return over_devices(self.function, devices, method, [name in self.split for name in self.arguments], donate=donate)
 
-    def numbers(self, names: tuple[str, ...]) -> tuple[int, ...]:
-        """The places of ``names`` among the arguments."""
-        return tuple(number for number, here in enumerate(self.places(names)) if here)
+    def compile(self, devices: Sequence[jax.Device], method: Parallel) -> tuple[Callable[..., Any], Callable[..., tuple]]:
+        """The compiled program over devices that are here, and what moves its arguments there."""
+        program, put = self.over(devices, method)
+        return compile_ahead(program, *self.arguments.values(), devices=devices), put
 
 
 def lay_out_step(
@@ -112,40 +111,6 @@ def lay_out_step(
         "seed_epoch": None if prepare is None else jax.ShapeDtypeStruct((2,), jnp.uint32),
     }
     return Layout(one if num_steps is None else all_steps, arguments, ("state",) if num_devices == 1 else (), ("index", "mask"))
-
-
-def lay_out_part(
-    add: Callable[..., tuple], total: PyTree, params: PyTree, data: PyTree, length: int, num_devices: int = 1, *, streamed: bool = False
-) -> Layout:
-    """The program that adds a part of ``length`` examples, over all devices, to the sum of its batch.
-
-    Args:
-        add: ``(total, params, data, index, mask, seed_epoch) -> (total, loss)``, see :func:`jaxbatch.training.pieces.make_pieces`.
-        total: the sum; here and below only shapes are used.
-        params: the parameters.
-        data: the data set, leaves ``(N, ...)``, or one example of a stream.
-        length: examples in the part, without fillers.
-        num_devices: N.
-        streamed: whether ``add`` gets the examples of its part, and not the data set.
-
-    Example:
-        >>> laid = lay_out_part(lambda total, *rest: (total, total), jnp.zeros(()), jnp.zeros(()), jnp.ones(3), 5, 2, streamed=True)
-        >>> laid.arguments["batch"].shape, laid.split
-        ((2, 3, 3), ('batch', 'index', 'mask'))
-    """
-    lead = (length,) if num_devices == 1 else (num_devices, -(-length // num_devices))
-    of_part = lambda leaf: jax.ShapeDtypeStruct((*lead, *leaf.shape), leaf.dtype)
-    arguments = {
-        "total": shapes_of(total),
-        "params": shapes_of(params),
-        **({"batch": jax.tree.map(of_part, data)} if streamed else {"data": shapes_of(data)}),
-        "index": jax.ShapeDtypeStruct(lead, jnp.int32),
-        "mask": jax.ShapeDtypeStruct(lead, jnp.bool_),
-        "seed_epoch": jax.ShapeDtypeStruct((2,), jnp.uint32),
-    }
-    # If the number of devices divides the length, there are no fillers and no mask is needed.
-    without_mask = lambda total, params, data, index, mask, seed_epoch: add(total, params, data, index, None, seed_epoch)
-    return Layout(add if length % num_devices else without_mask, arguments, ("total",), ("batch", "index", "mask"))
 
 
 def shapes_of(tree: PyTree) -> PyTree:

@@ -15,13 +15,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, PyTree, UInt32
 
-from jaxbatch.augment import example_keys
+from jaxbatch.augment import Prepare, batch_shapes
 from jaxbatch.gradients.groups import leading_axis
 from jaxbatch.layers import loops_are_slow
-from jaxbatch.machine.compiling import compile_ahead
 from jaxbatch.states import through_host
-from jaxbatch.training.devices import AXIS, Parallel, over_devices, share_batches
-from jaxbatch.training.layouts import Prepare, Step, lay_out_step, one_step, shapes_of
+from jaxbatch.training.devices import Parallel, alone, share_batches
+from jaxbatch.training.layouts import Step, lay_out_step, one_step, shapes_of
 
 Loop = Literal["scan", "python"]
 
@@ -66,20 +65,6 @@ def stack_on_host(results: list) -> Any:
         Array([1., 2.], dtype=float32)
     """
     return jax.tree.map(lambda *leaves: jnp.asarray(np.array(leaves)), *jax.device_get(results))
-
-
-def batch_shapes(data: PyTree, batch_size: int, prepare: Prepare | None = None) -> PyTree:
-    """The shapes of a batch as the loss gets it, after ``prepare``.
-
-    Example:
-        >>> batch_shapes(jnp.ones((5, 3)), 2, lambda keys, x: (x, keys))
-        (ShapeDtypeStruct(shape=(2, 3), dtype=float32), ShapeDtypeStruct(shape=(2,), dtype=key<fry>))
-    """
-    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), leaf.dtype), data)
-    if prepare is None:
-        return batch
-    keys = jax.eval_shape(lambda: example_keys(0, 0, jnp.zeros(batch_size, jnp.int32)))
-    return jax.eval_shape(prepare, keys, batch)
 
 
 def choose_loop(step: Step, state: Any, data: PyTree, batch_size: int, prepare: Prepare | None = None) -> Loop:
@@ -136,13 +121,12 @@ def compile_epoch(
     leading_axis(data, "data")  # JAX would clamp an index beyond a shorter leaf, silently
     share = num_groups * -(-batch_size // num_groups // count)
     state, data = shapes_of(state), shapes_of(data)
-    loop = loop or choose_loop(step if count == 1 else _under_axis(step), state, data, share, prepare)
+    loop = loop or choose_loop(step if count == 1 else alone(lambda state, share: step(state, share, None)), state, data, share, prepare)
     if loop not in ("scan", "python"):
         raise ValueError(f"loop={loop!r} must be 'scan', 'python' or None.")
     over: dict[str, Any] = {"num_steps": num_steps if loop == "scan" else None, "num_devices": count, "num_groups": num_groups}
     laid = lay_out_step(step, state, data, batch_size, prepare=prepare, by_part=by_part, **over)
-    program, put_on_all = over_devices(laid.function, devices, method, laid.places(laid.split), donate=laid.numbers(laid.donate))
-    program = compile_ahead(program, *laid.arguments.values(), devices=devices)
+    program, put_on_all = laid.compile(devices, method)
     on_all: dict[str, Any] = {}  # the data, moved to all devices once
 
     def run(state, data, indices, *seed_epoch):
@@ -165,11 +149,6 @@ def compile_epoch(
         return (through_host(state), through_host(losses)) if count > 1 else (state, losses)
 
     return run
-
-
-def _under_axis(step: Step) -> Step:
-    """The step along an axis of one device, for tracing only."""
-    return lambda state, share: jax.vmap(lambda share: step(state, share, None), axis_name=AXIS)(jax.tree.map(lambda leaf: leaf[None], share))
 
 
 def as_seed_epoch(*seed_epoch: Any) -> tuple[UInt32[np.ndarray, "2"], ...]:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree, UInt32
 
 from jaxbatch.gradients.noise import GradientStatistics, gradient_noise_scale
-from jaxbatch.gradients.part_norms import NoiseMonitor, layers_of
+from jaxbatch.gradients.part_norms import NoiseMonitor, check_monitor, layers_of
 from jaxbatch.intervals import Interval, fieller
 
 _WEIGHTS, _MOMENTS = 2, 5  # sums of weights and of their squares; then for each value two means and three sums of products
@@ -105,6 +105,18 @@ class NoiseTrack:
             scale = Interval(math.nan if not weight else _ratio(trace, signal), math.nan, math.nan, round(effective))
         known = {"noise_signal_average": signal, "noise_trace_average": trace} if weight else {}
         return {"noise_signal_average": None, "noise_trace_average": None} | known | _interval_fields("noise_scale_average", scale)
+
+
+def track_noise(monitor: Any, state: Any, batch_sizes: Sequence[int]) -> NoiseTrack:
+    """The averages of a run that starts from ``state`` and has batches of these sizes.
+
+    Raises:
+        ValueError: see :func:`jaxbatch.gradients.part_norms.check_monitor` and :func:`check_sizes`.
+    """
+    if monitor is not None:
+        check_monitor(monitor, state.opt_state, state.params)
+        check_sizes(monitor, batch_sizes)
+    return NoiseTrack(monitor, state.params, state.noise)
 
 
 def _fields(signal: Float[np.ndarray, "n"], trace: Float[np.ndarray, "n"]) -> dict[str, float | None]:

@@ -17,20 +17,19 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, PyTree
 
+from jaxbatch.augment import prepared
 from jaxbatch.batches import even_part
 from jaxbatch.data.streaming import prefetch
 from jaxbatch.data.streams import Stream, is_stream
 from jaxbatch.gradients.accumulation import mean_over, summed_gradient
-from jaxbatch.gradients.groups import check_num_groups
+from jaxbatch.gradients.groups import has_weights
 from jaxbatch.gradients.part_norms import NoiseMonitor, WithNoise, add_spread, norms_of, start_sums, statistics_of_parts
 from jaxbatch.gradients.updates import Optimizer
-from jaxbatch.machine.compiling import compile_ahead
 from jaxbatch.states import through_host
 from jaxbatch.sums import add, mean_of_sum, zero_sum
-from jaxbatch.training.devices import AXIS, Parallel, over_devices, share_batches
-from jaxbatch.training.layouts import lay_out_part, prepared
+from jaxbatch.training.devices import AXIS, Parallel, alone, share_parts
+from jaxbatch.training.layouts import Layout, shapes_of
 from jaxbatch.training.loops import as_seed_epoch, stack_on_host
-from jaxbatch.training.loss_shapes import task_has_weights
 from jaxbatch.training.steps import TrainState, apply_gradient
 from jaxbatch.training.tasks import Task
 from jaxbatch.weighted import Weighted, divisor, sum_losses, totals
@@ -96,14 +95,61 @@ def make_pieces(
     return Pieces(begin, add_part, finish)
 
 
-def parts_of_group(group_size: int, microbatch_size: int | None, num_devices: int) -> int:
-    """The number of examples, over all devices, in each part of a group but a last one that is not full.
+class PieceLayouts(NamedTuple):
+    """The programs of an update in pieces."""
+
+    size: int  # examples, over all devices, in each part of a group but a last one that is not full
+    begin: Layout
+    adds: dict[int, Layout]  # by the number of examples in a part
+    finish: Layout
+
+
+def lay_out_pieces(
+    task: Task,
+    optimizer: Optimizer,
+    state: TrainState,
+    group_size: int,
+    *,
+    num_groups: int = 1,
+    microbatch_size: int | None = None,
+    num_devices: int = 1,
+    monitor: NoiseMonitor | None = None,
+) -> PieceLayouts:
+    """The programs of the pieces of :func:`make_pieces`; of ``state`` only the shapes are used.
 
     Example:
-        >>> parts_of_group(12, 2, 2), parts_of_group(12, None, 2)
-        (4, 12)
+        >>> import optax
+        >>> from jaxbatch.training.steps import state_shapes
+        >>> task = Task(lambda key: jnp.zeros(()), lambda w, x: (x - w) ** 2, None, jnp.ones(40), None)
+        >>> laid = lay_out_pieces(task, optax.sgd(0.1), state_shapes(task, optax.sgd(0.1)), 10, microbatch_size=2, num_devices=2)
+        >>> laid.size, laid.adds[4].arguments["index"].shape, {length: layout.split for length, layout in laid.adds.items()}
+        (4, (2, 2), {4: ('batch', 'index', 'mask'), 2: ('batch', 'index', 'mask')})
     """
-    return even_part(group_size, min(group_size, num_devices * (microbatch_size or group_size)))
+    data, several = task.train_data, num_devices > 1
+    size = even_part(group_size, min(group_size, num_devices * (microbatch_size or group_size)))
+    loss_fn = alone(task.loss_fn) if several else task.loss_fn
+    weighted = has_weights(loss_fn, state.params, task.shapes_of_batch(-(-size // num_devices)), task.update_model_state is not None)
+    over: dict[str, Any] = {"monitor": monitor, "num_groups": num_groups, "weighted": weighted}
+    pieces = make_pieces(task, optimizer, group_size, axis=AXIS if several else None, **over)
+    totals, donated = jax.eval_shape(pieces.begin, state), ("state",) if num_groups == 1 else ()
+
+    def add(length: int) -> Layout:
+        lead = (num_devices, -(-length // num_devices)) if several else (length,)
+        of_part = lambda leaf: jax.ShapeDtypeStruct((*lead, *leaf.shape), leaf.dtype)
+        examples = {"batch": jax.tree.map(of_part, data.example)} if is_stream(data) else {"data": shapes_of(data)}
+        of_slots = {"index": jax.ShapeDtypeStruct(lead, jnp.int32), "mask": jax.ShapeDtypeStruct(lead, jnp.bool_)}
+        of_all = {"seed_epoch": jax.ShapeDtypeStruct((2,), jnp.uint32)}
+        # If the number of devices divides the length, there are no fillers and no mask is needed.
+        without_mask = lambda total, params, data, index, mask, seed_epoch: pieces.add(total, params, data, index, None, seed_epoch)
+        function = pieces.add if length % num_devices else without_mask
+        return Layout(function, {"total": totals, "params": state.params} | examples | of_slots | of_all, ("total",), ("batch", "index", "mask"))
+
+    return PieceLayouts(
+        size,
+        Layout(pieces.begin, {"state": state}, (), ()),
+        {length: add(length) for length in (size, group_size % size) if length},
+        Layout(pieces.finish, {"state": state, "total": totals}, donated, ()),
+    )
 
 
 def compile_epoch_in_pieces(
@@ -140,29 +186,18 @@ def compile_epoch_in_pieces(
         ``run(state, data, indices, [seed, epoch]) -> (state, losses)``. The last argument may be left out if nothing is
         random. The incoming state's memory is reused, unless K updates need it.
     """
-    check_num_groups(num_groups, batch_size)
     devices = jax.devices()[:1] if devices is None else devices
     count, group_size, streamed = len(devices), batch_size // num_groups, is_stream(task.train_data)
-    size = parts_of_group(group_size, microbatch_size, count)
-    weighted = task_has_weights(task, state.params, -(-size // count), count)
-    settings: dict[str, Any] = {"monitor": monitor, "num_groups": num_groups, "weighted": weighted}
-    pieces = make_pieces(task, optimizer, group_size, axis=AXIS if count > 1 else None, **settings)
-    starts, totals = range(0, group_size, size), jax.eval_shape(pieces.begin, state)
-
-    begin, whole = over_devices(pieces.begin, devices, method, (False,))
-    finish, _ = over_devices(pieces.finish, devices, method, (False, False), donate=(0,) if num_groups == 1 else ())
-    begin = compile_ahead(begin, state, devices=devices)
-    finish = compile_ahead(finish, state, totals, devices=devices)
-    adds, example = {}, task.train_data.example if streamed else task.train_data
-    for length in {size, group_size % size} - {0}:
-        laid = lay_out_part(pieces.add, totals, state.params, example, length, count, streamed=streamed)
-        add_part, deal = over_devices(laid.function, devices, method, laid.places(laid.split), donate=laid.numbers(laid.donate))
-        adds[length] = compile_ahead(add_part, *laid.arguments.values(), devices=devices)
+    over: dict[str, Any] = {"num_groups": num_groups, "microbatch_size": microbatch_size, "num_devices": count, "monitor": monitor}
+    laid = lay_out_pieces(task, optimizer, state, group_size, **over)
+    (begin, whole), (finish, _) = (layout.compile(devices, method) for layout in (laid.begin, laid.finish))
+    compiled = {length: layout.compile(devices, method) for length, layout in laid.adds.items()}
+    deal, starts = compiled[laid.size][1], range(0, group_size, laid.size)
 
     def run(state, data, indices, seed_epoch=(0, 0)):
         indices, (seed_epoch,) = np.asarray(indices, np.int32), as_seed_epoch(seed_epoch)
         losses, behind = [], collections.deque()
-        cut = lambda: _cut_shares(indices.reshape(-1, group_size), size, count)
+        cut = lambda: share_parts(indices.reshape(-1, group_size), laid.size, count)
         if streamed:
             ready = _decoded_parts(data, cut, tuple(seed_epoch.tolist()), deal)
         else:
@@ -177,7 +212,7 @@ def compile_epoch_in_pieces(
                     total = (*total[:3], sums)
                 for _ in starts:
                     length, part = next(ready)
-                    total, part_loss = adds[length](total, start, *part, seed_epoch)
+                    total, part_loss = compiled[length][0](total, start, *part, seed_epoch)
                     behind.append(part_loss)
                     if streamed and len(behind) > _IN_FLIGHT:  # otherwise waiting parts would fill the host's memory
                         jax.block_until_ready(behind.popleft())
@@ -194,26 +229,13 @@ def compile_epoch_in_pieces(
 def _of_batches(results: list[list]) -> Any:
     """From the groups of S batches: the mean losses of the batches, and the noise, which is complete after the last group."""
     results = jax.device_get(results)
-    if not isinstance(results[0][0], WithNoise):
-        return _mean_of_groups(results)
-    losses = _mean_of_groups([[group.losses for group in groups] for groups in results])
-    return WithNoise(losses, stack_on_host([groups[-1].noise for groups in results]))
-
-
-def _mean_of_groups(losses: list[list]) -> Array:
-    if not isinstance(losses[0][0], Weighted):
-        return jnp.asarray(np.array(losses).mean(1))
-    total, weight = np.array(losses).sum(1).T
-    return jnp.asarray(total / np.where(weight == 0, 1, weight))
-
-
-def _cut_shares(groups: np.ndarray, size: int, count: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Yields each part's length, and its indices and mask as split over ``count`` devices."""
-    for group in groups:
-        for start in range(0, len(group), size):
-            shares, mask = share_batches(group[None, start : start + size], count)
-            lead = shares.shape[2:] if count == 1 else (count, -1)
-            yield len(group[start : start + size]), shares.reshape(lead), mask.reshape(lead)
+    if isinstance(results[0][0], WithNoise):
+        losses = _of_batches([[group.losses for group in groups] for groups in results])
+        return WithNoise(losses, stack_on_host([groups[-1].noise for groups in results]))
+    if isinstance(results[0][0], Weighted):
+        total, weight = np.array(results).sum(1).T
+        return jnp.asarray(total / np.where(weight == 0, 1, weight))
+    return jnp.asarray(np.array(results).mean(1))
 
 
 def _decoded_parts(stream: Stream, cut: Callable[[], Iterator], seed_epoch: tuple[int, int], deal: Callable) -> Iterator[tuple[int, tuple]]:

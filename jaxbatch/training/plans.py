@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int32, PyTree
 
-from jaxbatch.batches import Duration, batches_left, epochs, in_examples, steps_per_epoch
+from jaxbatch.batches import Duration, batches_left, check_seed, epochs, in_examples, steps_per_epoch
 from jaxbatch.gradients.part_norms import NoiseMonitor
 from jaxbatch.gradients.updates import Optimizer
 
@@ -45,14 +45,21 @@ class FitConfig(NamedTuple):
     monitor: NoiseMonitor | None = None
 
 
-def python_numbers(config: FitConfig) -> FitConfig:
-    """Replaces NumPy's numbers, which JSON does not know, with Python's.
+def settled(config: FitConfig, tokens_per_example: int | None) -> FitConfig:
+    """The settings as training takes them: in Python's numbers, which JSON knows, and with a duration that counts no tokens.
+
+    Raises:
+        ValueError: the seed is outside [0, 2**32), the duration has no unit, or ``parallel`` is unknown.
 
     Example:
-        >>> python_numbers(FitConfig(None, np.int64(4))).batch_size
+        >>> settled(FitConfig(None, np.int64(4)), None).batch_size
         4
     """
-    return config._replace(**{name: value.item() for name, value in config._asdict().items() if isinstance(value, np.generic)})
+    config = config._replace(**{name: value.item() for name, value in config._asdict().items() if isinstance(value, np.generic)})
+    check_seed(config.seed)
+    if config.parallel not in ("jit", "pmap"):
+        raise ValueError(f"parallel={config.parallel!r} must be 'jit' or 'pmap'.")
+    return config._replace(duration=in_examples(config.duration, tokens_per_example))
 
 
 class Progress(NamedTuple):
@@ -165,6 +172,41 @@ def progress_after(config: FitConfig, num_examples: int, batches: int) -> Progre
             return Progress(epoch, offset, batches, examples + offset)
         done, examples = done + per_epoch, examples + per_epoch * size
     raise AssertionError("epochs do not end")
+
+
+def plan_rest(config: FitConfig, num_examples: int, written: Any, updates: int) -> tuple[Progress, list[Segment]]:
+    """How far a run has come, and the segments that are left.
+
+    Args:
+        config: see :func:`settled`.
+        num_examples: examples in the data set.
+        written: what the run's state holds of :func:`write_progress`. If it is not of these updates, the run is assumed to have
+            followed the plan so far.
+        updates: calls of the optimizer so far.
+
+    Raises:
+        ValueError: nothing is left of a duration above 0.
+
+    Example:
+        >>> doubling = FitConfig(None, lambda epoch: 2 * 2**epoch, epochs(2))
+        >>> progress, segments = plan_rest(doubling, 8, (), 5)
+        >>> progress, [(s.epoch, s.batch_size, s.num_batches) for s in segments]
+        (Progress(epoch=1, offset=4, batches=5, examples=12), [(1, 4, 1)])
+    """
+    progress = read_progress(written, updates) or progress_after(config, num_examples, updates // (config.num_groups or 1))
+    segments, (amount, unit) = plan_segments(config, num_examples, start=progress), config.duration
+    if segments or amount == 0:
+        return progress, segments
+    asked = f"duration={unit}({amount}), which counts from the start of the run"
+    if {"steps": progress.batches, "examples": progress.examples, "epochs": progress.epoch}[unit] < amount:
+        raise ValueError(
+            f"state.step={updates} leaves {num_examples - progress.offset} examples of epoch {progress.epoch}, fewer than a batch, and "
+            f"that epoch is the last of {asked}. Take a longer duration or a smaller batch."
+        )
+    raise ValueError(
+        f"state.step={updates} is at or past the end of {asked} ({progress.batches} batches, {progress.examples} examples so far). "
+        "Take a longer duration; or, to train these parameters as the start of another run, state._replace(step=jnp.zeros((), int))."
+    )
 
 
 _WORD = 2**30  # a state has no 64-bit integers, so the number of examples is stored in two parts

@@ -10,18 +10,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from jaxbatch.data.streams import is_stream
 from jaxbatch.gradients.updates import Optimizer
 from jaxbatch.machine.cross_compiling import AXIS, target_mesh
-from jaxbatch.training.cuts import Cut, choose_cut
-from jaxbatch.training.devices import over_devices
-from jaxbatch.training.layouts import Layout, lay_out_part, lay_out_step
-from jaxbatch.training.loss_shapes import task_has_weights
-from jaxbatch.training.pieces import make_pieces, parts_of_group
-from jaxbatch.training.steps import TrainState, make_task_step
+from jaxbatch.training.cuts import choose_cut
+from jaxbatch.training.layouts import Layout, lay_out_step
+from jaxbatch.training.pieces import lay_out_pieces
+from jaxbatch.training.steps import make_task_step, state_shapes
 from jaxbatch.training.tasks import Task
 
 _PARTS_OF_A_STREAM = 3  # on the device at a time: one in work, and as many ahead as jaxbatch.training.pieces allows
@@ -70,41 +66,26 @@ def step_programs(
     cut = choose_cut(task, state.params, batch_size, num_groups=groups, microbatch_size=microbatch_size, num_devices=num_devices)
     if cut.in_pieces:
         return _pieces(cut.task, optimizer, state, batch_size // groups, groups, microbatch_size, num_devices)
-    return [_whole_step(cut, optimizer, state, batch_size, num_groups, num_devices)]
-
-
-def state_shapes(task: Task, optimizer: Optimizer) -> TrainState:
-    """The shapes of a task's state at its start; nothing is computed."""
-    start = jax.eval_shape(task.init, jax.random.key(0))
-    params, model_state = (start, ()) if task.update_model_state is None else start
-    opt_state = jax.eval_shape(optimizer.init, params)
-    step: Any = jax.ShapeDtypeStruct((), jnp.int32)
-    return TrainState(params, opt_state, step, model_state)
-
-
-def _whole_step(cut: Cut, optimizer, state, batch_size: int, num_groups, count: int) -> StepProgram:
-    task = cut.task
-    step = make_task_step(task, optimizer, batch_size, num_groups=num_groups, axis=AXIS if count > 1 else None)
-    over: dict[str, Any] = {"num_groups": num_groups or 1, "num_devices": count, "by_part": cut.by_part}
+    step = make_task_step(cut.task, optimizer, batch_size, num_groups=num_groups, axis=AXIS if num_devices > 1 else None)
+    over: dict[str, Any] = {"num_groups": groups, "num_devices": num_devices, "by_part": cut.by_part}
     laid = lay_out_step(step, state, task.train_data, batch_size, prepare=task.prepare, **over)
-    return _over_mesh("step", laid, {}, count)
+    return [_program("step", laid, {}, num_devices)]
 
 
 def _pieces(task, optimizer, state, group_size: int, groups: int, microbatch_size, count: int) -> list[StepProgram]:
-    size = parts_of_group(group_size, microbatch_size, count)
-    weighted = task_has_weights(task, state.params, -(-size // count), count)
-    pieces, streamed = make_pieces(task, optimizer, group_size, axis=AXIS if count > 1 else None, weighted=weighted), is_stream(task.train_data)
-    data = task.train_data.example if streamed else task.train_data
-    part = lay_out_part(pieces.add, jax.eval_shape(pieces.begin, state), state.params, data, size, count, streamed=streamed)
+    laid = lay_out_pieces(task, optimizer, state, group_size, num_groups=groups, microbatch_size=microbatch_size, num_devices=count)
+    add = laid.adds[laid.size]
     one_device = lambda leaf: jax.ShapeDtypeStruct(leaf.shape[count > 1 :], leaf.dtype)
-    ahead = {"batch ahead": [jax.tree.map(one_device, part.arguments["batch"])] * (_PARTS_OF_A_STREAM - 1)} if streamed else {}
+    beside = {"data": add.arguments["data"]} if "data" in add.arguments else {}
+    ahead = {}
+    if "batch" in add.arguments:
+        ahead = {"batch ahead": [jax.tree.map(one_device, add.arguments["batch"])] * (_PARTS_OF_A_STREAM - 1)}
     # All gradients of a split are taken at the parameters before the batch, so from the first update on there are two of them.
     before = {"params before the batch": state.params} if groups > 1 else {}
-    add = _over_mesh("add a part", part, {"opt_state": state.opt_state, "model_state": state.model_state, **ahead, **before}, count)
-    update = Layout(pieces.finish, {"state": state, "total": part.arguments["total"]}, ("state",) if groups == 1 else (), ())
-    return [add, _over_mesh("update", update, (ahead if streamed else {"data": part.arguments["data"]}) | before, count)]
+    unused = {"opt_state": state.opt_state, "model_state": state.model_state}
+    return [_program("add a part", add, unused | ahead | before, count), _program("update", laid.finish, beside | ahead | before, count)]
 
 
-def _over_mesh(name: str, laid: Layout, beside: dict[str, PyTree], count: int) -> StepProgram:
-    function = laid.function if count == 1 else over_devices(laid.function, target_mesh(count), "jit", laid.places(laid.split))[0]
+def _program(name: str, laid: Layout, beside: dict[str, PyTree], count: int) -> StepProgram:
+    function = laid.function if count == 1 else laid.over(target_mesh(count), "jit")[0]
     return StepProgram(name, *laid._replace(function=function), beside)

@@ -1,7 +1,7 @@
 """A training step for one batch size, and the state that it changes."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,10 @@ from jaxbatch.gradients.accumulation import update_in_turn
 from jaxbatch.gradients.groups import LossFn, check_microbatch_size
 from jaxbatch.gradients.part_norms import NoiseMonitor, WithNoise
 from jaxbatch.gradients.split import update_by_groups
-from jaxbatch.gradients.updates import Optimizer, update
+from jaxbatch.gradients.updates import Optimizer, check_optimizer, update
 from jaxbatch.machine.compiling import call_compiled
-from jaxbatch.training.evaluation import make_evaluate
-from jaxbatch.training.tasks import Task, UpdateModelState, count_examples
+from jaxbatch.states import as_arrays
+from jaxbatch.training.tasks import Task, UpdateModelState
 from jaxbatch.weighted import Weighted, mean_over_devices
 
 _INIT = 0x696E6974  # "init": makes the keys of initialisation differ from the keys of shuffling
@@ -49,6 +49,27 @@ def init_state(task: Task, optimizer: Optimizer, seed: int | np.integer | UInt32
     return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), model_state)
 
 
+def start_state(task: Task, optimizer: Any, seed: Any, given: TrainState | None = None) -> TrainState:
+    """The state from which a run starts: ``given``, or else that of the seed.
+
+    Raises:
+        ValueError: see :func:`jaxbatch.gradients.updates.check_optimizer`.
+    """
+    check_optimizer(optimizer, start_shapes(task) if given is None else given.params)
+    return as_arrays(init_state(task, optimizer, seed) if given is None else given)
+
+
+def state_shapes(task: Task, optimizer: Optimizer) -> TrainState:
+    """The shapes of a task's state at its start; nothing is computed.
+
+    Example:
+        >>> import optax
+        >>> state_shapes(Task(lambda key: jnp.ones(3), None, None, jnp.zeros((4, 1)), None), optax.sgd(0.1)).params.shape
+        (3,)
+    """
+    return jax.eval_shape(lambda: init_state(task, optimizer, 0))
+
+
 def start_shapes(task: Task) -> PyTree:
     """The shapes of the parameters at a task's start; the parameters are only traced, not computed.
 
@@ -58,38 +79,6 @@ def start_shapes(task: Task) -> PyTree:
     """
     start = jax.eval_shape(task.init, jax.random.key(0))
     return start if task.update_model_state is None else start[0]
-
-
-def make_test(
-    task: Task, batch_size: int = 500, eval_params: Callable[[PyTree, PyTree], PyTree] | None = None
-) -> Callable[[PyTree, TrainState], dict[str, Array]]:
-    """Makes ``test(test_data, state) -> {name: mean over the test set}``; it returns ``{}`` for a task without ``test_data``.
-
-    Args:
-        task: only its metrics and test data are used.
-        batch_size: examples at a time.
-        eval_params: see :class:`jaxbatch.FitConfig`.
-
-    Raises:
-        ValueError: the leaves of the test data disagree on the number of examples, or there is no ``metrics_fn`` for them.
-    """
-    if task.test_data is None:
-        return lambda data, state: {}
-    if task.metrics_fn is None:
-        raise ValueError("metrics_fn=None with test_data: give metrics_fn, or test_data=None to train without a test.")
-    evaluate = make_evaluate(task.metrics_fn, count_examples(task.test_data, "test_data"), batch_size)
-
-    def test(data, state):
-        if eval_params is not None:
-            state = state._replace(params=eval_params(state.opt_state, state.params))
-        return evaluate(evaluated(task, state), data)
-
-    return test
-
-
-def evaluated(task: Task, state: TrainState) -> PyTree:
-    """The first argument of the task's ``metrics_fn``: the parameters, or ``(params, model_state)``."""
-    return state.params if task.update_model_state is None else (state.params, state.model_state)
 
 
 def make_train_step(

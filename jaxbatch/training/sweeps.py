@@ -18,16 +18,17 @@ from jax import lax
 
 from jaxbatch.batches import Duration, check_seed, epoch_order, in_examples
 from jaxbatch.data.streams import is_stream
-from jaxbatch.gradients.groups import check_num_groups, check_params
+from jaxbatch.gradients.groups import check_num_groups
 from jaxbatch.gradients.updates import Optimizer, check_optimizer
 from jaxbatch.machine.compiling import Programs, call_compiled, compile_ahead
 from jaxbatch.machine.cores import num_cores
 from jaxbatch.machine.platform import compiled_platform
 from jaxbatch.training.cuts import takes_by_part
 from jaxbatch.training.divergence import make_is_finite
+from jaxbatch.training.evaluation import make_test
 from jaxbatch.training.loops import compile_epoch, make_epoch
 from jaxbatch.training.plans import FitConfig, plan_segments, progress_after
-from jaxbatch.training.steps import TrainState, init_state, make_task_step, make_test, start_shapes
+from jaxbatch.training.steps import TrainState, init_state, make_task_step, start_shapes
 from jaxbatch.training.tasks import Task, tokens_seen
 
 Runs = Literal["map", "vmap", "threads"]
@@ -98,7 +99,6 @@ def sweep(
     for seed in seeds:
         check_seed(seed)
     settings = jax.tree.map(jnp.asarray, settings)
-    check_params(start_shapes(task))
     check_optimizer(make_optimizer(_run(settings, 0)), start_shapes(task))
     if num_groups is not None:
         check_num_groups(num_groups, batch_size)
