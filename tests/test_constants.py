@@ -20,7 +20,7 @@ from experiments import adabatch_cost, convergence, gradient_smoothness, iterati
 from experiments.split_backward_steps import ARMS
 from experiments.split_backward_training import Segment, Trainer
 from jaxbatch.layers import BatchNorm
-from jaxbatch.training.pieces import compile_epoch_in_pieces
+from jaxbatch.training.loops import compile_epoch_in_pieces
 from tests.conftest import ROOT
 
 SMALL, LARGE = (2_000, 4), (20_000, 400)  # examples and features: 2,000 times the data, 100 times the parameters

@@ -8,7 +8,7 @@ import pytest
 
 import jaxbatch as jb
 from jaxbatch.training import evaluation, loops
-from jaxbatch.training.pieces import compile_epoch_in_pieces
+from jaxbatch.training.loops import compile_epoch_in_pieces
 from tests.conftest import make_problem
 from tests.test_gradients import assert_close
 from tests.test_moments import batch_norm_task

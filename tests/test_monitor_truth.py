@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import jaxbatch as jb
-from jaxbatch.gradients.part_norms import NoiseMonitor, norms_of, spread_of, start_sums, statistics_of_parts, sum_of_spreads
+from jaxbatch.gradients.part_norms import NoiseMonitor, NoiseSums, metric_of, norms_of, statistics_of_parts
 from jaxbatch.intervals import fieller
 from jaxbatch.training.monitor import NoiseTrack
 
@@ -47,11 +47,11 @@ def test_parts_of_unequal_sizes_have_no_bias_and_intervals_cover():
     data = 1 + math.sqrt(scale) * random.normal(size=(repetitions * steps, sum(sizes), dimensions))
 
     def measure(batch):
-        sums = start_sums(monitor, batch[0], (), 0)
+        metric = metric_of(monitor, batch[0], (), 0)
         parts = [part.sum(0) for part in jnp.split(batch, np.cumsum(sizes)[:-1])]
-        spreads = [spread_of(norms_of(monitor, sums), part, size) for part, size in zip(parts, sizes, strict=True)]
-        whole = sum_of_spreads(jax.tree.map(lambda *leaves: jnp.stack(leaves), *spreads), None)
-        return statistics_of_parts(monitor, sums._replace(spread=whole, gradient=batch.sum(0)), sum(sizes))
+        spreads = [norms_of(monitor, metric)(part, size, None) for part, size in zip(parts, sizes, strict=True)]
+        whole = NoiseSums(jax.tree.map(lambda *leaves: sum(leaves), *spreads), batch.sum(0))
+        return statistics_of_parts(monitor, metric, whole, sum(sizes))
 
     found = jax.jit(jax.vmap(measure))(jnp.asarray(data, jnp.float32))
     np.testing.assert_allclose([found.signal.mean(), found.trace.mean()], [4.0, 64.0], rtol=0.03)

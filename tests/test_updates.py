@@ -9,7 +9,7 @@ import pytest
 import jaxbatch as jb
 from jaxbatch.training.devices import AXIS
 from jaxbatch.training.epochs import compile_task_epoch
-from jaxbatch.training.pieces import compile_epoch_in_pieces
+from jaxbatch.training.loops import compile_epoch_in_pieces
 from jaxbatch.training.steps import make_task_step
 
 LOSS = lambda w, x: 0.5 * (x - w) ** 2

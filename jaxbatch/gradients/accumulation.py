@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int32, PyTree
 
 from jaxbatch.batches import even_part
 from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size, has_weights, leading_axis, losses_and_aux
-from jaxbatch.gradients.part_norms import Norms, Spread, part_size, spread_of, sum_of_spreads
+from jaxbatch.gradients.part_norms import NoiseSums, Norms
 from jaxbatch.gradients.parts import Part, Take, fold
 from jaxbatch.layers import loops_are_slow, own_examples
 from jaxbatch.machine.compiling import compile_ahead
@@ -83,7 +83,7 @@ def mean_gradient(
     norms: Norms | None = None,
     take: Take | None = None,
     aux_in_turn: AuxInTurn | None = None,
-) -> tuple[Losses, PyTree, PyTree, Spread | None]:
+) -> tuple[Losses, PyTree, PyTree, NoiseSums | None]:
     """Losses, the gradient of their mean, and aux. Ordinary training steps use this.
 
     Args:
@@ -95,16 +95,16 @@ def mean_gradient(
         mask: False for fillers, which fill up a share and do not count.
         batch_size: the number of examples in all shares together; ``None``: B.
         axis: the name of the axis of devices over which to sum.
-        norms: measures the squared norms of each part's gradient, see :mod:`jaxbatch.gradients.part_norms`.
+        norms: measures each part's gradient, see :func:`jaxbatch.gradients.part_norms.norms_of`.
         take: makes the examples of a part from that part of ``batch``, which may then be indices, so that no more examples than
             those of a part are in memory; ``None``: ``batch`` holds the examples.
         aux_in_turn: ``(update, state)``; then aux is the state after ``update(state, aux)`` for each microbatch in turn, so that the
             aux of all are never kept. Not with ``axis``.
 
     Returns:
-        ``(losses, gradient, aux, spread)``. The losses are those of the share, and 0 where ``mask`` is False, weights too. aux has a leading
+        ``(losses, gradient, aux, noise)``. The losses are those of the share, and 0 where ``mask`` is False, weights too. aux has a leading
         axis of microbatches. Its leaves must have the same shapes in a last microbatch that is not full, as moments do. The
-        spread is that of all parts, on all devices; None without ``norms``.
+        noise is that of all parts, on all devices; None without ``norms``.
 
     Example:
         >>> loss_fn = lambda w, x: 0.5 * (x - w) ** 2
@@ -113,7 +113,7 @@ def mean_gradient(
         ([0.5, 4.5], -2.0)
     """
     share = leading_axis(batch)
-    spread, take = None, take or (lambda part: part)
+    noise, take = None, take or (lambda part: part)
     size = share if microbatch_size is None or microbatch_size >= share else even_part(share, microbatch_size)
     if size == share and mask is None and axis is None:
         examples = take(batch)
@@ -125,9 +125,9 @@ def mean_gradient(
         (_, (losses, aux)), gradient = jax.value_and_grad(mean, has_aux=True)(params)
         if norms is not None:
             of_sum = jax.tree.map(lambda leaf: leaf * divisor(losses, share), widen(gradient))
-            spread = spread_of(norms, of_sum, share, weight_of(losses))._replace(gradient=of_sum)
+            noise = NoiseSums(norms(of_sum, share, weight_of(losses)), of_sum)
         aux = jax.tree.map(lambda leaf: leaf[None], aux)
-        return losses, gradient, update_in_turn(*aux_in_turn, aux) if aux_in_turn else aux, spread
+        return losses, gradient, update_in_turn(*aux_in_turn, aux) if aux_in_turn else aux, noise
     measure = lambda part: summed_gradient(loss_fn, params, take(part[0]), mask=part[1], has_aux=has_aux, norms=norms)
     if aux_in_turn is None:
         gradient, losses, (aux, own, spreads) = fold(measure, (batch, mask), size, start=zero_sum(params))
@@ -136,8 +136,9 @@ def mean_gradient(
     if axis is not None:
         gradient, aux = lax.psum(gradient, axis), mean_over(axis, aux, own)
     if norms is not None:  # not of the mean: XLA would not fuse a division that has two users, which changes bits of the update
-        spread = sum_of_spreads(spreads, axis)._replace(gradient=gradient)
-    return losses, mean_of_sum(gradient, divisor(losses, batch_size or share, axis), params), aux, spread
+        spread = jax.tree.map(lambda leaf: leaf.sum(0), spreads)
+        noise = NoiseSums(spread if axis is None else lax.psum(spread, axis), gradient)
+    return losses, mean_of_sum(gradient, divisor(losses, batch_size or share, axis), params), aux, noise
 
 
 def _fold_aux(measure: Callable[[PyTree], Part], batch: PyTree, size: int, start: PyTree, update: Callable, state: PyTree) -> Part:
@@ -185,7 +186,7 @@ def summed_gradient(
 
     (_, (losses, aux)), gradient = jax.value_and_grad(loss_sum, has_aux=True)(params)
     own = None if mask is None else mask.sum(dtype=jnp.int32)
-    spread = None if norms is None else spread_of(norms, gradient, part_size(part, own), weight_of(losses))
+    spread = None if norms is None else norms(gradient, totals(losses).size if own is None else own, weight_of(losses))
     return Part(widen(gradient), losses, (aux, own, spread))
 
 

@@ -21,12 +21,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Bool, Float, Int32, PyTree
 
-from jaxbatch.gradients.groups import leading_axis
 from jaxbatch.gradients.part_weights import signal_and_trace
-from jaxbatch.sums import add, widen, zero_sum
+from jaxbatch.sums import widen, zero_sum
 
 
 class NoiseMonitor(NamedTuple):
@@ -48,21 +46,25 @@ class NoiseMonitor(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """What parts add to the noise: of one part, or summed over several."""
+    """What the parts of a batch add to the noise: of one part, or summed over several."""
 
     squares: Float[Array, "*P L"]  # |g_k|^2 / m_k; with weights |g_k|^2
     parts: Float[Array, "*P"]  # 1, or 0 for a part of fillers alone; with weights w_k^2
-    gradient: PyTree = None  # of the summed loss of all parts together, which only their sum needs
     weight: Float[Array, "*P"] | None = None  # w_k
 
 
 class NoiseSums(NamedTuple):
-    """What is summed up over the groups of a batch."""
+    """What is summed up over all parts of a batch, or of a group."""
 
     spread: Spread
-    gradient: PyTree  # of the batch's summed loss
-    metric: PyTree  # the weights of the squares; None: all 1
-    wanted: Bool[Array, ""]  # whether this batch is measured
+    gradient: PyTree  # of the summed loss
+
+
+class Metric(NamedTuple):
+    """How the gradients of a batch are measured, and whether they are."""
+
+    weights: PyTree  # of the squares; None: all 1
+    wanted: Bool[Array, ""]
 
 
 class BatchNoise(NamedTuple):
@@ -80,69 +82,58 @@ class WithNoise(NamedTuple):
     noise: BatchNoise
 
 
-Norms = Callable[[PyTree], Float[Array, "L"]]  # the squared norms of a gradient, by layer
+# (a part's summed gradient, its number of examples, their weight if they have one) -> its spread
+Norms = Callable[[PyTree, int | Int32[Array, ""], Float[Array, ""] | None], Spread]
 
 
-def start_sums(monitor: NoiseMonitor, params: PyTree, opt_state: PyTree, batches: Int32[Array, ""] | int, weighted: bool = False) -> NoiseSums:
-    """The sums before the first part of a batch, ``batches`` batches after the start of training."""
-    wanted, metric = jnp.asarray(batches % monitor.every == 0), None
+def metric_of(monitor: NoiseMonitor, params: PyTree, opt_state: PyTree, batches: Int32[Array, ""] | int) -> Metric:
+    """The metric of a batch, ``batches`` batches after the start of training."""
+    wanted, weights = jnp.asarray(batches % monitor.every == 0), None
     if monitor.preconditioned:
-        metric, known = inverse_moments(monitor, opt_state, params)
+        weights, known = inverse_moments(monitor, opt_state, params)
         wanted = wanted & known
-    layers = jax.eval_shape(lambda tree: squared_norms(tree, None, monitor.per_layer), params)
-    weight = jnp.zeros((), layers.dtype) if weighted else None
-    spread = Spread(jnp.zeros(layers.shape, layers.dtype), jnp.zeros((), layers.dtype), weight=weight)
-    return NoiseSums(spread, zero_sum(params), metric, wanted)
+    return Metric(weights, wanted)
 
 
-def norms_of(monitor: NoiseMonitor | None, sums: NoiseSums | None) -> Norms | None:
-    """The function that measures each part of a batch; None without a monitor."""
-    if monitor is None or sums is None:
-        return None
-    return lambda gradient: squared_norms(gradient, sums.metric, monitor.per_layer)
-
-
-def spread_of(norms: Norms, gradient: PyTree, count: int | Int32[Array, ""], weight: Float[Array, ""] | None = None) -> Spread:
-    """The spread of one part, from the gradient of the summed loss of its ``count`` examples and from their weight, if any.
+def norms_of(monitor: NoiseMonitor, metric: Metric) -> Norms:
+    """The function that measures each part of a batch.
 
     Example:
-        >>> norms = lambda gradient: squared_norms(gradient, None, False)
-        >>> [float(leaf.sum()) for leaf in spread_of(norms, jnp.array([3.0, 1.0]), 5)[:2]]
+        >>> norms = norms_of(NoiseMonitor(), Metric(None, jnp.array(True)))
+        >>> [float(leaf.sum()) for leaf in norms(jnp.array([3.0, 1.0]), 5, None)[:2]]
         [2.0, 1.0]
     """
-    squares = norms(gradient)
-    if weight is not None:
-        weight = weight.astype(squares.dtype)
-        return Spread(squares, weight**2, weight=weight)
-    count = jnp.asarray(count).astype(squares.dtype)
-    return Spread(squares / jnp.maximum(count, 1), jnp.minimum(count, 1))
+
+    def spread(gradient, count, weight):
+        squares = squared_norms(gradient, metric.weights, monitor.per_layer)
+        if weight is not None:
+            weight = weight.astype(squares.dtype)
+            return Spread(squares, weight**2, weight)
+        count = jnp.asarray(count).astype(squares.dtype)
+        return Spread(squares / jnp.maximum(count, 1), jnp.minimum(count, 1))
+
+    return spread
 
 
-def add_spread(sums: NoiseSums, spread: Spread) -> NoiseSums:
-    """Adds the spread of a part, or of a group of parts with its gradient."""
-    if spread.gradient is not None:
-        sums = sums._replace(gradient=add(sums.gradient, spread.gradient))
-    return sums._replace(spread=add(sums.spread, spread._replace(gradient=None)))
+def no_spread(norms: Norms, params: PyTree, weighted: bool) -> Spread:
+    """The spread before the first part."""
+    shapes = jax.eval_shape(norms, zero_sum(params), jnp.zeros((), jnp.int32), jnp.zeros(()) if weighted else None)
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
 
-def no_spread(sums: NoiseSums) -> Spread:
-    """The spread of a batch that is not measured."""
-    return jax.tree.map(jnp.zeros_like, sums.spread._replace(gradient=sums.gradient))
-
-
-def statistics_of_parts(monitor: NoiseMonitor, sums: NoiseSums, batch_size: int) -> BatchNoise:
+def statistics_of_parts(monitor: NoiseMonitor, metric: Metric, sums: NoiseSums, batch_size: int) -> BatchNoise:
     """Signal and trace of a batch after its last group; not measured if it has a single part."""
-    squares, parts, _, weight = sums.spread
+    squares, parts, weight = sums.spread
     if weight is None:
-        square_of_mean = squared_norms(sums.gradient, sums.metric, monitor.per_layer) / batch_size**2
+        square_of_mean = squared_norms(sums.gradient, metric.weights, monitor.per_layer) / batch_size**2
         trace = (squares - batch_size * square_of_mean) / jnp.maximum(parts - 1, 1)
         signal, several = square_of_mean - trace / batch_size, None
     else:
-        square_of_sum = squared_norms(sums.gradient, sums.metric, monitor.per_layer)
+        square_of_sum = squared_norms(sums.gradient, metric.weights, monitor.per_layer)
         signal, trace, several = signal_and_trace(square_of_sum, squares, parts, weight, batch_size)
     if monitor.per_layer:  # the sum over layers is the value of the whole gradient
         signal, trace = (jnp.concatenate([value.sum(keepdims=True), value]) for value in (signal, trace))
-    return BatchNoise(signal, trace, sums.wanted & (parts > 1 if several is None else several))
+    return BatchNoise(signal, trace, metric.wanted & (parts > 1 if several is None else several))
 
 
 def squared_norms(gradient: PyTree, metric: PyTree, per_layer: bool) -> Float[Array, "L"]:
@@ -216,14 +207,3 @@ def check_monitor(monitor: Any, opt_state: PyTree, params: PyTree) -> None:
         raise ValueError(f"monitor.parts={monitor.parts} must be at least 2: noise shows in how parts differ.")
     if monitor.preconditioned:
         jax.eval_shape(lambda state, params: inverse_moments(monitor, state, params), opt_state, params)
-
-
-def sum_of_spreads(spreads: Spread, axis: str | None) -> Spread:
-    """The sum over the parts (leading axis), and over the devices along ``axis``."""
-    total = jax.tree.map(lambda leaf: leaf.sum(0), spreads)
-    return total if axis is None else lax.psum(total, axis)
-
-
-def part_size(part: PyTree, own: Int32[Array, ""] | None) -> int | Int32[Array, ""]:
-    """The number of examples of a part that count."""
-    return leading_axis(part) if own is None else own

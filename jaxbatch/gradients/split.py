@@ -21,15 +21,17 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int32, PyTree
 
 from jaxbatch.gradients.accumulation import AuxInTurn, mean_gradient
-from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size, check_num_groups, check_one_aux, has_weights
+from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size, check_num_groups, check_one_aux
 from jaxbatch.gradients.independence import check_independent_losses
-from jaxbatch.gradients.part_norms import BatchNoise, NoiseMonitor, add_spread, no_spread, norms_of, start_sums, statistics_of_parts
+from jaxbatch.gradients.part_norms import BatchNoise, NoiseMonitor, NoiseSums, metric_of, norms_of, statistics_of_parts
 from jaxbatch.gradients.parts import Method, Part, Take, choose_method, fold, vmap_at_a_time
 from jaxbatch.gradients.updates import Optimizer, update
+from jaxbatch.sums import add, zero_sum
 from jaxbatch.weighted import Losses, mean_loss, mean_over_devices
 
 
@@ -70,7 +72,6 @@ def split_backward(
 
     Example:
         >>> import optax
-        >>> import jax.numpy as jnp
         >>> loss_fn = lambda w, x: 0.5 * (x - w) ** 2
         >>> step = split_backward(loss_fn, optax.sgd(0.1), num_groups=2)
         >>> params, opt_state, losses = step(jnp.array(0.0), optax.sgd(0.1).init(0.0), jnp.array([1.0, 3.0]))
@@ -136,33 +137,38 @@ def update_by_groups(
     if num_groups == share > 1 and axis is None:
         check_independent_losses(loss_fn, params, examples, has_aux=has_aux)
     size, group_size = share // num_groups, (batch_size or share) // num_groups
-    sums = None if monitor is None else start_sums(monitor, params, opt_state, batches, has_weights(loss_fn, params, examples, has_aux))
-    norms = norms_of(monitor, sums)
+    metric = norms = None
+    if monitor is not None:
+        metric = metric_of(monitor, params, opt_state, batches)
+        norms = norms_of(monitor, metric)
     settings: dict[str, Any] = {"has_aux": has_aux, "batch_size": group_size, "axis": axis, "take": take, "aux_in_turn": aux_in_turn}
 
     def measure(part):
         take = lambda size, norms: mean_gradient(loss_fn, params, part[0], mask=part[1], microbatch_size=size, norms=norms, **settings)
-        if sums is None or cut_to_measure is None:
-            losses, gradient, aux, spread = take(microbatch_size, norms)
+        if metric is None or cut_to_measure is None:
+            losses, gradient, aux, noise = take(microbatch_size, norms)
         else:
-            unmeasured = lambda: (*take(microbatch_size, None)[:3], no_spread(sums))
-            losses, gradient, aux, spread = lax.cond(sums.wanted, lambda: take(cut_to_measure, norms), unmeasured)
+            measured = lambda: take(cut_to_measure, norms)
+            nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(measured)[3])
+            losses, gradient, aux, noise = lax.cond(metric.wanted, measured, lambda: (*take(microbatch_size, None)[:3], nothing))
         loss = mean_loss(losses) if axis is None else mean_over_devices(losses, group_size, axis)
-        return Part((gradient, loss, spread), losses, (aux, loss))
+        spread, summed = (None, None) if noise is None else noise
+        return Part((gradient, loss, summed), losses, (aux, loss, spread))
 
     def combine(state, group):
-        (params, opt_state, sums), (gradient, loss, spread) = state, group
-        sums = None if monitor is None else add_spread(sums, spread)
-        return *update(optimizer, gradient, opt_state, params, loss), sums
+        (params, opt_state, total), (gradient, loss, summed) = state, group
+        return *update(optimizer, gradient, opt_state, params, loss), add(total, summed)
 
     method = method or ("unroll" if num_groups == 1 else choose_method(loss_fn, params, examples, size))
-    start = params, opt_state, sums
-    groups = fold(
-        measure, (batch, mask), size, method=method, at_a_time=vmap_at_a_time(size) if method == "vmap" else None, start=start, combine=combine
-    )
-    params, opt_state, sums = groups.summed
-    noise = None if monitor is None else statistics_of_parts(monitor, sums, group_size * num_groups)
-    return params, opt_state, groups.examples, *groups.each, noise
+    at_a_time = vmap_at_a_time(size) if method == "vmap" else None
+    start = params, opt_state, None if monitor is None else zero_sum(params)
+    groups = fold(measure, (batch, mask), size, method=method, at_a_time=at_a_time, start=start, combine=combine)
+    (params, opt_state, total), (aux, means, spreads) = groups.summed, groups.each
+    noise = None
+    if monitor is not None and metric is not None:
+        sums = NoiseSums(jax.tree.map(lambda leaf: leaf.sum(0), spreads), total)
+        noise = statistics_of_parts(monitor, metric, sums, group_size * num_groups)
+    return params, opt_state, groups.examples, aux, means, noise
 
 
 def largest_stable_curvature(learning_rate: float, momentum: float, num_groups: int = 1) -> float:

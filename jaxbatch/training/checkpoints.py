@@ -20,11 +20,11 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxbatch.paths import local_path
-from jaxbatch.states import as_arrays, kinds, pack, unpack
+from jaxbatch.states import kinds, pack, unpack
 from jaxbatch.training.fitting import fit
 from jaxbatch.training.monitor import NoiseTrack
 from jaxbatch.training.plans import FitConfig, plan_segments, settled
-from jaxbatch.training.steps import init_state
+from jaxbatch.training.steps import state_shapes
 from jaxbatch.training.tasks import Task, fingerprint
 
 
@@ -81,7 +81,7 @@ def fit_with_checkpoints(
         about["monitor"] = config.monitor._asdict()
     checkpoints = Checkpoints(checkpoint_dir, about, keep=keep)
     ends = np.cumsum([segment.num_batches for segment in segments]).tolist()
-    shapes = jax.eval_shape(lambda: as_arrays(init_state(task, config.optimizer, config.seed)))
+    shapes = state_shapes(task, config.optimizer)
     shapes = shapes._replace(noise=NoiseTrack(config.monitor, shapes.params).written())
     state = checkpoints.latest(shapes)
     if state is not None and ends and int(state.step) // (config.num_groups or 1) >= ends[-1]:

@@ -24,6 +24,8 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as Spec
 from jaxtyping import Bool, Int32, PyTree
 
+from jaxbatch.data.streaming import prefetch
+from jaxbatch.data.streams import Stream
 from jaxbatch.machine.cross_compiling import AXIS  # the axis name for collective operations inside a step
 
 Parallel = Literal["jit", "pmap"]
@@ -67,6 +69,25 @@ def share_parts(groups: Int32[np.ndarray, "G B"], size: int, num_devices: int) -
             shares, mask = share_batches(group[None, start : start + size], num_devices)
             lead = shares.shape[2:] if num_devices == 1 else (num_devices, -1)
             yield len(group[start : start + size]), shares.reshape(lead), mask.reshape(lead)
+
+
+def decode_parts(stream: Stream, cut: Callable[[], Iterator], seed_epoch: tuple[int, int], deal: Callable) -> Iterator[tuple[int, tuple]]:
+    """Yields the parts of a stream: the length, and examples, indices and mask on the devices; another thread decodes and moves them.
+
+    Args:
+        stream: the data set.
+        cut: makes the same iterator of :func:`share_parts` at each call.
+        seed_epoch: what the stream's own random changes depend on.
+        deal: moves arguments to the devices; those of a part are its third and following.
+    """
+
+    def put(item):
+        examples, (length, shares, mask) = item
+        examples = jax.tree.map(lambda leaf: leaf.reshape(*shares.shape, *leaf.shape[1:]), examples)
+        return length, deal(None, None, examples, shares, mask)[2:]
+
+    flat = (shares.reshape(-1) for _, shares, _ in cut())
+    yield from prefetch(zip(stream.parts(flat, seed_epoch), cut(), strict=True), put=put)
 
 
 def provide_devices(count: int) -> None:

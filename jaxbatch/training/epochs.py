@@ -5,7 +5,7 @@
   (``microbatch_size``), shares of several devices (``devices``). One function computes the gradient of a part
   (:func:`jaxbatch.gradients.accumulation.summed_gradient`).
 * **How steps are looped**: ``lax.scan``, a Python loop over whole steps (:func:`jaxbatch.compile_epoch`), or a Python loop over
-  their pieces (:func:`jaxbatch.training.pieces.compile_epoch_in_pieces`). The last is for streams, and for models whose
+  their pieces (:func:`jaxbatch.training.loops.compile_epoch_in_pieces`). The last is for streams, and for models whose
   compiled loops are slow.
 
 Every combination is defined. Up to the order of summation, it gives the numbers of one device that sees the whole batch; only
@@ -24,8 +24,7 @@ from jaxbatch.gradients.part_norms import NoiseMonitor
 from jaxbatch.gradients.updates import Optimizer
 from jaxbatch.training.cuts import choose_cut
 from jaxbatch.training.devices import AXIS, Parallel, alone
-from jaxbatch.training.loops import compile_epoch
-from jaxbatch.training.pieces import compile_epoch_in_pieces
+from jaxbatch.training.loops import compile_epoch, compile_epoch_in_pieces
 from jaxbatch.training.steps import TrainState, make_task_step
 from jaxbatch.training.tasks import Task
 
@@ -79,5 +78,4 @@ def compile_task_epoch(
     if cut.in_pieces:
         return compile_epoch_in_pieces(task, optimizer, state, batch_size, cut.microbatch_size, monitor=monitor, **over)
     step = make_task_step(task, optimizer, batch_size, num_groups=num_groups, axis=axis, monitor=monitor, cut_to_measure=cut.to_measure)
-    run = compile_epoch(step, state, task.train_data, num_steps, batch_size, prepare=task.prepare, by_part=cut.by_part, **over)
-    return lambda state, data, indices, *seed_epoch: run(state, data, indices, *(seed_epoch if task.prepare is not None else ()))
+    return compile_epoch(step, state, task.train_data, num_steps, batch_size, prepare=task.prepare, by_part=cut.by_part, **over)

@@ -1,11 +1,12 @@
-"""Runs many steps: in one compiled loop where that is fastest, else in a Python loop over a compiled step.
+"""Runs many steps: in one compiled loop, in a Python loop over a compiled step, or in one over the pieces of steps.
 
 Inside a compiled loop XLA:CPU has no fast convolution (:func:`jaxbatch.layers.loops_are_slow`). So a network with such
-convolutions runs several times faster in a Python loop. Neither loop waits for the host between steps.
+convolutions runs several times faster in a Python loop. No loop waits for the host between steps.
 
-Axes: S steps, B examples in a batch.
+Axes: S steps, B examples in a batch, K groups.
 """
 
+import collections
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -13,16 +14,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, PyTree, UInt32
+from jaxtyping import Array, PyTree
 
 from jaxbatch.augment import Prepare, batch_shapes
+from jaxbatch.data.streams import is_stream
 from jaxbatch.gradients.groups import leading_axis
+from jaxbatch.gradients.part_norms import NoiseMonitor, WithNoise
+from jaxbatch.gradients.updates import Optimizer
 from jaxbatch.layers import loops_are_slow
 from jaxbatch.states import through_host
-from jaxbatch.training.devices import Parallel, alone, share_batches
+from jaxbatch.training.devices import Parallel, alone, decode_parts, share_batches, share_parts
 from jaxbatch.training.layouts import Step, lay_out_step, one_step, shapes_of
+from jaxbatch.training.pieces import Total, lay_out_pieces
+from jaxbatch.training.steps import TrainState
+from jaxbatch.training.tasks import Task
+from jaxbatch.weighted import Weighted
 
 Loop = Literal["scan", "python"]
+_IN_FLIGHT = 2  # parts of a stream that the host may be ahead of the device
 
 
 def make_epoch(step: Step, prepare: Prepare | None = None, *, by_part: bool = False) -> Callable[..., tuple[Any, Array]]:
@@ -129,8 +138,8 @@ def compile_epoch(
     program, put_on_all = laid.compile(devices, method)
     on_all: dict[str, Any] = {}  # the data, moved to all devices once
 
-    def run(state, data, indices, *seed_epoch):
-        seed_epoch = as_seed_epoch(*seed_epoch)[0] if prepare is not None else None
+    def run(state, data, indices, seed_epoch=None):
+        seed_epoch = None if prepare is None else np.asarray(seed_epoch, np.uint32)
         index, mask = np.asarray(indices, np.int32), None
         if count > 1:
             if on_all.get("from") is not data:
@@ -151,11 +160,87 @@ def compile_epoch(
     return run
 
 
-def as_seed_epoch(*seed_epoch: Any) -> tuple[UInt32[np.ndarray, "2"], ...]:
-    """``[seed, epoch]`` in the type that programs take; it holds every seed that :func:`jaxbatch.batches.check_seed` allows.
+def compile_epoch_in_pieces(
+    task: Task,
+    optimizer: Optimizer,
+    state: Any,
+    batch_size: int,
+    microbatch_size: int | None,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+    method: Parallel = "jit",
+    num_groups: int = 1,
+    monitor: NoiseMonitor | None = None,
+) -> Callable[..., tuple[TrainState, Any]]:
+    """Compiles steps on batches of ``batch_size`` that only need the memory of ``microbatch_size`` examples.
 
-    Example:
-        >>> as_seed_epoch([2**32 - 1, 3]), as_seed_epoch()
-        ((array([4294967295,          3], dtype=uint32),), ())
+    A part counts by its number of examples, so the gradient is that of the mean loss of the batch or group. Batch
+    normalisation takes the moments of a part, and each part in turn updates the running moments. While the devices work on
+    one part of a stream, the next ones are decoded and moved to them. The number of parts ahead is bounded, so that memory is
+    that of a few parts, whatever the batch size.
+
+    Args:
+        task: as :func:`jaxbatch.fit` takes it.
+        optimizer: any optax optimizer; it makes K updates per batch.
+        state: only its shapes are used.
+        batch_size: B, over all devices.
+        microbatch_size: the most examples on each device at a time; ``None``: its whole share.
+        devices: the devices that share every part; ``None``: the default device.
+        method: see :func:`jaxbatch.training.devices.over_devices`.
+        num_groups: K, the updates per batch, each from a group's gradient at the parameters before the batch.
+        monitor: see :func:`jaxbatch.make_train_step`.
+
+    Returns:
+        ``run(state, data, indices, [seed, epoch]) -> (state, losses)``. The last argument may be left out if nothing is
+        random. The incoming state's memory is reused, unless K updates need it.
     """
-    return tuple(np.asarray(one, np.uint32) for one in seed_epoch)
+    devices = jax.devices()[:1] if devices is None else devices
+    count, group_size, streamed = len(devices), batch_size // num_groups, is_stream(task.train_data)
+    cut: dict[str, Any] = {"num_groups": num_groups, "microbatch_size": microbatch_size, "num_devices": count}
+    laid = lay_out_pieces(task, optimizer, state, group_size, monitor=monitor, **cut)
+    (begin, whole), (finish, _) = (layout.compile(devices, method) for layout in (laid.begin, laid.finish))
+    compiled = {length: layout.compile(devices, method) for length, layout in laid.adds.items()}
+    deal, starts = compiled[laid.size][1], range(0, group_size, laid.size)
+
+    def run(state, data, indices, seed_epoch=(0, 0)):
+        indices, seed_epoch = np.asarray(indices, np.int32), np.asarray(seed_epoch, np.uint32)
+        losses, behind = [], collections.deque()
+        cut = lambda: share_parts(indices.reshape(-1, group_size), laid.size, count)
+        if streamed:
+            ready = decode_parts(data, cut, tuple(seed_epoch.tolist()), deal)
+        else:
+            on_devices = data if count == 1 else deal(None, None, data)[2]
+            ready = ((length, (on_devices, *part)) for length, *part in cut())
+        (state,) = whole(state)
+        for _ in indices:
+            start, of_batch, noise = state.params, [], None
+            for _ in range(num_groups):
+                total = begin(state)
+                if noise is not None:  # it is that of the whole batch, in the metric of its start
+                    total = Total(*total[:3], *noise)
+                for _ in starts:
+                    length, part = next(ready)
+                    total, part_loss = compiled[length][0](total, start, *part, seed_epoch)
+                    behind.append(part_loss)
+                    if streamed and len(behind) > _IN_FLIGHT:  # otherwise waiting parts would fill the host's memory
+                        jax.block_until_ready(behind.popleft())
+                state, loss = finish(state, total)
+                if monitor is not None:
+                    loss, noise = loss
+                of_batch.append(loss)  # computed asynchronously: this does not wait
+            losses.append(of_batch)
+        return through_host(state) if count > 1 else state, _of_batches(losses)
+
+    return run
+
+
+def _of_batches(results: list[list]) -> Any:
+    """From the groups of S batches: the mean losses of the batches, and the noise, which is complete after the last group."""
+    results = jax.device_get(results)
+    if isinstance(results[0][0], WithNoise):
+        losses = _of_batches([[group.losses for group in groups] for groups in results])
+        return WithNoise(losses, stack_on_host([groups[-1].noise for groups in results]))
+    if isinstance(results[0][0], Weighted):
+        total, weight = np.array(results).sum(1).T
+        return jnp.asarray(total / np.where(weight == 0, 1, weight))
+    return jnp.asarray(np.array(results).mean(1))

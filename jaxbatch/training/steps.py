@@ -33,8 +33,11 @@ class TrainState(NamedTuple):
     noise: PyTree = ()  # running averages of the noise, from jaxbatch.training.monitor.write_averages; steps do not change them
 
 
-def init_state(task: Task, optimizer: Optimizer, seed: int | np.integer | UInt32[Array, ""]) -> TrainState:
+def init_state(task: Task, optimizer: Any, seed: int | np.integer | UInt32[Array, ""]) -> TrainState:
     """Parameters, optimizer state and model state at the start, a pure function of the seed.
+
+    Raises:
+        ValueError: a parameter is no floating-point array, or ``optimizer`` is not one of optax's or is a line search.
 
     Example:
         >>> import optax
@@ -46,7 +49,8 @@ def init_state(task: Task, optimizer: Optimizer, seed: int | np.integer | UInt32
         check_seed(seed)
     start = call_compiled(task.init, jax.random.fold_in(jax.random.key(seed), _INIT))
     params, model_state = (start, ()) if task.update_model_state is None else start
-    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), model_state)
+    check_optimizer(optimizer, params)
+    return as_arrays(TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), model_state))
 
 
 def start_state(task: Task, optimizer: Any, seed: Any, given: TrainState | None = None) -> TrainState:
@@ -55,8 +59,10 @@ def start_state(task: Task, optimizer: Any, seed: Any, given: TrainState | None 
     Raises:
         ValueError: see :func:`jaxbatch.gradients.updates.check_optimizer`.
     """
-    check_optimizer(optimizer, start_shapes(task) if given is None else given.params)
-    return as_arrays(init_state(task, optimizer, seed) if given is None else given)
+    if given is None:
+        return init_state(task, optimizer, seed)
+    check_optimizer(optimizer, given.params)
+    return as_arrays(given)
 
 
 def state_shapes(task: Task, optimizer: Optimizer) -> TrainState:

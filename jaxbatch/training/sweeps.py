@@ -19,7 +19,7 @@ from jax import lax
 from jaxbatch.batches import Duration, check_seed, epoch_order, in_examples
 from jaxbatch.data.streams import is_stream
 from jaxbatch.gradients.groups import check_num_groups
-from jaxbatch.gradients.updates import Optimizer, check_optimizer
+from jaxbatch.gradients.updates import Optimizer
 from jaxbatch.machine.compiling import Programs, call_compiled, compile_ahead
 from jaxbatch.machine.cores import num_cores
 from jaxbatch.machine.platform import compiled_platform
@@ -99,7 +99,6 @@ def sweep(
     for seed in seeds:
         check_seed(seed)
     settings = jax.tree.map(jnp.asarray, settings)
-    check_optimizer(make_optimizer(_run(settings, 0)), start_shapes(task))
     if num_groups is not None:
         check_num_groups(num_groups, batch_size)
     begun = states = start_states(task, make_optimizer, settings, seeds)
@@ -198,9 +197,6 @@ def _over_runs(function, runs: Runs):
 def _compiler(task: Task, make_optimizer, settings, states, batch_size: int, num_groups: int | None, runs: Runs):
     """Makes ``num_batches -> program``; a program is ``(states, indices, seed_epochs, alive) -> (states, losses)``."""
 
-    def needed(seed_epoch):
-        return () if task.prepare is None else (seed_epoch,)
-
     def one_step(setting):
         return make_task_step(task, make_optimizer(setting), batch_size, num_groups=num_groups)
 
@@ -220,14 +216,14 @@ def _compiler(task: Task, make_optimizer, settings, states, batch_size: int, num
             def train(data, setting, state, indices, seed_epoch, alive):
                 if not alive:
                     return state, jnp.full(num_batches, jnp.nan)
-                (_, state), losses = one((setting, state), data, indices, *needed(seed_epoch))
+                (_, state), losses = one((setting, state), data, indices, seed_epoch)
                 return state, losses
 
             over = _over_runs(train, runs)
             return lambda states, indices, seed_epochs, alive: over(task.train_data, settings, states, indices, seed_epochs, alive)
 
         def train(data, setting, state, indices, seed_epoch):
-            return make_epoch(one_step(setting), task.prepare, by_part=by_part)(state, data, indices, *needed(seed_epoch))
+            return make_epoch(one_step(setting), task.prepare, by_part=by_part)(state, data, indices, seed_epoch)
 
         count = len(jax.tree.leaves(states)[0])
         shapes = [jax.ShapeDtypeStruct((count, num_batches, batch_size), jnp.int32), jax.ShapeDtypeStruct((count, 2), jnp.uint32)]
