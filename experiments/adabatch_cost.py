@@ -11,9 +11,9 @@ from jaxbatch.augment import normalise
 from jaxbatch.gradients.groups import losses_and_aux
 from jaxbatch.machine.timing import timed_rounds
 from jaxbatch.results.records import Record
+from jaxbatch.sums import totals
 from jaxbatch.training.devices import AXIS, over_devices
 from jaxbatch.training.steps import init_state
-from jaxbatch.weighted import totals
 
 
 def measure_cost(models: Mapping[int, object], dataset: jb.Dataset, sizes: Mapping[int, Sequence[int]], method: str, rounds: int) -> Iterator[Record]:

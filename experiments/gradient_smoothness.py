@@ -36,10 +36,10 @@ from experiments.study_task import load_task, prepared_once, refuse_model_state
 from jaxbatch.batches import steps_per_epoch
 from jaxbatch.results.records import Record, RunFolder
 from jaxbatch.results.report import progress_bar
+from jaxbatch.sums import mean_loss
 from jaxbatch.training.divergence import first_nonfinite
 from jaxbatch.training.steps import TrainState, init_state
 from jaxbatch.training.tasks import Task
-from jaxbatch.weighted import mean_loss
 
 STRETCH = 50  # iterations in one compiled program; a kill loses at most these, and the progress bar moves by them
 TRAINING_BATCH = 60  # for all sizes, "after training" means the parameters after training with this batch size

@@ -6,9 +6,9 @@ import optax
 from jax import lax
 
 from jaxbatch.gradients.groups import losses_and_aux, split_groups
+from jaxbatch.sums import divisor, totals
 from jaxbatch.training.steps import TrainState, make_task_step
 from jaxbatch.training.tasks import Task
-from jaxbatch.weighted import divisor, totals
 
 ARMS = ("one", "split", "scaled", "small")
 RULES = {"one": "one", "split": "split", "scaled": "one", "small": "small"}  # (c) is (a) with another rate

@@ -71,6 +71,7 @@ from jaxbatch.schedules.batch_sizes import (
     milestone_schedule,
 )
 from jaxbatch.schedules.rates import cosine, coupled_learning_rate, cyclic, scale_learning_rate, step_decay
+from jaxbatch.sums import Weighted
 from jaxbatch.training.checkpoints import fit_with_checkpoints
 from jaxbatch.training.classification import classification_task, streamed_task
 from jaxbatch.training.evaluation import make_evaluate
@@ -83,7 +84,6 @@ from jaxbatch.training.steps import TrainState, init_state, make_train_step
 from jaxbatch.training.sweeps import sweep
 from jaxbatch.training.tasks import Task
 from jaxbatch.transformer import TransformerLM
-from jaxbatch.weighted import Weighted
 
 # Before JAX starts. It changes nothing unless compilers for accelerators are installed that are not here.
 skip_absent_accelerators()

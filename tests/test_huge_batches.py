@@ -10,12 +10,12 @@ import jaxbatch as jb
 from jaxbatch.advice.memory_plan import memory_plan
 from jaxbatch.augment import crop_and_flip
 from jaxbatch.gradients.part_norms import NoiseMonitor
+from jaxbatch.sums import Weighted
 from jaxbatch.training import cuts, sweeps
 from jaxbatch.training.cuts import takes_by_part
 from jaxbatch.training.epochs import compile_task_epoch
 from jaxbatch.training.step_programs import step_programs
 from jaxbatch.training.steps import start_shapes
-from jaxbatch.weighted import Weighted
 from tests.test_moments import batch_norm_task
 
 EXAMPLES, SIDE = 48, 8

@@ -16,8 +16,7 @@ from jaxbatch.gradients.part_norms import NoiseSums, Norms
 from jaxbatch.gradients.parts import Part, Take, fold
 from jaxbatch.layers import loops_are_slow, own_examples
 from jaxbatch.machine.compiling import compile_ahead
-from jaxbatch.sums import add, mean_of_sum, widen, zero_sum
-from jaxbatch.weighted import Losses, divisor, mean_loss, or_one, totals, weight_of
+from jaxbatch.sums import Losses, add, divisor, mean_loss, mean_of_sum, or_one, totals, weight_of, widen, zero_sum
 
 AuxInTurn = tuple[Callable[[PyTree, PyTree], PyTree], PyTree]
 

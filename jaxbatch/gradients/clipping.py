@@ -19,8 +19,7 @@ from jaxtyping import Array, Float, PyTree
 from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size, losses_and_aux
 from jaxbatch.gradients.independence import check_independent_losses
 from jaxbatch.gradients.parts import CPU_VMAP, Part, fold
-from jaxbatch.sums import cast_like, squared_norm, widen
-from jaxbatch.weighted import loss_of_one
+from jaxbatch.sums import cast_like, loss_of_one, squared_norm, widen
 
 
 class ClippedSum(NamedTuple):

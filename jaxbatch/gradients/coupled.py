@@ -27,8 +27,7 @@ from jaxbatch.gradients.independence import company_matters
 from jaxbatch.gradients.parts import Part, fold
 from jaxbatch.layers import loops_are_slow
 from jaxbatch.machine.compiling import compile_ahead
-from jaxbatch.sums import add, cast_like, widen, zero_sum
-from jaxbatch.weighted import Losses, Weighted, counted, mean_loss
+from jaxbatch.sums import Losses, Weighted, add, cast_like, counted, mean_loss, widen, zero_sum
 
 Encode = Callable[[PyTree, PyTree], PyTree]
 

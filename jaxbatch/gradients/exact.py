@@ -20,7 +20,7 @@ from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size,
 from jaxbatch.gradients.independence import check_independent_losses
 from jaxbatch.gradients.parts import CPU_VMAP, Method, Part, choose_method, fold, vmap_at_a_time
 from jaxbatch.machine.platform import compiled_platform
-from jaxbatch.weighted import Losses, loss_of_one
+from jaxbatch.sums import Losses, loss_of_one
 
 
 def per_example_gradients(loss_fn: LossFn, params: PyTree, batch: PyTree, *, microbatch_size: int | None = None) -> PyTree[Float[Array, "B ..."]]:

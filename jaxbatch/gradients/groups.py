@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from jaxbatch.weighted import Losses, Weighted, counted
+from jaxbatch.sums import Losses, Weighted, counted
 
 LossFn = Callable[[PyTree, PyTree], Any]  # (params, batch) -> (B,) losses or Weighted, or a pair of these and aux
 
@@ -44,7 +44,7 @@ def losses_and_aux(loss_fn: LossFn, params: PyTree, batch: PyTree, has_aux: bool
     """Calls ``loss_fn`` and checks its result: the losses, and aux as a pytree of arrays (None without ``has_aux``).
 
     All code calls losses through this function. So a mean, a sum or a table of losses is always refused: on several devices,
-    in microbatches, from a stream. Losses with weights come back as :func:`jaxbatch.weighted.counted` makes them.
+    in microbatches, from a stream. Losses with weights come back as :func:`jaxbatch.sums.counted` makes them.
 
     Raises:
         ValueError: the result is not one floating-point loss per example.

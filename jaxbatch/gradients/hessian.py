@@ -12,8 +12,7 @@ from jaxtyping import Array, Float, PyTree
 from jaxbatch.batches import even_part
 from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size, leading_axis, losses_and_aux
 from jaxbatch.gradients.parts import Part, fold
-from jaxbatch.sums import cast_like, widen
-from jaxbatch.weighted import or_one, totals, weight_of
+from jaxbatch.sums import cast_like, or_one, totals, weight_of, widen
 
 
 def hessian_vector_product(

@@ -16,8 +16,7 @@ from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size,
 from jaxbatch.gradients.hessian import check_like
 from jaxbatch.gradients.parts import Part, fold
 from jaxbatch.machine.compiling import compile_ahead, take_out_constants
-from jaxbatch.sums import cast_like, widen
-from jaxbatch.weighted import or_one, totals, weight_of
+from jaxbatch.sums import cast_like, or_one, totals, weight_of, widen
 
 
 def loss_along_line(

@@ -22,8 +22,7 @@ from jaxbatch.gradients.independence import check_independent_losses
 from jaxbatch.gradients.part_weights import signal_and_trace
 from jaxbatch.gradients.parts import CPU_VMAP, Method, Part, choose_method, fold
 from jaxbatch.intervals import Interval, ratio_of_means
-from jaxbatch.sums import inner_product, squared_norm, widen
-from jaxbatch.weighted import weight_of
+from jaxbatch.sums import inner_product, squared_norm, weight_of, widen
 
 
 class GradientStatistics(NamedTuple):

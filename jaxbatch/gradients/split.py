@@ -31,8 +31,7 @@ from jaxbatch.gradients.independence import check_independent_losses
 from jaxbatch.gradients.part_norms import BatchNoise, NoiseMonitor, NoiseSums, metric_of, norms_of, statistics_of_parts
 from jaxbatch.gradients.parts import Method, Part, Take, choose_method, fold, vmap_at_a_time
 from jaxbatch.gradients.updates import Optimizer, update
-from jaxbatch.sums import add, zero_sum
-from jaxbatch.weighted import Losses, mean_loss, mean_over_devices
+from jaxbatch.sums import Losses, add, mean_loss, mean_over_devices, zero_sum
 
 
 def split_backward(

@@ -16,10 +16,9 @@ from jaxbatch.data.streaming import prefetch
 from jaxbatch.data.streams import is_stream
 from jaxbatch.gradients.groups import leading_axis
 from jaxbatch.layers import loops_are_slow
-from jaxbatch.sums import widen
+from jaxbatch.sums import Weighted, counted, divisor, sum_losses, totals, widen
 from jaxbatch.training.steps import TrainState
 from jaxbatch.training.tasks import Task, count_examples
-from jaxbatch.weighted import Weighted, counted, divisor, sum_losses, totals
 
 
 def make_evaluate(

@@ -17,8 +17,8 @@ from jaxtyping import Array, Integer
 from jaxbatch.data.packing import PADDING, PackedText
 from jaxbatch.data.text import TextDataset, sequences
 from jaxbatch.losses import correct, cross_entropy
+from jaxbatch.sums import Weighted
 from jaxbatch.training.tasks import Task
-from jaxbatch.weighted import Weighted
 
 _TOKENS_AT_A_TIME = 2048  # on CPU, where more do not stay in the cache
 

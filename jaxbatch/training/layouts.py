@@ -18,8 +18,8 @@ from jaxbatch.augment import Prepare, prepared
 from jaxbatch.gradients.part_norms import WithNoise
 from jaxbatch.gradients.parts import Take
 from jaxbatch.machine.compiling import compile_ahead
+from jaxbatch.sums import mean_loss
 from jaxbatch.training.devices import Parallel, over_devices
-from jaxbatch.weighted import mean_loss
 
 Step = Callable[..., tuple[Any, Float[Array, "..."] | WithNoise]]  # (state, batch) -> (state, losses)
 

@@ -23,12 +23,12 @@ from jaxbatch.gradients.part_norms import NoiseMonitor, WithNoise
 from jaxbatch.gradients.updates import Optimizer
 from jaxbatch.layers import loops_are_slow
 from jaxbatch.states import through_host
+from jaxbatch.sums import Weighted
 from jaxbatch.training.devices import Parallel, alone, decode_parts, share_batches, share_parts
 from jaxbatch.training.layouts import Step, lay_out_step, one_step, shapes_of
 from jaxbatch.training.pieces import Total, lay_out_pieces
 from jaxbatch.training.steps import TrainState
 from jaxbatch.training.tasks import Task
-from jaxbatch.weighted import Weighted
 
 Loop = Literal["scan", "python"]
 _IN_FLIGHT = 2  # parts of a stream that the host may be ahead of the device

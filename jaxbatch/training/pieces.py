@@ -22,12 +22,11 @@ from jaxbatch.gradients.accumulation import mean_over, summed_gradient
 from jaxbatch.gradients.groups import has_weights
 from jaxbatch.gradients.part_norms import Metric, NoiseMonitor, NoiseSums, Spread, WithNoise, metric_of, no_spread, norms_of, statistics_of_parts
 from jaxbatch.gradients.updates import Optimizer
-from jaxbatch.sums import add, mean_of_sum, zero_sum
+from jaxbatch.sums import Losses, Weighted, add, divisor, mean_of_sum, sum_losses, totals, zero_sum
 from jaxbatch.training.devices import AXIS, alone
 from jaxbatch.training.layouts import Layout, shapes_of
 from jaxbatch.training.steps import TrainState, apply_gradient
 from jaxbatch.training.tasks import Task
-from jaxbatch.weighted import Losses, Weighted, divisor, sum_losses, totals
 
 
 class Total(NamedTuple):

@@ -16,8 +16,8 @@ from jaxbatch.gradients.split import update_by_groups
 from jaxbatch.gradients.updates import Optimizer, check_optimizer, update
 from jaxbatch.machine.compiling import call_compiled
 from jaxbatch.states import as_arrays
+from jaxbatch.sums import Weighted, mean_over_devices
 from jaxbatch.training.tasks import Task, UpdateModelState
-from jaxbatch.weighted import Weighted, mean_over_devices
 
 _INIT = 0x696E6974  # "init": makes the keys of initialisation differ from the keys of shuffling
 

@@ -16,7 +16,7 @@ from jaxbatch.data.streams import Stream, is_stream
 from jaxbatch.gradients.groups import LossFn, leading_axis
 from jaxbatch.machine.platform import compiled_platform
 from jaxbatch.states import pack
-from jaxbatch.weighted import Weighted
+from jaxbatch.sums import Weighted
 
 MetricsFn = Callable[[PyTree, PyTree], Mapping[str, Array | Weighted]]
 UpdateModelState = Callable[[PyTree, PyTree], PyTree]  # (model_state, aux) -> model_state
