@@ -178,8 +178,8 @@ def measure(config: Config, tasks: Tasks, run: RunFolder, console: Console) -> N
                 return show(config.epochs)
             used = tasks.choosing if arm == "tune" else tasks.over_devices if adabatch_report.devices_of(arm) > 1 else tasks.whole
             fit_config = make_fit_config(config, arm, rate, seed, used.num_examples)
-            place = {"arm": arm, "learning_rate": rate, "seed": seed}
-            train_into(run, used, fit_config, place, show, judged_on="validation" if arm == "tune" else "test")
+            key_fields = {"arm": arm, "learning_rate": rate, "seed": seed}
+            train_into(run, used, fit_config, key_fields, show, judged_on="validation" if arm == "tune" else "test")
 
         for rate in config.tuned_rates:
             train("tune", rate, OTHER_SEED)

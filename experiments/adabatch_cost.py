@@ -71,10 +71,10 @@ def _timed(params, calls: Callable, sizes: Mapping[int, Sequence[int]], method: 
         for name, (function, arguments) in zip(("forward", "both"), calls(count, size), strict=True):
             if count > 1:
                 split = jax.tree.map(lambda leaf, shape=(count, share): leaf.reshape(*shape, *leaf.shape[1:]), arguments)
-                function, place = over_devices(
+                function, put = over_devices(
                     function, jax.devices()[:count], method, (False, *(True for _ in split)), outputs_split=name == "forward"
                 )
-                arguments = place(params, *split)
+                arguments = put(params, *split)
             else:
                 function, arguments = jax.jit(function), (params, *arguments)
             program = function.lower(*arguments).compile()
@@ -82,8 +82,8 @@ def _timed(params, calls: Callable, sizes: Mapping[int, Sequence[int]], method: 
     for number, times in enumerate(timed_rounds(contenders, rounds)):
         for count, size in pairs:
             both, alone = times["both", count, size], times["forward", count, size]
-            place = {"kind": "cost", "round": number, "devices": count, "batch_size": size}
-            yield place | {"forward_ms": alone, "backward_ms": both - alone}
+            key_fields = {"kind": "cost", "round": number, "devices": count, "batch_size": size}
+            yield key_fields | {"forward_ms": alone, "backward_ms": both - alone}
 
 
 def _passes(model, across: bool):
@@ -91,8 +91,8 @@ def _passes(model, across: bool):
 
     def forward(variables, images):
         stateful = {"train": True, "mutable": ["batch_stats"]} if "batch_stats" in variables else {}
-        found = model.apply(variables, images, **stateful)
-        return found[0] if stateful else found
+        outputs = model.apply(variables, images, **stateful)
+        return outputs[0] if stateful else outputs
 
     def backward(variables, images, cotangent):
         product = lambda params: (forward({**variables, "params": params}, images) * cotangent).sum()

@@ -46,18 +46,18 @@ def load_runs(config: Config) -> list[Run]:
     Raises:
         FileNotFoundError: there is no such run; the message says how to make one.
     """
-    folder, found = local_path(config.output_dir, "--output-dir") / "adabatch", {}
+    folder, runs_by_model = local_path(config.output_dir, "--output-dir") / "adabatch", {}
     for path in sorted(folder.glob("*/arrays.npz"), key=lambda path: path.stat().st_mtime):
         with np.load(path) as file:
             arrays = {name: file[name] for name in file.files}
         about = json.loads(str(arrays.pop("about")))
         if about["dataset"] == config.dataset:
-            found[about["model"]] = Run(path.parent, about, arrays)
-    if not found:
+            runs_by_model[about["model"]] = Run(path.parent, about, arrays)
+    if not runs_by_model:
         raise FileNotFoundError(
             f"no finished run on {config.dataset} under {folder}: python -m experiments.adabatch --dataset {config.dataset} --model resnet20"
         )
-    return [found[name] for name in NETWORKS if name in found]
+    return [runs_by_model[name] for name in NETWORKS if name in runs_by_model]
 
 
 def print_tables(console: Console, runs: Sequence[Run]) -> None:
@@ -72,8 +72,8 @@ def print_tables(console: Console, runs: Sequence[Run]) -> None:
             spent = [run.arrays[f"{arm}_{part}_seconds"] for part in PARTS]
             theirs = [run.arrays[f"small_{part}_seconds"] for part in PARTS]
             ups = [speed_up(*pair) for pair in zip(spent, theirs, strict=True)] + [speed_up(sum(spent), sum(theirs))]
-            told = ["1"] * 3 if arm == "small" else [f"{up:.2f}" for up in ups]
-            costs.append([run.about["model"], name, *(f"{np.median(part):.1f}" for part in spent), *told])
+            ratios = ["1"] * 3 if arm == "small" else [f"{up:.2f}" for up in ups]
+            costs.append([run.about["model"], name, *(f"{np.median(part):.1f}" for part in spent), *ratios])
     print_table(console, "Test error after the last epoch, %", ["network", "arm", "rate", "test error"], rows)
     print_table(console, "Seconds of the passes, and speed-up over (a)", ["network", "arm", *PARTS, "× forward", "× backward", "× both"], costs)
 
@@ -89,8 +89,8 @@ def draw(runs: Sequence[Run], key: str, folder: pathlib.Path) -> pathlib.Path:
         else:
             _draw_epochs(axes, run, key)
     seeds = ", ".join(sorted({f"{run.about['seeds']} seeds" for run in runs}))
-    told = "passes of the network alone" if key == "throughput" else f"{seeds}; dotted: changes of the batch"
-    figure.suptitle(f"{runs[0].about['dataset']}, {told}")
+    subtitle = "passes of the network alone" if key == "throughput" else f"{seeds}; dotted: changes of the batch"
+    figure.suptitle(f"{runs[0].about['dataset']}, {subtitle}")
     return plots.save(figure, folder, f"{runs[0].about['dataset']}_{key}")
 
 

@@ -116,11 +116,11 @@ def speed_up(ours: Float[np.ndarray, "rounds"], theirs: Float[np.ndarray, "round
 
 def cost_by_size(records: Sequence[Record], num_devices: int) -> dict[int, Float[np.ndarray, "2 rounds"]]:
     """Milliseconds of the two passes by round, for every batch size that was timed on this number of devices."""
-    found: dict[int, list] = {}
+    costs: dict[int, list] = {}
     for record in records:
         if record["kind"] == "cost" and record["devices"] == num_devices:
-            found.setdefault(record["batch_size"], []).append([record[f"{part}_ms"] for part in PARTS])
-    return {size: np.array(found[size]).T for size in sorted(found)}
+            costs.setdefault(record["batch_size"], []).append([record[f"{part}_ms"] for part in PARTS])
+    return {size: np.array(costs[size]).T for size in sorted(costs)}
 
 
 def save_arrays(config, run: RunFolder) -> None:
@@ -186,10 +186,12 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
         ups = [speed_up(*forward), speed_up(*backward), speed_up(*(forward[n] + backward[n] for n in (0, 1)))]
         where = f" on {devices_of(arm)} devices" if devices_of(arm) > 1 else ""
         few = ups[2].n < 3
-        told = "too few rounds to tell" if few else "none shows" if not ups[2].excludes(1) else "it is slower" if ups[2].value < 1 else "it is faster"
+        conclusion = (
+            "too few rounds to tell" if few else "none shows" if not ups[2].excludes(1) else "it is slower" if ups[2].value < 1 else "it is faster"
+        )
         # The backward time is a difference of two times; on a tiny network the noise can be larger than it.
         back = f"{ups[1]:.2f}" if min(map(np.min, backward)) > 0 else "lost in the noise"
-        sentences.append(f"Speed-up of (b){where} over (a): forward {ups[0]:.2f}, backward {back}, both {ups[2]:.2f} times; {told}.")
+        sentences.append(f"Speed-up of (b){where} over (a): forward {ups[0]:.2f}, backward {back}, both {ups[2]:.2f} times; {conclusion}.")
     waited = interval(np.nansum(table_of(config, records, "adaptive", "stall_seconds")[:, 1:], 1))
     sentences.append(f"After the first epoch (b) waited {waited:.2f} seconds for programs to be compiled.")
     return sentences

@@ -32,11 +32,12 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
         title = f"What each batch size needs to {advice.goal} at its best rate, as expected from {cost}; intervals hold 95%"
         columns = ["B", "rate", "updates", "examples", "seconds", "cost ÷ advised", "chance to be within 10%", "runs"]
         print_table(console, title, columns, rows)
-    found = read_verification(config, records)
-    if found is not None:
+    verification = read_verification(config, records)
+    if verification is not None:
         title = f"The full sweep, judged on {config.seeds} other seeds: cost to {advice.goal}, objective {config.objective}"
         rows = [
-            [name, size_cell(config, size), f"{rate:.3g}", f"{updates:,.0f}", f"{regret:.2f}"] for name, size, rate, updates, regret in found.rows
+            [name, size_cell(config, size), f"{rate:.3g}", f"{updates:,.0f}", f"{regret:.2f}"]
+            for name, size, rate, updates, regret in verification.rows
         ]
         print_table(console, title, ["setting", "B", "rate", "updates", "cost ÷ sweep's best"], rows)
 
@@ -45,9 +46,9 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
     """The answer, its reasons, its doubts, and what to do with the other hyperparameters."""
     advice = read_advice(records)
     sentences = advice.sentences()
-    found = read_verification(config, records)
-    if found is not None:
-        sentences.append(found.sentence)
+    verification = read_verification(config, records)
+    if verification is not None:
+        sentences.append(verification.sentence)
     if advice.batch_size is not None:
         sentences.append("If the batch changes by a factor κ: " + " ".join(advice.rules))
     return sentences

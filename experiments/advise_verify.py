@@ -52,8 +52,8 @@ def sweep_size(
         if none_left or record["examples"] >= most_examples or record["batches"] >= 1.5 * np.fmin.reduce(slowest):
             break
     rows = []
-    for place, (rate, seed) in zip(np.ndindex(result.diverged.shape), itertools.product(result.learning_rates, seeds), strict=True):
-        updates, lost = result.updates_to_goal[place], record["diverged_at_batch"][place]
+    for position, (rate, seed) in zip(np.ndindex(result.diverged.shape), itertools.product(result.learning_rates, seeds), strict=True):
+        updates, lost = result.updates_to_goal[position], record["diverged_at_batch"][position]
         ran = record["batches"] if lost < 0 else lost + 1
         known = None if np.isnan(updates) else int(updates)
         rows.append({"batch_size": batch_size, "learning_rate": rate, "seed": int(seed), "updates": known, "ran": known or int(ran)})
@@ -62,10 +62,10 @@ def sweep_size(
 
 def by_setting(rows: Sequence[Record]) -> dict[tuple[int, float], list[Record]]:
     """The rows of each batch size and learning rate."""
-    found: dict[tuple[int, float], list[Record]] = {}
+    rows_by_setting: dict[tuple[int, float], list[Record]] = {}
     for row in rows:
-        found.setdefault((row["batch_size"], row["learning_rate"]), []).append(row)
-    return found
+        rows_by_setting.setdefault((row["batch_size"], row["learning_rate"]), []).append(row)
+    return rows_by_setting
 
 
 def mean_costs(rows: Sequence[Record], unit: Mapping[int, float]) -> dict[tuple[int, float], float]:
@@ -164,12 +164,12 @@ def read_verification(config, records: Sequence[Record]) -> Verification | None:
         return Verification([], "No setting of the sweep reached the goal with every seed, so there is nothing to compare with.")
     best, mine = min(costs, key=costs.__getitem__), (advice.batch_size, advice.learning_rate)
     known = lambda setting: interval([row["updates"] for row in of[setting]])
-    found = regret(of[mine], of[best], unit)
+    cost_ratio = regret(of[mine], of[best], unit)
     one = Interval(1.0, np.nan, np.nan, 1)
     seconds = sum(row["ran"] * throughput.seconds_at(row["batch_size"]) for row in rows)
     share = advice.cost_seconds / seconds
     sentence = (
-        f"The advised setting costs {found:.2f} times the best of the sweep (B = {best[0]}, rate {best[1]:g}), both judged on {config.seeds} other "
-        f"seeds; the advice took {100 * share:.2g}% of the sweep's training time."
+        f"The advised setting costs {cost_ratio:.2f} times the best of the sweep (B = {best[0]}, rate {best[1]:g}), both judged on {config.seeds} "
+        f"other seeds; the advice took {100 * share:.2g}% of the sweep's training time."
     )
-    return Verification([("advised", *mine, known(mine), found), ("sweep's best", *best, known(best), one)], sentence)
+    return Verification([("advised", *mine, known(mine), cost_ratio), ("sweep's best", *best, known(best), one)], sentence)

@@ -91,8 +91,8 @@ def measure(config: Config, dataset: jb.Dataset, run: RunFolder, console: Consol
                 program, arguments = compile_step(dataset, model, dtype, size)
                 functions[model, dtype, size] = lambda program=program, arguments=arguments: program(*arguments)
                 if (model, dtype, size) not in known:
-                    place = {"model": model, "dtype": dtype, "batch_size": size}
-                    yield {"kind": "memory", **place, "bytes": jb.program_memory(program)}
+                    key_fields = {"model": model, "dtype": dtype, "batch_size": size}
+                    yield {"kind": "memory", **key_fields, "bytes": jb.program_memory(program)}
                 progress.update(bar, advance=1)
         progress.remove_task(bar)
         bar = progress.add_task("timing", total=config.rounds, completed=done, rate="")

@@ -30,13 +30,13 @@ def window(centre: int) -> dict[int, str]:
 
 def _rounds(config, records: Sequence[Record]) -> dict[tuple[str, str], np.ndarray]:
     """Maps (model, type) to the times of whole rounds, ``(rounds, sizes)`` in the order of :func:`_sizes`."""
-    sizes, found = _sizes(config), {}
+    sizes, tables = _sizes(config), {}
     times = {(r["model"], r["dtype"], r["round"], r["batch_size"]): r["ms"] for r in records if r["kind"] == "time"}
     for model in config.models:
         for dtype in config.dtypes:
             rows = [[times.get((model, dtype, n, size), np.nan) for size in sizes] for n in range(config.rounds)]
-            found[model, dtype] = np.array(rows)
-    return found
+            tables[model, dtype] = np.array(rows)
+    return tables
 
 
 def _sizes(config) -> list[int]:
@@ -45,11 +45,11 @@ def _sizes(config) -> list[int]:
 
 def _on_the_line(config, table: np.ndarray, centre: int) -> tuple[list[int], np.ndarray]:
     """The sizes around a centre, and their time ÷ the time on the line through the odd ones, for each round."""
-    sizes, place = list(window(centre)), {size: n for n, size in enumerate(_sizes(config))}
+    sizes, columns = list(window(centre)), {size: n for n, size in enumerate(_sizes(config))}
     odd = [size for size in sizes if window(centre)[size] == "odd"]
-    slopes, levels = np.polyfit(odd, table[:, [place[size] for size in odd]].T, 1)
+    slopes, levels = np.polyfit(odd, table[:, [columns[size] for size in odd]].T, 1)
     expected = levels[:, None] + slopes[:, None] * np.array(sizes)
-    return sizes, table[:, [place[size] for size in sizes]] / expected
+    return sizes, table[:, [columns[size] for size in sizes]] / expected
 
 
 def effect(config, records: Sequence[Record], model: str, dtype: str, kind: str, centre: int | None = None) -> Interval:
@@ -102,8 +102,8 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
     sizes, tables = _sizes(config), _rounds(config, records)
     kinds = {size: kind for centre in config.centres for size, kind in window(centre).items()}
     rows = []
-    for place, size in enumerate(sizes):
-        rates = [interval(1e3 * size / tables[pair][:, place], np.median) for pair in pairs]
+    for column, size in enumerate(sizes):
+        rates = [interval(1e3 * size / tables[pair][:, column], np.median) for pair in pairs]
         rows.append([f"{size} ({ {**KINDS, 'odd': 'odd'}[kinds[size]] })", *(f"{rate:,.0f}" for rate in rates)])
     print_table(console, "Throughput, examples a second", ["B", *(_label(*pair) for pair in pairs)], rows)
     rows = []
@@ -119,17 +119,17 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
     sentences = []
     for model in config.models:
         for dtype in config.dtypes:
-            told = []
+            clauses = []
             for kind, name in list(KINDS.items())[:2]:
-                found = effect(config, records, model, dtype, kind)
-                size = 100 * (found.value - 1)
-                told.append(
-                    f"a {name} takes {abs(size):.1f}% {'less' if size < 0 else 'more'} time than its place among odd sizes ({found:.3f})"
-                    if found.excludes(1)
-                    else f"no effect of a {name} shows ({found:.3f})"
+                ratio = effect(config, records, model, dtype, kind)
+                size = 100 * (ratio.value - 1)
+                clauses.append(
+                    f"a {name} takes {abs(size):.1f}% {'less' if size < 0 else 'more'} time than its place among odd sizes ({ratio:.3f})"
+                    if ratio.excludes(1)
+                    else f"no effect of a {name} shows ({ratio:.3f})"
                 )
             scatter = 100 * odd_scatter(config, records, model, dtype)
-            sentences.append(f"{_label(model, dtype)}: {'; '.join(told)}. Odd sizes scatter by {scatter:.1f}% about their own line.")
+            sentences.append(f"{_label(model, dtype)}: {'; '.join(clauses)}. Odd sizes scatter by {scatter:.1f}% about their own line.")
     return sentences
 
 
@@ -150,13 +150,13 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
             ordered = sorted(range(len(sizes)), key=lambda n: sizes[n])
             for step, n in enumerate(ordered):
                 kind = window(centre)[sizes[n]]
-                found = interval(table[:, n], np.median)
+                ratio = interval(table[:, n], np.median)
                 color = {"power": plots.COLORS[1], "eight": plots.COLORS[0], "round": plots.COLORS[2], "odd": "#999999"}[kind]
-                spread = [[found.value - found.low], [found.high - found.value]] if found.n > 1 else None
+                spread = [[ratio.value - ratio.low], [ratio.high - ratio.value]] if ratio.n > 1 else None
                 label = {**KINDS, "odd": "odd"}[kind]
                 axes.errorbar(
                     number * 10 + step,
-                    found.value,
+                    ratio.value,
                     spread,
                     fmt={"power": "o", "eight": "s", "round": "D", "odd": "."}[kind],
                     color=color,
@@ -165,7 +165,7 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
                     label=None if label in labelled else label,
                 )
                 labelled.add(label)
-                ratios.append(found.value)
+                ratios.append(ratio.value)
         axes.axhline(1, color="black", lw=1)
         axes.set_xticks([10 * n + 3.5 for n in range(len(config.centres))], [f"around\n{centre}" for centre in config.centres])
         axes.set(title=_label(*pair), xlabel="batch size")

@@ -131,8 +131,8 @@ def judge(params, train: Data, part: Data, *, group: int, temperature: float, nu
 
 def judged(config: Config, params, data: dict[str, Data], part: str, num_classes: int) -> dict[str, float]:
     """The same as numbers of a record."""
-    found = judge(params, data["train"], data[part], group=config.group, temperature=config.temperature, num_classes=num_classes)
-    return {name: float(value) for name, value in found.items()}
+    measures = judge(params, data["train"], data[part], group=config.group, temperature=config.temperature, num_classes=num_classes)
+    return {name: float(value) for name, value in measures.items()}
 
 
 def measure_baselines(config: Config, data: dict[str, Data], num_classes: int, run: RunFolder) -> None:
@@ -181,15 +181,15 @@ def measure_cost(config: Config, images: jax.Array, run: RunFolder) -> None:
         indices = jnp.arange(size) % len(images)
         batch = (indices, example_keys(0, 0, jnp.arange(size)))
         programs = {}
-        for way, cached in (("cached", True), ("plain", False)):
+        for variant, cached in (("cached", True), ("plain", False)):
             gradient = lambda images, params, batch, cached=cached: gradient_on(
                 images, config.microbatch_size, size, config.temperature, size, cached=cached
             )(params, batch)
-            programs[way] = jax.jit(gradient).lower(images, params, batch).compile()
-        memory = {f"{way}_bytes": program_memory(program) for way, program in programs.items()}
+            programs[variant] = jax.jit(gradient).lower(images, params, batch).compile()
+        memory = {f"{variant}_bytes": program_memory(program) for variant, program in programs.items()}
         times: Any = [{}]  # only compiled
         if memory["plain_bytes"] <= config.plain_limit * 1e9:
-            calls = {f"{way}_ms": functools.partial(program, images, params, batch) for way, program in programs.items()}
+            calls = {f"{variant}_ms": functools.partial(program, images, params, batch) for variant, program in programs.items()}
             times = timed_rounds(calls, config.cost_rounds)
         for number, row in enumerate(times):
             if not run.find(kind="cost", batch_size=size, round=number):

@@ -33,8 +33,8 @@ def difference(records: Sequence[Record], one: tuple[int, int], other: tuple[int
 
 def arms_in(config, records: Sequence[Record]) -> list[tuple[int, int]]:
     """Sizes and groups of which there are reported runs."""
-    found = {(row["batch_size"], row["group"]) for row in records if row["kind"] == "run" and row["part"] == "test"}
-    return sorted(found, key=lambda arm: (arm[1] == config.group, arm))
+    arms = {(row["batch_size"], row["group"]) for row in records if row["kind"] == "run" and row["part"] == "test"}
+    return sorted(arms, key=lambda arm: (arm[1] == config.group, arm))
 
 
 def print_tables(console: Console, config, records: Sequence[Record], provenance: Record) -> None:
@@ -44,18 +44,18 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
     describe_setting(console, config, provenance, f"every run sees {seen:,} examples", f"temperature {config.temperature:g}")
     rows = []
     for size, group in arms_in(config, records):
-        found, rates = list(reported(records, size, group).values()), config.learning_rates
-        if not found:
+        arm_rows, rates = list(reported(records, size, group).values()), config.learning_rates
+        if not arm_rows:
             continue
-        rate = found[0]["learning_rate"]
-        accuracies = [f"{student([100 * row[name] for row in found]):.2f}" for name in MEASURES]
-        losses = [f"{interval([row[name] for row in found]).value:.3f}" for name in ("loss_in_groups", "loss")]
+        rate = arm_rows[0]["learning_rate"]
+        accuracies = [f"{student([100 * row[name] for row in arm_rows]):.2f}" for name in MEASURES]
+        losses = [f"{interval([row[name] for row in arm_rows]).value:.3f}" for name in ("loss_in_groups", "loss")]
         edge = " (edge)" if rate in (rates[0], rates[-1]) else ""
-        rows.append([f"{size:,}", f"{2 * group - 2:,}", f"{found[0]['updates']:,}", f"{rate:g}{edge}", *accuracies, *losses])
+        rows.append([f"{size:,}", f"{2 * group - 2:,}", f"{arm_rows[0]['updates']:,}", f"{rate:g}{edge}", *accuracies, *losses])
     for name in ("pixels", "untrained"):
-        found = [row for row in records if row["kind"] == "baseline" and row["name"] == name]
-        if found:
-            rows.append([name, "", "", "", *(f"{student([100 * row[measure] for row in found]):.2f}" for measure in MEASURES), "", ""])
+        baselines = [row for row in records if row["kind"] == "baseline" and row["name"] == name]
+        if baselines:
+            rows.append([name, "", "", "", *(f"{student([100 * row[measure] for row in baselines]):.2f}" for measure in MEASURES), "", ""])
     columns = [
         "B",
         "negatives",
@@ -67,13 +67,13 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
     ]
     print_table(console, "Accuracy on the test set", columns, rows)
     costs = [row for row in records if row["kind"] == "cost"]
-    rows, ways = [], ("cached", "plain")
+    rows, variants = [], ("cached", "plain")
     for size in sorted({row["batch_size"] for row in costs}):
         of = [row for row in costs if row["batch_size"] == size]
         times = [
-            f"{interval([row[f'{way}_ms'] for row in of], np.median):,.0f}" if f"{way}_ms" in of[0] else "not run" for way in ("cached", "plain")
+            f"{interval([row[f'{variant}_ms'] for row in of], np.median):,.0f}" if f"{variant}_ms" in of[0] else "not run" for variant in variants
         ]
-        memory = [f"{of[0][f'{way}_bytes'] / 2**20:,.0f}" for way in ways]
+        memory = [f"{of[0][f'{variant}_bytes'] / 2**20:,.0f}" for variant in variants]
         ratio = ratio_of_means([row["cached_ms"] for row in of], [row["plain_ms"] for row in of]) if "plain_ms" in of[0] else None
         rows.append([f"{size:,}", *memory, *times, f"{ratio:.2f}" if ratio else ""])
     if rows:
@@ -97,12 +97,12 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
         fewer = difference(records, (large, config.group), (small, config.group), name)
         sentences.append(f"By {words}: B = {large:,} against {small:,} at equal examples: {_points(whole)}.")
         sentences.append(f"    More negatives alone, at B = {large:,}: {_points(more)}. Fewer, less noisy updates alone: {_points(fewer)}.")
-    found = {
+    differences = {
         size: difference(records, (size, size), (size, config.group), "probe")
         for size in sizes
         if (size, config.group) in arms and size != config.group
     }
-    better, worse = ([size for size, d in found.items() if d.excludes(0) and sign * d.value > 0] for sign in (1, -1))
+    better, worse = ([size for size, d in differences.items() if d.excludes(0) and sign * d.value > 0] for sign in (1, -1))
     for part, word in ((better, "help"), (worse, "hurt")):
         if part:
             sentences.append(f"More negatives {word} the probe at B = {', '.join(f'{size:,}' for size in part)}.")
@@ -115,12 +115,12 @@ def _ends(config) -> tuple[float, float]:
     return config.learning_rates[0], config.learning_rates[-1]
 
 
-def _points(found: Interval) -> str:
-    if not found.n:
+def _points(points: Interval) -> str:
+    if not points.n:
         return "no pair of runs"
-    if found.n < 3:
-        return f"{found.value:+.2f} points, too few seeds to tell"
-    return f"{found:+.2f} points, {'a difference' if found.excludes(0) else 'no difference shows'}"
+    if points.n < 3:
+        return f"{points.value:+.2f} points, too few seeds to tell"
+    return f"{points:+.2f} points, {'a difference' if points.excludes(0) else 'no difference shows'}"
 
 
 def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> pathlib.Path:
@@ -128,21 +128,21 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
     figure, axes = plots.subplots(1, 3, figsize=(15, 4.6))
     arms = arms_in(config, records)
     sizes = sorted({size for size, _ in arms})
-    for place, (name, words) in zip(axes[:2], MEASURES.items(), strict=True):
+    for panel, (name, words) in zip(axes[:2], MEASURES.items(), strict=True):
         for color, label, whole in ((0, "negatives from the batch", True), (1, f"from groups of {config.group}", False)):
             there = sorted((size, group) for size, group in arms if group == (size if whole else config.group))
-            found = [student([100 * row[name] for row in reported(records, *arm).values()]) for arm in there]
-            plots.band(place, [size for size, _ in there], found, color=plots.COLORS[color], label=label, marker="o")
+            accuracies = [student([100 * row[name] for row in reported(records, *arm).values()]) for arm in there]
+            plots.band(panel, [size for size, _ in there], accuracies, color=plots.COLORS[color], label=label, marker="o")
         pixels = [row for row in records if row["kind"] == "baseline" and row["name"] == "pixels"]
         if pixels:
-            place.axhline(100 * pixels[0][name], color="grey", ls=":", label="pixels")
-        place.set(ylabel="test accuracy, %", title=words)
-        plots.size_ticks(place, sizes)
+            panel.axhline(100 * pixels[0][name], color="grey", ls=":", label="pixels")
+        panel.set(ylabel="test accuracy, %", title=words)
+        plots.size_ticks(panel, sizes)
     axes[0].legend()
     costs = [row for row in records if row["kind"] == "cost" and row["round"] == 0]
-    for color, way, label in ((0, "cached", f"cached, microbatches of {config.microbatch_size}"), (1, "plain", "in one piece")):
+    for color, variant, label in ((0, "cached", f"cached, microbatches of {config.microbatch_size}"), (1, "plain", "in one piece")):
         axes[2].plot(
-            [row["batch_size"] for row in costs], [row[f"{way}_bytes"] / 2**30 for row in costs], "o-", color=plots.COLORS[color], label=label
+            [row["batch_size"] for row in costs], [row[f"{variant}_bytes"] / 2**30 for row in costs], "o-", color=plots.COLORS[color], label=label
         )
     axes[2].set(ylabel="memory of a gradient, GiB", title="Memory")
     if costs:

@@ -83,19 +83,19 @@ def find_tuned_rates(config: Config, task: Task, console: Console) -> dict[int, 
     return best_rates(grid, run.records)
 
 
-def measure_run(task: Task, config: Config, place: Record, test: Callable[[TrainState], float], with_noise: bool) -> Iterator[Record]:
+def measure_run(task: Task, config: Config, key_fields: Record, test: Callable[[TrainState], float], with_noise: bool) -> Iterator[Record]:
     """Trains until the target or the end. Yields the noise at every evaluation, then one last record of the run.
 
     Args:
         task: its ``test_data`` are the validation part.
         config: of the study.
-        place: what identifies the run: ``table``, ``batch_size``, ``seed`` and ``learning_rate``.
+        key_fields: what identifies the run: ``table``, ``batch_size``, ``seed`` and ``learning_rate``.
         test: computes the target's metric on the test set; called once.
         with_noise: whether the gradient's noise is measured in the runs at tuned rates.
     """
-    batch_size, seed = place["batch_size"], OTHER_SEEDS + place["seed"]
+    batch_size, seed = key_fields["batch_size"], OTHER_SEEDS + key_fields["seed"]
     fit_config = jb.FitConfig(
-        optax.sgd(place["learning_rate"], config.momentum),
+        optax.sgd(key_fields["learning_rate"], config.momentum),
         batch_size,
         jb.steps(num_updates(config, task.num_examples, batch_size)),
         seed=seed,
@@ -108,12 +108,12 @@ def measure_run(task: Task, config: Config, place: Record, test: Callable[[Train
         seconds += last["train_seconds"]
         measured = goal.in_record(last)  # the task's test data are the validation part
         best = better(goal, measured, best)
-        if with_noise and place["table"] == "tuned" and not last["diverged"]:
+        if with_noise and key_fields["table"] == "tuned" and not last["diverged"]:
             noise = measure_noise(task, last["state"].params, seed, last["updates"])
-            yield {"kind": "noise", **place, "updates": last["updates"], validated: measured} | noise
+            yield {"kind": "noise", **key_fields, "updates": last["updates"], validated: measured} | noise
     yield {
         "kind": "run",
-        **place,
+        **key_fields,
         "reached": last["reached"],
         "updates": last["updates"],
         "epochs": last["epoch"],
@@ -143,8 +143,8 @@ def measure_noise(task: Task, params, seed: int, updates: int) -> Record:
     batch = jax.tree.map(lambda leaf: leaf[index], task.train_data)
     if task.prepare is not None:
         batch = task.prepare(jax.random.split(key, NOISE_EXAMPLES), batch)
-    found = _statistics(task.loss_fn, params, batch)
-    return {"signal": float(found.signal), "trace": float(found.trace)}
+    statistics = _statistics(task.loss_fn, params, batch)
+    return {"signal": float(statistics.signal), "trace": float(statistics.trace)}
 
 
 _statistics = jax.jit(jb.gradient_statistics, static_argnums=0)  # compiled once for each loss function
@@ -185,9 +185,9 @@ def measure(config: Config, task: Task, test_data, rates: dict[str, dict[int, fl
             for batch_size, rate in sorted(by_size.items(), reverse=True):
                 note_rate(run, table, batch_size, rate)
                 for seed in range(config.seeds):
-                    place = {"table": table, "batch_size": batch_size, "seed": seed, "learning_rate": rate}
-                    if not run.find(kind="run", **place):
-                        for record in measure_run(task, config, place, test, with_noise):
+                    key_fields = {"table": table, "batch_size": batch_size, "seed": seed, "learning_rate": rate}
+                    if not run.find(kind="run", **key_fields):
+                        for record in measure_run(task, config, key_fields, test, with_noise):
                             if record["kind"] == "run" or identity(record) not in known:
                                 run.append(record)
                     progress.update(bar, advance=1)

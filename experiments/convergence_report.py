@@ -108,8 +108,8 @@ def stretches(records: Sequence[Record], goal: Goal) -> dict[tuple[float, float]
         ends = np.quantile(values, np.linspace(0, 1, PARTS + 1)).tolist() if values else []
         ends[-1:] = [math.nextafter(end, math.inf) for end in ends[-1:]]  # the last value belongs to the last stretch
         pairs = list(zip(ends, ends[1:]))[:: 1 if goal.above else -1]
-    found = {ends: noise_scale(records, goal, None, *ends) for ends in pairs}
-    return {ends: scale for ends, scale in found.items() if scale.n}
+    scales = {ends: noise_scale(records, goal, None, *ends) for ends in pairs}
+    return {ends: scale for ends, scale in scales.items() if scale.n}
 
 
 def print_tables(console: Console, config, records: Sequence[Record], provenance: Record) -> None:
@@ -125,7 +125,7 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
             if any(run["reached"] for run in runs):
                 numbers = to_target(runs, "updates"), to_target(runs, "epochs"), to_target(runs, "examples")
                 row += [f"{numbers[0]:,.0f}", f"{numbers[1]:.2f}", f"{numbers[2]:,.0f}"]
-                row += [f"{seconds(records, runs, way):.1f}" for way in ("resident", "streamed")[: 1 + loaded]]
+                row += [f"{seconds(records, runs, mode):.1f}" for mode in ("resident", "streamed")[: 1 + loaded]]
             else:
                 row += [f"> {max(run['updates'] for run in runs):,}", f"> {max(run['epochs'] for run in runs):.0f}", *[""] * (2 + loaded)]
             row.append(show(goal, [run[f"best_validation_{goal.metric}"] for run in runs]))
@@ -137,7 +137,7 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
         title = f"To {in_words(goal)}, {name} (means of the runs that reach it; seconds: updates × an iteration, timed side by side; the "
         title += f"end: at the target, or of the budget; lost: diverged{', or fell below half of its best' if is_share(goal) else ''})"
         print_table(console, title, columns, rows)
-    rows = [[stretch_in_words(goal, *ends), f"{found:,.0f}", str(found.n)] for ends, found in stretches(records, goal).items()]
+    rows = [[stretch_in_words(goal, *ends), f"{scale:,.0f}", str(scale.n)] for ends, scale in stretches(records, goal).items()]
     if rows:
         print_table(console, "Gradient noise scale on the way, examples (tuned runs)", [f"validation {goal.metric}", "scale", "places"], rows)
 
@@ -151,64 +151,74 @@ def stretch_in_words(goal: Goal, low: float, high: float, to: str = " to ") -> s
 
 def verdict(config, records: Sequence[Record]) -> list[str]:
     """The sentences that the intervals allow, and no others."""
-    goal, loaded, sentences = as_goal(config.target), has_loading(records), []
-    for table, name in NAMES.items():
-        reached = all_reached(records, table)
-        missed = [size for size in sizes_of(records, table) if size not in reached]
-        text = f"With {name}, "
-        if reached:
-            runs = {size: runs_of(records, table, size) for size in reached}
-            fewest = min(reached, key=lambda size: to_target(runs[size], "examples").value)
-            soonest, *slowed = (
-                min(reached, key=lambda size: seconds(records, runs[size], name).value) for name in ("resident", "streamed")[: 1 + loaded]
-            )
-            text += f"B = {fewest} needs the fewest examples to {in_words(goal)}, B = {soonest} the least computation"
-            text += "".join(f", B = {size} the least time with loading" for size in slowed)
-        else:
-            text += f"no size always reaches {in_words(goal)}"
-        if missed:
-            told = [f"{size} ({sum(run['reached'] for run in runs_of(records, table, size))} of {config.seeds})" for size in missed]
-            text += f"; not always within the budget: B = {', '.join(told)}"
-        sentences.append(text + ".")
-        for size in missed:
-            lost = [run for run in runs_of(records, table, size) if is_lost(goal, run)]
-            if lost:
-                keys = [f"{part}validation_{goal.metric}" for part in ("best_", "")]
-                best, end = (show(goal, [run[key] for run in lost], ".1f") + "%" * is_share(goal) for key in keys)
-                sentences.append(
-                    f"B = {size} at rate {lost[0]['learning_rate']:g} is lost in {len(lost)} of {config.seeds} runs: from {best} at "
-                    f"best to {end} at the end."
-                )
-    both = sorted(set(all_reached(records, "same")) & set(all_reached(records, "tuned")))
-    if both:
-        gains = {
-            size: to_target(runs_of(records, "same", size), "updates").value / to_target(runs_of(records, "tuned", size), "updates").value
-            for size in both
-        }
-        most = max(gains, key=gains.get)
-        sentences.append(
-            f"Tuning the rate saves most at B = {most}: {gains[most]:.3g} times fewer updates, of the sizes that reach {in_short(goal)} both ways."
-        )
-    found = fit_critical(records, "tuned")
-    if found is None:
-        sentences.append("No critical batch size: fewer than three sizes always reach the target at their tuned rates.")
+    fit = fit_critical(records, "tuned")
+    sentences = [sentence for table in NAMES for sentence in _on_sizes(config, records, table)]
+    return [*sentences, *_on_tuning(config, records), _on_fit(records, fit), *_on_noise(config, records, fit)]
+
+
+def _on_sizes(config, records: Sequence[Record], table: str) -> list[str]:
+    """Which sizes need the least, which miss the target, and which lose what they had reached."""
+    goal, name, reached = as_goal(config.target), NAMES[table], all_reached(records, table)
+    missed = [size for size in sizes_of(records, table) if size not in reached]
+    text = f"With {name}, "
+    if reached:
+        runs, kinds = {size: runs_of(records, table, size) for size in reached}, ("resident", "streamed")[: 1 + has_loading(records)]
+        fewest = min(reached, key=lambda size: to_target(runs[size], "examples").value)
+        soonest, *slowed = (min(reached, key=lambda size: seconds(records, runs[size], kind).value) for kind in kinds)
+        text += f"B = {fewest} needs the fewest examples to {in_words(goal)}, B = {soonest} the least computation"
+        text += "".join(f", B = {size} the least time with loading" for size in slowed)
     else:
-        sentences.append(
-            f"Tuned, updates fit S = S_min (1 + B_crit / B) with S_min = {found.min_updates:,.0f} and B_crit = "
-            f"{found.critical_batch_size:,.0f}, over {len(all_reached(records, 'tuned'))} sizes."
-        )
-    scales = [scale for scale in stretches(records, goal).values() if scale.n > 1]
-    if scales:
-        first, last = scales[0], scales[-1]
-        text = f"The gradient noise scale is {first:,.0f} examples at first"
-        if len(scales) > 1:
-            text += f" and {last:,.0f} at the end"
-        if found is not None:
-            low, high = min(scale.low for scale in scales), max(scale.high for scale in scales)
-            critical = found.critical_batch_size
-            where = "below" if critical.high < low else "above" if critical.low > high else "within"
-            text += f"; the critical batch size lies {where} what it goes through"
-        sentences.append(text + ".")
-    elif getattr(config, "task", None) and not any(record["kind"] == "noise" for record in records):
-        sentences.append("No gradient noise scale: an example's loss depends on the others in its batch, so it has no gradient of its own.")
+        text += f"no size always reaches {in_words(goal)}"
+    if missed:
+        shares = [f"{size} ({sum(run['reached'] for run in runs_of(records, table, size))} of {config.seeds})" for size in missed]
+        text += f"; not always within the budget: B = {', '.join(shares)}"
+    sentences = [text + "."]
+    for size in missed:
+        lost = [run for run in runs_of(records, table, size) if is_lost(goal, run)]
+        if lost:
+            keys = [f"{part}validation_{goal.metric}" for part in ("best_", "")]
+            best, end = (show(goal, [run[key] for run in lost], ".1f") + "%" * is_share(goal) for key in keys)
+            sentences.append(
+                f"B = {size} at rate {lost[0]['learning_rate']:g} is lost in {len(lost)} of {config.seeds} runs: from {best} at "
+                f"best to {end} at the end."
+            )
     return sentences
+
+
+def _on_tuning(config, records: Sequence[Record]) -> list[str]:
+    """What a rate of its own saves a size, where the size reaches the target with both rates."""
+    both = sorted(set(all_reached(records, "same")) & set(all_reached(records, "tuned")))
+    if not both:
+        return []
+    updates = {(table, size): to_target(runs_of(records, table, size), "updates").value for table in ("same", "tuned") for size in both}
+    gains = {size: updates["same", size] / updates["tuned", size] for size in both}
+    most = max(gains, key=gains.get)
+    reach = f"of the sizes that reach {in_short(as_goal(config.target))} both ways"
+    return [f"Tuning the rate saves most at B = {most}: {gains[most]:.3g} times fewer updates, {reach}."]
+
+
+def _on_fit(records: Sequence[Record], fit: CriticalFit | None) -> str:
+    if fit is None:
+        return "No critical batch size: fewer than three sizes always reach the target at their tuned rates."
+    return (
+        f"Tuned, updates fit S = S_min (1 + B_crit / B) with S_min = {fit.min_updates:,.0f} and B_crit = "
+        f"{fit.critical_batch_size:,.0f}, over {len(all_reached(records, 'tuned'))} sizes."
+    )
+
+
+def _on_noise(config, records: Sequence[Record], fit: CriticalFit | None) -> list[str]:
+    """The gradient noise scale on the way, and where the critical batch size lies to it."""
+    scales = [scale for scale in stretches(records, as_goal(config.target)).values() if scale.n > 1]
+    if not scales:
+        if getattr(config, "task", None) and not any(record["kind"] == "noise" for record in records):
+            return ["No gradient noise scale: an example's loss depends on the others in its batch, so it has no gradient of its own."]
+        return []
+    text = f"The gradient noise scale is {scales[0]:,.0f} examples at first"
+    if len(scales) > 1:
+        text += f" and {scales[-1]:,.0f} at the end"
+    if fit is not None:
+        low, high = min(scale.low for scale in scales), max(scale.high for scale in scales)
+        critical = fit.critical_batch_size
+        where = "below" if critical.high < low else "above" if critical.low > high else "within"
+        text += f"; the critical batch size lies {where} what it goes through"
+    return [text + "."]

@@ -123,8 +123,8 @@ def measure_run(config: Config, task: jb.Task, rate: float, seed: int, updates: 
             )
             for size, (value,) in branches.metrics.items():
                 cost = branches.examples // len(branches.metrics)
-                place = {"kind": "branch", "seed": seed, "stage": stages[0], "batch_size": size}
-                yield place | {"metric": metric, "above": above, "value": value, "examples": cost}
+                key_fields = {"kind": "branch", "seed": seed, "stage": stages[0], "batch_size": size}
+                yield key_fields | {"metric": metric, "above": above, "value": value, "examples": cost}
             stages.pop(0)
     yield {"kind": "run", "seed": seed, "learning_rate": rate, "updates": record["updates"]}
 

@@ -20,7 +20,7 @@ from jaxbatch.results.report import print_table
 THIRDS = ((0.0, 1 / 3), (1 / 3, 2 / 3), (2 / 3, 1.01))  # of the updates to the target, over which the noise is averaged
 
 
-class Way(NamedTuple):
+class Estimate(NamedTuple):
     """One measurement of the critical batch size."""
 
     name: str
@@ -38,19 +38,19 @@ def best_rates(records: Sequence[Record]) -> dict[int, tuple[float, list[int]]]:
     return best
 
 
-def ways(config, records: Sequence[Record]) -> list[Way]:
+def ways(config, records: Sequence[Record]) -> list[Estimate]:
     """All measurements that the records allow."""
-    found, best = [], best_rates(records)
+    estimates, best = [], best_rates(records)
     swept = sum(record["ran"] * record["batch_size"] for record in records if record["kind"] == "sweep")
     if len(best) >= 3:
         fit = jb.critical_batch_size({size: updates for size, (_, updates) in best.items()})
-        found.append(Way(f"updates to the target, {len(best)} sizes", fit.critical_batch_size, swept))
+        estimates.append(Estimate(f"updates to the target, {len(best)} sizes", fit.critical_batch_size, swept))
     runs = sum(record["updates"] for record in records if record["kind"] == "run")
     for low, high in THIRDS:
         scale, _ = noise_between(records, low, high)
         if scale.n:
-            found.append(
-                Way(
+            estimates.append(
+                Estimate(
                     f"noise, {100 * low:.0f} to {min(100, 100 * high):.0f}% of the way",
                     scale,
                     round(runs * config.base_batch_size * (min(high, 1) - low)),
@@ -58,8 +58,8 @@ def ways(config, records: Sequence[Record]) -> list[Way]:
             )
     for stage in sorted({record["stage"] for record in records if record["kind"] == "branch"}):
         rows = [record for record in records if record["kind"] == "branch" and record["stage"] == stage]
-        found.append(Way(f"branches at {100 * stage:.0f}% of the way", of_branches(config, rows), sum(row["examples"] for row in rows)))
-    return found
+        estimates.append(Estimate(f"branches at {100 * stage:.0f}% of the way", of_branches(config, rows), sum(row["examples"] for row in rows)))
+    return estimates
 
 
 def noise_between(records: Sequence[Record], low: float, high: float) -> tuple[Interval, float]:
@@ -92,25 +92,25 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
         else:  # a size that no rate brings there within four times the fewest examples of another size is given up
             rows.append([size_cell(config, size), "", "no rate with every seed", ""])
     print_table(console, f"Updates to {config.target} at each size's best rate", ["B", "rate", "updates", "examples"], rows)
-    rows = [[way.name, f"{way.critical_batch_size:,.0f}", f"{way.examples:,}"] for way in ways(config, records)]
+    rows = [[estimate.name, f"{estimate.critical_batch_size:,.0f}", f"{estimate.examples:,}"] for estimate in ways(config, records)]
     print_table(console, "The critical batch size", ["way", "B_crit, with its 95% interval", "cost, examples"], rows)
 
 
 def verdict(config, records: Sequence[Record]) -> list[str]:
     """Whether the ways agree within a factor of 2."""
-    found = ways(config, records)
-    if not found:
+    estimates = ways(config, records)
+    if not estimates:
         return [f"No way gives a number: fewer than three sizes reached {config.target} with every seed."]
-    values = {way.name: way.critical_batch_size.value for way in found if math.isfinite(way.critical_batch_size.value)}
+    values = {estimate.name: estimate.critical_batch_size.value for estimate in estimates if math.isfinite(estimate.critical_batch_size.value)}
     low, high = min(values, key=values.__getitem__), max(values, key=values.__getitem__)
     factor = values[high] / values[low] if values[low] > 0 else math.inf
     sentence = f"The smallest is {values[low]:,.0f} ({low}), the largest {values[high]:,.0f} ({high}): a factor of {factor:.1f}."
-    fit = found[0].critical_batch_size if found[0].name.startswith("updates") else None
+    fit = estimates[0].critical_batch_size if estimates[0].name.startswith("updates") else None
     if fit is None:
         return [sentence, "Fewer than three sizes reached the target with every seed, so there is no fit to compare with."]
-    apart = [way.name for way in found[1:] if not 0.5 <= way.critical_batch_size.value / fit.value <= 2]
-    told = f"More than a factor of 2 from the fit: {', '.join(apart)}." if apart else "All agree with the fit within a factor of 2."
-    return [sentence, told]
+    disagreeing = [estimate.name for estimate in estimates[1:] if not 0.5 <= estimate.critical_batch_size.value / fit.value <= 2]
+    agreement = f"More than a factor of 2 from the fit: {', '.join(disagreeing)}." if disagreeing else "All agree with the fit within a factor of 2."
+    return [sentence, agreement]
 
 
 def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> pathlib.Path:
@@ -144,12 +144,12 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
     return plots.save(figure, folder)
 
 
-def _bars(axes, places: Sequence[float], intervals: Sequence[Interval], color: str, style: str, label: str) -> None:
+def _bars(axes, positions: Sequence[float], intervals: Sequence[Interval], color: str, style: str, label: str) -> None:
     """Values with their intervals; an end that is not finite or not above 0 is drawn at the edge of a decade."""
-    shown = [(place, one) for place, one in zip(places, intervals, strict=True) if math.isfinite(one.value) and one.value > 0]
+    shown = [(position, one) for position, one in zip(positions, intervals, strict=True) if math.isfinite(one.value) and one.value > 0]
     if not shown:
         return
     values = np.array([one.value for _, one in shown])
     lows = np.array([one.low if math.isfinite(one.low) and one.low > 0 else one.value / 10 for _, one in shown])
     highs = np.array([one.high if math.isfinite(one.high) else one.value * 10 for _, one in shown])
-    axes.errorbar([place for place, _ in shown], values, [values - lows, highs - values], fmt=style, color=color, capsize=3, label=label)
+    axes.errorbar([position for position, _ in shown], values, [values - lows, highs - values], fmt=style, color=color, capsize=3, label=label)

@@ -86,15 +86,15 @@ def resolve(config: Config) -> Config:
 
 def find_backends() -> list[str]:
     """The platforms that JAX computes on here, the default one first."""
-    found = [jax.default_backend()]
+    backends = [jax.default_backend()]
     for platform in ("tpu", "gpu", "cpu"):
         try:
             jax.devices(platform)
         except RuntimeError:
             continue
-        if platform not in found:
-            found.append(platform)
-    return found
+        if platform not in backends:
+            backends.append(platform)
+    return backends
 
 
 def check_here(config: Config, console: Console) -> list[Output]:
@@ -141,10 +141,10 @@ def cross_check(config: Config, console: Console) -> bool:
     outputs, machines = [], {}
     for backend in wanted:
         if backend == jax.default_backend():
-            found, told = check_here(config, console), {backend: describe_provenance()}
+            backend_outputs, backend_machines = check_here(config, console), {backend: describe_provenance()}
         else:
-            found, told = check_elsewhere(config, backend)
-        outputs, machines = outputs + found, machines | told
+            backend_outputs, backend_machines = check_elsewhere(config, backend)
+        outputs, machines = outputs + backend_outputs, machines | backend_machines
     run = open_run(config.output_dir, "cross_check", _fields(config), overwrite=True)
     for output in outputs:
         run.append(output.record)

@@ -24,7 +24,7 @@ def compile_all(config, console: Console) -> bool:
     run = open_run(config.output_dir, "cross_check_compiled", fields, resume=True)
     name = lambda record: (record["target"], record["model"], record["step"], record["dtype"])
     known = {name(record) for record in run.records}
-    wanted = [(job, find_target(place)) for place in config.compile_for for job in jobs]
+    wanted = [(job, find_target(target_name)) for target_name in config.compile_for for job in jobs]
     wanted = [(job, target) for job, target in wanted if (target.name, job.model, job.kind, job.dtype) not in known]
     with progress_bar(console) as progress, concurrent.futures.ThreadPoolExecutor(num_cores()) as pool:
         bar = progress.add_task("compiling", total=len(wanted), rate="")
@@ -33,10 +33,10 @@ def compile_all(config, console: Console) -> bool:
             for record in done.result():
                 run.append(record)
             progress.update(bar, advance=1)
-    places = {find_target(place).name: number for number, place in enumerate(config.compile_for)}
+    target_order = {find_target(target_name).name: number for number, target_name in enumerate(config.compile_for)}
     order = {(job.model, job.kind, job.dtype): number for number, job in enumerate(jobs)}
-    records = [record for record in run.records if record["target"] in places and name(record)[1:] in order]
-    records.sort(key=lambda record: (places[record["target"]], order[name(record)[1:]]))
+    records = [record for record in run.records if record["target"] in target_order and name(record)[1:] in order]
+    records.sort(key=lambda record: (target_order[record["target"]], order[name(record)[1:]]))
     print_records(console, records)
     for sentence in closing(records):
         console.print(sentence, style="bold", soft_wrap=True)
@@ -66,11 +66,11 @@ def print_records(console: Console, records: Sequence[Record]) -> None:
 def closing(records: Sequence[Record]) -> list[str]:
     """What the table says, and what it cannot say."""
     sentences = []
-    for place in dict.fromkeys(record["target"] for record in records):
-        mine = [record for record in records if record["target"] == place and not record["reason"]]
+    for target_name in dict.fromkeys(record["target"] for record in records):
+        mine = [record for record in records if record["target"] == target_name and not record["reason"]]
         failed = sum(bool(record["failure"]) for record in mine)
         odd = sum(not is_explained(record) for record in mine)
-        target = find_target(place)
+        target = find_target(target_name)
         unsaid = " ".join(caveats(target)) or "Nothing was run."
         sentences.append(f"{target.title}: {len(mine) - failed} of {len(mine)} programs compile, {odd} with something unexplained. {unsaid}")
     return sentences

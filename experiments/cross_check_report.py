@@ -47,16 +47,16 @@ def print_table_of(console: Console, records: Sequence[Record], machines: dict) 
     for row in rows:
         mine = [record for record in records if record["computation"] == row]
         bounds = [record["bound"] for record in mine if record["precision"] == "float32"]
-        told = "–" if not bounds else "exact" if max(bounds) == 0 else f"{max(bounds):.0e}"
+        widest = "–" if not bounds else "exact" if max(bounds) == 0 else f"{max(bounds):.0e}"
         cells = []
         for backend, precision in columns:
-            found = [record for record in mine if (record["backend"], record["precision"]) == (backend, precision)]
-            text = word(found) if found else "–"
+            matching = [record for record in mine if (record["backend"], record["precision"]) == (backend, precision)]
+            text = word(matching) if matching else "–"
             color = _COLORS.get(text.split()[0], "dim")
             cells.append(f"[{color}]{text}[/{color}]")
-        lines.append([row, str(len({(r["size"], r["form"]) for r in mine})), told, *cells])
+        lines.append([row, str(len({(r["size"], r["form"]) for r in mine})), widest, *cells])
     heads = ["computation", "runs", "bound", *(f"{backend}\n{precision}" for backend, precision in columns)]
-    print_table(console, "Largest error as a share of its bound (told: the widest in float32)", heads, lines)
+    print_table(console, "Largest error as a share of its bound (bound: the widest in float32)", heads, lines)
 
 
 def print_failures(console: Console, records: Sequence[Record], machines: dict) -> bool:
@@ -67,8 +67,8 @@ def print_failures(console: Console, records: Sequence[Record], machines: dict) 
         what = f"{record['computation']}, {record['size']}, {record['form']}, {record['precision']}"
         where = f"on {record['backend']} ({machine['device']}, jax {machine['jax']}, jaxlib {machine['jaxlib']})"
         error = "not a number" if record["error"] is None else f"{record['error']:.2g}"
-        told = record["failure"] or f"error {error}, bound {record['bound']:.2g}; first apart: {record['where']}"
-        console.print(f"WRONG: {what} {where}: {told}", style="bold red", soft_wrap=True, markup=False)
+        explanation = record["failure"] or f"error {error}, bound {record['bound']:.2g}; first apart: {record['where']}"
+        console.print(f"WRONG: {what} {where}: {explanation}", style="bold red", soft_wrap=True, markup=False)
     return not bad
 
 
@@ -77,13 +77,13 @@ def print_comparison(console: Console, pairs: Sequence[Pair]) -> bool:
     for here, there in dict.fromkeys((pair.here, pair.there) for pair in pairs):
         mine = [pair for pair in pairs if (pair.here, pair.there) == (here, there)]
         counts = {kind: sum(pair.relation == kind for pair in mine) for kind in ("bit-equal", "within", "apart")}
-        told = ", ".join(f"{count} {kind}" for kind, count in counts.items())
-        console.print(f"{here} here against {there} there: {told}, of {len(mine)}.", soft_wrap=True)
-    apart = [pair for pair in pairs if pair.relation == "apart"]
-    for pair in apart:
+        summary = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+        console.print(f"{here} here against {there} there: {summary}, of {len(mine)}.", soft_wrap=True)
+    disagreeing = [pair for pair in pairs if pair.relation == "apart"]
+    for pair in disagreeing:
         what = f"{pair.computation}, {pair.size}, {pair.form}, {pair.precision}, {pair.here} against {pair.there}"
         console.print(f"APART: {what}: {pair.difference:.2g}, allowed {pair.allowed:.2g}", style="bold red", soft_wrap=True)
-    return not apart
+    return not disagreeing
 
 
 def closing(records: Sequence[Record], machines: dict) -> str:
@@ -141,8 +141,8 @@ def draw_figure(records: Sequence[Record], folder: pathlib.Path) -> pathlib.Path
     return plots.save(figure, folder)
 
 
-def _points(axes, places: Sequence[int], records: Sequence[Record], color: str, label: str) -> None:
+def _points(axes, numbers: Sequence[int], records: Sequence[Record], color: str, label: str) -> None:
     if records:
-        axes.plot(places, [max(record["error"], _FLOOR) for record in records], "o", ms=4, color=color, label=label)
-        widest = {place: max(r["bound"] for r in records if r["number"] == place) for place in places}
+        axes.plot(numbers, [max(record["error"], _FLOOR) for record in records], "o", ms=4, color=color, label=label)
+        widest = {number: max(r["bound"] for r in records if r["number"] == number) for number in numbers}
         axes.plot(list(widest), [max(bound, _FLOOR) for bound in widest.values()], "-", lw=0.8, color=color)

@@ -37,10 +37,10 @@ def measure_memory(config: Any, sources, run: RunFolder) -> None:
     """Compiled memory of the gradient at each batch size, and of the huge case; nothing is run here."""
     huge = QUICK_HUGE if config.quick else HUGE
     for size, identities in [*((size, config.identities) for size in config.batch_sizes), (huge.batch_size, huge.identities)]:
-        for way, chunked in (("chunks", True), ("all logits", False)):
-            place = {"kind": "memory", "batch_size": size, "identities": identities, "way": way}
-            if not run.find(**place):
-                run.append({**place, "bytes": program_memory(lowered(config, sources, size, identities, chunked=chunked).compile())})
+        for variant, chunked in (("chunks", True), ("all logits", False)):
+            key_fields = {"kind": "memory", "batch_size": size, "identities": identities, "way": variant}
+            if not run.find(**key_fields):
+                run.append({**key_fields, "bytes": program_memory(lowered(config, sources, size, identities, chunked=chunked).compile())})
 
 
 def measure_times(config: Any, sources, run: RunFolder) -> None:
@@ -52,9 +52,9 @@ def measure_times(config: Any, sources, run: RunFolder) -> None:
         identities = jnp.arange(size) % config.identities
         batch = (identities, keys_of(0, jnp.arange(size) // config.identities, identities))
         programs = {}
-        for way, chunked in (("chunks", True), ("all logits", False)):
+        for variant, chunked in (("chunks", True), ("all logits", False)):
             program = lowered(config, sources, size, config.identities, chunked=chunked).compile()
-            programs[way] = lambda program=program, batch=batch: program(sources, params, batch)
+            programs[variant] = lambda program=program, batch=batch: program(sources, params, batch)
         for number, times in enumerate(timed_rounds(programs, config.cost_rounds)):
             if not run.find(kind="time", batch_size=size, round=number):
                 run.append({"kind": "time", "batch_size": size, "round": number, "milliseconds": times})
@@ -75,8 +75,8 @@ def measure_updates(config: Any, updates: int) -> dict[str, Any]:
     program = run.lower(*arguments).compile()
     before, started = peak_bytes(), time.perf_counter()
     _, losses = jax.block_until_ready(program(*arguments))
-    found = {"updates": updates, "batch_size": config.batch_size, "identities": config.identities, "seconds": time.perf_counter() - started}
-    return found | {"losses": losses.tolist(), "program_bytes": program_memory(program), "peak_before": before, "peak": peak_bytes()}
+    record = {"updates": updates, "batch_size": config.batch_size, "identities": config.identities, "seconds": time.perf_counter() - started}
+    return record | {"losses": losses.tolist(), "program_bytes": program_memory(program), "peak_before": before, "peak": peak_bytes()}
 
 
 if __name__ == "__main__":

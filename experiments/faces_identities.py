@@ -39,17 +39,17 @@ def make_image(sources: Float[Array, "P 8 8"], identity: Int[Array, ""], key: Ke
     digit = sources[jax.random.randint(for_digit, (), 0, sources.shape[0])]
     form = jax.random.uniform(for_form, (5,), minval=-1, maxval=1)
     bend = BEND * jax.random.normal(for_bend, (2, BENDS, BENDS))
-    for_place, for_noise = jax.random.split(key)
-    place = jax.random.uniform(for_place, (3,), minval=-1, maxval=1)
+    for_pose, for_noise = jax.random.split(key)
+    pose = jax.random.uniform(for_pose, (3,), minval=-1, maxval=1)
 
-    angle = ANGLE * form[0] + TURN * place[0]
+    angle = ANGLE * form[0] + TURN * pose[0]
     zoom, shear, stroke = jnp.exp(SCALE * form[1:3]), SHEAR * form[3], jnp.exp(STROKE * form[4])
     rows, columns = (SOURCE / SIZE * each for each in grid(SIZE))
     rows, columns = rows * zoom[0], columns * zoom[1] + shear * rows
     rows, columns = jnp.cos(angle) * rows - jnp.sin(angle) * columns, jnp.sin(angle) * rows + jnp.cos(angle) * columns
     smooth = jax.image.resize(bend, (2, SIZE, SIZE), "cubic")
     middle = (SOURCE - 1) / 2
-    image = read_at(digit, rows + middle + smooth[0] + SHIFT * place[1], columns + middle + smooth[1] + SHIFT * place[2])
+    image = read_at(digit, rows + middle + smooth[0] + SHIFT * pose[1], columns + middle + smooth[1] + SHIFT * pose[2])
     return image**stroke + NOISE * jax.random.normal(for_noise, image.shape)
 
 

@@ -44,12 +44,12 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
     rows = []
     for loss in config.losses:
         for size in config.batch_sizes:
-            found, rates = list(reported(records, size, loss).values()), config.learning_rates
-            if found:
-                rate = found[0]["learning_rate"]
+            arm_rows, rates = list(reported(records, size, loss).values()), config.learning_rates
+            if arm_rows:
+                rate = arm_rows[0]["learning_rate"]
                 edge = " (edge)" if rate in (rates[0], rates[-1]) else ""
-                shares = [f"{student([100 * row[name] for row in found]):.1f}" for name in ("true_accepts", "accuracy")]
-                rows.append([loss, f"{size:,}", f"{found[0]['updates']:,}", f"{rate:g}{edge}", *shares])
+                shares = [f"{student([100 * row[name] for row in arm_rows]):.1f}" for name in ("true_accepts", "accuracy")]
+                rows.append([loss, f"{size:,}", f"{arm_rows[0]['updates']:,}", f"{rate:g}{edge}", *shares])
     for row in (row for row in records if row["kind"] == "untrained"):
         rows.append(["untrained", "", "", "", f"{100 * row['true_accepts']:.1f}", f"{100 * row['accuracy']:.1f}"])
     columns = ["loss", "B", "updates", "rate", f"true accepts at {100 * config.false_accept_rate:g}% false, %", "verification accuracy, %"]
@@ -58,8 +58,8 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
     for size, identities in sorted({(row["batch_size"], row["identities"]) for row in records if row["kind"] == "memory"}):
         held = memory_of(records, size, identities)
         times = [row["milliseconds"] for row in records if row["kind"] == "time" and row["batch_size"] == size and identities == config.identities]
-        cells = [f"{held[way] / 2**20:,.0f}" if way in held else "" for way in ("chunks", "all logits")]
-        cells += [f"{interval([1e3 * row[way] / size for row in times], np.median):.1f}" if times else "" for way in ("chunks", "all logits")]
+        cells = [f"{held[variant] / 2**20:,.0f}" if variant in held else "" for variant in ("chunks", "all logits")]
+        cells += [f"{interval([1e3 * row[variant] / size for row in times], np.median):.1f}" if times else "" for variant in ("chunks", "all logits")]
         ratio = ratio_of_means([row["chunks"] for row in times], [row["all logits"] for row in times]) if times else None
         rows.append([f"{size:,}", f"{identities:,}", *cells, f"{ratio:.2f}" if ratio else "not run"])
     columns = ["B", "C", "chunks, MiB", "all logits, MiB", "chunks, µs an example", "all logits, µs an example", "time, chunks / all"]
@@ -78,8 +78,8 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
 def verdict(config, records: Sequence[Record]) -> list[str]:
     """The sentences that the intervals allow, and no others."""
     sentences, ends = [], (config.learning_rates[0], config.learning_rates[-1])
-    found = {(size, loss): reported(records, size, loss) for loss in config.losses for size in config.batch_sizes}
-    edges = [f"{loss} at B = {size:,}" for (size, loss), runs in found.items() if any(row["learning_rate"] in ends for row in runs.values())]
+    runs_by_arm = {(size, loss): reported(records, size, loss) for loss in config.losses for size in config.batch_sizes}
+    edges = [f"{loss} at B = {size:,}" for (size, loss), runs in runs_by_arm.items() if any(row["learning_rate"] in ends for row in runs.values())]
     if edges:
         sentences.append(f"Warning: the best rate lies on the edge of the grid for {', '.join(edges)}; widen --learning-rates.")
     for loss in config.losses:
@@ -102,12 +102,12 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
     return sentences
 
 
-def _points(found: Interval) -> str:
-    if not found.n:
+def _points(points: Interval) -> str:
+    if not points.n:
         return "no pair of runs"
-    if found.n < 3:
-        return f"{found.value:+.1f} points, too few seeds to tell"
-    return f"{found:+.1f} points, {'a difference' if found.excludes(0) else 'no difference shows'}"
+    if points.n < 3:
+        return f"{points.value:+.1f} points, too few seeds to tell"
+    return f"{points:+.1f} points, {'a difference' if points.excludes(0) else 'no difference shows'}"
 
 
 def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> pathlib.Path:
@@ -115,19 +115,19 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
     figure, (left, right) = plots.subplots(1, 2, figsize=(11, 4.6))
     for color, loss in enumerate(config.losses):
         there = [size for size in config.batch_sizes if reported(records, size, loss)]
-        found = [student([100 * row["true_accepts"] for row in reported(records, size, loss).values()]) for size in there]
-        plots.band(left, there, found, color=plots.COLORS[color], label=loss, marker="o")
+        accept_rates = [student([100 * row["true_accepts"] for row in reported(records, size, loss).values()]) for size in there]
+        plots.band(left, there, accept_rates, color=plots.COLORS[color], label=loss, marker="o")
     for row in (row for row in records if row["kind"] == "untrained"):
         left.axhline(100 * row["true_accepts"], color="grey", ls=":", label="untrained")
     left.set(ylabel=f"true accepts at {100 * config.false_accept_rate:g}% false ones, %", title=f"{config.identities:,} identities, equal examples")
     plots.size_ticks(left, config.batch_sizes)
     left.legend()
-    for color, way in enumerate(("chunks", "all logits")):
+    for color, variant in enumerate(("chunks", "all logits")):
         rows = sorted(
-            (row for row in records if row["kind"] == "memory" and row["way"] == way), key=lambda row: row["batch_size"] * row["identities"]
+            (row for row in records if row["kind"] == "memory" and row["way"] == variant), key=lambda row: row["batch_size"] * row["identities"]
         )
         logits = [row["batch_size"] * row["identities"] for row in rows]
-        right.plot(logits, [row["bytes"] / 2**30 for row in rows], "o-", color=plots.COLORS[color], label=way)
+        right.plot(logits, [row["bytes"] / 2**30 for row in rows], "o-", color=plots.COLORS[color], label=variant)
     right.set(xlabel="B × C", ylabel="memory of a gradient, GiB", title="Memory, as compiled", xscale="log")
     plots.log_values(right.yaxis)
     right.legend()

@@ -101,8 +101,8 @@ def verification(embeddings: Float[Array, "I E D"], false_accept_rate: float) ->
         identities are above; ``accuracy``: the mean of the shares of both kinds that are told right, at the best threshold.
 
     Example:
-        >>> apart = jnp.eye(3)[:, None].repeat(2, 1)  # three identities, two equal embeddings of each
-        >>> verification(apart, 0.1)
+        >>> embeddings = jnp.eye(3)[:, None].repeat(2, 1)  # three identities, two equal embeddings of each
+        >>> verification(embeddings, 0.1)
         {'true_accepts': 1.0, 'accuracy': 1.0}
     """
     flat = np.asarray(embeddings, np.float32).reshape(-1, embeddings.shape[-1])

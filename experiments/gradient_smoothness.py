@@ -125,8 +125,8 @@ def measure_curve(task: Task, config: Config, batch_size: int, seed: int, progra
     indices = np.concatenate([jb.epoch_batches(seed, epoch, task.num_examples, batch_size).indices for epoch in epochs])
     indices, seen = indices[: config.iterations], []
     for start in range(0, config.iterations, STRETCH):
-        watched, found = programs.stretch(watched, indices[start : start + STRETCH], task.train_data)
-        seen.append(jax.tree.map(np.asarray, found))
+        watched, measurements = programs.stretch(watched, indices[start : start + STRETCH], task.train_data)
+        seen.append(jax.tree.map(np.asarray, measurements))
     loss, cosine, norm = (np.concatenate(part) for part in zip(*seen, strict=True))
     bad = first_nonfinite(loss)
     return {
@@ -151,7 +151,7 @@ def rounded(values: np.ndarray) -> list[float | None]:
     return [float(f"{value:.6g}") if np.isfinite(value) else None for value in values]
 
 
-def places(task: Task, config: Config, seed: int) -> Iterator[tuple[str, Any]]:
+def compared_params(task: Task, config: Config, seed: int) -> Iterator[tuple[str, Any]]:
     """The parameters at which batches are compared with the full gradient: at the start, and after some training."""
     optimizer = optax.sgd(config.learning_rate, config.momentum)
     state = init_state(task, optimizer, seed)
@@ -164,14 +164,14 @@ def places(task: Task, config: Config, seed: int) -> Iterator[tuple[str, Any]]:
 
 def measure_errors(task: Task, config: Config, seed: int, programs: Programs) -> Iterator[Record]:
     """How far batches' gradients are from the full gradient. Batches are drawn with replacement, as the theory assumes."""
-    for place, params in places(task, config, seed):
+    for stage, params in compared_params(task, config, seed):
         full = programs.full_gradient(params, task.train_data)
         for number, batch_size in enumerate(config.batch_sizes):
-            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), place == "trained")
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), stage == "trained")
             draws = jax.random.randint(key, (config.batches_compared, batch_size), 0, task.num_examples)
-            found = [programs.compare(params, full, index, task.train_data) for index in draws]
-            error, cosine = (rounded(np.array(part)) for part in zip(*found, strict=True))
-            yield {"kind": "error", "place": place, "batch_size": batch_size, "seed": seed, "error": error, "cosine": cosine}
+            comparisons = [programs.compare(params, full, index, task.train_data) for index in draws]
+            error, cosine = (rounded(np.array(part)) for part in zip(*comparisons, strict=True))
+            yield {"kind": "error", "place": stage, "batch_size": batch_size, "seed": seed, "error": error, "cosine": cosine}
 
 
 def measure(config: Config, task: Task, run: RunFolder, console: Console) -> None:

@@ -18,7 +18,7 @@ from jaxbatch.results.records import Record
 from jaxbatch.results.report import print_table
 
 PLATE = {"fc": "white", "ec": "none", "alpha": 0.8, "pad": 1.5}  # background of text that lies over curves
-PLACES = {"start": "at the start", "trained": "after training"}
+STAGES = {"start": "at the start", "trained": "after training"}
 
 
 def curves(records: Sequence[Record], batch_size: int, key: str) -> list[Float[np.ndarray, "T"]]:
@@ -27,9 +27,9 @@ def curves(records: Sequence[Record], batch_size: int, key: str) -> list[Float[n
     return [np.array(record[key], float) for record in sorted(rows, key=lambda record: record["seed"])]
 
 
-def errors(records: Sequence[Record], batch_size: int, place: str, key: str) -> list[float]:
+def errors(records: Sequence[Record], batch_size: int, stage: str, key: str) -> list[float]:
     """``error`` or ``cosine`` relative to the full gradient, for all batches and seeds."""
-    rows = [r for r in records if r["kind"] == "error" and r["batch_size"] == batch_size and r["place"] == place]
+    rows = [r for r in records if r["kind"] == "error" and r["batch_size"] == batch_size and r["place"] == stage]
     return [math.nan if value is None else value for record in rows for value in record[key]]
 
 
@@ -76,9 +76,9 @@ def not_learning(loss: Float[np.ndarray, "T"], guess_loss: float | None) -> bool
     return bool(loss[-tenth:].mean() > (loss[:tenth].mean() if guess_loss is None else 0.98 * guess_loss))
 
 
-def error_slope(config, records: Sequence[Record], place: str) -> Interval:
+def error_slope(config, records: Sequence[Record], stage: str) -> Interval:
     """Slope of log(relative squared error) against log(B); theory: -1."""
-    groups = [errors(records, size, place, "error") for size in config.batch_sizes]
+    groups = [errors(records, size, stage, "error") for size in config.batch_sizes]
     groups = [np.array(group)[np.isfinite(group)] for group in groups]
     if len(groups) < 2 or min(map(len, groups)) == 0:
         return Interval(math.nan, math.nan, math.nan, 0)
@@ -110,12 +110,12 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
     rows = []
     for size in config.batch_sizes:
         row = [size_cell(config, size)]
-        for place in PLACES:
-            error = interval(errors(records, size, place, "error"))
-            row += [f"{error:.3g}", f"{interval(errors(records, size, place, 'cosine')):.3f}"]
+        for stage in STAGES:
+            error = interval(errors(records, size, stage, "error"))
+            row += [f"{error:.3g}", f"{interval(errors(records, size, stage, 'cosine')):.3f}"]
         rows.append(row)
-    rows.append(["slope", *(cell for place in PLACES for cell in (f"{error_slope(config, records, place):.3f}", ""))])
-    columns = ["B", *(f"{what}, {where}" for where in PLACES.values() for what in ("relative squared error", "cosine"))]
+    rows.append(["slope", *(cell for stage in STAGES for cell in (f"{error_slope(config, records, stage):.3f}", ""))])
+    columns = ["B", *(f"{what}, {where}" for where in STAGES.values() for what in ("relative squared error", "cosine"))]
     print_table(console, "A batch's gradient against the full one, and the slope of log error by log B (theory: -1)", columns, rows)
 
 
@@ -148,8 +148,8 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
                 f"At B = {size} successive gradients point against each other in the second half (cosine {turn:.2f}): the steps cross a "
                 "steep direction back and forth."
             )
-    for place, where in PLACES.items():
-        slope = error_slope(config, records, place)
+    for stage, where in STAGES.items():
+        slope = error_slope(config, records, stage)
         if slope.n:
             holds = "the interval holds the theory's -1" if not slope.excludes(-1) else "the interval does not hold the theory's -1"
             sentences.append(f"The squared error of a batch's gradient {where} goes as B^{slope:.3f}: {holds}.")
@@ -199,8 +199,8 @@ def _draw_panels(config, records, folder) -> pathlib.Path:
             values = curves(records, size, key)[0]
             row.plot(np.arange(1, len(values) + 1), values, color=color, lw=0.6)
         upper.set_title(f"B = {size_label(size)}")
-        found = _each(records, size, "loss", jump)
-        upper.text(0.97, 0.95, f"jump {found.value:.2g}", transform=upper.transAxes, ha="right", va="top", fontsize=10, bbox=PLATE)
+        loss_jump = _each(records, size, "loss", jump)
+        upper.text(0.97, 0.95, f"jump {loss_jump.value:.2g}", transform=upper.transAxes, ha="right", va="top", fontsize=10, bbox=PLATE)
         mean = _each(records, size, "cosine", second_half).value
         lower.axhline(0, color="grey", lw=0.8)
         lower.text(0.97, 0.05, f"mean {mean:.2f}", transform=lower.transAxes, ha="right", va="bottom", fontsize=10, bbox=PLATE)
@@ -221,14 +221,14 @@ def _draw_panels(config, records, folder) -> pathlib.Path:
 def _draw_errors(config, records, folder) -> pathlib.Path:
     figure, (left, right) = plots.subplots(1, 2, figsize=(11, 4.4))
     sizes = np.array(config.batch_sizes)
-    for (place, where), color, marker in zip(PLACES.items(), plots.COLORS, "os"):
-        found = [interval(errors(records, size, place, "error")) for size in sizes]
-        slope = error_slope(config, records, place)
-        plots.band(left, config.batch_sizes, found, color=color, marker=marker, label=f"{where}, slope {slope:.2f}")
-        cosines = [interval(errors(records, size, place, "cosine")) for size in sizes]
+    for (stage, where), color, marker in zip(STAGES.items(), plots.COLORS, "os"):
+        squared_errors = [interval(errors(records, size, stage, "error")) for size in sizes]
+        slope = error_slope(config, records, stage)
+        plots.band(left, config.batch_sizes, squared_errors, color=color, marker=marker, label=f"{where}, slope {slope:.2f}")
+        cosines = [interval(errors(records, size, stage, "cosine")) for size in sizes]
         plots.band(right, config.batch_sizes, cosines, color=color, marker=marker, label=where)
-        if np.isfinite(found[0].value):
-            left.plot(sizes, found[0].value * sizes[0] / sizes, ":", color="grey", lw=1.2)
+        if np.isfinite(squared_errors[0].value):
+            left.plot(sizes, squared_errors[0].value * sizes[0] / sizes, ":", color="grey", lw=1.2)
     left.plot([], [], ":", color="grey", label="theory, slope -1")
     left.set(ylabel="relative squared error", title="Error of a batch's gradient")
     right.set(ylabel="cosine with the full gradient", title="Direction of a batch's gradient", ylim=(None, 1.03))

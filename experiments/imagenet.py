@@ -134,8 +134,8 @@ def measure(config: Config, task: Task, run: RunFolder, console: Console) -> Non
                 def show(epochs, examples_per_second=0.0, about=f"growth {growth:g}, seed {seed}"):
                     progress.update(bar, advance=epochs, description=about, rate=f"{examples_per_second:,.0f} examples/s")
 
-                place = {"arm": imagenet_report.name_of(growth), "seed": seed}
-                train_into(run, task, make_fit_config(config, growth, seed, task.num_examples), place, show)
+                identity = {"arm": imagenet_report.name_of(growth), "seed": seed}
+                train_into(run, task, make_fit_config(config, growth, seed, task.num_examples), identity, show)
     shutil.rmtree(run.path / "in_flight", ignore_errors=True)
 
 

@@ -44,7 +44,7 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
         updates = record["updates"] - before.get((record["arm"], record["seed"]), 0)
         before[record["arm"], record["seed"]] = record["updates"]
         rates.setdefault(record["batch_size"], []).append(updates * record["batch_size"] / record["train_seconds"])
-    rows = [[f"{size:,}", f"{interval(found, np.median):,.0f}"] for size, found in sorted(rates.items())]
+    rows = [[f"{size:,}", f"{interval(speeds, np.median):,.0f}"] for size, speeds in sorted(rates.items())]
     print_table(console, "Examples a second, loading and all", ["B", "median of the epochs"], rows)
 
 

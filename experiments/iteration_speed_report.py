@@ -92,8 +92,8 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
     print_table(console, "An iteration, ms; shares of a resident step", columns, parts)
 
 
-def _scaled(found: Interval, factor: float) -> Interval:
-    return Interval(*(factor * part for part in found[:3]), found.n)
+def _scaled(estimate: Interval, factor: float) -> Interval:
+    return Interval(*(factor * part for part in estimate[:3]), estimate.n)
 
 
 def verdict(config, records: Sequence[Record]) -> list[str]:
@@ -114,16 +114,16 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
 
 
 def _loading_sentences(config, records: Sequence[Record]) -> list[str]:
-    sizes, place = config.batch_sizes, loading_decides_from(config, records)
+    sizes, crossover = config.batch_sizes, loading_decides_from(config, records)
     costs = [times(records, size, "loading").value / size for size in sizes]
     clearly = [size for size in sizes if ratio(records, size, "loading", "compute").low > 1]
     host = f"the host needs {1e3 * costs[-1]:.0f} microseconds an example at B = {sizes[-1]}"
     surely = f" (the interval says so at B = {', '.join(map(str, clearly))})" if clearly else ""
-    if place is None:
+    if crossover is None:
         return [f"Loading is hidden behind the computation up to B = {sizes[-1]}."]
-    if place == sizes[0]:
+    if crossover == sizes[0]:
         return [f"Loading decides at every size: {host}, the step less{surely}."]
-    return [f"Past a batch size of about {place:.2g} loading decides: {host}, the step less{surely}."]
+    return [f"Past a batch size of about {crossover:.2g} loading decides: {host}, the step less{surely}."]
 
 
 def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> pathlib.Path:
@@ -163,8 +163,8 @@ def _draw_loading(axes, config, records: Sequence[Record]) -> None:
         ("streamed", "both, overlapped", plots.COLORS[1], "s-"),
     ):
         _line(axes, config.batch_sizes, [times(records, size, name) for size in config.batch_sizes], dash, color=color, label=label)
-    if (place := loading_decides_from(config, records)) is not None:
-        axes.axvline(place, color="grey", lw=1, ls="--", label=f"loading decides from {place:.2g} on")
+    if (crossover := loading_decides_from(config, records)) is not None:
+        axes.axvline(crossover, color="grey", lw=1, ls="--", label=f"loading decides from {crossover:.2g} on")
     axes.set(ylabel="ms an iteration", title="An iteration with loading")
 
 
@@ -173,9 +173,9 @@ def _draw_shares(axes, sizes: Sequence[int], records: Sequence[Record]) -> None:
     parts = np.array([shares(records, size) for size in sizes]).T * 100
     for part, label, color in zip(parts, ("forward", "backward", "update and rest"), (plots.COLORS[5], plots.COLORS[0], "#BBBBBB"), strict=True):
         axes.bar(range(len(sizes)), part, bottom=bottom, color=color, label=label, width=0.7)
-        for place, (height, base) in enumerate(zip(part, bottom, strict=True)):
+        for index, (height, base) in enumerate(zip(part, bottom, strict=True)):
             if height >= 8:
-                axes.text(place, base + height / 2, f"{height:.0f}", ha="center", va="center", color="white" if color == plots.COLORS[0] else "black")
+                axes.text(index, base + height / 2, f"{height:.0f}", ha="center", va="center", color="white" if color == plots.COLORS[0] else "black")
         bottom += part
     axes.set_xticks(range(len(sizes)), [f"{size:,}" for size in sizes])
     axes.set(xlabel="batch size", ylabel="% of a step", title="What a step is made of", ylim=(0, 118))
@@ -183,5 +183,5 @@ def _draw_shares(axes, sizes: Sequence[int], records: Sequence[Record]) -> None:
     axes.legend(ncols=3, loc="upper center", fontsize=9, columnspacing=1, handlelength=1)
 
 
-def _line(axes, sizes, found, dash, *, color, label):
-    plots.band(axes, sizes, found, color=color, label=label, marker=dash[0], ls=dash[1:])
+def _line(axes, sizes, intervals, dash, *, color, label):
+    plots.band(axes, sizes, intervals, color=color, label=label, marker=dash[0], ls=dash[1:])

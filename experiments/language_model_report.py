@@ -21,11 +21,11 @@ def text_of(records: Sequence[Record]) -> Record:
 
 def by_epoch(records: Sequence[Record], key: str) -> dict[int, list[float]]:
     """The values of every seed after each epoch; a run that diverged has none."""
-    found: dict[int, list[float]] = {}
+    epoch_values: dict[int, list[float]] = {}
     for record in records:
         if record["kind"] == "epoch" and record[key] is not None and not record["diverged"]:
-            found.setdefault(record["epoch"], []).append(record[key])
-    return dict(sorted(found.items()))
+            epoch_values.setdefault(record["epoch"], []).append(record[key])
+    return dict(sorted(epoch_values.items()))
 
 
 def at_the_end(records: Sequence[Record]) -> Interval:
@@ -58,15 +58,15 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
 
 def verdict(config, records: Sequence[Record]) -> list[str]:
     """What was reached, and what is left."""
-    found, text = at_the_end(records), text_of(records)
+    test_bits, text = at_the_end(records), text_of(records)
     diverged = sum(record["diverged"] for record in records if record["kind"] == "end")
     sentences = [f"{diverged} of {config.seeds} runs diverged: lower --learning-rate."] if diverged else []
-    if not found.n:
+    if not test_bits.n:
         return sentences
     tokens = max(value for values in by_epoch(records, "tokens").values() for value in values)
-    sentences.append(f"The test text takes {found:.3f} bits per token after {tokens:,} tokens and {seconds(records):.0f} s of training.")
+    sentences.append(f"The test text takes {test_bits:.3f} bits per token after {tokens:,} tokens and {seconds(records):.0f} s of training.")
     if text["entropy"] is not None:
-        above = Interval(*(part - text["entropy"] for part in found[:3]), found.n)
+        above = Interval(*(part - text["entropy"] for part in test_bits[:3]), test_bits.n)
         sentences.append(f"The best possible number is {text['entropy']:.4f}, so {above:.4f} bits are left.")
     return sentences
 
@@ -77,8 +77,8 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
     tokens, text = by_epoch(records, "tokens"), text_of(records)
     for key, label, color, unit in (("loss", "training", 0, math.log(2)), ("validation_bits_per_token", "validation", 1, 1.0)):
         values = by_epoch(records, key)
-        places = [tokens[epoch][0] for epoch in values]
-        plots.band(axes, places, [interval(np.array(of) / unit) for of in values.values()], color=plots.COLORS[color], label=label)
+        tokens_seen = [tokens[epoch][0] for epoch in values]
+        plots.band(axes, tokens_seen, [interval(np.array(of) / unit) for of in values.values()], color=plots.COLORS[color], label=label)
     if text["entropy"] is not None:
         axes.axhline(text["entropy"], color="black", ls=":", label="best possible")
         # Two words of eight repeat earlier ones, so a model that looks at the word before only pays for them, too.

@@ -155,10 +155,10 @@ def measure(config: Config, task: jb.Task, test_data, run: RunFolder, console: C
 
         for name in names:
             tune(name)
-        found = pairs(config, run.records) if config.pairs else []
-        for name in found:
+        pair_names = pairs(config, run.records) if config.pairs else []
+        for name in pair_names:
             tune(name)
-        for name in [*names, *found]:
+        for name in [*names, *pair_names]:
             progress.update(bar, description=f"runs of {name}", advance=1)
             rate = rule_rate(config, run.records, name) if find_arm(name).rule else best_rate(config, run.records, name)
             if rate is not None and len(run.find(kind="run", arm=name)) < config.seeds:

@@ -174,8 +174,8 @@ def with_noise(task: jb.Task, batch_size: int, small_batch_size: int) -> jb.Task
 
     def loss_fn(params, batch):
         batch, weights = batch
-        found = task.loss_fn(params, batch)
-        losses, aux = found if task.update_model_state is not None else (found, None)
+        output = task.loss_fn(params, batch)
+        losses, aux = output if task.update_model_state is not None else (output, None)
         losses = losses._replace(total=losses.total * weights) if isinstance(losses, jb.Weighted) else losses * weights
         return losses if task.update_model_state is None else (losses, aux)
 

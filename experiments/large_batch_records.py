@@ -30,14 +30,14 @@ def goal_of(config) -> jb.Goal:
 def scores(config, records: Sequence[Record], arm: str) -> dict[float, tuple[float, ...]]:
     """How good each rate of the grid is, as (minus the runs that diverged, mean metric, minus mean loss); higher is better."""
     goal, rows = goal_of(config), [record for record in records if record["kind"] == "tune" and record["arm"] == arm]
-    sign, found = 1 if goal.above else -1, {}
+    sign, rate_scores = 1 if goal.above else -1, {}
     for rate in sorted({row["learning_rate"] for row in rows}):
         every = [row for row in rows if row["learning_rate"] == rate]
         ended = [row for row in every if row[f"validation_{goal.metric}"] is not None]
         if ended:
             metric, loss = (float(np.mean([row.get(f"validation_{name}") or 0.0 for row in ended])) for name in (goal.metric, "loss"))
-            found[rate] = (len(ended) - len(every), sign * metric, -loss)
-    return found
+            rate_scores[rate] = (len(ended) - len(every), sign * metric, -loss)
+    return rate_scores
 
 
 def best_rate(config, records: Sequence[Record], arm: str) -> float | None:
@@ -45,8 +45,8 @@ def best_rate(config, records: Sequence[Record], arm: str) -> float | None:
 
     None where every run diverged, or there is none.
     """
-    found = scores(config, records, arm)
-    return max(found, key=lambda rate: found[rate], default=None)
+    rate_scores = scores(config, records, arm)
+    return max(rate_scores, key=lambda rate: rate_scores[rate], default=None)
 
 
 def is_inside(config, rate: float) -> bool:
@@ -64,9 +64,9 @@ def pairs(config, records: Sequence[Record]) -> list[str]:
     """The pairs of the best arms of each kind, by what chose their rates; the names hold both."""
     best = []
     for kind in KINDS:
-        tuned = {arm: max(found.values()) for arm in kind if (found := scores(config, records, arm))}
+        tuned = {arm: max(rate_scores.values()) for arm in kind if (rate_scores := scores(config, records, arm))}
         best += [max(tuned, key=lambda arm: tuned[arm])] if tuned else []
-    return [f"{one} + {other}" for place, one in enumerate(best) for other in best[place + 1 :]]
+    return [f"{one} + {other}" for position, one in enumerate(best) for other in best[position + 1 :]]
 
 
 def reported(records: Sequence[Record]) -> list[str]:
@@ -92,7 +92,7 @@ def mean(values: np.ndarray) -> Interval:
     return ratio_of_means(values, np.ones_like(values))
 
 
-def apart(records: Sequence[Record], one: str, other: str, *names: str) -> Interval:
+def difference(records: Sequence[Record], one: str, other: str, *names: str) -> Interval:
     """The difference of two arms at the end, paired by seed."""
     return mean(paired(ends(records, one, *names), ends(records, other, *names)))
 
@@ -112,7 +112,7 @@ class Parts(NamedTuple):
 def parts(config, records: Sequence[Record], arm: str) -> Parts:
     """The two parts of an arm's gap to the small batch; in the metric itself if the task has no metric named loss."""
     loss = loss_of(config, records)
-    return Parts(apart(records, arm, "small", f"train_{loss}"), apart(records, arm, "small", f"test_{loss}", f"train_{loss}"))
+    return Parts(difference(records, arm, "small", f"train_{loss}"), difference(records, arm, "small", f"test_{loss}", f"train_{loss}"))
 
 
 def loss_of(config, records: Sequence[Record]) -> str:

@@ -32,11 +32,11 @@ PART_COLORS = (plots.COLORS[4], plots.COLORS[3])
 KIND_WORDS = {"helps": "helps", "nothing": "no difference shows", "harms": "harms", "lost": "loses runs"}
 
 
-def shown(config, found: Interval, signed: bool = False) -> str:
+def shown(config, estimate: Interval, signed: bool = False) -> str:
     """The metric, or a difference of it, as a table shows it."""
     goal = goal_of(config)
     form = ("+" if signed else "") + (".2f" if is_share(goal) else ".3g")
-    return format(Interval(*(scale(goal) * value for value in found[:3]), found.n), form)
+    return format(Interval(*(scale(goal) * value for value in estimate[:3]), estimate.n), form)
 
 
 def updates_of(records: Sequence[Record], arm: str) -> int:
@@ -72,16 +72,16 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
     print_table(console, "Each arm at its best rate; differences are to the small batch, paired by seed", columns, rows)
 
 
-def named(config, records: Sequence[Record], arm: str, found: Standing) -> str:
+def named(config, records: Sequence[Record], arm: str, outcome: Standing) -> str:
     """An arm in a sentence, with the number that says how much it does."""
     more = updates_of(records, arm) / updates_of(records, "plain")
     notes = [f"{more:.3g} times the updates"] if more != 1 else []
-    notes += [f"{found.lost} runs diverged"] if found.lost else []
+    notes += [f"{outcome.lost} runs diverged"] if outcome.lost else []
     notes += ["by rule"] if find_arm(arm).rule else []
-    if found.kind == "helps" and has_gap(config, records):
-        value = Interval(*(100 * one for one in found.closed[:3]), found.closed.n)
+    if outcome.kind == "helps" and has_gap(config, records):
+        value = Interval(*(100 * one for one in outcome.closed[:3]), outcome.closed.n)
         return f"{arm} ({', '.join([f'{value:.0f}%', *notes])})"
-    return f"{arm} ({', '.join([shown(config, found.gain, signed=True), *notes])})"
+    return f"{arm} ({', '.join([shown(config, outcome.gain, signed=True), *notes])})"
 
 
 def verdict(config, records: Sequence[Record]) -> list[str]:
@@ -108,8 +108,8 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
         "lost": "Loses runs that plain does not: ",
     }
     for kind, members in groups.items():
-        told = "; ".join(named(config, records, arm, against[arm]) for arm in members) or "none"
-        sentences += [f"{words[kind]}{told}."] if members or kind in ("helps", "harms") else []
+        members_text = "; ".join(named(config, records, arm, against[arm]) for arm in members) or "none"
+        sentences += [f"{words[kind]}{members_text}."] if members or kind in ("helps", "harms") else []
     level = [arm for arm in groups["helps"] if not (against[arm].gap.excludes(0) and against[arm].gap.value < 0)]
     if has_gap(config, records):
         sentences.append(f"No gap to the small batch is left that the intervals show: {', '.join(level) or 'with no arm'}.")
@@ -129,20 +129,20 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
 def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> pathlib.Path:
     """Draws the gap of every arm to the small batch, and its two parts."""
     arms = [arm for arm in reported(records) if arm != "small"]
-    goal, loss, places = goal_of(config), loss_of(config, records), np.arange(len(arms), dtype=float)
+    goal, loss, positions = goal_of(config), loss_of(config, records), np.arange(len(arms), dtype=float)
     figure, (left, right) = plots.subplots(1, 2, figsize=(13, 2 + 0.34 * len(arms)), sharey=True)
     against = {arm: standing(config, records, arm) for arm in arms}
-    gaps = [Interval(*(scale(goal) * value for value in found.gap[:3]), found.gap.n) for found in against.values()]
-    _bars(left, gaps, places, ["black" if arm == "plain" else KIND_COLORS[found.kind] for arm, found in against.items()], "o")
+    gaps = [Interval(*(scale(goal) * value for value in outcome.gap[:3]), outcome.gap.n) for outcome in against.values()]
+    _bars(left, gaps, positions, ["black" if arm == "plain" else KIND_COLORS[outcome.kind] for arm, outcome in against.items()], "o")
     split = [parts(config, records, arm) for arm in arms]
     colors = [color for color in PART_COLORS for _ in arms]
-    _bars(right, [one[part] for part in (0, 1) for one in split], np.concatenate([places - 0.15, places + 0.15]), colors, "s")
-    left.set_yticks(places, [f"{arm} ({updates_of(records, arm):,})" for arm in arms])
+    _bars(right, [one[part] for part in (0, 1) for one in split], np.concatenate([positions - 0.15, positions + 0.15]), colors, "s")
+    left.set_yticks(positions, [f"{arm} ({updates_of(records, arm):,})" for arm in arms])
     left.invert_yaxis()
     unit = ", points" if is_share(goal) else " (below 0 is worse)"
     left.set(title="Gap to the small batch, 95% intervals", xlabel=f"test {goal.metric} less that of B = {config.small_batch_size:,}{unit}")
     right.set(title="The gap as a sum of two", xlabel=f"{loss} less that of B = {config.small_batch_size:,}")
-    kinds = [kind for kind in KIND_COLORS if any(found.kind == kind for arm, found in against.items() if arm != "plain")]
+    kinds = [kind for kind in KIND_COLORS if any(outcome.kind == kind for arm, outcome in against.items() if arm != "plain")]
     for kind in kinds:
         left.plot([], [], "o", color=KIND_COLORS[kind], label=f"{KIND_WORDS[kind]} (against plain)")
     for color, label in zip(PART_COLORS, (f"optimization: training {loss}", "generalization: test less training"), strict=True):
@@ -155,21 +155,21 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
     return plots.save(figure, folder)
 
 
-def _bars(axes, found: Sequence[Interval], places: Sequence[float], colors: Sequence[str], marker: str) -> None:
+def _bars(axes, estimates: Sequence[Interval], positions: Sequence[float], colors: Sequence[str], marker: str) -> None:
     """Values with their intervals; one far beyond the others is written at the edge, with an arrow, so that the others can be told apart."""
-    known = [one for one in found if np.isfinite(one.value)]
-    reach = {place: np.nanmax(np.abs(one[:3])) for place, one in zip(places, found, strict=True) if np.isfinite(one.value)}
+    known = [one for one in estimates if np.isfinite(one.value)]
+    reach = {position: np.nanmax(np.abs(one[:3])) for position, one in zip(positions, estimates, strict=True) if np.isfinite(one.value)}
     most = 5 * np.median(list(reach.values())) if known else 1.0
     within = [value for one in known for value in one[:3] if np.isfinite(value) and np.nanmax(np.abs(one[:3])) <= most]
     low, high = min([*within, 0.0]), max([*within, 0.0])
     margin = 0.06 * (high - low) or 1.0
     axes.set_xlim(low - 2 * margin, high + 2 * margin)
-    for one, place, color in zip(found, places, colors, strict=True):
-        if reach.get(place, np.inf) <= most:
+    for one, position, color in zip(estimates, positions, colors, strict=True):
+        if reach.get(position, np.inf) <= most:
             ends = [[one.value - one.low], [one.high - one.value]] if np.isfinite(one[:3]).all() else None
-            axes.errorbar([one.value], [place], xerr=ends, fmt=marker, color=color, capsize=3, ms=5)
-        elif place in reach:
+            axes.errorbar([one.value], [position], xerr=ends, fmt=marker, color=color, capsize=3, ms=5)
+        elif position in reach:
             edge, side, align = (low - margin, "<", "left") if one.value < 0 else (high + margin, ">", "right")
-            axes.plot([edge], [place], side, color=color, ms=7)
+            axes.plot([edge], [position], side, color=color, ms=7)
             away = 8 if side == "<" else -8
-            axes.annotate(f"{one.value:+.3g}", (edge, place), (away, 0), textcoords="offset points", ha=align, va="center", fontsize=8.5)
+            axes.annotate(f"{one.value:+.3g}", (edge, position), (away, 0), textcoords="offset points", ha=align, va="center", fontsize=8.5)

@@ -57,9 +57,9 @@ def train(task: jb.Task, config, name: str, rates: Sequence[float], seeds: Seque
             seconds += record["train_seconds"]
         after = {name: record[name] for name in ("diverged_at_batch", "state")}
     rows = []
-    for place, (rate, seed) in enumerate(zip(rates, seeds, strict=True)):
-        diverged = bool(record["diverged_at_batch"][place] >= 0)
-        measured = {f"validation_{key}": None if diverged else float(record[f"test_{key}"][place]) for key in metric_names(task)}
+    for index, (rate, seed) in enumerate(zip(rates, seeds, strict=True)):
+        diverged = bool(record["diverged_at_batch"][index] >= 0)
+        measured = {f"validation_{key}": None if diverged else float(record[f"test_{key}"][index]) for key in metric_names(task)}
         row = {"arm": name, "learning_rate": float(rate), "seed": int(seed), "diverged": diverged, "updates": num_updates(config, arm, total)}
         rows.append(row | {"examples": epochs * total, **measured, "seconds": seconds / len(rates)})
     return Trained(rows, record["state"])
@@ -72,12 +72,12 @@ def make_judge(task: jb.Task, test_data: PyTree) -> Callable[[Trained], Iterator
     evaluate = {key: jb.make_evaluate(task.metrics_fn, count_examples(data)) for key, data in sets.items()}
 
     def judge(trained):
-        for place, row in enumerate(trained.records):
-            params = evaluated(task, jax.tree.map(lambda leaf: leaf[place], trained.state))
-            found: dict[str, Any] = {}
+        for index, row in enumerate(trained.records):
+            params = evaluated(task, jax.tree.map(lambda leaf: leaf[index], trained.state))
+            metrics: dict[str, Any] = {}
             for key, data in sets.items():
                 means = {} if row["diverged"] else evaluate[key](params, data)
-                found |= {f"{key}_{name}": float(np.asarray(means[name])) if means else None for name in names}
-            yield row | found
+                metrics |= {f"{key}_{name}": float(np.asarray(means[name])) if means else None for name in names}
+            yield row | metrics
 
     return judge

@@ -85,7 +85,7 @@ def measure_size(task: Task, config: Config, batch_size: int, run: RunFolder, pr
     bar = progress.add_task(f"B = {batch_size}, {shape[0] * shape[1]} runs", rate="")
     before = after["batches"] if after else 0
     for record in records:
-        for place, (rate, seed) in zip(np.ndindex(shape), itertools.product(config.learning_rates, range(config.seeds)), strict=True):
+        for cell, (rate, seed) in zip(np.ndindex(shape), itertools.product(config.learning_rates, range(config.seeds)), strict=True):
             yield {
                 "kind": "run",
                 "batch_size": batch_size,
@@ -93,9 +93,9 @@ def measure_size(task: Task, config: Config, batch_size: int, run: RunFolder, pr
                 "seed": seed,
                 "updates": record["batches"],
                 "epoch": record["epoch"],
-                "loss": float(record["loss"][place]),
-                **{f"validation_{name}": float(record[f"test_{name}"][place]) for name in metric_names(task)},
-                "diverged_at_update": int(record["diverged_at_batch"][place]),
+                "loss": float(record["loss"][cell]),
+                **{f"validation_{name}": float(record[f"test_{name}"][cell]) for name in metric_names(task)},
+                "diverged_at_update": int(record["diverged_at_batch"][cell]),
             }
         rest = {key: record[key] for key in ("batches", "diverged_at_batch", "updates_to_goal")}
         run.write(path.name, in_flight.to_bytes(record["state"], **rest))

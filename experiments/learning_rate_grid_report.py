@@ -24,18 +24,18 @@ def results(config, records: Sequence[Record]) -> dict[int, RateResult]:
         if record["kind"] == "run" and record["batch_size"] in finished:
             key = (record["batch_size"], record["learning_rate"], record["seed"])
             curves.setdefault(key, []).append(record)
-    found, goal = {}, as_goal(config.target)
+    rate_results, goal = {}, as_goal(config.target)
     name, shape = f"validation_{goal.metric}", (len(config.learning_rates), config.seeds)
     for size in sorted(finished):
         to_goal, metric, diverged = np.full(shape, np.nan), np.full(shape, np.nan), np.zeros(shape, bool)
-        for place in np.ndindex(shape):
-            rows = sorted(curves[size, config.learning_rates[place[0]], place[1]], key=lambda row: row["updates"])
+        for cell in np.ndindex(shape):
+            rows = sorted(curves[size, config.learning_rates[cell[0]], cell[1]], key=lambda row: row["updates"])
             hits = [row["updates"] for row in rows if row["diverged_at_update"] < 0 and row[name] is not None and goal.reached(row[name])]
-            to_goal[place] = hits[0] if hits else np.nan
-            diverged[place] = rows[-1]["diverged_at_update"] >= 0
-            metric[place] = np.nan if diverged[place] or rows[-1][name] is None else rows[-1][name]
-        found[size] = RateResult(goal, tuple(config.learning_rates), to_goal, metric, diverged)
-    return found
+            to_goal[cell] = hits[0] if hits else np.nan
+            diverged[cell] = rows[-1]["diverged_at_update"] >= 0
+            metric[cell] = np.nan if diverged[cell] or rows[-1][name] is None else rows[-1][name]
+        rate_results[size] = RateResult(goal, tuple(config.learning_rates), to_goal, metric, diverged)
+    return rate_results
 
 
 def best_rates(config, records: Sequence[Record]) -> dict[int, float]:
@@ -71,16 +71,16 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
 
 def verdict(config, records: Sequence[Record]) -> list[str]:
     """The sentences that the intervals allow, and no others."""
-    found, goal = results(config, records), as_goal(config.target)
-    chosen = {size: result.best for size, result in found.items()}
+    rate_results, goal = results(config, records), as_goal(config.target)
+    chosen = {size: result.best for size, result in rate_results.items()}
     sentences = []
-    edges = [size for size, result in found.items() if not result.is_inside]
+    edges = [size for size, result in rate_results.items() if not result.is_inside]
     if edges:
         sentences.append(
             f"Warning: the best rate lies on the edge of the grid at B = {', '.join(map(str, edges))}; those sizes are left "
             "out of the fit. Widen --learning-rates."
         )
-    p = rate_exponent(found)
+    p = rate_exponent(rate_results)
     if not np.isfinite(p.value):
         return [*sentences, "No exponent: fewer than two batch sizes have their best rate inside the grid."]
     within = {"linear (1)": not p.excludes(1), "square root (0.5)": not p.excludes(0.5), "none (0)": not p.excludes(0)}
@@ -93,13 +93,13 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
     rates = {size: config.learning_rates[rate] for size, rate in chosen.items() if rate is not None}
     steps = [f"{a} to {b}: {np.log(rates[b] / rates[a]) / np.log(b / a):.2f}" for a, b in zip(rates, list(rates)[1:], strict=False)]
     sentences.append(f"Between neighbouring sizes the exponent is, on this grid, {', '.join(steps)}.")
-    unreached = [size for size in rates if not np.isfinite(found[size].updates_to_goal).any()]
+    unreached = [size for size in rates if not np.isfinite(rate_results[size].updates_to_goal).any()]
     high, low = ("highest", "lowest") if goal.above else ("lowest", "highest")
     if unreached:
         sentences.append(
             f"No rate reaches {in_words(goal)} within the budget at B = {', '.join(map(str, unreached))}; its best is the one that ends {high}."
         )
-    ends = {size: found[size].metric[rate] for size, rate in chosen.items() if rate is not None}
+    ends = {size: rate_results[size].metric[rate] for size, rate in chosen.items() if rate is not None}
     order = sorted(ends, key=lambda size: interval(ends[size]).value, reverse=goal.above)
     best, worst = (show(goal, ends[size]) for size in (order[0], order[-1]))
     at = (f"{best}% validation accuracy", f"{worst}%") if is_share(goal) else (f"a validation {goal.metric} of {best}", worst)
@@ -109,12 +109,12 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
 
 def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> pathlib.Path:
     """Draws final accuracy and updates to the target as heat maps, and the best rate by batch size."""
-    found, goal = results(config, records), as_goal(config.target)
+    rate_results, goal = results(config, records), as_goal(config.target)
     figure, (left, middle, right) = plots.subplots(1, 3, figsize=(15, 5), width_ratios=(1, 1, 0.9))
-    sizes, rates = list(found), config.learning_rates
-    ends = np.array([_mean(found[size].metric) for size in sizes]).T
-    updates = np.array([_mean(found[size].updates_to_goal) for size in sizes]).T
-    lost = np.array([found[size].diverged.any(1) for size in sizes]).T
+    sizes, rates = list(rate_results), config.learning_rates
+    ends = np.array([_mean(rate_results[size].metric) for size in sizes]).T
+    updates = np.array([_mean(rate_results[size].updates_to_goal) for size in sizes]).T
+    lost = np.array([rate_results[size].diverged.any(1) for size in sizes]).T
     if is_share(goal):  # colours show the error on a logarithmic scale: from 98% to 99% is as large a step as from 60% to 80%
         plots.heat_map(left, 100 - 100 * ends, lambda v: f"{100 - v:.1f}", lost, log=True, reverse=True, label="validation error, %")
     else:
@@ -126,13 +126,13 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
         axes.set_xticks(range(len(sizes)), [size_label(size) for size in sizes])
         axes.set_yticks(range(len(rates)), [f"{rate:g}" for rate in rates])
         for column, size in enumerate(sizes):
-            if (best := found[size].best) is not None:
+            if (best := rate_results[size].best) is not None:
                 plots.frame_cell(axes, column, best)
     best = best_rates(config, records)
-    inside = [size for size in best if found[size].is_inside]
+    inside = [size for size in best if rate_results[size].is_inside]
     right.plot(list(best), list(best.values()), "o", color=plots.COLORS[0], mfc="white", ms=9, label="best, on the grid's edge")
     right.plot(inside, [best[size] for size in inside], "o", color=plots.COLORS[0], ms=9, label="best")
-    p = rate_exponent(found)
+    p = rate_exponent(rate_results)
     if np.isfinite(p.value):
         centre, level = np.mean(np.log(inside)), np.mean(np.log([best[size] for size in inside]))
         x = np.geomspace(min(sizes), max(sizes), 50)

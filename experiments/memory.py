@@ -102,17 +102,17 @@ def measure_target(config: Config, task: jb.Task, name: str, work: Callable[[int
     """Finds the largest batch of one target: a record for each compiled size, one for the answer, and one for the plan."""
     target, optimizer = jb.find_target(name), OPTIMIZERS[config.optimizer](RATE)
     settings = {"num_groups": config.split, "num_devices": config.num_devices, "effort": config.effort}
-    place = {"target": name, "title": target.title}
-    found = find_largest_batch(task, optimizer=optimizer, target=target, budget=config.budget, margin=config.margin, **settings)
+    target_fields = {"target": name, "title": target.title}
+    largest = find_largest_batch(task, optimizer=optimizer, target=target, budget=config.budget, margin=config.margin, **settings)
     unit = (config.split or 1) * config.num_devices
-    ladder = [size // unit * unit for size in LADDER if unit <= size < found.batch_size]
-    quickly = max(memory.compile_seconds for memory in found.profile.values()) < 5
-    missing = [size for size in ladder if size not in found.profile and quickly and not config.quick]
-    profile = found.profile | memory_profile(task, missing, optimizer=optimizer, target=target, **settings)
+    ladder = [size // unit * unit for size in LADDER if unit <= size < largest.batch_size]
+    quickly = max(memory.compile_seconds for memory in largest.profile.values()) < 5
+    missing = [size for size in ladder if size not in largest.profile and quickly and not config.quick]
+    profile = largest.profile | memory_profile(task, missing, optimizer=optimizer, target=target, **settings)
     bound = make_step_bound(task, target, work) if target.peak and target.bandwidth else None
     bounds = {}
     for size, memory in sorted(profile.items()):
-        record = {"kind": "size", **place, **memory._asdict(), "total": memory.total, "compiled_in_search": size in found.profile}
+        record = {"kind": "size", **target_fields, **memory._asdict(), "total": memory.total, "compiled_in_search": size in largest.profile}
         if bound and not memory.refused:
             bounds[size] = bound(_on_one_device(memory, config.num_devices))
             record |= {"bound_ms": 1e3 * bounds[size].seconds, "compute_ms": 1e3 * bounds[size].bound.compute}
@@ -121,19 +121,19 @@ def measure_target(config: Config, task: jb.Task, name: str, work: Callable[[int
     takes_over = compute_takes_over(*ends) if ends else None
     yield {
         "kind": "largest",
-        **place,
-        "batch_size": found.batch_size,
-        "verified": found.next_memory is not None,
-        "limit": found.limit,
-        "bytes_per_example": found.bytes_per_example,
-        "fixed_bytes": found.fixed_bytes,
-        "compilations": len(found.profile),
-        "compile_seconds": sum(memory.compile_seconds for memory in found.profile.values()),
+        **target_fields,
+        "batch_size": largest.batch_size,
+        "verified": largest.next_memory is not None,
+        "limit": largest.limit,
+        "bytes_per_example": largest.bytes_per_example,
+        "fixed_bytes": largest.fixed_bytes,
+        "compilations": len(largest.profile),
+        "compile_seconds": sum(memory.compile_seconds for memory in largest.profile.values()),
         "compute_from": takes_over and takes_over * config.num_devices,
         "caveats": caveats(target),
     }
     if config.batch_size is not None:
-        yield {"kind": "plan", **place, **_plan(config, task, optimizer, target)}
+        yield {"kind": "plan", **target_fields, **_plan(config, task, optimizer, target)}
 
 
 def _plan(config: Config, task: jb.Task, optimizer, target) -> Record:

@@ -49,19 +49,19 @@ class Config(StudyConfig):
 def make_helpers(config: Config, seed: int) -> tuple[Float[Array, "N 2"], Float[Array, "N 2 2"]]:
     """Where each helper sees the nose's place, and how clearly: well across its line of sight, badly along it."""
     random = np.random.default_rng(seed)
-    places = config.disagreement * random.normal(size=(config.num_helpers, 2))
+    seen = config.disagreement * random.normal(size=(config.num_helpers, 2))
     angles = random.uniform(0, np.pi, config.num_helpers)
     along = np.stack([np.cos(angles), np.sin(angles)], -1)
     across = np.stack([-np.sin(angles), np.cos(angles)], -1)
     clarity = across[:, :, None] * across[:, None, :] + 0.15 * along[:, :, None] * along[:, None, :]
-    return jnp.asarray(places, jnp.float32), jnp.asarray(clarity, jnp.float32)
+    return jnp.asarray(seen, jnp.float32), jnp.asarray(clarity, jnp.float32)
 
 
-def loss_fn(place: Float[Array, "2"], helpers: tuple[Array, Array]) -> Float[Array, "B"]:
+def loss_fn(position: Float[Array, "2"], helpers: tuple[Array, Array]) -> Float[Array, "B"]:
     """Half the squared distance that each helper sees; its negative gradient is the correction that the helper calls out."""
     seen, clarity = helpers
-    apart = place[None] - seen
-    return 0.5 * jnp.einsum("bi,bij,bj->b", apart, clarity, apart)
+    offset = position[None] - seen
+    return 0.5 * jnp.einsum("bi,bij,bj->b", offset, clarity, offset)
 
 
 def target(helpers: tuple[Array, Array]) -> Float[np.ndarray, "2"]:
@@ -78,8 +78,8 @@ def play(config: Config, seed: int, batch_size: int) -> Float[np.ndarray, "T 2"]
     helpers = make_helpers(config, seed)
     optimizer = optax.sgd(config.learning_rate, config.momentum)
     step = jb.make_train_step(loss_fn, optimizer, batch_size)
-    place = jnp.array(START)
-    state = jb.TrainState(place, optimizer.init(place), jnp.zeros((), jnp.int32))
+    start = jnp.array(START)
+    state = jb.TrainState(start, optimizer.init(start), jnp.zeros((), jnp.int32))
     per_round = config.num_helpers // batch_size
     rounds = -(-config.num_steps // per_round)  # each round asks everyone once, in a new order
     indices = jnp.concatenate([jb.epoch_batches(seed, r, config.num_helpers, batch_size).indices for r in range(rounds)])
@@ -99,8 +99,8 @@ def describe_path(path: Float[np.ndarray, "T 2"], nose: Float[np.ndarray, "2"]) 
 
     Example:
         >>> path = np.array([[0.0, 0.0], [3.0, 0.0], [1.0, 0.0]])
-        >>> found = describe_path(path, np.array([2.0, 0.0]))
-        >>> found["length"], found["overshoot"], found["end_distance"], found["straightness"]
+        >>> numbers = describe_path(path, np.array([2.0, 0.0]))
+        >>> numbers["length"], numbers["overshoot"], numbers["end_distance"], numbers["straightness"]
         (5.0, 1.0, 1.0, 0.2)
     """
     steps = np.linalg.norm(np.diff(path, axis=0), axis=1)
@@ -134,11 +134,11 @@ def measure(config: Config, run: RunFolder) -> Iterator[Record]:
         for seed in range(config.seeds):
             if not run.find(batch_size=batch_size, seed=seed):
                 path, helpers = play(config, seed, batch_size), make_helpers(config, seed)
-                found = describe_path(path, target(helpers))
-                asked = found["steps_to_near"]
+                numbers = describe_path(path, target(helpers))
+                asked = numbers["steps_to_near"]
                 yield (
                     {"batch_size": batch_size, "seed": seed}
-                    | found
+                    | numbers
                     | {
                         "questions": config.num_steps * batch_size,
                         "questions_to_near": None if asked is None else asked * batch_size,
@@ -177,15 +177,15 @@ def verdict(config: Config, records: Sequence[Record]) -> list[str]:
     sentences = []
     measures = {"length": "path is {:.2f} longer", "overshoot": "overshoot is {:.2f} larger", "end_distance": "end is {:.2f} farther off"}
     for key, what in measures.items():
-        apart = np.subtract(column(records, few, key), column(records, many, key))
-        more, less = (few, many) if apart.mean() > 0 else (many, few)
-        found = interval(apart if more == few else -apart)
-        if found.excludes(0):
-            sentences.append(f"Asking {name(config, more)}, the {what.format(found)} than asking {name(config, less)}.")
+        differences = np.subtract(column(records, few, key), column(records, many, key))
+        more, less = (few, many) if differences.mean() > 0 else (many, few)
+        difference = interval(differences if more == few else -differences)
+        if difference.excludes(0):
+            sentences.append(f"Asking {name(config, more)}, the {what.format(difference)} than asking {name(config, less)}.")
         else:
             sentences.append(f"Asking {name(config, few)} or {name(config, many)} makes no difference in {key.replace('_', ' ')} that shows.")
     asked = [interval(column(records, size, "questions_to_near")) for size in (few, many)]
-    if all(found.n for found in asked):
+    if all(questions.n for questions in asked):
         sentences.append(f"Coming near takes {asked[0]:.0f} questions asking {name(config, few)}, {asked[1]:.0f} asking {name(config, many)}.")
     return sentences
 

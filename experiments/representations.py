@@ -36,8 +36,8 @@ def nearest_accuracy(
     train, test = jb.unit_length(train), jb.unit_length(test)
 
     def guess(one):
-        _, places = lax.top_k(train @ one, min(k, train.shape[0]))
-        return jnp.bincount(train_labels[places], length=num_classes).argmax()
+        _, nearest = lax.top_k(train @ one, min(k, train.shape[0]))
+        return jnp.bincount(train_labels[nearest], length=num_classes).argmax()
 
     return jnp.mean(lax.map(guess, test, batch_size=chunk_size) == test_labels)
 

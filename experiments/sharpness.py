@@ -130,10 +130,10 @@ def measure(config: Config, task: Task, test_data, run: RunFolder, console: Cons
         for name, function in (("curvature on the way", way_point), ("solutions", solution), ("lines", line), ("going on", continued)):
             states = find_states(run, setup, name)
             bar = progress.add_task(name, total=len(states), rate="")
-            for place, params in states:
-                rows = run.find(**place)
+            for identity, params in states:
+                rows = run.find(**identity)
                 if not rows or (name in ("lines", "going on") and not any(row.get("last") for row in rows)):
-                    append_new(run, function(setup, place, params()))
+                    append_new(run, function(setup, identity, params()))
                 progress.update(bar, advance=1)
 
 

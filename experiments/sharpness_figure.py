@@ -13,32 +13,32 @@ from jaxbatch.results.records import Record
 
 def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> pathlib.Path:
     """Four panels; all values are means over seeds with their intervals."""
-    figure, ((way, ends), (line, on)) = plots.subplots(2, 2, figsize=(13, 9))
+    figure, ((eigenvalue, ends), (line, on)) = plots.subplots(2, 2, figsize=(13, 9))
     sizes = (config.small_batch_size, config.large_batch_size)
-    _way(config, records, way, sizes)
+    _largest_eigenvalue(config, records, eigenvalue, sizes)
     _ends(config, records, ends, sizes)
     comparison = "loss" if solutions(records, "loss") else "epochs"
     _line(config, records, line, comparison)
     for color, begun, size in ((0, sizes[0], sizes[0]), (1, sizes[1], sizes[0]), (4, sizes[1], sizes[1])):
-        place = {"kind": "continued", "comparison": comparison, "batch_size": begun, "with_batch_size": size}
-        rows = [row for row in records if place.items() <= row.items()]
+        wanted = {"kind": "continued", "comparison": comparison, "batch_size": begun, "with_batch_size": size}
+        rows = [row for row in records if wanted.items() <= row.items()]
         _curve(on, _by(rows, "epoch", "loss"), plots.COLORS[color], f"from B = {begun:,}, with B = {size:,}")
     on.set(title=f"Training on from solutions\n{title_of(config, comparison)}", xlabel="epochs", ylabel="training loss")
-    for axes in (way, ends, line, on):
+    for axes in (eigenvalue, ends, line, on):
         if any(len(one.get_xdata()) for one in axes.lines):
             plots.log_values(axes.yaxis)
-    for axes in (way, ends, line, on):
+    for axes in (eigenvalue, ends, line, on):
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=9, loc="center right" if axes is ends else "best")
     figure.suptitle(f"{setting_of(config)}, {config.optimizer}, {config.seeds} seeds")
     return plots.save(figure, folder)
 
 
-def _by(rows: Sequence[Record], place: str, name: str) -> dict[float, Interval]:
-    found: dict[float, list] = {}
+def _by(rows: Sequence[Record], field: str, name: str) -> dict[float, Interval]:
+    groups: dict[float, list] = {}
     for row in rows:
-        found.setdefault(row[place], []).append(row[name])
-    return {key: interval(values) for key, values in sorted(found.items())}
+        groups.setdefault(row[field], []).append(row[name])
+    return {key: interval(values) for key, values in sorted(groups.items())}
 
 
 def _curve(axes, values: dict[float, Interval], color: str, label: str, **style) -> None:
@@ -47,7 +47,7 @@ def _curve(axes, values: dict[float, Interval], color: str, label: str, **style)
         plots.band(axes, list(known), list(known.values()), color=color, label=label, **style)
 
 
-def _way(config, records, axes, sizes) -> None:
+def _largest_eigenvalue(config, records, axes, sizes) -> None:
     rates = {size: rate for size, (rate, _) in best_rates(records).items()}
     for size, color in zip(sizes, plots.COLORS, strict=False):
         on_way = [row for row in records if row["kind"] == "way" and (row["batch_size"] == size or row["stage"] == 0)]
@@ -79,6 +79,6 @@ def _line(config, records, axes, comparison: str) -> None:
     rows, metric = [row for row in records if row["kind"] == "line" and row["comparison"] == comparison], held_out_metric(records)
     _curve(axes, _by(rows, "point", "loss"), plots.COLORS[2], "training loss")
     _curve(axes, _by(rows, "point", f"validation_{metric}"), plots.COLORS[3], f"validation {metric}", ls="--")
-    for place in (0, 1):
-        axes.axvline(place, color="#999999", lw=0.8)
+    for position in (0, 1):
+        axes.axvline(position, color="#999999", lw=0.8)
     axes.set(title=f"On the line between solutions {title_of(config, comparison)}", xlabel="0: small batch, 1: large batch", ylabel="loss")

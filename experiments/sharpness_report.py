@@ -52,24 +52,24 @@ def ratio(pairs: Sequence[tuple[Record, Record]], name: str) -> Interval:
 def barriers(records: Sequence[Record], comparison: str, name: str) -> list[float]:
     """For each seed, how far the line's loss rises above the straight line between its ends' losses."""
     rows = [record for record in records if record["kind"] == "line" and record["comparison"] == comparison]
-    found = []
+    heights = []
     for seed in sorted({row["seed"] for row in rows}):
         curve = {row["point"]: row[name] for row in rows if row["seed"] == seed and 0 <= row["point"] <= 1}
         if {0.0, 1.0} <= set(curve) and None not in curve.values():
-            found.append(max(value - (1 - t) * curve[0.0] - t * curve[1.0] for t, value in curve.items()))
-    return found
+            heights.append(max(value - (1 - t) * curve[0.0] - t * curve[1.0] for t, value in curve.items()))
+    return heights
 
 
 def further(records: Sequence[Record], comparison: str, size: int, with_size: int) -> list[tuple[float, float]]:
     """For each seed, the highest and the last loss of further training, as parts of the loss at its start; a run that diverged counts as infinite."""
-    place = {"kind": "continued", "comparison": comparison, "batch_size": size, "with_batch_size": with_size}
-    rows, found = [record for record in records if place.items() <= record.items()], []
+    wanted = {"kind": "continued", "comparison": comparison, "batch_size": size, "with_batch_size": with_size}
+    rows, peaks_and_ends = [record for record in records if wanted.items() <= record.items()], []
     for seed in sorted({row["seed"] for row in rows}):
         curve = sorted((row["epoch"], row["loss"]) for row in rows if row["seed"] == seed and row["loss"] is not None)
         lost = any(row["loss"] is None for row in rows if row["seed"] == seed)
         values = np.array([loss for _, loss in curve]) / curve[0][1]
-        found.append((np.inf, np.inf) if lost else (float(values.max()), float(values[-1])))
-    return found
+        peaks_and_ends.append((np.inf, np.inf) if lost else (float(values.max()), float(values[-1])))
+    return peaks_and_ends
 
 
 def is_no_minimum(row: Record) -> bool:
@@ -83,10 +83,10 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
     rates, metric = {size: rate for size, (rate, _) in best_rates(records).items()}, as_goal(config.target).metric
     for comparison in ("epochs", "loss"):
         pairs, rows = solutions(records, comparison), []
-        for place, size in enumerate((config.small_batch_size, config.large_batch_size)):
+        for position, size in enumerate((config.small_batch_size, config.large_batch_size)):
             if not pairs:
                 break
-            of = lambda name, place=place: interval([pair[place][name] for pair in pairs])
+            of = lambda name, position=position: interval([pair[position][name] for pair in pairs])
             limit = stability_limit(config, rates[size])
             rows.append(
                 [
@@ -130,14 +130,14 @@ def sharper(config, pairs: Sequence[tuple[Record, Record]], comparison: str) -> 
     metric = as_goal(config.target).metric
     better = interval([large[f"test_{metric}"] - small[f"test_{metric}"] for small, large in pairs])
     if len(pairs) < 3:
-        told = "too few seeds to tell"
+        judgement = "too few seeds to tell"
     else:
-        told = "sharper" if top.excludes(1) and top.value > 1 else "flatter" if top.excludes(1) else "no difference shows"
-    losses = [interval([pair[place]["loss"] for pair in pairs]).value for place in (1, 0)]
+        judgement = "sharper" if top.excludes(1) and top.value > 1 else "flatter" if top.excludes(1) else "no difference shows"
+    losses = [interval([pair[position]["loss"] for pair in pairs]).value for position in (1, 0)]
     held_out = f", the test loss is {ratio(pairs, 'test_loss'):.2f} times" if metric != "loss" and "test_loss" in pairs[0][0] else ""
     return (
         f"{title_of(config, comparison).capitalize()}, the largest eigenvalue at B = {config.large_batch_size} is {top:.2f} times that at "
-        f"B = {config.small_batch_size} ({told}), the trace {trace:.2f} times, at training losses of {losses[0]:.3g} and {losses[1]:.3g}; test "
+        f"B = {config.small_batch_size} ({judgement}), the trace {trace:.2f} times, at training losses of {losses[0]:.3g} and {losses[1]:.3g}; test "
         f"{metric} differs by {better:+.4f}{held_out}."
     )
 
@@ -148,9 +148,9 @@ def edge(config, pairs: Sequence[tuple[Record, Record]], rates: dict[int, float]
     limits = [stability_limit(config, rates[size]) for size in sizes]
     if None in limits:
         return ""
-    shares = [interval([pair[place]["largest"] / (limits[place] or 1) for pair in pairs]) for place in (0, 1)]
-    told = " and ".join(f"{share:.2f} at B = {size}" for share, size in zip(shares, sizes, strict=True))
-    return f" As parts of the edge of stability, 2(1+β)/η, the largest eigenvalues are {told}."
+    shares = [interval([pair[position]["largest"] / (limits[position] or 1) for pair in pairs]) for position in (0, 1)]
+    shares_text = " and ".join(f"{share:.2f} at B = {size}" for share, size in zip(shares, sizes, strict=True))
+    return f" As parts of the edge of stability, 2(1+β)/η, the largest eigenvalues are {shares_text}."
 
 
 def local_minimum(config, records: Sequence[Record], pairs: Sequence[tuple[Record, Record]], comparison: str) -> list[str]:
@@ -179,11 +179,11 @@ def local_minimum(config, records: Sequence[Record], pairs: Sequence[tuple[Recor
             f"ends at {own:.2f}."
         )
     none, falls = sum(is_no_minimum(row) for row in large), sum(end < 1 for _, end in on)
-    told = f"{none} of {count} large-batch solutions are no local minimum, and {falls} of {len(on)} go on down with the large batch itself"
+    counts_text = f"{none} of {count} large-batch solutions are no local minimum, and {falls} of {len(on)} go on down with the large batch itself"
     claim = "«Large batches fall into a local minimum»"
     if count < 3:
-        return [*sentences, f"{told}; too few seeds for a verdict on {claim}."]
+        return [*sentences, f"{counts_text}; too few seeds for a verdict on {claim}."]
     if none == count and falls == len(on) > 0:
-        return [*sentences, f"{claim} does not hold here: {told}."]
+        return [*sentences, f"{claim} does not hold here: {counts_text}."]
     word = "is not contradicted" if none == falls == 0 else "is neither shown nor excluded"
-    return [*sentences, f"{claim} {word} here: {told}."]
+    return [*sentences, f"{claim} {word} here: {counts_text}."]

@@ -45,13 +45,13 @@ class Setup:
 
     def losses(self, params, other, points) -> list[float]:
         """The mean training loss along a line."""
-        found = jb.loss_along_line(self.task.loss_fn, params, other, self.train_data, points, microbatch_size=self.microbatch_size)
-        return [float(value) for value in found]
+        line_losses = jb.loss_along_line(self.task.loss_fn, params, other, self.train_data, points, microbatch_size=self.microbatch_size)
+        return [float(value) for value in line_losses]
 
     def metrics(self, kind: str, params) -> dict[str, float]:
         """The metrics on the validation part, or the test set."""
-        found = self._evaluate[kind](params, self._held_out[kind])
-        return {f"{kind}_{name}": float(found[name]) for name in self.names}
+        means = self._evaluate[kind](params, self._held_out[kind])
+        return {f"{kind}_{name}": float(means[name]) for name in self.names}
 
 
 def choose_rate(config, task: Task, size: int, seeds: Sequence[int]) -> list[Record]:
@@ -62,10 +62,10 @@ def choose_rate(config, task: Task, size: int, seeds: Sequence[int]) -> list[Rec
         result = record["result"]
         if is_settled(result.updates_to_goal, result.diverged, record["batches"]):
             break
-    found = result.updates_to_goal
+    updates_to_goal = result.updates_to_goal
     return [
         {"kind": "sweep", "batch_size": size, "learning_rate": rate, "seed": seed, "updates": None if np.isnan(updates) else int(updates)}
-        for rate, row in zip(result.learning_rates, found, strict=True)
+        for rate, row in zip(result.learning_rates, updates_to_goal, strict=True)
         for seed, updates in zip(seeds, row, strict=True)
     ]
 
@@ -89,18 +89,18 @@ def train(setup: Setup, size: int, seed: int, run: RunFolder) -> list[Record]:
     config, task = setup.config, setup.task
     per_epoch = max(1, min(4, task.num_examples // size))
     settings = jb.FitConfig(setup.make_optimizer(size), size, jb.epochs(config.max_epochs), seed=seed, evaluations_per_epoch=per_epoch)
-    place = {"batch_size": size, "seed": seed}
-    way, wanted, rows, next_row = [part * config.epochs for part in WAY], dict.fromkeys(COMPARISONS), [], 0.0
+    identity = {"batch_size": size, "seed": seed}
+    milestones, wanted, rows, next_row = [part * config.epochs for part in WAY], dict.fromkeys(COMPARISONS), [], 0.0
     for record in jb.fit(task, settings):
         params, epoch = record["state"].params, record["epoch"]
         loss = math.nan if record["diverged"] else setup.loss(params)
         at = {"epoch": epoch, "updates": record["updates"], "loss": loss}
         if epoch >= next_row - 1e-9:
-            rows.append({"kind": "curve", **place, **at})
+            rows.append({"kind": "curve", **identity, **at})
             next_row = max(1.1 * epoch, epoch + 0.25)
-        while way and epoch >= way[0] - 1e-9:
-            keep(run, f"way_{WAY[-len(way)]}", size, seed, params, at)
-            way.pop(0)
+        while milestones and epoch >= milestones[0] - 1e-9:
+            keep(run, f"way_{WAY[-len(milestones)]}", size, seed, params, at)
+            milestones.pop(0)
         for name, reached in (("epochs", epoch >= config.epochs - 1e-9), ("loss", loss <= config.train_loss)):
             if wanted[name] is None and reached and not record["diverged"]:
                 wanted[name] = record["updates"]
@@ -109,9 +109,9 @@ def train(setup: Setup, size: int, seed: int, run: RunFolder) -> list[Record]:
             break
     start = jb.init_state(task, setup.make_optimizer(size), seed).params
     keep(run, "way_0", size, seed, start, {"epoch": 0.0, "updates": 0, "loss": setup.loss(start)})
-    found = {f"updates_to_{name}": updates for name, updates in wanted.items()}
+    updates_to = {f"updates_to_{name}": updates for name, updates in wanted.items()}
     done = {"learning_rate": setup.rates[size], "updates": record["updates"], "diverged": record["diverged"]}
-    return [*rows, {"kind": "trained", **place, **done, **found}]
+    return [*rows, {"kind": "trained", **identity, **done, **updates_to}]
 
 
 def _file(run: RunFolder, name: str, size: int, seed: int):
@@ -136,7 +136,7 @@ def find_states(run: RunFolder, setup: Setup, what: str) -> list[tuple[Record, C
     pairs = [(size, seed) for seed in seeds for size in sizes]
     if what == "curvature on the way":
         stages = [(part, size, seed) for size, seed in pairs for part in (0, *WAY) if part or size == sizes[0]]  # both start from the same
-        found = [({"kind": "way", "stage": part, "batch_size": size, "seed": seed}, f"way_{part}", size, seed) for part, size, seed in stages]
+        candidates = [({"kind": "way", "stage": part, "batch_size": size, "seed": seed}, f"way_{part}", size, seed) for part, size, seed in stages]
     elif what == "lines":
         return [
             ({"kind": "line", "comparison": name, "seed": seed}, lambda name=name, seed=seed: [read(name, size, seed) for size in sizes])
@@ -147,11 +147,11 @@ def find_states(run: RunFolder, setup: Setup, what: str) -> list[tuple[Record, C
     else:
         kind = {"solutions": "solution", "going on": "continued"}[what]
         more = [{}] if kind == "solution" else [{"with_batch_size": size} for size in sizes]
-        found = [
+        candidates = [
             ({"kind": kind, "comparison": name, "batch_size": size, "seed": seed} | fields, name, size, seed)
             for name in COMPARISONS
             for size, seed in pairs
             for fields in more
             if fields.get("with_batch_size", 0) <= size  # with the large batch only from its own solutions
         ]
-    return [(place, lambda of=of: read(*of)) for place, *of in found if there(*of)]
+    return [(identity, lambda of=of: read(*of)) for identity, *of in candidates if there(*of)]

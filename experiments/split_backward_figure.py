@@ -41,14 +41,14 @@ def _draw_curves(axes, config, records: Sequence[Record], protocol: str) -> None
         if protocol == "tuned" and arm not in OWN_RULES:
             continue
         rows = [{r["examples"]: r[f"validation_{goal.metric}"] for r in curve(records, protocol, arm, seed)} for seed in seeds]
-        places = sorted(set().union(*rows))
-        bands = [interval([np.nan if row.get(place) is None else row[place] for row in rows]) for place in places]
+        examples = sorted(set().union(*rows))
+        bands = [interval([np.nan if row.get(count) is None else row[count] for row in rows]) for count in examples]
         also = " = (c)" if protocol == "tuned" and arm == "one" else ""
         label = f"{names[arm]}{also}, rate {rate_of(records, protocol, arm):.3g}"
-        axes.plot(places, [factor * band.value for band in bands], dash, color=color, label=label, lw=2)
+        axes.plot(examples, [factor * band.value for band in bands], dash, color=color, label=label, lw=2)
         low = [factor * (band.low if band.n > 1 else band.value) for band in bands]
         high = [factor * (band.high if band.n > 1 else band.value) for band in bands]
-        axes.fill_between(places, low, high, color=color, alpha=0.18, lw=0)
+        axes.fill_between(examples, low, high, color=color, alpha=0.18, lw=0)
     axes.axhline(factor * goal.value, color="grey", lw=1, ls=":")
     title = TITLES[protocol].format(k=config.num_groups)
     axes.set(xlabel="examples seen", ylabel=heading(goal), title=title[0].upper() + title[1:])
@@ -58,14 +58,14 @@ def _draw_curves(axes, config, records: Sequence[Record], protocol: str) -> None
 
 def _draw_cost(axes, config, records: Sequence[Record]) -> None:
     kinds = {"one": "ordinary\nstep", "split": "split\nstep", "small": f"{config.num_groups} small\nsteps", "naive": "naive\nsplit"}
-    for place, kind in enumerate(kinds):
+    for position, kind in enumerate(kinds):
         ratio = cost_ratio(records, kind)
         color = plots.COLORS[ARMS.index(kind)] if kind in ARMS else "#999999"
-        axes.bar(place, ratio.value, color=color, width=0.65)
+        axes.bar(position, ratio.value, color=color, width=0.65)
         if ratio.n > 1:
-            axes.errorbar(place, ratio.value, [[ratio.value - ratio.low], [ratio.high - ratio.value]], color="black", capsize=4)
+            axes.errorbar(position, ratio.value, [[ratio.value - ratio.low], [ratio.high - ratio.value]], color="black", capsize=4)
         top = max(ratio.value, ratio.high if ratio.n > 1 else 0)
-        axes.annotate(f"{ratio.value:.2f}", (place, top), (0, 4), textcoords="offset points", ha="center")
+        axes.annotate(f"{ratio.value:.2f}", (position, top), (0, 4), textcoords="offset points", ha="center")
     axes.set_xticks(range(len(kinds)), kinds.values())
     axes.set(ylabel="time ÷ ordinary step", title="Cost of one batch")
     axes.set_axisbelow(True)

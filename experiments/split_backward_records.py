@@ -31,8 +31,8 @@ def recorded_as(protocol: str, arm: str) -> str:
 
 def curve(records: Sequence[Record], protocol: str, arm: str, seed: int) -> list[Record]:
     """The evaluations of one arm and seed on the validation part, in order."""
-    place = (protocol, recorded_as(protocol, arm), seed)
-    rows = [r for r in records if r["kind"] == "curve" and (r["protocol"], r["arm"], r["seed"]) == place]
+    identity = (protocol, recorded_as(protocol, arm), seed)
+    rows = [r for r in records if r["kind"] == "curve" and (r["protocol"], r["arm"], r["seed"]) == identity]
     return sorted(rows, key=lambda row: row["segment"])
 
 
@@ -70,11 +70,11 @@ def num_lost(records: Sequence[Record], protocol: str, arm: str, goal: Goal) -> 
 
 def to_target(records: Sequence[Record], protocol: str, arm: str, key: str, goal: Goal) -> list[float]:
     """``examples``, ``updates`` or ``seconds`` at the first evaluation that reaches the target; NaN if none does."""
-    found = []
+    amounts = []
     for seed in seeds_of(records, protocol):
         hits = (row[key] for row in curve(records, protocol, arm, seed) if goal.reached(_value(goal, row)))
-        found.append(next(hits, float("nan")))
-    return found
+        amounts.append(next(hits, float("nan")))
+    return amounts
 
 
 def _value(goal: Goal, row: Record) -> float:
@@ -99,11 +99,11 @@ class Tried(NamedTuple):
 
 def tried(records: Sequence[Record], arm: str, goal: Goal) -> dict[float, Tried]:
     """Maps each rate to the result of its runs."""
-    found: dict[float, list[Record]] = {}
+    by_rate: dict[float, list[Record]] = {}
     for record in records:
         if record["kind"] == "tune" and record["arm"] == RULES[arm]:
-            found.setdefault(record["learning_rate"], []).append(record)
-    return {rate: _judge(found[rate], goal) for rate in sorted(found)}
+            by_rate.setdefault(record["learning_rate"], []).append(record)
+    return {rate: _judge(by_rate[rate], goal) for rate in sorted(by_rate)}
 
 
 def _judge(rows: Sequence[Record], goal: Goal) -> Tried:
@@ -124,8 +124,8 @@ def chosen_rate(records: Sequence[Record], arm: str, goal: Goal) -> float:
     Everything is measured on the validation part. Rates without a lost run come first; among these, rates at which every run
     reaches the target. If rates are equal, the metric at the end decides.
     """
-    found = tried(records, arm, goal)
-    return min(found, key=found.get)
+    rates = tried(records, arm, goal)
+    return min(rates, key=rates.get)
 
 
 def rates_on_edge(config, records: Sequence[Record]) -> dict[str, str]:

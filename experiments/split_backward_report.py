@@ -52,11 +52,11 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
 
 def _print_choice(console: Console, config, records: Sequence[Record]) -> None:
     names, rows, goal = arm_names(config.num_groups), [], as_goal(config.target)
-    found = {arm: tried(records, arm, goal) for arm in OWN_RULES}
+    tried_by_arm = {arm: tried(records, arm, goal) for arm in OWN_RULES}
     for rate in config.learning_rates:
         row = [f"{rate:g}"]
         for arm in OWN_RULES:
-            result = found[arm][rate]
+            result = tried_by_arm[arm][rate]
             text = _end(goal, result.error) if result.misses else f"{result.examples / 1000:.1f}"
             text = f"{text}, {result.lost} lost" if result.lost else text
             row.append(f"{text}  ← chosen" if rate == chosen_rate(records, arm, goal) else text)
@@ -81,9 +81,9 @@ def _print_ways(console: Console, config, records: Sequence[Record]) -> None:
                 rows.append([*row, "is (a)", "", "", ""])
                 continue
             reached = np.isfinite(to_target(records, protocol, arm, "examples", goal)).sum()
-            way = {key: to_target(records, protocol, arm, key, goal) for key in ("examples", "updates", "seconds")}
-            thousands = interval(np.divide(way["examples"], 1000))
-            numbers = [f"{thousands:.1f}", f"{interval(way['updates']):,.0f}", f"{interval(way['seconds']):.2f}"]
+            amounts = {key: to_target(records, protocol, arm, key, goal) for key in ("examples", "updates", "seconds")}
+            thousands = interval(np.divide(amounts["examples"], 1000))
+            numbers = [f"{thousands:.1f}", f"{interval(amounts['updates']):,.0f}", f"{interval(amounts['seconds']):.2f}"]
             rows.append([*row, f"{reached}/{len(seeds_of(records, protocol))}", *numbers])
     title = f"To {in_words(goal)}, mean over the seeds that reach it"
     print_table(console, title, ["rates", "arm", "rate", "reached", "examples / 1000", "updates", "seconds"], rows)

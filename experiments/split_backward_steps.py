@@ -65,9 +65,9 @@ def make_masked_step(loss_fn, optimizer: optax.GradientTransformation, num_group
 @jax.jit
 def relative_distance(a, b, start):
     """|a − b| / |a − start|, over all parameters; 0 if no parameter has moved."""
-    apart = optax.tree.norm(optax.tree.sub(a, b))
+    distance = optax.tree.norm(optax.tree.sub(a, b))
     moved = optax.tree.norm(optax.tree.sub(a, start))
-    return jnp.where(apart == 0, 0.0, apart / moved)
+    return jnp.where(distance == 0, 0.0, distance / moved)
 
 
 def compare(steps, states: dict[str, TrainState], start, batch) -> dict[str, float]:

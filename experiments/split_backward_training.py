@@ -78,8 +78,8 @@ class Trainer:
 
     def validate(self, state: TrainState) -> Record:
         """The metrics on the validation part."""
-        found = self._evaluate(evaluated(self.task, state), self.task.test_data)
-        return {f"validation_{name}": float(found[name]) for name in metric_names(self.task)}
+        means = self._evaluate(evaluated(self.task, state), self.task.test_data)
+        return {f"validation_{name}": float(means[name]) for name in metric_names(self.task)}
 
 
 def measure_training(trainer: Trainer, test_data, protocol: str, rates: Mapping[str, float], run: RunFolder, show) -> Iterator[Record]:
@@ -111,13 +111,13 @@ def measure_training(trainer: Trainer, test_data, protocol: str, rates: Mapping[
         show(done)
         for number, segment in enumerate(trainer.segments[done:], done):
             began, indices = time.perf_counter(), trainer.indices(seed, segment)
-            place = {"protocol": protocol, "seed": seed, "segment": number, "examples": segment.examples}
+            identity = {"protocol": protocol, "seed": seed, "segment": number, "examples": segment.examples}
             for arm in arms:
                 if not is_finite(states[arm]):
                     continue
                 states[arm], losses, spent = trainer.train(arm, rates[arm], states[arm], seed, segment)
                 seconds[arm] += spent
-                yield place | {
+                yield identity | {
                     "kind": "curve",
                     "arm": arm,
                     "learning_rate": rates[arm],
@@ -129,13 +129,13 @@ def measure_training(trainer: Trainer, test_data, protocol: str, rates: Mapping[
                 }
             if steps is not None and all(is_finite(states[arm]) for arm in ("split", "scaled", "small")):
                 batch = jax.tree.map(lambda leaf: leaf[indices[0]], drawn)
-                yield place | {"kind": "distance"} | compare(steps, states, start, batch)
+                yield identity | {"kind": "distance"} | compare(steps, states, start, batch)
             run.write(path.name, in_flight.to_bytes(states, seed=seed, done=number + 1, seconds=seconds))
             show(1, len(arms) * indices.size / (time.perf_counter() - began))
         for arm in arms:
-            found = test(evaluated(task, states[arm]), test_data) if is_finite(states[arm]) else {}
-            place = {"kind": "end", "protocol": protocol, "arm": arm, "seed": seed, "learning_rate": rates[arm]}
-            yield place | {f"test_{name}": float(found[name]) if found else None for name in metric_names(task)}
+            means = test(evaluated(task, states[arm]), test_data) if is_finite(states[arm]) else {}
+            identity = {"kind": "end", "protocol": protocol, "arm": arm, "seed": seed, "learning_rate": rates[arm]}
+            yield identity | {f"test_{name}": float(means[name]) if means else None for name in metric_names(task)}
     path.unlink(missing_ok=True)
 
 
@@ -168,14 +168,14 @@ def measure_tuning(trainer: Trainer, arms: Sequence[str], known: set[tuple], sho
                 state, to_target, best, failed = trainer.start(seed), None, 0.0 if is_share(goal) else None, False
                 for segment in segments:
                     state, losses, spent = trainer.train(arm, rate, state, seed, segment)
-                    found = trainer.validate(state)
-                    best = better(goal, found[name], best)
-                    if to_target is None and goal.reached(found[name]):
+                    metrics = trainer.validate(state)
+                    best = better(goal, metrics[name], best)
+                    if to_target is None and goal.reached(metrics[name]):
                         to_target = segment.examples
                     show(1, losses.size * config.batch_size / spent)
                     failed = first_nonfinite(losses) is not None or not is_finite(state)
                     if failed:
                         show(len(segments) - segments.index(segment) - 1)
                         break
-                place = {"kind": "tune", "arm": arm, "learning_rate": rate, "seed": seed}
-                yield place | {"examples_to_target": to_target} | found | {f"best_{name}": best, "diverged": failed}
+                identity = {"kind": "tune", "arm": arm, "learning_rate": rate, "seed": seed}
+                yield identity | {"examples_to_target": to_target} | metrics | {f"best_{name}": best, "diverged": failed}

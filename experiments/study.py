@@ -77,8 +77,8 @@ def open_study(name: str, config: StudyConfig, console: Console, task: jaxbatch.
     if fields.pop("task", None) is not None:
         fields = {key: value for key, value in fields.items() if key not in ("dataset", "model")} | describe_user_task(config.task, task)
     fields["jaxbatch"] = jaxbatch.__version__
-    found = {"backend_checks": check_machine(config)}
-    run = open_run(config.output_dir, name, fields, resume=config.resume, overwrite=config.overwrite, found=found)
+    facts = {"backend_checks": check_machine(config)}
+    run = open_run(config.output_dir, name, fields, resume=config.resume, overwrite=config.overwrite, facts=facts)
     if run.records:
         then, now = run.provenance.get("commit"), describe_commit()["commit"]
         note = "" if then == now else f", begun at commit {then} (now {now})"
@@ -95,8 +95,10 @@ def check_machine(config: StudyConfig) -> dict[str, dict[str, float | bool | Non
     checks = jaxbatch.check_backend()
     failed = [check for check in checks if not check.passed]
     if failed and config.check_backend:
-        told = "; ".join(f"{check.name}: relative error {check.error:.1g}, bound {check.bound:.1g}" for check in failed)
-        raise ValueError(f"this machine computes wrong numbers ({told}). python -m experiments.cross_check says more; --no-check-backend goes on.")
+        failures = "; ".join(f"{check.name}: relative error {check.error:.1g}, bound {check.bound:.1g}" for check in failed)
+        raise ValueError(
+            f"this machine computes wrong numbers ({failures}). python -m experiments.cross_check says more; --no-check-backend goes on."
+        )
     finite = lambda number: number if math.isfinite(number) else None  # JSON has no NaN
     return {check.name: {"error": finite(check.error), "bound": check.bound, "passed": check.passed} for check in checks}
 

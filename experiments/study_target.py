@@ -82,8 +82,8 @@ def fill_target(config: Config, task: jb.Task) -> Config:
     epochs, usual = (EPOCHS, None) if config.task else PROTOCOLS[config.dataset]
     names = metric_names(task)
     if config.target is None and usual is None:
-        told = f"a metric of {', '.join(names)} with direction and value, as --target '{names[0]}<0.4'"
-        raise ValueError(f"--target is needed with --task: {told}.")
+        form = f"a metric of {', '.join(names)} with direction and value, as --target '{names[0]}<0.4'"
+        raise ValueError(f"--target is needed with --task: {form}.")
     try:
         goal = jb.as_goal(config.target or usual)
     except ValueError:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 import jaxbatch
-from experiments.user_task import find_place, load_user_task
+from experiments.user_task import find_source, load_user_task
 from experiments.user_task_check import check_validation
 from jaxbatch.data import TEXTS, Dataset, load_dataset
 from jaxbatch.data.held_out import hold_out, hold_out_arrays
@@ -64,7 +64,7 @@ def hold_out_of(config, task: Task) -> Task:
     _refuse_stream(text, "test_data", task.test_data, "runs are judged on data of the same form as the held-out arrays")
     if task.num_examples < 6:
         raise ValueError(f"--task {text}: train_data hold {task.num_examples} examples, and at least 6 are needed to hold a sixth out.")
-    check_validation(task, text, find_place(text).path)
+    check_validation(task, text, find_source(text).path)
     rest, held = hold_out_arrays(task.train_data, seed=config.validation_seed)
     return task._replace(train_data=rest, test_data=held)
 

@@ -19,7 +19,7 @@ def sgd_config(config: Any, schedule: Callable[[int], int], learning_rate: optax
 
 
 def train_into(
-    run: RunFolder, task: jb.Task, config: jb.FitConfig, place: dict[str, Any], show: Callable[..., None], *, judged_on: str = "test"
+    run: RunFolder, task: jb.Task, config: jb.FitConfig, identity: dict[str, Any], show: Callable[..., None], *, judged_on: str = "test"
 ) -> None:
     """Trains and writes one record per epoch, unless the run folder already has all of them.
 
@@ -27,24 +27,24 @@ def train_into(
         run: where the records go; the state is kept beside them until the last epoch.
         task: what to train.
         config: how to train, for whole epochs.
-        place: what identifies this run in the study, such as arm and seed.
+        identity: what identifies this run in the study, such as arm and seed.
         show: called after each epoch with the number of epochs done since the last call, and with ``examples_per_second``.
         judged_on: what the task's test data are, as ``"validation"``: their metrics are recorded under that name.
     """
     total = int(config.duration.amount)
-    rows = run.find(kind="epoch", **place)
+    rows = run.find(kind="epoch", **identity)
     known = {record["epoch"] for record in rows}
     if total in known or any(record["diverged"] for record in rows):
         show(total)
         return
-    folder = run.path / "in_flight" / "_".join(f"{value:g}" if isinstance(value, float) else str(value) for value in place.values())
+    folder = run.path / "in_flight" / "_".join(f"{value:g}" if isinstance(value, float) else str(value) for value in identity.values())
     before = 0
     for record in jb.fit_with_checkpoints(task, config, folder):
         epoch = round(record["epoch"])
         if epoch not in known:
             kept = {name: record[name] for name in KEPT}
             kept |= {name.replace("test_", f"{judged_on}_", 1): value for name, value in record.items() if name.startswith("test_")}
-            run.append({"kind": "epoch", **place, "epoch": epoch} | kept)
+            run.append({"kind": "epoch", **identity, "epoch": epoch} | kept)
         show(epoch - before, examples_per_second=task.num_examples / record["train_seconds"])
         before = epoch
     show(total - before)  # the epochs that a diverged run leaves out

@@ -102,8 +102,8 @@ def measure_arm(
 
     def measure(part, rate, seed):
         nonlocal program
-        place = {"kind": "run", "part": part, **arm, "learning_rate": rate, "seed": seed}
-        if run.find(**place):
+        identity = {"kind": "run", "part": part, **arm, "learning_rate": rate, "seed": seed}
+        if run.find(**identity):
             return show()
         data, params, order = start(seed)
         arguments = (data, params, np.float32(rate), np.uint32(seed), order)
@@ -112,9 +112,9 @@ def measure_arm(
         params, losses = jax.block_until_ready(program(*arguments))
         seconds = time.perf_counter() - started
         finite = bool(jnp.isfinite(losses).all())
-        found = judge(params, part) if finite else {}
+        metrics = judge(params, part) if finite else {}
         last = float(losses[-max(1, len(losses) // 10) :].mean()) if finite else None
-        run.append({**place, "updates": len(losses), "loss": last, "diverged": not finite, "seconds": seconds, **found})
+        run.append({**identity, "updates": len(losses), "loss": last, "diverged": not finite, "seconds": seconds, **metrics})
         return show(seconds=seconds)
 
     for rate in config.learning_rates:
@@ -125,8 +125,8 @@ def measure_arm(
             measure("test", rate, seed)
 
 
-def _runs(records: Sequence[Record], **place: Any) -> list[Record]:
-    wanted = {"kind": "run", **place}.items()
+def _runs(records: Sequence[Record], **fields: Any) -> list[Record]:
+    wanted = {"kind": "run", **fields}.items()
     return [record for record in records if all(record.get(key) == value for key, value in wanted)]
 
 
@@ -135,10 +135,10 @@ def best_rate(records: Sequence[Record], arm: Record, measure: str) -> float | N
 
     A rate at which a run diverged is not taken. None if there is no other.
     """
-    found: dict[float, list[Record]] = {}
+    by_rate: dict[float, list[Record]] = {}
     for record in _runs(records, part="held_out", **arm):
-        found.setdefault(record["learning_rate"], []).append(record)
-    means = {rate: np.mean([row[measure] for row in rows]) for rate, rows in sorted(found.items()) if not any(row["diverged"] for row in rows)}
+        by_rate.setdefault(record["learning_rate"], []).append(record)
+    means = {rate: np.mean([row[measure] for row in rows]) for rate, rows in sorted(by_rate.items()) if not any(row["diverged"] for row in rows)}
     return max(means, key=means.__getitem__) if means else None
 
 

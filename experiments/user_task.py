@@ -22,7 +22,7 @@ from jaxbatch.states import is_key
 from jaxbatch.training.tasks import fingerprint
 
 
-class Place(NamedTuple):
+class Source(NamedTuple):
     """Where a task comes from."""
 
     text: str  # as the user wrote it
@@ -35,14 +35,14 @@ class Place(NamedTuple):
         return f"{self.path.name}:{self.function}"
 
 
-def find_place(text: str) -> Place:
+def find_source(text: str) -> Source:
     """The file and the function; the last colon stands between them, because a path may hold others.
 
     Raises:
         ValueError: there is no colon, or no such file.
 
     Example:
-        >>> find_place("C:\\\\train.py")
+        >>> find_source("C:\\\\train.py")
         Traceback (most recent call last):
         ValueError: --task C:\\train.py must name a file and a function in it, as my_task.py:make_task.
     """
@@ -52,7 +52,7 @@ def find_place(text: str) -> Place:
     path = local_path(file, "--task")
     if not path.is_file():
         raise ValueError(f"--task {text}: there is no file {path.absolute()}.")
-    return Place(text, path.resolve(), function)
+    return Source(text, path.resolve(), function)
 
 
 def title_of(text: str) -> str:
@@ -70,70 +70,70 @@ def load_user_task(text: str) -> jb.Task:
     """The task that the function returns, its data on the device, with its slips found by tracing before anything is trained.
 
     Raises:
-        ValueError: one line on what is wrong, with the line of the user's file: see :func:`find_place` and
+        ValueError: one line on what is wrong, with the line of the user's file: see :func:`find_source` and
             :func:`experiments.user_task_check.check_task`.
     """
-    place = find_place(text)
-    module = _run_file(place)
-    task = _call(place, _find_function(place, module))
-    check_task(task, place.text, place.path)
+    source = find_source(text)
+    module = _run_file(source)
+    task = _call(source, _find_function(source, module))
+    check_task(task, source.text, source.path)
     return task._replace(**{name: _on_device(getattr(task, name)) for name in ("train_data", "test_data")})
 
 
 def describe_user_task(text: str, task: jb.Task) -> Record:
     """What tells a task from others in a run folder: an edited file or other data do not continue earlier records."""
-    place = find_place(text)
-    digest = hashlib.blake2b(place.path.read_bytes(), digest_size=16).hexdigest()
+    source = find_source(text)
+    digest = hashlib.blake2b(source.path.read_bytes(), digest_size=16).hexdigest()
     data = [None if one is None else fingerprint(one) for one in (task.train_data, task.test_data)]
-    return {"task": place.title, "task_file": digest, "task_data": data}
+    return {"task": source.title, "task_file": digest, "task_data": data}
 
 
-def _run_file(place: Place) -> types.ModuleType:
+def _run_file(source: Source) -> types.ModuleType:
     """Runs the file as a module with a name of its own; its folder comes first where it looks for others."""
-    name = f"_user_task_{place.path.stem}"
+    name = f"_user_task_{source.path.stem}"
     module = types.ModuleType(name)
-    module.__file__ = str(place.path)
-    folder = str(place.path.parent)
+    module.__file__ = str(source.path)
+    folder = str(source.path.parent)
     sys.path[:] = [folder, *(other for other in sys.path if other != folder)]
     sys.modules[name] = module  # dataclasses and pickle look for it there
-    with _told(place, f"--task {place.text}: {place.path.name}"):
-        exec(compile(place.path.read_bytes(), str(place.path), "exec"), module.__dict__)
+    with _one_line_errors(source, f"--task {source.text}: {source.path.name}"):
+        exec(compile(source.path.read_bytes(), str(source.path), "exec"), module.__dict__)
     return module
 
 
-def _find_function(place: Place, module: types.ModuleType) -> Callable:
-    found = getattr(module, place.function, None)
-    if callable(found):
-        return found
+def _find_function(source: Source, module: types.ModuleType) -> Callable:
+    member = getattr(module, source.function, None)
+    if callable(member):
+        return member
     own = [name for name, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == module.__name__]
-    near = sorted(own, key=lambda name: -difflib.SequenceMatcher(None, name, place.function).ratio())
-    told = f"its functions are {', '.join(near)}" if near else "it has no functions"
-    what = f"no function {place.function}" if found is None else f"{place.function}, which is {_article(found)} and no function"
-    raise ValueError(f"--task {place.text}: {place.path.name} has {what}; {told}.")
+    near = sorted(own, key=lambda name: -difflib.SequenceMatcher(None, name, source.function).ratio())
+    choices = f"its functions are {', '.join(near)}" if near else "it has no functions"
+    what = f"no function {source.function}" if member is None else f"{source.function}, which is {_article(member)} and no function"
+    raise ValueError(f"--task {source.text}: {source.path.name} has {what}; {choices}.")
 
 
-def _call(place: Place, function: Callable) -> jb.Task:
+def _call(source: Source, function: Callable) -> jb.Task:
     try:
         parameters = inspect.signature(function).parameters.values()
     except ValueError:  # some functions written in C have no signature
         parameters = ()
     wanted = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     if wanted:
-        raise ValueError(f"--task {place.text}: {place.function} wants {', '.join(wanted)}, and is called without arguments. Give defaults.")
-    with _told(place, f"--task {place.text}: {place.function}"):
+        raise ValueError(f"--task {source.text}: {source.function} wants {', '.join(wanted)}, and is called without arguments. Give defaults.")
+    with _one_line_errors(source, f"--task {source.text}: {source.function}"):
         task = function()
     if not isinstance(task, jb.Task):
-        raise ValueError(f"--task {place.text}: {place.function} returns {_article(task)}, and must return a jaxbatch.Task.")
+        raise ValueError(f"--task {source.text}: {source.function} returns {_article(task)}, and must return a jaxbatch.Task.")
     return task
 
 
 @contextlib.contextmanager
-def _told(place: Place, who: str) -> Iterator[None]:
+def _one_line_errors(source: Source, who: str) -> Iterator[None]:
     """Turns whatever the user's code raises into one line with the line of the file."""
     try:
         yield
     except (Exception, SystemExit) as error:
-        line = line_in(error, place.path)
+        line = line_in(error, source.path)
         where = "" if line is None else f" in line {line}"
         raise ValueError(f"{who} raises {type(error).__name__}{where}: {first_line(error)}") from error
 

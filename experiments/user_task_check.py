@@ -100,10 +100,10 @@ def _check(text: str, path: pathlib.Path, name: str, function: Callable | None, 
             raise ValueError(f"--task {text}: {name} raises {type(error).__name__} in line {line}: {first_line(error)}") from error
         line = _line_of(function, path)
         where = "" if line is None else f" (line {line})"
-        told = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {first_line(error)}"
-        if not where and told.startswith(name):
-            raise ValueError(f"--task {text}: {told}") from error
-        raise ValueError(f"--task {text}: {name}{where}: {told.removeprefix(name).lstrip(': ')}") from error
+        message = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {first_line(error)}"
+        if not where and message.startswith(name):
+            raise ValueError(f"--task {text}: {message}") from error
+        raise ValueError(f"--task {text}: {name}{where}: {message.removeprefix(name).lstrip(': ')}") from error
 
 
 def _line_of(function: Callable | None, path: pathlib.Path) -> int | None:
@@ -117,9 +117,9 @@ def _line_of(function: Callable | None, path: pathlib.Path) -> int | None:
 def _check_data(data: Any, name: str) -> None:
     count_examples(data, name)
     if not is_stream(data):
-        for place, leaf in jax.tree_util.tree_leaves_with_path(data):
+        for key_path, leaf in jax.tree_util.tree_leaves_with_path(data):
             if not (jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) or leaf.dtype.kind in "biufcV"):
-                raise ValueError(f"{name}{jax.tree_util.keystr(place)} holds {leaf.dtype}, and a device computes with numbers alone.")
+                raise ValueError(f"{name}{jax.tree_util.keystr(key_path)} holds {leaf.dtype}, and a device computes with numbers alone.")
 
 
 def _check_pair(start: Any) -> None:
@@ -130,9 +130,9 @@ def _check_pair(start: Any) -> None:
 def _prepared(prepare: Callable, batch: Any, size: int) -> Any:
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), size))
     prepared = jax.eval_shape(prepare, keys, batch)
-    found = leading_axis(prepared, "its result")
-    if found != size:
-        raise ValueError(f"it must return a batch of as many examples as it gets, {size}, and returned {found}.")
+    length = leading_axis(prepared, "its result")
+    if length != size:
+        raise ValueError(f"it must return a batch of as many examples as it gets, {size}, and returned {length}.")
     return prepared
 
 

@@ -103,14 +103,14 @@ def _convolution() -> BackendCheck:
 
 def _groups() -> BackendCheck:
     w, x, y = _normal((8,), (24, 8), (24,))
-    found = group_gradients(lambda w, batch: 0.5 * (batch[0] @ w - batch[1]) ** 2, jnp.asarray(w), (x, y), 4)
+    gradients = group_gradients(lambda w, batch: 0.5 * (batch[0] @ w - batch[1]) ** 2, jnp.asarray(w), (x, y), 4)
     wide = x.astype(np.float64)
     truth = np.stack([part.mean(0) for part in np.split(wide * (wide @ w - y)[:, None], 4)])
-    return _held("gradients of groups", (found,), (truth,), 16)
+    return _held("gradients of groups", (gradients,), (truth,), 16)
 
 
 def _random_bits() -> BackendCheck:
     words: Callable = jax.jit(threefry_2x32)
-    found = words(np.array([0x13198A2E, 0x03707344], np.uint32), np.array([0x243F6A88, 0x85A308D3], np.uint32))
-    check = _held("random bits", (found,), (np.array([0xC4923A9C, 0x483DF7A0], np.float64),), 1)
+    bits = words(np.array([0x13198A2E, 0x03707344], np.uint32), np.array([0x243F6A88, 0x85A308D3], np.uint32))
+    check = _held("random bits", (bits,), (np.array([0xC4923A9C, 0x483DF7A0], np.float64),), 1)
     return check._replace(bound=0.0)

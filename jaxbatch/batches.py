@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Int32
 
+Partial = Literal["drop", "pad"]  # what becomes of a last batch that is not full: left out, or filled up with masked slots
 _ORDER = 0x6F726465  # "orde" in ASCII: makes the keys of shuffling differ from the keys of init and dropout
 
 
@@ -79,7 +80,7 @@ def _duration(amount, unit) -> Duration:
     return Duration(amount if unit == "epochs" else int(amount), unit)
 
 
-def steps_per_epoch(num_examples: int, batch_size: int, *, partial: str = "drop") -> int:
+def steps_per_epoch(num_examples: int, batch_size: int, *, partial: Partial = "drop") -> int:
     """Number of batches in one epoch.
 
     Args:
@@ -99,7 +100,7 @@ def steps_per_epoch(num_examples: int, batch_size: int, *, partial: str = "drop"
     return num_examples // batch_size if partial == "drop" else -(-num_examples // batch_size)
 
 
-def num_steps(duration: Duration, *, num_examples: int, batch_size: int, partial: str = "drop", tokens_per_example: int | None = None) -> int:
+def num_steps(duration: Duration, *, num_examples: int, batch_size: int, partial: Partial = "drop", tokens_per_example: int | None = None) -> int:
     """Converts a duration to optimizer updates, rounded up, so that a run is never shorter than the duration.
 
     Steps, examples and tokens are counted exactly. A duration above 0 is at least one update.
@@ -183,7 +184,7 @@ def epoch_order(seed: int | np.integer, epoch: int | Int[Array, ""], num_example
     return jax.random.permutation(key, num_examples).astype(jnp.int32)
 
 
-def cut_batches(order: Int32[Array, "N"], batch_size: int, *, partial: str = "drop") -> IndexBatches:
+def cut_batches(order: Int32[Array, "N"], batch_size: int, *, partial: Partial = "drop") -> IndexBatches:
     """Cuts an order of examples into batches of ``batch_size``, front to back.
 
     Args:
@@ -208,7 +209,7 @@ def cut_batches(order: Int32[Array, "N"], batch_size: int, *, partial: str = "dr
     return IndexBatches(indices.astype(jnp.int32), mask)
 
 
-def epoch_batches(seed: int, epoch: int, num_examples: int, batch_size: int, *, partial: str = "drop") -> IndexBatches:
+def epoch_batches(seed: int, epoch: int, num_examples: int, batch_size: int, *, partial: Partial = "drop") -> IndexBatches:
     """The batches of one epoch: :func:`cut_batches` of :func:`epoch_order`.
 
     Example:
@@ -219,7 +220,7 @@ def epoch_batches(seed: int, epoch: int, num_examples: int, batch_size: int, *, 
     return cut_batches(epoch_order(seed, epoch, num_examples), batch_size, partial=partial)
 
 
-def _check_sizes(num_examples: int, batch_size: int, partial: str) -> None:
+def _check_sizes(num_examples: int, batch_size: int, partial: Partial) -> None:
     if num_examples < 1:
         raise ValueError(f"num_examples={num_examples} must be at least 1: there is nothing to cut into batches.")
     if batch_size < 1:

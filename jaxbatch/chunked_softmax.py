@@ -120,10 +120,10 @@ def _counted(logits, labels, limit, start):
 
 def _targets(features, kernel, bias, labels):
     """The products of examples and their own classes, and which of these are here."""
-    here, place = (labels >= 0) & (labels < kernel.shape[1]), jnp.clip(labels, 0, kernel.shape[1] - 1)
+    here, column = (labels >= 0) & (labels < kernel.shape[1]), jnp.clip(labels, 0, kernel.shape[1] - 1)
     wide = jnp.promote_types(jnp.result_type(features, kernel), jnp.float32)
-    target = (features.astype(wide) * kernel[:, place].T.astype(wide)).sum(1)
-    return target if bias is None else target + bias[place].astype(wide), here
+    target = (features.astype(wide) * kernel[:, column].T.astype(wide)).sum(1)
+    return target if bias is None else target + bias[column].astype(wide), here
 
 
 def _share(plan: Plan, features, kernel, labels):

@@ -58,7 +58,7 @@ def info_nce(first: Float[Array, "B D"], second: Float[Array, "B D"], temperatur
         Predictive Coding <https://arxiv.org/abs/1807.03748>`_, 2018: eq. 4, of one direction.
     """
     first, second = _checked(first, second, temperature, chunk_size)
-    rows, columns = _log_sums(first / temperature, second, chunk_size, apart=False)
+    rows, columns = _log_sums(first / temperature, second, chunk_size, without_self=False)
     return (rows + columns) / 2 - (first * second).sum(1) / temperature
 
 
@@ -87,7 +87,7 @@ def nt_xent(first: Float[Array, "B D"], second: Float[Array, "B D"], temperature
     """
     first, second = _checked(first, second, temperature, chunk_size)
     views = jnp.concatenate([first, second])
-    rows, _ = _log_sums(views / temperature, views, chunk_size, apart=True)
+    rows, _ = _log_sums(views / temperature, views, chunk_size, without_self=True)
     return rows.reshape(2, -1).mean(0) - (first * second).sum(1) / temperature
 
 
@@ -138,23 +138,23 @@ def _checked(first, second, temperature: Number, chunk_size: int | None):
     return unit_length(first.astype(wide)), unit_length(second.astype(wide))
 
 
-def _log_sums(scaled, second, chunk_size: int | None, *, apart: bool):
+def _log_sums(scaled, second, chunk_size: int | None, *, without_self: bool):
     """The log-sum-exp of each row and of each column of ``scaled @ second.T``; with ``apart``, without the diagonal."""
     count, rows = second.shape[0], jnp.arange(scaled.shape[0])[:, None]
 
     def one(state, columns, part):
         largest, total = state
-        left_out = (columns[None] >= count) | ((rows == columns[None]) & apart)
+        left_out = (columns[None] >= count) | ((rows == columns[None]) & without_self)
         logits = jnp.where(left_out, -jnp.inf, scaled @ part.T)
         new = jnp.maximum(largest, lax.stop_gradient(logits.max(1)))
         by = jnp.where(new == -jnp.inf, 0, new)  # no logit yet
         total = total * jnp.exp(largest - by) + jnp.exp(logits - by[:, None]).sum(1)
-        of_columns = () if apart else jax.nn.logsumexp(jnp.where(columns[None] < count, logits, 0), 0)
+        of_columns = () if without_self else jax.nn.logsumexp(jnp.where(columns[None] < count, logits, 0), 0)
         return (new, total), of_columns
 
     start = jnp.full_like(scaled[:, 0], -jnp.inf), jnp.zeros_like(scaled[:, 0])
     (largest, total), of_columns = _over_columns(one, start, second, chunk_size)
-    return largest + jnp.log(total), of_columns if apart else of_columns[:count]
+    return largest + jnp.log(total), of_columns if without_self else of_columns[:count]
 
 
 def _over_columns(one: Callable, state, second, chunk_size: int | None):

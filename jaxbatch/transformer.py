@@ -79,12 +79,12 @@ class TransformerLM(nn.Module):
         wide = jnp.promote_types(self.dtype, jnp.float32)
         embed = nn.Embed(self.vocab_size, self.width, embedding_init=_normal(), name="embed")
         starts = _text_starts(tokens, segments)
-        places = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None] - starts
+        positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None] - starts
         x = embed(tokens.astype(jnp.int32)).astype(self.dtype)
         if self.positions == "learned":
-            x = x + nn.Embed(self.max_length, self.width, embedding_init=_normal(), name="positions")(places).astype(self.dtype)
+            x = x + nn.Embed(self.max_length, self.width, embedding_init=_normal(), name="positions")(positions).astype(self.dtype)
         mask = jnp.tril(jnp.ones((1, 1, *2 * tokens.shape[1:]), bool)) & (starts[:, None, :, None] == starts[:, None, None, :])
-        angles = rotary_angles(places, self.width // self.num_heads) if self.positions == "rotary" else None
+        angles = rotary_angles(positions, self.width // self.num_heads) if self.positions == "rotary" else None
         x = x.reshape(-1, self.width)  # XLA:CPU transposes all activations to compute the gradient of a kernel that meets three axes
         for index in range(self.num_layers):
             x = _Layer(self.num_layers, self.num_heads, self.expansion, self.dtype, name=f"layer_{index}")(x, angles, mask)
@@ -121,7 +121,7 @@ class _Layer(nn.Module):
         return x + dense(width, "down", self.num_layers)(nn.gelu(y, approximate=True))
 
 
-def rotary_angles(places: Int32[Array, "B T"], channels: int) -> Float[Array, "B T half"]:
+def rotary_angles(positions: Int32[Array, "B T"], channels: int) -> Float[Array, "B T half"]:
     r"""The angle by which each pair of a head's channels is turned at each place: :math:`t \cdot 10000^{-2i/D}` for pair i.
 
     Example:
@@ -129,7 +129,7 @@ def rotary_angles(places: Int32[Array, "B T"], channels: int) -> Float[Array, "B
         [[[0.0], [1.0]]]
     """
     speeds = _ROTARY_BASE ** (-jnp.arange(0, channels, 2, dtype=jnp.result_type(float)) / channels)
-    return places[..., None] * speeds[None, None]
+    return positions[..., None] * speeds[None, None]
 
 
 def rotate(x: Float[Array, "B heads T D"], angles: Float[Array, "_ T half"]) -> Float[Array, "B heads T D"]:
@@ -190,9 +190,9 @@ def _text_starts(tokens: Integer[Array, "B T"], segments: Integer[Array, "B T"] 
     if segments is None:
         return jnp.zeros((1, tokens.shape[1]), jnp.int32)
     begins = segments[:, 1:] != segments[:, :-1]
-    places = jnp.arange(1, tokens.shape[1], dtype=jnp.int32)[None]
-    found = lax.cummax(jnp.where(begins, places, 0), axis=1)
-    return jnp.pad(found, ((0, 0), (1, 0)))
+    numbers = jnp.arange(1, tokens.shape[1], dtype=jnp.int32)[None]
+    starts = lax.cummax(jnp.where(begins, numbers, 0), axis=1)
+    return jnp.pad(starts, ((0, 0), (1, 0)))
 
 
 def _norm(dtype, name: str) -> nn.RMSNorm:

@@ -20,9 +20,9 @@ class Checkout:
         environment = os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{folder / 'scripts'}"}
         command = [sys.executable, "-P", str(HERE), json.dumps(work)]  # -P: the checkout's own scripts, not those beside this file
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=folder)
-        found = pathlib.Path(self._answer()).resolve()
-        if folder.resolve() not in found.parents:
-            raise ValueError(f"--checkout {folder}: jaxbatch was imported from {found}. Name the folder that holds jaxbatch/.")
+        imported_from = pathlib.Path(self._answer()).resolve()
+        if folder.resolve() not in imported_from.parents:
+            raise ValueError(f"--checkout {folder}: jaxbatch was imported from {imported_from}. Name the folder that holds jaxbatch/.")
 
     def run(self) -> None:
         """Does the work once and waits for it."""

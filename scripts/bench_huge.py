@@ -42,7 +42,7 @@ def huge(rounds: int, batch_sizes: tuple[int, ...], microbatch_size: int, models
             steps = max(1, min(PLAIN_STEPS, batch_size // microbatch_size))
             contenders = {"ours": _steps(task, 1, batch_size, chosen), "plain step": _steps(task, steps, microbatch_size, None)}
             thousands = {"ours": batch_size / 1000, "plain step": steps * microbatch_size / 1000}
-            times = [{name: time / thousands[name] for name, time in found.items()} for found in time_contenders(contenders, rounds)]
+            times = [{name: time / thousands[name] for name, time in seconds.items()} for seconds in time_contenders(contenders, rounds)]
             memory = own | {"plain_peak_bytes": plain["peak_bytes"], "microbatch_size": chosen, "per_examples": 1000}
             memory |= {} if budget is None else {"budget_bytes": as_bytes(budget)}
             rows += [row | memory for row in make_rows("huge", model, batch_size, 1, times)]

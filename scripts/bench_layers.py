@@ -42,7 +42,7 @@ def one_layer(rounds: int, batch_size: int, shape: tuple[int, ...], peer: Peer |
     x = jnp.asarray(random.normal(size=(batch_size, image, image, channels)), jnp.float32)
     kernel = jnp.asarray(random.normal(size=(features, size, size, channels)), jnp.float32)
     chosen = choose_conv((image, image), size, batch_size=batch_size, padding=padding)
-    ways = {"ours": chosen} | ({} if chosen == "platform" else {"XLA's own": "platform"})
+    algorithms = {"ours": chosen} | ({} if chosen == "platform" else {"XLA's own": "platform"})
     theirs = {"shape": [batch_size, channels, image, image], "kernel": [features, channels, size, size]}
     theirs |= {"strides": strides, "padding": padding}
     cotangent = one_part("forward", chosen, strides, padding)(x, kernel, None)
@@ -51,7 +51,7 @@ def one_layer(rounds: int, batch_size: int, shape: tuple[int, ...], peer: Peer |
     for part in ("forward", "kernel gradient", "input gradient"):
         if part == "input gradient" and channels == 3:
             continue  # images need no gradient
-        compiled = {name: one_part(part, way, strides, padding) for name, way in ways.items()}
+        compiled = {name: one_part(part, algorithm, strides, padding) for name, algorithm in algorithms.items()}
         contenders = {name: lambda run=run: run(x, kernel, cotangent) for name, run in compiled.items()}
         if peer:
             contenders["torch"] = lambda part=part: peer.run("conv", part=part, **theirs)
@@ -60,11 +60,11 @@ def one_layer(rounds: int, batch_size: int, shape: tuple[int, ...], peer: Peer |
     return rows
 
 
-def one_part(part: str, way: str, strides: int, padding: int):
+def one_part(part: str, algorithm: str, strides: int, padding: int):
     """``(x, kernel, cotangent) -> result`` of one part of a convolution, compiled."""
 
     def forward(x, kernel):
-        return conv(x, kernel, layout="native", strides=strides, padding=padding, way=way)
+        return conv(x, kernel, layout="native", strides=strides, padding=padding, algorithm=algorithm)
 
     def run(x, kernel, cotangent):
         if part == "forward":

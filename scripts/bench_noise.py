@@ -37,7 +37,7 @@ def _epoch(task, batch_size: int, num_steps: int, monitor: jb.NoiseMonitor | Non
     run = compile_task_epoch(task, optimizer, states[0], num_steps, batch_size, monitor=monitor)
 
     def train():
-        states[0], found = run(states[0], task.train_data, indices)
-        return jax.tree.leaves(found)
+        states[0], outputs = run(states[0], task.train_data, indices)
+        return jax.tree.leaves(outputs)
 
     return train

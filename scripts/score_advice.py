@@ -129,15 +129,15 @@ def usual_settings(folder: Folder, task: jb.Task) -> dict[str, tuple[int, float]
     best: dict[int, tuple[float, float]] = {}
     for (size, rate), cost in mean_costs(folder.read("sweep"), folder.unit("examples")).items():
         best[size] = min(best.get(size, (np.inf, rate)), (cost, rate))
-    found = {"largest": (max(best), best[max(best)][1])}  # of the sizes that reach the goal at all
+    settings = {"largest": (max(best), best[max(best)][1])}  # of the sizes that reach the goal at all
     if 32 in best:
         rate = best[32][1]
-        found |= {"32": (32, rate), "linear from 32": (256, 8 * rate)}
+        settings |= {"32": (32, rate), "linear from 32": (256, 8 * rate)}
         scale = noise_scale(folder, task, rate)
         if scale > 0:
             nearest = min(best, key=lambda size: abs(np.log(size / scale)))
-            found["noise scale"] = (nearest, best[nearest][1])
-    return found
+            settings["noise scale"] = (nearest, best[nearest][1])
+    return settings
 
 
 def judge(folder: Folder) -> None:

@@ -154,8 +154,8 @@ def report(rows: list[dict], console: Console) -> None:
     print_table(console, "medians of the rounds, ratios with 95% bootstrap intervals", columns, cells)
     for row in rows:
         if "peak_bytes" in row:
-            told = ", ".join(f"{name} {row[f'{key}_bytes'] / 2**20:,.1f}" for key, name in MEMORY.items())
-            console.print(f"MiB, {row['model']}, B = {row['batch_size']:,}, microbatch {row['microbatch_size']:,}: {told}.", soft_wrap=True)
+            memory_text = ", ".join(f"{name} {row[f'{key}_bytes'] / 2**20:,.1f}" for key, name in MEMORY.items())
+            console.print(f"MiB, {row['model']}, B = {row['batch_size']:,}, microbatch {row['microbatch_size']:,}: {memory_text}.", soft_wrap=True)
         if "budget_bytes" in row:
             used = (row["kept_bytes"] + row["peak_bytes"]) / 2**20
             console.print(f"In all {used:,.1f} MiB of a budget of {row['budget_bytes'] / 2**20:,.1f} MiB.")

@@ -152,13 +152,13 @@ class TransformerLM(nn.Module):
         self.head = None if tied else nn.Linear(width, vocab_size, bias=False)
 
     def forward(self, tokens):
-        x, turns, places = self.embed(tokens), None, torch.arange(tokens.shape[1])
+        x, turns, positions = self.embed(tokens), None, torch.arange(tokens.shape[1])
         if self.positions is not None:
-            x = x + self.positions(places)
+            x = x + self.positions(positions)
         else:
             channels = x.shape[-1] // self.layers[0].heads
             speeds = 10_000.0 ** (-torch.arange(0, channels, 2, dtype=x.dtype) / channels)
-            turns = torch.polar(torch.ones_like(speeds), places[:, None] * speeds)
+            turns = torch.polar(torch.ones_like(speeds), positions[:, None] * speeds)
         for layer in self.layers:
             x = layer(x, turns)
         x = self.norm(x)

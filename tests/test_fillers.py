@@ -90,13 +90,13 @@ def on_shares(task, size, count):
 
 def on_devices(task, size, count, method="jit", steps=2):
     devices = jax.devices()[:count]
-    run = compile_task_epoch(task, optax.sgd(RATE), start(task), steps, size, devices=devices, method=method)
+    run = compile_task_epoch(task, optax.sgd(RATE), start(task), steps, size, devices=devices, parallel=method)
     return run(start(task), task.train_data, indices(size, steps))
 
 
 def streamed(task, size, count, method="jit"):
     task = task._replace(train_data=jb.ArrayStream(task.train_data))
-    run = compile_task_epoch(task, optax.sgd(RATE), start(task), 2, size, devices=jax.devices()[:count], method=method)
+    run = compile_task_epoch(task, optax.sgd(RATE), start(task), 2, size, devices=jax.devices()[:count], parallel=method)
     return run(start(task), task.train_data, indices(size), [0, 0])
 
 

@@ -83,7 +83,7 @@ def test_every_way_and_its_gradients_equal_the_platform_s(x64, way, rows, column
     x, kernel = random((5, rows, columns, 3), dtype=np.float64), random((4, size, size, 3), 1, np.float64)
 
     def run(way):
-        function = lambda x, kernel: layers.conv(x, kernel, layout="native", strides=strides, padding=padding, way=way)
+        function = lambda x, kernel: layers.conv(x, kernel, layout="native", strides=strides, padding=padding, algorithm=way)
         out, backward = jax.vjp(function, x, kernel)
         _, tangent = jax.jvp(function, (x, kernel), (random(x.shape, 3, np.float64), random(kernel.shape, 4, np.float64)))
         return out, *backward(random(out.shape, 2, np.float64)), tangent
@@ -97,7 +97,7 @@ def test_every_way_and_its_gradients_equal_the_platform_s(x64, way, rows, column
 def test_the_product_way_is_a_convolution_with_a_kernel_of_one_pixel(x64):
     x, kernel = random((3, 5, 4, 2), dtype=np.float64), random((6, 1, 1, 2), 1, np.float64)
     for strides in (1, 2):
-        ours = layers.conv(x, kernel, layout="native", strides=strides, way="product")
+        ours = layers.conv(x, kernel, layout="native", strides=strides, algorithm="product")
         np.testing.assert_allclose(ours, reference.conv(x, kernel, strides, 0), atol=1e-12)
 
 
@@ -106,21 +106,21 @@ def test_patches_are_gathered_in_parts(x64, batch_size, monkeypatch):
     monkeypatch.setattr(layers.choose, "PATCH_BYTES", 3 * 36 * 18 * 8)
     x, kernel = random((batch_size, 6, 6, 2), dtype=np.float64), random((4, 3, 3, 2), 1, np.float64)
     for way in ("xla", "patches"):
-        gradient = lambda way: jax.jit(jax.grad(lambda k: (layers.conv(x, k, layout="native", padding=1, way=way) ** 2).sum()))(kernel)
+        gradient = lambda way: jax.jit(jax.grad(lambda k: (layers.conv(x, k, layout="native", padding=1, algorithm=way) ** 2).sum()))(kernel)
         np.testing.assert_allclose(gradient(way), gradient("platform"), rtol=1e-11)
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_convolution_is_differentiable_in_every_order_and_mode(x64, way):
     x, kernel = random((2, 4, 4, 2), dtype=np.float64), random((3, 3, 3, 2), 1, np.float64)
-    function = lambda x, k: layers.conv(x, k, layout="native", padding=1, way=way)
+    function = lambda x, k: layers.conv(x, k, layout="native", padding=1, algorithm=way)
     check_grads(jax.jit(function), (x, kernel), order=2, modes=("rev", "fwd"))
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_gradients_of_each_example_equal_a_loop(x64, way):
     x, kernel = random((5, 6, 6, 2), dtype=np.float64), random((3, 3, 3, 2), 1, np.float64)
-    loss = lambda kernel, image: (layers.conv(image[None], kernel, layout="native", padding=1, way=way) ** 2).sum()
+    loss = lambda kernel, image: (layers.conv(image[None], kernel, layout="native", padding=1, algorithm=way) ** 2).sum()
     ours = jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(kernel, x)
     one = jax.jit(jax.grad(loss))
     for index in range(5):
@@ -128,7 +128,7 @@ def test_gradients_of_each_example_equal_a_loop(x64, way):
 
 
 def test_gradients_of_each_example_never_become_a_grouped_convolution():
-    loss = lambda kernel, image: (layers.conv(image[None], kernel, layout="native", padding=1, way="xla") ** 2).sum()
+    loss = lambda kernel, image: (layers.conv(image[None], kernel, layout="native", padding=1, algorithm="xla") ** 2).sum()
     gradient = jax.vmap(jax.grad(loss), (None, 0))
     text = str(jax.make_jaxpr(gradient)(jnp.zeros((3, 3, 3, 2)), jnp.zeros((5, 6, 6, 2))))
     assert "conv_general_dilated" in text
@@ -140,7 +140,7 @@ def test_gradients_of_each_example_never_become_a_grouped_convolution():
 def test_bfloat16(way):
     x, kernel = random((4, 4, 4, 8)), random((6, 3, 3, 8), 1)
     small = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
-    function = jax.jit(lambda x, k: layers.conv(x, k, layout="native", padding=1, way=way))
+    function = jax.jit(lambda x, k: layers.conv(x, k, layout="native", padding=1, algorithm=way))
     out, backward = jax.vjp(function, *small)
     expected, exact = jax.vjp(function, *(leaf.astype(jnp.float32) for leaf in small))
     assert out.dtype == jnp.bfloat16

@@ -9,8 +9,11 @@ from tests.conftest import ROOT
 LONGEST_MODULE, LONGEST_FUNCTION = 250, 60  # lines; a function's without its docstring
 
 
+EMPTY_NAMES = {"found", "told", "apart", "way", "place", "places"}  # they do not say what a value is
+
+
 def modules():
-    return sorted((ROOT / "jaxbatch").rglob("*.py"))
+    return sorted(path for folder in ("jaxbatch", "experiments", "scripts") for path in (ROOT / folder).rglob("*.py"))
 
 
 def test_imports_point_one_way():
@@ -35,6 +38,16 @@ def test_functions_are_short():
                 if length > LONGEST_FUNCTION:
                     long[f"{path.name}: {node.name}"] = length
     assert long == {}
+
+
+def test_names_say_what_a_value_is():
+    empty = set()
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = next((getattr(node, field) for field in ("id", "arg", "name", "attr") if hasattr(node, field)), None)
+            if name in EMPTY_NAMES and not isinstance(node, ast.keyword):  # a keyword may be the field of a record
+                empty.add(f"{path.name}: {name}")
+    assert empty == set()
 
 
 def test_code_is_formatted_and_clean():

@@ -38,7 +38,7 @@ kinds = {"arrays": whole, "stream": whole._replace(train_data=jb.ArrayStream(dat
 def apart(kind, size, count, method="jit", groups=None, microbatch_size=None):
     task, indices = kinds[kind], np.arange(2 * size, dtype=np.int32).reshape(2, size)
     state = jb.init_state(task, OPTIMIZER, 0)
-    settings = {"num_groups": groups, "microbatch_size": microbatch_size, "devices": jax.devices()[:count], "method": method}
+    settings = {"num_groups": groups, "microbatch_size": microbatch_size, "devices": jax.devices()[:count], "parallel": method}
     state, losses = compile_task_epoch(task, OPTIMIZER, state, 2, size, **settings)(state, task.train_data, indices, [0, 0])
     batches = [jax.tree.map(lambda leaf: leaf[index], data) for index in indices]
     expected = reference.token_steps(token_loss, OPTIMIZER, params, batches, groups or 1)

@@ -7,6 +7,13 @@ from typing import Literal
 
 from beartype import BeartypeConf, FrozenDict, beartype
 
-CHOICES = Literal["map", "vmap", "unroll"], Literal["scan", "python"], Literal["jit", "pmap"], Literal["map", "vmap", "threads"]
+CHOICES = (
+    Literal["map", "vmap", "unroll"],
+    Literal["scan", "python"],
+    Literal["jit", "pmap"],
+    Literal["map", "vmap", "threads"],
+    Literal["drop", "pad"],
+    Literal["linear", "sqrt", "none"],
+)
 
 check = beartype(conf=BeartypeConf(is_pep484_tower=True, hint_overrides=FrozenDict(dict.fromkeys(CHOICES, str))))

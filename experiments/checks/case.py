@@ -54,12 +54,13 @@ def moved_bound(run: Callable[..., Any], rounding: Rounding, truth: dict[str, An
     # In float64 no value is so near a kink that the machine may take the other branch.
     sides = [truth, truth] if rounding.stored < 1e-12 else [run(rounding=rounding, side=side) for side in (1, -1)]
     return {
-        part: FACTOR * max(apart(one[part], truth[part]) for one in moved) / small + apart(sides[0][part], sides[1][part], truth[part])
+        part: FACTOR * max(relative_difference(one[part], truth[part]) for one in moved) / small
+        + relative_difference(sides[0][part], sides[1][part], truth[part])
         for part in truth
     }
 
 
-def apart(a: Any, b: Any, size: Any = None) -> float:
+def relative_difference(a: Any, b: Any, size: Any = None) -> float:
     """‖a − b‖ ÷ ‖b‖ (or ‖size‖) over all leaves together."""
     norm = lambda tree: math.sqrt(sum(float((np.asarray(leaf, np.float64) ** 2).sum()) for leaf in jax.tree.leaves(tree)))
     difference = norm(jax.tree.map(lambda x, y: np.asarray(x, np.float64) - np.asarray(y, np.float64), a, b))

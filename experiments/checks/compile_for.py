@@ -90,33 +90,33 @@ def run_jobs(jobs: list[Job], target: Target) -> Iterator[Record]:
     """A record for each program: whether it compiles, the seconds, the memory, and what is suspicious in it."""
     for job in jobs:
         record: Record = {"target": target.name, "model": job.model, "step": job.kind, "dtype": job.dtype, "reason": job.reason, "failure": ""}
-        found: Record = {"seconds": None, "bytes": None, "suspicious": []}
+        compiled: Record = {"seconds": None, "bytes": None, "suspicious": []}
         if not job.reason:
             try:
                 program = job.make(target)
-                found = {"seconds": program.seconds, "bytes": program.total, "suspicious": find_suspicious(program.text, job)}
+                compiled = {"seconds": program.seconds, "bytes": program.total, "suspicious": find_suspicious(program.text, job)}
             except (CompilationError, ValueError) as error:
                 record["failure"] = " ".join(str(error).split())[:300]
-        yield record | found
+        yield record | compiled
 
 
 def find_suspicious(text: str, job: Job) -> list[str]:
     """What a reader of the compiled program would stop at."""
-    lines, found = text.splitlines(), []
+    lines, suspicious = text.splitlines(), []
     grouped = [line for line in lines if re.search(r"(feature|batch)_group_count=([2-9]|\d\d)", line)]
     if grouped:
-        found.append(f"{len(grouped)} grouped convolutions")
+        suspicious.append(f"{len(grouped)} grouped convolutions")
     gathers = [line for line in lines if re.search(r"\ball-gather(-start)?\(", line)]
     if gathers:
-        found.append(f"{len(gathers)} all-gathers across devices")
+        suspicious.append(f"{len(gathers)} all-gathers across devices")
     if any(" f64[" in line for line in lines):
-        found.append("float64")
+        suspicious.append("float64")
     if job.dtype == "float32" and (low := [line for line in lines if _is_low_product(line)]):
-        found.append(f"{len(low)} products below float32")
+        suspicious.append(f"{len(low)} products below float32")
     shape = ",".join(map(str, job.data_shape))
     if any(re.search(rf"= u8\[{shape}\]\S* (copy|convert|transpose)\(", line) for line in lines):
-        found.append("a copy of the data set")
-    return found
+        suspicious.append("a copy of the data set")
+    return suspicious
 
 
 def _is_low_product(line: str) -> bool:
@@ -142,8 +142,8 @@ def explain(record: Record) -> dict[str, str]:
         {}
     """
     known = {}
-    for found in record["suspicious"]:
-        kind = re.sub(r"^\d+ ", "", found)
+    for finding in record["suspicious"]:
+        kind = re.sub(r"^\d+ ", "", finding)
         if kind == "grouped convolutions" and record["step"].startswith(("per example", "noise", "split")):
             known[kind] = _GROUPED
         if kind == "a copy of the data set" and find_target(record["target"]).platform == "tpu":

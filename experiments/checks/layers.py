@@ -97,8 +97,10 @@ def _taped(layer, *values, cotangent):
 def _conv_truth(strides, padding, turned, x, kernel, cotangent):
     if turned:  # (C, H, W, B)
         x, cotangent = x.transpose(3, 1, 2, 0), cotangent.transpose(3, 1, 2, 0)
-    found = _taped(lambda tape, *pair: tape.conv(*pair, strides, padding), x, kernel, cotangent=cotangent)
-    return (found[0].transpose(3, 1, 2, 0), found[1].transpose(3, 1, 2, 0), found[2]) if turned else found
+    out, x_gradient, kernel_gradient = _taped(lambda tape, *pair: tape.conv(*pair, strides, padding), x, kernel, cotangent=cotangent)
+    if turned:
+        out, x_gradient = out.transpose(3, 1, 2, 0), x_gradient.transpose(3, 1, 2, 0)
+    return out, x_gradient, kernel_gradient
 
 
 CONVS = (  # layout, B, side, C, O, k, strides, padding; the comments name the network
@@ -142,8 +144,8 @@ def single_layers() -> Iterator[Case]:
 
         def draw(random, shape=shape):
             # All values of a window differ and are exact in bfloat16, so the largest is the same in every precision.
-            place = (np.arange(shape[1])[:, None] % 2 * 2 + np.arange(shape[2])[None] % 2)[None, :, :, None]
-            x = 4.0 * random.integers(-32, 32, shape) + place
+            offsets = (np.arange(shape[1])[:, None] % 2 * 2 + np.arange(shape[2])[None] % 2)[None, :, :, None]
+            x = 4.0 * random.integers(-32, 32, shape) + offsets
             return x, random.integers(-64, 64, (shape[0], shape[1] // 2, shape[2] // 2, shape[3])).astype(float)
 
         truth = lambda x, dy: _taped(_pool_whole_windows, x, cotangent=dy)

@@ -145,7 +145,7 @@ def _shared_train(batch_size, count, method, platform):
     def run(params, batch):
         state = jb.TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
         devices = jax.devices(platform)[:count]
-        program = compile_task_epoch(task._replace(train_data=batch), optimizer, state, 2, batch_size, devices=devices, method=method)
+        program = compile_task_epoch(task._replace(train_data=batch), optimizer, state, 2, batch_size, devices=devices, parallel=method)
         order = np.arange(2 * batch_size, dtype=np.int32).reshape(2, batch_size)
         return program(state, batch, order)[0].params
 

@@ -29,12 +29,12 @@ def _network(name, dtype):
 
     def run(params, images, labels):
         def losses(params):
-            found = model.apply({"params": params}, images, **settings)
-            losses = jb.cross_entropy(found[0] if settings else found, labels)
+            outputs = model.apply({"params": params}, images, **settings)
+            losses = jb.cross_entropy(outputs[0] if settings else outputs, labels)
             return losses.mean(), losses
 
-        (_, found), gradient = jax.value_and_grad(losses, has_aux=True)(params)
-        return {"losses": found, "gradient": gradient}
+        (_, example_losses), gradient = jax.value_and_grad(losses, has_aux=True)(params)
+        return {"losses": example_losses, "gradient": gradient}
 
     return run
 
@@ -90,8 +90,8 @@ def _train_truth(params, images, labels, order, **tape):
     names = jax.tree.structure(params)
     params, velocity, losses = jax.tree.leaves(params), [0.0] * names.num_leaves, []
     for batch in order:
-        found, gradient = losses_and_gradient("simple_cnn", jax.tree.unflatten(names, params), images[batch], labels[batch], Tape(**tape))
-        losses.append(found.mean())
+        example_losses, gradient = losses_and_gradient("simple_cnn", jax.tree.unflatten(names, params), images[batch], labels[batch], Tape(**tape))
+        losses.append(example_losses.mean())
         velocity = [0.5 * v + g for v, g in zip(velocity, jax.tree.leaves(gradient), strict=True)]
         params = [leaf - 0.02 * v for leaf, v in zip(params, velocity, strict=True)]
     return {"losses": np.array(losses), "parameters": jax.tree.unflatten(names, params)}

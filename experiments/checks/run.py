@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from experiments.checks.case import FORMS, ROUNDING, Case, apart, length_bound
+from experiments.checks.case import FORMS, ROUNDING, Case, length_bound, relative_difference
 from jaxbatch.results.records import Record
 
 TF32 = 2.0**-11  # unit roundoff of factors, where a platform rounds float32 to TF32 before it multiplies
@@ -56,21 +56,21 @@ def _run_case(case: Case, precision: str, seed: int) -> Iterator[Output]:
                 outs, failure = _run(function, form, given), ""
             except Exception as error:  # the backend cannot compute it: this counts as wrong, and the other cases run
                 outs, failure = None, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        place = {"size": case.size, "number": case.number, "form": form, "precision": precision}
-        place |= {"backend": jax.default_backend(), "seed": seed, "failure": failure}
+        case_fields = {"size": case.size, "number": case.number, "form": form, "precision": precision}
+        case_fields |= {"backend": jax.default_backend(), "seed": seed, "failure": failure}
         for part in case.parts or ("",):
             name = {"computation": f"{case.name}: {part}" if part else case.name}
             take = (lambda tree, part=part: tree[part]) if part else (lambda tree: tree)
             limits = [take(bound) for bound in bounds]
             if outs is None:
                 nothing = {"error": None, "bound": limits[0], "passed": False, "tf32": False, "where": "", "digest": ""}
-                yield Output(name | place | nothing, np.empty(0))
+                yield Output(name | case_fields | nothing, np.empty(0))
             else:
                 pairs = [(take(out), take(truth)) for out, truth in zip(outs, truths, strict=False)]
-                yield _hold(name | place, pairs, limits, kind, precision == "default")
+                yield _hold(name | case_fields, pairs, limits, kind, precision == "default")
 
 
-def _hold(place: Record, pairs: Sequence[tuple], bounds: Sequence[float], kind: str, any_product: bool) -> Output:
+def _hold(case_fields: Record, pairs: Sequence[tuple], bounds: Sequence[float], kind: str, any_product: bool) -> Output:
     """Compares outputs with truths. If ``any_product``, the platform's own multiplication is not counted as wrong."""
     errors = [_error(*pair) for pair in pairs]
     # This form of the comparison never lets NaN pass.
@@ -80,7 +80,7 @@ def _hold(place: Record, pairs: Sequence[tuple], bounds: Sequence[float], kind: 
     shares = [error / bound if bound else error for error, bound in zip(errors, bounds, strict=False)]
     worst = int(np.argmax(shares))
     flat = _flat([out for out, _ in pairs])
-    found = {
+    comparison = {
         "error": errors[worst],
         "bound": bounds[worst],
         "passed": passed,
@@ -88,7 +88,7 @@ def _hold(place: Record, pairs: Sequence[tuple], bounds: Sequence[float], kind: 
         "where": "" if passed else _first_apart(*pairs[worst], bounds[worst]),
         "digest": hashlib.sha256(flat.tobytes()).hexdigest()[:16],
     }
-    return Output(place | found, flat[:: max(1, -(-len(flat) // LONGEST_KEPT))].astype(np.float64))
+    return Output(case_fields | comparison, flat[:: max(1, -(-len(flat) // LONGEST_KEPT))].astype(np.float64))
 
 
 def _as_given(leaf: np.ndarray, kind: str):
@@ -143,9 +143,9 @@ def _error(out: Any, truth: Any) -> float:
     """The largest relative error of the outputs; for parameters and gradients, the error of all leaves together."""
     wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), out)
     if isinstance(truth, dict):
-        return apart(wide, truth)
+        return relative_difference(wide, truth)
     leaves, exact = jax.tree.leaves(wide), jax.tree.leaves(truth)
-    return max((apart(a, b) for a, b in zip(leaves, exact, strict=True)), key=lambda error: (error != error, error))
+    return max((relative_difference(a, b) for a, b in zip(leaves, exact, strict=True)), key=lambda error: (error != error, error))
 
 
 def _types_hold(out: Any, kind: str) -> bool:
@@ -161,8 +161,8 @@ def _first_apart(out: Any, truth: Any, bound: float) -> str:
         size = np.sqrt(np.mean(exact**2))
         bad = np.argwhere(~(np.abs(leaf - exact) <= max(bound, 1e-300) * np.maximum(np.abs(exact), size)))
         if len(bad):
-            place = tuple(bad[0].tolist())
-            return f"{jax.tree_util.keystr(path) or 'output'}{list(place)}: {leaf[place]:.9g} for {exact[place]:.9g}"
+            index = tuple(bad[0].tolist())
+            return f"{jax.tree_util.keystr(path) or 'output'}{list(index)}: {leaf[index]:.9g} for {exact[index]:.9g}"
     return "all elements within the bound, the whole is not"
 
 

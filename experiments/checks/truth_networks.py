@@ -25,10 +25,10 @@ def _leaves(tree, path=()):
     return [pair for name in tree for pair in _leaves(tree[name], (*path, name))]
 
 
-def _tree(like, found, path=()):
+def _tree(like, gradients, path=()):
     if not isinstance(like, Mapping):
-        return found[path]
-    return {name: _tree(like[name], found, (*path, name)) for name in like}
+        return gradients[path]
+    return {name: _tree(like[name], gradients, (*path, name)) for name in like}
 
 
 def _simple_cnn(tape: Tape, take, x: Var) -> Var:

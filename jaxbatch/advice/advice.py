@@ -70,7 +70,7 @@ class Advice(NamedTuple):
             return ["No advice.", *self.doubts]
         choice, others = self.choice, [size for size in self.candidates if size != self.batch_size]
         least = {"time": "the least time", "examples": "the fewest examples", "balanced": "the least of time × examples"}[self.objective]
-        told = (
+        undecided = (
             f"It cannot be told from {_listed(others)} with these {len(self.probes)} probes."
             if others
             else f"No other size comes within a tenth of it, by these {len(self.probes)} probes."
@@ -79,7 +79,7 @@ class Advice(NamedTuple):
         span = f"B = {low} to {high} are expected within 10% of the best" if low < high else f"Only B = {low} is expected within 10% of the best"
         return [
             f"Train with batch size {self.batch_size} and learning rate {self.learning_rate:.3g}: {least} to {self.goal}.",
-            f"{told} {span}.",
+            f"{undecided} {span}.",
             f"Expected: {choice.updates:,.0f} updates, {choice.examples:,.0f} examples, {choice.seconds:.3g} s of training.",
             *self.reasons(),
             *self.changes(),
@@ -104,8 +104,8 @@ class Advice(NamedTuple):
 
     def changes(self) -> list[str]:
         """What would change the answer."""
-        told = [f"B = {size} with {factor:g} times the fixed time of an update" for factor, size in self.elsewhere]
-        device = f"on another device it would be {' and '.join(told)}; " if told else ""
+        devices = [f"B = {size} with {factor:g} times the fixed time of an update" for factor, size in self.elsewhere]
+        device = f"on another device it would be {' and '.join(devices)}; " if devices else ""
         return [f"What would change the answer: {device}a harder goal, which has a larger critical batch size, moves it up."]
 
     def snippet(self, make_optimizer: str = "make_optimizer") -> str:
@@ -126,11 +126,11 @@ def summarize(estimate: Estimate, space: Space, throughput: Throughput, probes: 
     by_size = estimate.log_cost.min(2)  # in every draw, a size at the best rate of that draw
     near = by_size - by_size.min(1, keepdims=True) <= np.log(_CLOSE)
     choices = []
-    for place, size in enumerate(space.batch_sizes):
-        rate = int(expected[place].argmin()) if place != estimate.best[0] else estimate.best[1]
-        updates = np.exp(estimate.log_updates[:, place, rate])
+    for row, size in enumerate(space.batch_sizes):
+        rate = int(expected[row].argmin()) if row != estimate.best[0] else estimate.best[1]
+        updates = np.exp(estimate.log_updates[:, row, rate])
         tried = sum(probe.batch_size == size for probe in probes)
-        relative = np.exp(estimate.log_cost[:, place, rate] - chosen)
+        relative = np.exp(estimate.log_cost[:, row, rate] - chosen)
         choices.append(
             Choice(
                 batch_size=size,
@@ -139,7 +139,7 @@ def summarize(estimate: Estimate, space: Space, throughput: Throughput, probes: 
                 examples=_spread(updates * size, tried),
                 seconds=_spread(updates * seconds[size], tried),
                 relative_cost=_spread(relative, tried),
-                chance=float(near[:, place].mean()),
+                chance=float(near[:, row].mean()),
                 probes=tried,
             )
         )

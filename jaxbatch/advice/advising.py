@@ -221,10 +221,10 @@ def _middle(sizes: Sequence[int]) -> int:
 
 def _largest_that_fits(task: Task, optimizer: Any, sizes: Sequence[int], target: str, memory: str | float | None) -> int | None:
     """The largest batch that fits in memory; None if even the largest of the sizes does, 0 if the device's memory is not known."""
-    place = find_target(target)
-    limit = place.usable if memory is None else as_bytes(memory)
+    device = find_target(target)
+    limit = device.usable if memory is None else as_bytes(memory)
     if not limit:
         return 0
-    if make_measure(task, optimizer=optimizer, target=place)(sizes[-1]).total <= 0.9 * limit:
+    if make_measure(task, optimizer=optimizer, target=device)(sizes[-1]).total <= 0.9 * limit:
         return None
-    return find_largest_batch(task, optimizer=optimizer, target=place, budget=memory).batch_size
+    return find_largest_batch(task, optimizer=optimizer, target=device, budget=memory).batch_size

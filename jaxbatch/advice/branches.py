@@ -31,7 +31,7 @@ from jaxtyping import PyTree
 from jaxbatch.batches import check_seed, epoch_order
 from jaxbatch.gradients.updates import Optimizer, check_optimizer
 from jaxbatch.intervals import Interval, around
-from jaxbatch.schedules.rates import scale_learning_rate
+from jaxbatch.schedules.rates import Rule, scale_learning_rate
 from jaxbatch.states import as_arrays
 from jaxbatch.training.divergence import first_nonfinite, make_is_finite
 from jaxbatch.training.epochs import compile_task_epoch
@@ -63,7 +63,7 @@ def branch(
     batch_size: int,
     examples: int,
     factors: Sequence[int] = (1, 2, 4, 8),
-    rule: str = "sqrt",
+    rule: Rule = "sqrt",
     metric: str = "loss",
     above: bool = False,
     tolerance: float = 0.01,
@@ -128,7 +128,7 @@ def branch(
     state = as_arrays(state)._replace(progress=())
     _check_state(make_optimizer, rates, state)
     test, is_finite = make_test(task, min(500, microbatch_size or 500), eval_params), make_is_finite(state)
-    found = {}
+    ends_by_size = {}
     for size in sizes:
         run = compile_task_epoch(task, make_optimizer(rates[size]), state, count // size, size, microbatch_size=microbatch_size)
         ends = []
@@ -139,8 +139,8 @@ def branch(
             value = float(test(task.test_data, end)[metric])
             fine = first_nonfinite(losses) is None and bool(is_finite(end)) and math.isfinite(value)
             ends.append(value if fine else -math.inf if above else math.inf)
-        found[size] = tuple(ends)
-    return Branches(critical_of_branches(found, tolerance, above=above), found, rates, tolerance, count * len(sizes) * len(seeds))
+        ends_by_size[size] = tuple(ends)
+    return Branches(critical_of_branches(ends_by_size, tolerance, above=above), ends_by_size, rates, tolerance, count * len(sizes) * len(seeds))
 
 
 def critical_of_branches(metrics: dict[int, tuple[float, ...]], tolerance: float, *, above: bool = False) -> Interval:
@@ -164,7 +164,7 @@ def critical_of_branches(metrics: dict[int, tuple[float, ...]], tolerance: float
     known = np.array([ends for ends in drawn if not math.isnan(ends[0])])
     if math.isnan(held) or len(known) <= len(drawn) / 2:
         return Interval(math.nan, math.nan, math.nan, seeds)
-    low, high = (np.quantile(known[:, place], part, method="inverted_cdf") for place, part in ((1, 0.025), (2, 0.975)))
+    low, high = (np.quantile(known[:, column], part, method="inverted_cdf") for column, part in ((1, 0.025), (2, 0.975)))
     return around(held, low, high, seeds)
 
 

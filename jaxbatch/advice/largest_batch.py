@@ -94,14 +94,14 @@ def find_largest_batch(
     **settings: Any,
 ) -> LargestBatch:
     """:func:`max_batch_size` with everything that the answer rests on."""
-    place = find_target(target)
+    device = find_target(target)
     if not 0 <= margin < 1:
         raise ValueError(f"margin={margin} must be at least 0 and below 1.")
-    limit = int((place.usable if budget is None else as_bytes(budget)) * (1 - margin))
+    limit = int((device.usable if budget is None else as_bytes(budget)) * (1 - margin))
     if limit < 1:
-        raise ValueError(f"budget=None, and the memory of {place.title} is not known: give budget, for example '16GiB'.")
+        raise ValueError(f"budget=None, and the memory of {device.title} is not known: give budget, for example '16GiB'.")
     unit = (settings.get("num_groups") or 1) * (settings.get("num_devices") or 1)  # other sizes leave devices with fillers
-    measure = make_measure(task, optimizer=optimizer, target=place, **settings)
+    measure = make_measure(task, optimizer=optimizer, target=device, **settings)
     profile: dict[int, Memory] = {}
 
     def need(size: int) -> int:
@@ -112,7 +112,7 @@ def find_largest_batch(
     kept = lambda: min(sum(memory[1:5]) for memory in profile.values())  # parameters, states and data
     size = search_largest(need, limit, range(unit, max(unit, CAP) + 1, unit), FIRST, kept)
     if size == 0:
-        raise ValueError(_too_large(profile[unit], place, limit, margin))
+        raise ValueError(_too_large(profile[unit], device, limit, margin))
     if len(profile) > 1 and len({memory.total for memory in profile.values()}) == 1:
         raise ValueError("memory does not depend on the batch size: does the function `arguments` use the size that it gets?")
     return LargestBatch(size, profile[size], profile.get(size + unit), limit, dict(sorted(profile.items())))
@@ -138,38 +138,38 @@ def search_largest(need: Callable[[int], int], limit: int, sizes: Sequence[int],
     """
     known: dict[int, int] = {}
     low, high, gap = -1, len(sizes), 1  # the answer's place is at least low and below high
-    place = min(bisect.bisect_left(sizes, first), high - 1)
+    number = min(bisect.bisect_left(sizes, first), high - 1)
     while high - low > 1:
-        size = sizes[place]
+        size = sizes[number]
         known[size] = need(size)
-        low, high = (place, high) if known[size] <= limit else (low, place)
+        low, high = (number, high) if known[size] <= limit else (low, number)
         guess = _meets_limit(known, limit, fixed)
         bracketed = low >= 0 and high < len(sizes)
-        place = (low if low >= 0 else high) if guess is None else bisect.bisect_right(sizes, guess) - 1
+        number = (low if low >= 0 else high) if guess is None else bisect.bisect_right(sizes, guess) - 1
         if bracketed and (guess is None or len(known) > 12):
-            place = (low + high) // 2
-        elif place <= low:  # the line says that low is the answer: see whether the next one fits, then ever larger ones
-            place, gap = low + gap, 8 * gap
-        elif place >= high:
-            place, gap = high - gap, 8 * gap
+            number = (low + high) // 2
+        elif number <= low:  # the line says that low is the answer: see whether the next one fits, then ever larger ones
+            number, gap = low + gap, 8 * gap
+        elif number >= high:
+            number, gap = high - gap, 8 * gap
         else:
             gap = 1
-        if bracketed and not low < place < high:  # a jump beyond the other end
-            place, gap = (low + high) // 2, 1
-        place = max(low + 1, min(place, high - 1))
+        if bracketed and not low < number < high:  # a jump beyond the other end
+            number, gap = (low + high) // 2, 1
+        number = max(low + 1, min(number, high - 1))
     return sizes[low] if low >= 0 else 0
 
 
 def _meets_limit(known: dict[int, int], limit: int, fixed: Callable[[], int]) -> int | None:
     """Where the line through two known sizes near the limit, but not near each other, meets it; None: there is none."""
-    told = sorted((size for size in known if known[size] < UNKNOWN), key=lambda size: abs(known[size] - limit))
-    if len(told) == 1:  # somewhat less than the line says, so that the second look probably fits
-        slope = max(1, known[told[0]] - fixed()) / told[0]
+    measured = sorted((size for size in known if known[size] < UNKNOWN), key=lambda size: abs(known[size] - limit))
+    if len(measured) == 1:  # somewhat less than the line says, so that the second look probably fits
+        slope = max(1, known[measured[0]] - fixed()) / measured[0]
         return int(0.9 * max(0, limit - fixed()) / slope)
-    apart = [size for size in told if abs(size - told[0]) > told[0] // 20]  # on CPU, sizes nearby differ by chance
-    if not apart:
+    distant = [size for size in measured if abs(size - measured[0]) > measured[0] // 20]  # on CPU, sizes nearby differ by chance
+    if not distant:
         return None
-    a, b = told[0], apart[0]
+    a, b = measured[0], distant[0]
     slope = (known[b] - known[a]) / (b - a)
     return int(a + (limit - known[a]) / slope) if slope > 0 else None
 

@@ -153,7 +153,7 @@ def rate_exponent(results: Mapping[int, RateResult], *, resamples: int = 2000, s
         return Interval(np.nan, np.nan, np.nan, len(inside))
     random, sizes = np.random.default_rng(seed), np.log(list(inside))
     logs = {size: np.log(result.learning_rates) for size, result in inside.items()}
-    places = {size: result.best or 0 for size, result in inside.items()}
+    best = {size: result.best or 0 for size, result in inside.items()}
 
     def slope(rates):
         return np.polyfit(sizes, rates, 1)[0]
@@ -165,8 +165,8 @@ def rate_exponent(results: Mapping[int, RateResult], *, resamples: int = 2000, s
             count = result.metric.shape[1]
             members = random.integers(0, count, count)
             drawn = RateResult(result.goal, result.learning_rates, *(table[:, members] for table in result[2:]))
-            place, grid = drawn.best if drawn.is_inside and drawn.best else places[size], logs[size]
-            rates.append(random.uniform((grid[place - 1] + grid[place]) / 2, (grid[place] + grid[place + 1]) / 2))
+            index, grid = drawn.best if drawn.is_inside and drawn.best else best[size], logs[size]
+            rates.append(random.uniform((grid[index - 1] + grid[index]) / 2, (grid[index] + grid[index + 1]) / 2))
         draws.append(slope(rates))
     low, high = np.percentile(draws, [2.5, 97.5])
-    return around(slope([logs[size][place] for size, place in places.items()]), low, high, len(inside))
+    return around(slope([logs[size][index] for size, index in best.items()]), low, high, len(inside))

@@ -110,20 +110,20 @@ def make_measure(
     **settings: Any,
 ) -> Callable[[int], Memory]:
     """``batch_size -> Memory`` with the arguments of :func:`memory_profile`, checked once."""
-    place = find_target(target)
-    missing = missing_compiler(place)
+    device = find_target(target)
+    missing = missing_compiler(device)
     if missing:
         raise ValueError(missing)
     if effort not in ("full", "least"):
         raise ValueError(f"effort={effort!r} must be 'full' or 'least'.")
-    options = _LEAST_EFFORT if effort == "least" and place.platform == "tpu" else {}
+    options = _LEAST_EFFORT if effort == "least" and device.platform == "tpu" else {}
     if not isinstance(task, Task):
         if arguments is None or not callable(arguments):
             raise ValueError(f"arguments={type(arguments).__name__}: a step of your own needs a function, batch_size -> (its arguments, ...).")
         if optimizer is not None or settings:
             given = ", ".join(["optimizer"] * (optimizer is not None) + list(settings))
             raise ValueError(f"{given}: this is for a jaxbatch.Task; a step of your own takes only arguments and donate.")
-        return lambda size: _memory_of_function(place, task, _listed(arguments(_whole(size))), donate, size, options)
+        return lambda size: _memory_of_function(device, task, _listed(arguments(_whole(size))), donate, size, options)
     unknown = sorted(set(settings) - {"num_groups", "microbatch_size", "num_devices"})
     if unknown:
         raise ValueError(f"{unknown[0]} is no setting; there are num_groups, microbatch_size, num_devices, effort.")
@@ -131,19 +131,19 @@ def make_measure(
         raise ValueError("optimizer=None: its state takes memory, so give the optax optimizer that you train with.")
     start = jax.eval_shape(task.init, jax.random.key(0))
     check_optimizer(optimizer, start if task.update_model_state is None else start[0])
-    if place.is_here and settings.get("num_devices", 1) > 1:
+    if device.is_here and settings.get("num_devices", 1) > 1:
         raise ValueError(
-            f"num_devices={settings['num_devices']} needs an accelerator as target, such as 'h100'; {place.name!r} stands for one device."
+            f"num_devices={settings['num_devices']} needs an accelerator as target, such as 'h100'; {device.name!r} stands for one device."
         )
     if settings.get("num_groups") is not None and settings["num_groups"] < 1:
         raise ValueError(f"num_groups={settings['num_groups']} must be at least 1.")
 
     def measure(size: int) -> Memory:
         size = _whole(size)
-        with compiling_for(place.platform):
+        with compiling_for(device.platform):
             programs = step_programs(task, optimizer, size, **settings)
         count = settings.get("num_devices", 1)
-        return max((_memory_of_program(place, program, size, count, options) for program in programs), key=lambda one: one.total)
+        return max((_memory_of_program(device, program, size, count, options) for program in programs), key=lambda one: one.total)
 
     return measure
 
@@ -153,8 +153,8 @@ def _memory_of_program(target: Target, program: StepProgram, batch_size: int, co
     donate = [keys.index(name) for name in program.donate]
     split = [name in program.split for name in keys]
     # XLA calls arguments by place; None has no leaves and needs no memory.
-    places: dict[str, Any] = {"donate": donate, "split": split, "num_devices": count, "options": options}
-    compiled = compile_for(target, program.function, *program.arguments.values(), **places)
+    settings: dict[str, Any] = {"donate": donate, "split": split, "num_devices": count, "options": options}
+    compiled = compile_for(target, program.function, *program.arguments.values(), **settings)
     own = {name: _bytes(tree) // (count if name in program.split else 1) for name, tree in program.arguments.items()}
     whole = compiled.total + max(0, sum(own.values()) - compiled.arguments) if not compiled.refused else compiled.total
     beside = {name: _bytes(tree) for name, tree in program.beside.items()}

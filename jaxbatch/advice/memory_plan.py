@@ -91,10 +91,10 @@ def memory_plan(
     """
     if not isinstance(task, Task):
         raise ValueError(f"task={type(task).__name__} must be a jaxbatch.Task: only of a task it is known how to cut its batches.")
-    place = find_target(target)
-    limit = int((place.usable if budget is None else as_bytes(budget)) * (1 - margin))
+    device = find_target(target)
+    limit = int((device.usable if budget is None else as_bytes(budget)) * (1 - margin))
     share = -(-batch_size // num_devices)
-    settings: dict[str, Any] = {"optimizer": optimizer, "target": place, "num_devices": num_devices}
+    settings: dict[str, Any] = {"optimizer": optimizer, "target": device, "num_devices": num_devices}
     options: list[Option] = []
     for keep in KEEPS:
         changed = task._replace(loss_fn=recompute(task.loss_fn, keep))
@@ -113,11 +113,11 @@ def memory_plan(
             break
     fitting = [option for option in options if option.microbatch_size]
     if not fitting:
-        raise ValueError(_no_way(min(options, key=lambda option: option.memory.total).memory, task, place, limit, share))
-    return MemoryPlan(batch_size, num_devices, place, limit, fitting[0], tuple(options))
+        raise ValueError(_no_way(min(options, key=lambda option: option.memory.total).memory, task, device, limit, share))
+    return MemoryPlan(batch_size, num_devices, device, limit, fitting[0], tuple(options))
 
 
-def _no_way(least: Memory, task: Task, place: Target, limit: int, share: int) -> str:
+def _no_way(least: Memory, task: Task, device: Target, limit: int, share: int) -> str:
     kept = least.parameters + least.optimizer_state
     # A prepare that changes an example with the others in its batch needs all of them at once.
     whole = [] if is_stream(task.train_data) or has_independent_prepare(task) else jax.tree.leaves(task.train_data)
@@ -134,7 +134,7 @@ def _no_way(least: Memory, task: Task, place: Target, limit: int, share: int) ->
     else:
         remedy = "Take a larger device or a smaller model"
     return (
-        f"batch_size={least.batch_size} does not fit on {place.title}, even with one example at a time and activations computed again: it needs "
+        f"batch_size={least.batch_size} does not fit on {device.title}, even with one example at a time and activations computed again: it needs "
         f"{format_bytes(least.total)}, {format_bytes(least.total - limit)} more than the {format_bytes(limit)} that are there. {remedy}. "
         f"(Parameters and optimizer state {format_bytes(kept)}, data {format_bytes(least.data)}, the rest {format_bytes(least.temporaries)}.)"
     )

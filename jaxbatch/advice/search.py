@@ -179,10 +179,10 @@ def choose_next(probes: Sequence[Probe], space: Space, estimate: Estimate) -> tu
     reached = {probe.batch_size for probe in probes if probe.reached}
     near = [min(reached) <= _STRIDE * size and size <= _STRIDE * max(reached) for size in space.batch_sizes]
     hopeful[~np.array(near)] = math.inf  # the model is not trusted far from what it has seen
-    for place in np.ndindex(hopeful.shape):
-        setting = space.batch_sizes[place[0]], space.learning_rates[place[1]]
+    for cell in np.ndindex(hopeful.shape):
+        setting = space.batch_sizes[cell[0]], space.learning_rates[cell[1]]
         times = sum((probe.batch_size, probe.learning_rate) == setting for probe in probes)
-        hopeful[place] += 0.05 * times if times < 2 else math.inf
+        hopeful[cell] += 0.05 * times if times < 2 else math.inf
     size, rate = np.unravel_index(hopeful.argmin(), hopeful.shape)
     return space.batch_sizes[int(size)], space.learning_rates[int(rate)]
 

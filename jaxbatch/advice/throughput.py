@@ -129,11 +129,11 @@ def predicted_throughput(task: Task, optimizer: Optimizer, batch_sizes: Iterable
     Raises:
         ValueError: the target is unknown, its figures are not known, or its compiler is not installed.
     """
-    sizes, place = check_sizes(batch_sizes), find_target(target)
-    if not place.peak or not place.bandwidth:
-        raise ValueError(f"target={place.name!r}: its peak and bandwidth are not known, so there is no bound. measure_throughput times this device.")
-    memory = make_measure(task, optimizer=optimizer, target=place)
-    bound = make_step_bound(task, place, work_by_batch_size(task, optimizer))
+    sizes, device = check_sizes(batch_sizes), find_target(target)
+    if not device.peak or not device.bandwidth:
+        raise ValueError(f"target={device.name!r}: its peak and bandwidth are not known, so there is no bound. measure_throughput times this device.")
+    memory = make_measure(task, optimizer=optimizer, target=device)
+    bound = make_step_bound(task, device, work_by_batch_size(task, optimizer))
     return fit_throughput({size: [bound(memory(size)).seconds] for size in sizes})._replace(bound=True)
 
 

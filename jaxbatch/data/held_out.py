@@ -39,9 +39,9 @@ def hold_out(dataset: Dataset, num_examples: int | None = None, *, seed: int = 0
     random = np.random.default_rng(seed)
     shuffled = random.permutation(total)
     by_class = shuffled[np.argsort(dataset.train_labels[shuffled], kind="stable")]
-    places = (np.arange(count) * total + random.integers(total)) // count  # evenly spaced: every class has its share
+    chosen = (np.arange(count) * total + random.integers(total)) // count  # evenly spaced: every class has its share
     held = np.zeros(total, bool)
-    held[by_class[places]] = True
+    held[by_class[chosen]] = True
     return dataset._replace(
         train_images=dataset.train_images[~held],
         train_labels=dataset.train_labels[~held],

@@ -95,21 +95,21 @@ def open_images(name: str = "imagenet2012", *, data_dir: str | os.PathLike | Non
         )
     (train, classes), (test, others) = (_list_files(folder, split) for split in ("train", "test"))
     if classes != others:
-        apart = sorted(set(classes) ^ set(others))
-        raise ValueError(f"{name}: train and validation have other classes ({', '.join(apart[:3])} in one alone).")
+        differing = sorted(set(classes) ^ set(others))
+        raise ValueError(f"{name}: train and validation have other classes ({', '.join(differing[:3])} in one alone).")
     return ImageDataset(name, train, test, len(train.paths), len(test.paths), len(classes))
 
 
 def _list_files(folder: pathlib.Path, split: str) -> tuple[ImageFiles, list[str]]:
-    found = [folder / name for name in SPLITS[split] if (folder / name).is_dir()]
-    if not found:
+    folders = [folder / name for name in SPLITS[split] if (folder / name).is_dir()]
+    if not folders:
         raise FileNotFoundError(f"{folder} has no folder {' or '.join(SPLITS[split])}.")
-    classes = sorted(path.name for path in found[0].iterdir() if path.is_dir())
+    classes = sorted(path.name for path in folders[0].iterdir() if path.is_dir())
     pairs = [
-        (str(path), label) for label, name in enumerate(classes) for path in sorted((found[0] / name).iterdir()) if path.suffix.lower() in _SUFFIXES
+        (str(path), label) for label, name in enumerate(classes) for path in sorted((folders[0] / name).iterdir()) if path.suffix.lower() in _SUFFIXES
     ]
     if not pairs:
-        raise ValueError(f"{found[0]} holds no images: <class>/*.jpeg is looked for.")
+        raise ValueError(f"{folders[0]} holds no images: <class>/*.jpeg is looked for.")
     paths, labels = zip(*pairs, strict=True)
     return ImageFiles(paths, labels), classes
 

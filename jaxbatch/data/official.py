@@ -120,9 +120,9 @@ def verify(blob: bytes, facts: FileFacts, label: str) -> None:
         if owner is not None:
             raise ValueError(f"{label}: this is {owner}. Put the right file in its place.")
         return
-    found = sha256 if len(facts.digest) == 64 else hashlib.md5(blob).hexdigest()
-    if found != facts.digest:
-        what = f"this is {owner}" if owner else f"checksum {found}, the official file has {facts.digest}"
+    digest = sha256 if len(facts.digest) == 64 else hashlib.md5(blob).hexdigest()
+    if digest != facts.digest:
+        what = f"this is {owner}" if owner else f"checksum {digest}, the official file has {facts.digest}"
         raise ValueError(f"{label}: {what}. Download it again.")
 
 

@@ -49,8 +49,8 @@ def pack_texts(texts: Sequence[Any], length: int) -> PackedText:
     pieces = []
     for number, text in enumerate(texts):
         if not isinstance(text, np.ndarray) or text.ndim != 1 or not np.issubdtype(text.dtype, np.integer):
-            told = f"{text.dtype} of shape {text.shape}" if isinstance(text, np.ndarray) else type(text).__name__
-            raise ValueError(f"texts[{number}] is {told} and must be a NumPy array of whole numbers of shape (tokens,).")
+            kind = f"{text.dtype} of shape {text.shape}" if isinstance(text, np.ndarray) else type(text).__name__
+            raise ValueError(f"texts[{number}] is {kind} and must be a NumPy array of whole numbers of shape (tokens,).")
         pieces += [text[start : start + length + 1] for start in range(0, len(text) - 1, length)]
     if not pieces:
         raise ValueError(f"texts={len(texts)} texts: none has the two tokens that a prediction needs.")

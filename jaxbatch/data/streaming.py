@@ -124,12 +124,12 @@ def prefetch(batches: Iterable[Any], depth: int = 2, put: Callable[[Any], Any] =
     thread.start()
     try:
         while True:
-            what, found = ready.get()
+            what, item = ready.get()
             if what == "error":
-                raise found
+                raise item
             if what == "end":
                 return
-            yield found
+            yield item
     finally:
         left.set()
         thread.join()

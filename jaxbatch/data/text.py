@@ -123,7 +123,7 @@ def sequences(tokens: Integer[np.ndarray, "N"], length: int) -> Integer[np.ndarr
 
 def _find_file(name: str, data_dir: str | os.PathLike | None) -> pathlib.Path:
     folders = folders_to_search(name, data_dir)
-    for path in (folder / place for folder in folders for place in (f"{name}/{_FILE}", _FILE)):
+    for path in (folder / relative for folder in folders for relative in (f"{name}/{_FILE}", _FILE)):
         if path.is_file():
             return path
     return download_files(name, [_FILE], folders[0], embedded="generated")[0]

@@ -101,8 +101,8 @@ def coupled_gradient(
     in_python = not traced and any(loops_are_slow(tower.encode, tower.params, tower.batch) for tower in towers)
     go_over = _in_python if in_python else _in_a_loop
 
-    found = [go_over(_encoded, tower.batch, tower.size, tower.encode, tower.params).examples for tower in towers]
-    whole = found if axis is None else jax.tree.map(lambda leaf: lax.all_gather(leaf, axis, tiled=True), found)
+    encoded = [go_over(_encoded, tower.batch, tower.size, tower.encode, tower.params).examples for tower in towers]
+    whole = encoded if axis is None else jax.tree.map(lambda leaf: lax.all_gather(leaf, axis, tiled=True), encoded)
 
     def of_loss(params, whole):
         return _loss_gradient(loss_fn, together, params, whole)
@@ -145,9 +145,9 @@ def _check(tower: _Tower, which: str) -> None:
     check_params(tower.params)
     batch_size = leading_axis(tower.batch)
     shapes = jax.eval_shape(tower.encode, tower.params, tower.batch)
-    found = leading_axis(shapes, f"what encode{which} returns")
-    if found != batch_size:
-        raise ValueError(f"encode{which} must return one representation per example, {batch_size}, and returned {found}.")
+    returned = leading_axis(shapes, f"what encode{which} returns")
+    if returned != batch_size:
+        raise ValueError(f"encode{which} must return one representation per example, {batch_size}, and returned {returned}.")
     if not any(map(_has_gradient, jax.tree.leaves(shapes))):
         raise ValueError(f"encode{which} returned no floating-point array, so there is nothing that a gradient could go through.")
     if company_matters(tower.encode, tower.params, tower.batch):

@@ -106,13 +106,13 @@ def hessian_eigenvalues(
         if not ended or len(spaces) == size:
             break
     ritz.sort(key=lambda pair: -pair[0])
-    multiply, found = _multiplication(loss_fn, params, batch, microbatch_size, has_aux), []
+    multiply, pairs = _multiplication(loss_fn, params, batch, microbatch_size, has_aux), []
     for _, vector in (*ritz[:count], *ritz[: -count - 1 : -1]):
         vector = vector / jnp.linalg.norm(vector)
         turned = multiply(vector)
         value = vector @ turned
-        found.append((float(value), float(jnp.linalg.norm(turned - value * vector))))
-    values, residuals = np.array(found).T
+        pairs.append((float(value), float(jnp.linalg.norm(turned - value * vector))))
+    values, residuals = np.array(pairs).T
     return HessianEigenvalues(values[:count], residuals[:count], values[count:], residuals[count:])
 
 
@@ -186,8 +186,8 @@ def _operator(loss_fn: LossFn, params: PyTree, batch: PyTree, microbatch_size: i
     flat, unravel = ravel_pytree(widen(params))
 
     def multiply(vector):
-        found = product(loss_fn, unravel(flat), unravel(vector), batch, microbatch_size, has_aux)
-        return ravel_pytree(found)[0].astype(flat.dtype)
+        turned = product(loss_fn, unravel(flat), unravel(vector), batch, microbatch_size, has_aux)
+        return ravel_pytree(turned)[0].astype(flat.dtype)
 
     return flat, multiply
 
@@ -206,8 +206,8 @@ def _lanczos(loss_fn: LossFn, microbatch_size: int | None, has_aux: bool, steps:
         _, multiply = _operator(loss_fn, params, batch, microbatch_size, has_aux)
         outside = lambda vector: _outside(spaces, multiply(vector))
         # matfree's tridiag_sym is this with the two off-diagonals averaged, which hides where a space ends.
-        found = decomp.hessenberg(steps, reortho="full", custom_vjp=False)(outside, start)
-        return found.Q_tall, found.J_small, jnp.linalg.norm(found.residual)
+        basis = decomp.hessenberg(steps, reortho="full", custom_vjp=False)(outside, start)
+        return basis.Q_tall, basis.J_small, jnp.linalg.norm(basis.residual)
 
     return run
 

@@ -88,8 +88,8 @@ def check_like(params: PyTree, other: PyTree, name: str) -> None:
     wanted, got = str(jax.tree.structure(params)), str(jax.tree.structure(other))
     if wanted != got:
         raise ValueError(f"{name} must be a pytree like params, {wanted}, and is {got}.")
-    for (path, leaf), found in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(other), strict=True):
-        shapes = [getattr(one, "shape", ()) for one in (found, leaf)]
+    for (path, leaf), own in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(other), strict=True):
+        shapes = [getattr(one, "shape", ()) for one in (own, leaf)]
         if shapes[0] != shapes[1]:
-            place = jax.tree_util.keystr(path)
-            raise ValueError(f"{name}{place} has shape {shapes[0]}, and params{place} has shape {shapes[1]}: {name} must be a pytree like params.")
+            at = jax.tree_util.keystr(path)
+            raise ValueError(f"{name}{at} has shape {shapes[0]}, and params{at} has shape {shapes[1]}: {name} must be a pytree like params.")

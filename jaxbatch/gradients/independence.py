@@ -94,17 +94,17 @@ def company_matters(function: Callable[[PyTree, PyTree], PyTree], params: PyTree
             return False  # the function closes over traced values from outside, which are not known yet
         program = compile_ahead(jax.jit(run), constants, params, others)
         together = program(constants, params, others)
-        for place, one in enumerate((first, second)):  # both, because an example of weight 0 has no loss to compare
+        for number, one in enumerate((first, second)):  # both, because an example of weight 0 has no loss to compare
             alone = program(constants, params, join(one, one))
             pairs = zip(*(jax.tree.leaves(result) for result in (together, alone)), strict=True)
-            if any(_differ(*(_example_of(leaf, place) for leaf in pair)) for pair in pairs):
+            if any(_differ(*(_example_of(leaf, number) for leaf in pair)) for pair in pairs):
                 return True
         return False
 
 
-def _example_of(leaf, place: int) -> np.ndarray:
+def _example_of(leaf, number: int) -> np.ndarray:
     """By NumPy: within ``shard_map`` an array of a program compiled for other devices must not meet an operation of JAX."""
-    return np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)[place : place + 1]
+    return np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)[number : number + 1]
 
 
 def _as_shaped(leaf: Any) -> Any:

@@ -61,8 +61,8 @@ def loss_along_line(
     batch_size = check_loss(loss_fn, params, batch, has_aux=has_aux)
     check_microbatch_size(microbatch_size)
     check_like(params, other, "other")
-    places = np.asarray(points, float)
-    if places.ndim != 1 or places.size == 0 or not np.isfinite(places).all():
+    positions = np.asarray(points, float)
+    if positions.ndim != 1 or positions.size == 0 or not np.isfinite(positions).all():
         raise ValueError(f"points={points!r} must be a list of at least one finite number.")
     size = batch_size if microbatch_size is None or microbatch_size >= batch_size else even_part(batch_size, microbatch_size)
 
@@ -78,6 +78,6 @@ def loss_along_line(
         return total / (batch_size if weight is None else or_one(weight))
 
     run = lambda params, other, batch, points: lax.map(lambda t: mean_at(params, other, batch, t), points)
-    arguments = (params, other, batch, jnp.asarray(places, jnp.result_type(float)))
+    arguments = (params, other, batch, jnp.asarray(positions, jnp.result_type(float)))
     run, constants = take_out_constants(run, *arguments)
     return compile_ahead(jax.jit(run), constants, *arguments)(constants, *arguments)

@@ -173,14 +173,14 @@ def inverse_moments(monitor: NoiseMonitor, opt_state: PyTree, params: PyTree) ->
         ValueError: the state does not hold exactly one tree of second moments (``nu``) of all parameters.
     """
     with_moments = lambda node: hasattr(node, "nu")
-    found = [node for node in jax.tree.leaves(opt_state, is_leaf=with_moments) if with_moments(node)]
+    states = [node for node in jax.tree.leaves(opt_state, is_leaf=with_moments) if with_moments(node)]
     layout: Callable[[PyTree], object] = jax.tree.structure
-    if len(found) != 1 or layout(found[0].nu) != layout(params):
+    if len(states) != 1 or layout(states[0].nu) != layout(params):
         raise ValueError(
-            f"monitor.preconditioned=True: the optimizer's state has {len(found)} trees of second moments (nu), and exactly one of all "
+            f"monitor.preconditioned=True: the optimizer's state has {len(states)} trees of second moments (nu), and exactly one of all "
             "parameters is needed, as optax.adam has. Take preconditioned=False."
         )
-    moments, count = found[0].nu, getattr(found[0], "count", None)
+    moments, count = states[0].nu, getattr(states[0], "count", None)
     if not isinstance(count, jax.Array):  # then it is a tuple's method, as for optax.rmsprop, which does not correct the bias of its start
         return jax.tree.map(lambda v: (jnp.sqrt(v) + monitor.eps) ** -2, widen(moments)), jnp.array(True)
     seen = count > 0

@@ -95,22 +95,22 @@ def _cut(jaxpr) -> list[tuple[int, int]]:
     if len(equations) < 2 * count:
         count = max(1, len(equations) // 2)
     sizes = [sum(_bytes(one) for one in equation.outvars) for equation in equations]
-    last_use = {one: place for place, equation in enumerate(equations) for one in _uses([equation])}
+    last_use = {one: number for number, equation in enumerate(equations) for one in _uses([equation])}
     alive, passing = 0, []
     ends: dict[int, int] = {}
-    for place, equation in enumerate(equations):
+    for number, equation in enumerate(equations):
         for one in equation.outvars:
-            if last_use.get(one, -1) > place:
+            if last_use.get(one, -1) > number:
                 alive += _bytes(one)
                 ends[last_use[one]] = ends.get(last_use[one], 0) + _bytes(one)
-        alive -= ends.get(place, 0)
+        alive -= ends.get(number, 0)
         passing.append(alive)
     total, so_far, bounds = sum(sizes), 0, [0]
-    for place, size in enumerate(sizes):
+    for number, size in enumerate(sizes):
         so_far += size
         if len(bounds) < count and so_far >= total * len(bounds) / count:
-            window = range(max(bounds[-1] + 1, place - len(sizes) // (4 * count)), place + 1)
-            bounds.append(min(window, key=lambda place: passing[place], default=place) + 1)
+            window = range(max(bounds[-1] + 1, number - len(sizes) // (4 * count)), number + 1)
+            bounds.append(min(window, key=lambda number: passing[number], default=number) + 1)
     bounds = sorted({*bounds, len(equations)})
     return list(zip(bounds, bounds[1:]))
 

@@ -1,6 +1,6 @@
 """Convolution, pooling and normalisation, in ways that are fast where XLA's are slow; :mod:`.choose` chooses the way."""
 
-from jaxbatch.layers.choose import Layout, Way, choose_conv, choose_layout, loops_are_slow
+from jaxbatch.layers.choose import Algorithm, Layout, choose_conv, choose_layout, loops_are_slow
 from jaxbatch.layers.convolution import conv
 from jaxbatch.layers.layout import flatten, to_layout
 from jaxbatch.layers.masking import example_mask, own_examples
@@ -9,12 +9,12 @@ from jaxbatch.layers.normalisation import batch_norm
 from jaxbatch.layers.pooling import conv_max_pool, max_pool
 
 __all__ = [
+    "Algorithm",
     "BatchNorm",
     "Conv",
     "ConvBatchNorm",
     "ConvMaxPool",
     "Layout",
-    "Way",
     "batch_norm",
     "choose_conv",
     "choose_layout",

@@ -35,7 +35,7 @@ from jax.extend import core
 from jaxbatch.machine.platform import compiled_platform
 
 Layout = Literal["batch_minor", "native"]
-Way = Literal["platform", "product", "dense", "patches", "xla"]
+Algorithm = Literal["platform", "product", "dense", "patches", "xla"]
 
 PATCH_BYTES = 5 * 2**20  # the patches gathered at a time, a share of the last-level cache
 SMALL_PRODUCT = 64 * 9 * 64  # kernels with fewer elements give products that leave cores idle, so two run at a time
@@ -53,7 +53,7 @@ def choose_layout(platform: str | None = None) -> Layout:
     return "batch_minor" if (platform or compiled_platform()) == "cpu" else "native"
 
 
-def choose_conv(image: tuple[int, int], kernel_size: int, *, batch_size: int, padding: int = 0, platform: str | None = None) -> Way:
+def choose_conv(image: tuple[int, int], kernel_size: int, *, batch_size: int, padding: int = 0, platform: str | None = None) -> Algorithm:
     """The way to run a convolution in the native layout, see the table in the module's docstring.
 
     Example:

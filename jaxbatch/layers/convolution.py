@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxbatch.batches import even_part
-from jaxbatch.layers.choose import SMALL_PRODUCT, Layout, Way, choose_conv, images_at_a_time
+from jaxbatch.layers.choose import SMALL_PRODUCT, Algorithm, Layout, choose_conv, images_at_a_time
 from jaxbatch.layers.derivatives import with_backward
 
 _NUMBERS = ("NHWC", "OHWI", "NHWC")
@@ -25,7 +25,7 @@ def conv(
     layout: Layout,
     strides: int = 1,
     padding: int = 0,
-    way: Way | None = None,
+    algorithm: Algorithm | None = None,
 ) -> Array:
     """Two-dimensional convolution (cross-correlation) with ``padding`` zeros on each side.
 
@@ -36,7 +36,7 @@ def conv(
         layout: ``"batch_minor"`` or ``"native"``, see :mod:`jaxbatch.layers.choose`.
         strides: step between outputs, in pixels.
         padding: zeros around the image, in pixels.
-        way: in the native layout, the way to compute it; ``None``: the fastest.
+        algorithm: in the native layout, how it is computed; ``None``: the fastest.
 
     Raises:
         ValueError: the channels do not match, or the kernel is larger than the padded image.
@@ -58,17 +58,17 @@ def conv(
         )
     if layout == "batch_minor":
         return _batch_minor(x, kernel, strides, padding)
-    way = way or choose_conv((rows, columns), size, batch_size=x.shape[0], padding=padding)
-    if way == "platform":
+    algorithm = algorithm or choose_conv((rows, columns), size, batch_size=x.shape[0], padding=padding)
+    if algorithm == "platform":
         return _xla(x, kernel, strides, padding)
-    if way == "product":
+    if algorithm == "product":
         return x[:, ::strides, ::strides] @ kernel[:, 0, 0].T
     shape = _Shape(rows, columns, size, strides, padding)
-    if way == "dense":
+    if algorithm == "dense":
         return _dense(x, kernel, shape)
 
     def forward(x, kernel):
-        out = _patches_product(x, kernel, shape) if way == "patches" else _xla(x, kernel, strides, padding)
+        out = _patches_product(x, kernel, shape) if algorithm == "patches" else _xla(x, kernel, strides, padding)
         return out, (x, kernel)
 
     def backward(residuals, cotangent):

@@ -64,17 +64,17 @@ def conv_max_pool(
         [[126.0, 144.0], [234.0, 252.0]]
     """
 
-    def apart():
+    def in_parts():
         return max_pool(conv(x, kernel, layout=layout, strides=strides, padding=padding), window, layout=layout)
 
     if layout != "batch_minor" or strides != 1:
-        return apart()
+        return in_parts()
     phases, wide = window * window, kernel.shape[1] + window - 1
     rows, columns = ((n + 2 * padding - kernel.shape[1] + 1) // window for n in x.shape[1:3])
     patch_size = rows * columns * wide * wide * kernel.shape[3] * x.shape[-1]
     kernel_size = phases * wide * wide * kernel[:, 0, 0].size
     if min(rows, columns) < 1 or not choose_phases(patch_size, kernel_size):
-        return apart()
+        return in_parts()
     x = jnp.pad(x, [(0, 0), (padding, padding), (padding, padding), (0, 0)])
     shifts = [(i, j) for i in range(wide) for j in range(wide)]
     patches = jnp.concatenate([x[:, i : i + rows * window : window, j : j + columns * window : window] for i, j in shifts])

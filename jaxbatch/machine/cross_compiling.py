@@ -121,7 +121,7 @@ def _flatten(function, shapes, donate, split):
     leaves, structure = jax.tree.flatten(shapes)
     owners = [number for number, one in enumerate(shapes) for _ in jax.tree.leaves(one)]
     first = len(constants)
-    donated = tuple(first + place for place, owner in enumerate(owners) if owner in donate)
+    donated = tuple(first + number for number, owner in enumerate(owners) if owner in donate)
     dealt = [False] * first + [bool(split and split[owner]) for owner in owners]
 
     def flat(*leaves):
@@ -131,12 +131,12 @@ def _flatten(function, shapes, donate, split):
 
 
 def _compile_here(target, flat, leaves, donated, with_text) -> CompiledProgram:
-    place = jax.devices("cpu" if target.name == "cpu" else None)[0]
-    where = jax.sharding.SingleDeviceSharding(place)
+    device = jax.devices("cpu" if target.name == "cpu" else None)[0]
+    where = jax.sharding.SingleDeviceSharding(device)
     shapes = [jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=where) for one in leaves]
     started = time.perf_counter()
     # The program is never run, and this changes no buffer; it halves the time of compiling.
-    quickly: Any = {"xla_backend_optimization_level": 0} if place.platform == "cpu" else None
+    quickly: Any = {"xla_backend_optimization_level": 0} if device.platform == "cpu" else None
     compiled = jax.jit(flat, donate_argnums=donated).lower(*shapes).compile(compiler_options=quickly)
     seconds, memory = time.perf_counter() - started, compiled.memory_analysis()
     if memory is None:

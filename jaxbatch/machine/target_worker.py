@@ -36,10 +36,10 @@ def find_devices(platform: str, topology: str, count: int) -> list:
     key = (platform, topology, count)
     if key not in _topologies:
         if platform == "tpu":
-            found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+            topology_here = topologies.get_topology_desc(platform="tpu", topology_name=topology)
         else:
-            found = topologies.get_topology_desc(platform="cuda", target_config=topology, topology=f"1x1x{count}")
-        _topologies[key] = [device for device in found.devices if getattr(device, "core_on_chip", 0) == 0][:count]
+            topology_here = topologies.get_topology_desc(platform="cuda", target_config=topology, topology=f"1x1x{count}")
+        _topologies[key] = [device for device in topology_here.devices if getattr(device, "core_on_chip", 0) == 0][:count]
     return _topologies[key]
 
 

@@ -47,11 +47,11 @@ def save(figure, folder: pathlib.Path, name: str = "figure") -> pathlib.Path:
     return path
 
 
-def band(axes, places: Sequence[float], intervals: Sequence[Interval], *, color: str, scale: float = 1.0, **style) -> None:
+def band(axes, x: Sequence[float], intervals: Sequence[Interval], *, color: str, scale: float = 1.0, **style) -> None:
     """Draws a line through the values, with their intervals as a band; a place without an interval has no band."""
-    values, lows, highs = (scale * np.array([found[k] for found in intervals]) for k in range(3))
-    axes.plot(places, values, color=color, **style)
-    axes.fill_between(places, np.where(np.isnan(lows), values, lows), np.where(np.isnan(highs), values, highs), color=color, alpha=0.2, lw=0)
+    values, lows, highs = (scale * np.array([interval[k] for interval in intervals]) for k in range(3))
+    axes.plot(x, values, color=color, **style)
+    axes.fill_between(x, np.where(np.isnan(lows), values, lows), np.where(np.isnan(highs), values, highs), color=color, alpha=0.2, lw=0)
 
 
 def size_ticks(axes, sizes: Sequence[int]) -> None:

@@ -60,7 +60,7 @@ def open_run(
     *,
     resume: bool = True,
     overwrite: bool = False,
-    found: Mapping[str, Any] | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> RunFolder:
     """Opens, or makes, the run folder of a configuration.
 
@@ -70,7 +70,7 @@ def open_run(
         config: everything that determines the results, JSON values only; its hash names the folder.
         resume: whether to continue from existing records.
         overwrite: whether to remove existing records first.
-        found: further facts to store with :func:`describe_provenance` when the folder is made.
+        facts: further ones to store with :func:`describe_provenance` when the folder is made.
 
     Raises:
         ValueError: there are records and neither ``resume`` nor ``overwrite`` is given; the folder cannot be made; a record is
@@ -87,7 +87,7 @@ def open_run(
     if config_file.exists():
         provenance = json.loads(config_file.read_text(encoding="utf-8"))["provenance"]
     else:
-        provenance = describe_provenance() | dict(found or {})
+        provenance = describe_provenance() | dict(facts or {})
         folder = RunFolder(path, records, provenance)
         folder.write(
             "config.json",

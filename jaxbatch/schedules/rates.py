@@ -16,6 +16,7 @@ position in the run, in epochs, and looked up by update step.
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +25,7 @@ from jaxtyping import Array, Float, Int
 from jaxbatch.batches import Duration, in_examples
 from jaxbatch.schedules.batch_sizes import BatchSizeSchedule, as_schedule, count_steps, is_finite
 
+Rule = Literal["linear", "sqrt", "none"]
 RateByEpoch = Callable[[Float[Array, ""]], Float[Array, ""]]  # position in epochs, a fraction -> rate
 
 
@@ -160,7 +162,7 @@ def step_decay(decay: float, every: float) -> RateByEpoch:
     return lambda position: decay ** jnp.floor(position / every)
 
 
-def scale_learning_rate(rule: str, base_lr: float, base_batch_size: int, batch_size: int) -> float:
+def scale_learning_rate(rule: Rule, base_lr: float, base_batch_size: int, batch_size: int) -> float:
     """Scales a learning rate from one batch size to another.
 
     Args:

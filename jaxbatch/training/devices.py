@@ -140,7 +140,7 @@ def alone(function: Callable[[Any, PyTree], PyTree]) -> Callable[[Any, PyTree], 
 def over_devices(
     function: Callable[..., Any],
     devices: Sequence[jax.Device] | AbstractMesh,
-    method: Parallel,
+    parallel: Parallel,
     split: Sequence[bool],
     *,
     outputs_split: bool = False,
@@ -152,7 +152,7 @@ def over_devices(
         function: a function of pytrees. Unless ``outputs_split``, it must return the same on every device.
         devices: the N devices, or a mesh of N devices that are not here (:func:`jaxbatch.machine.cross_compiling.target_mesh`);
             its programs can only be compiled.
-        method: ``"pmap"``, or ``"jit"``, which uses sharded arrays and ``shard_map``.
+        parallel: ``"pmap"``, or ``"jit"``, which uses sharded arrays and ``shard_map``.
         split: for each argument, True if its leaves ``(N, ...)`` are split, one part for each device, and False if every device
             gets all of it. On a single device nothing is split, and leaves do not have the axis N.
         outputs_split: whether outputs are gathered to leaves ``(N, ...)``.
@@ -163,7 +163,7 @@ def over_devices(
         need them, in the order of ``split``.
 
     Raises:
-        ValueError: ``method`` is unknown, or there is no device.
+        ValueError: ``parallel`` is unknown, or there is no device.
 
     Example:
         >>> double, put = over_devices(lambda x: 2 * x, jax.devices()[:1], "jit", [True])
@@ -173,12 +173,12 @@ def over_devices(
     here = () if isinstance(devices, AbstractMesh) else devices
     if not isinstance(devices, AbstractMesh) and not here:
         raise ValueError("devices is empty: at least 1 is needed.")
-    if method not in ("jit", "pmap"):
-        raise ValueError(f"method={method!r} must be 'pmap' or 'jit'.")
+    if parallel not in ("jit", "pmap"):
+        raise ValueError(f"parallel={parallel!r} must be 'pmap' or 'jit'.")
     if (devices.size if isinstance(devices, AbstractMesh) else len(here)) == 1:
         return jax.jit(function, donate_argnums=donate), lambda *arguments: jax.device_put(arguments)
     if not any(split):  # pmap needs an argument that is split; without one, jit does the same
-        method = "jit" if method == "pmap" else method
+        parallel = "jit" if parallel == "pmap" else parallel
     mesh: jax.sharding.Mesh | AbstractMesh
     if isinstance(devices, AbstractMesh):
         mesh = devices
@@ -189,7 +189,7 @@ def over_devices(
     def put(*arguments):
         return tuple(jax.device_put(one, NamedSharding(mesh, spec)) for one, spec in zip(arguments, specs, strict=False))
 
-    if method == "pmap" and here:
+    if parallel == "pmap" and here:
         axes = tuple(0 if dealt else None for dealt in split)
         return jax.pmap(function, AXIS, in_axes=axes, out_axes=0 if outputs_split else None, devices=here, donate_argnums=donate), put
 

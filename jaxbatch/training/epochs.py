@@ -39,7 +39,7 @@ def compile_task_epoch(
     num_groups: int | None = None,
     microbatch_size: int | None = None,
     devices: Sequence[jax.Device] | None = None,
-    method: Parallel = "jit",
+    parallel: Parallel = "jit",
     monitor: NoiseMonitor | None = None,
 ) -> Callable[..., tuple[TrainState, Any]]:
     """Compiles ``num_steps`` batches of a task at once, with the fastest kind of loop.
@@ -53,7 +53,7 @@ def compile_task_epoch(
         num_groups: K, the updates per batch; ``None``: one.
         microbatch_size: the most examples that a device works on at a time; ``None``: as the task says.
         devices: the devices that share every batch; ``None``: the default device.
-        method: how devices are used, see :func:`jaxbatch.training.devices.over_devices`.
+        parallel: how devices are used, see :func:`jaxbatch.training.devices.over_devices`.
         monitor: how noise is measured, see :class:`jaxbatch.NoiseMonitor`; ``losses`` are then a pair with the noise of each
             batch. A batch with fewer parts than it asks for is cut further.
 
@@ -74,7 +74,7 @@ def compile_task_epoch(
         check_independent_prepare(task)  # elsewhere it may see the batch whole
     if groups == batch_size > 1 and (axis or cut.in_pieces):  # elsewhere the step itself checks
         check_independent_losses(alone(task.loss_fn), state.params, task.shapes_of_batch(2), has_aux=task.update_model_state is not None)
-    over: dict[str, Any] = {"devices": devices, "method": method, "num_groups": groups}
+    over: dict[str, Any] = {"devices": devices, "parallel": parallel, "num_groups": groups}
     if cut.in_pieces:
         return compile_epoch_in_pieces(task, optimizer, state, batch_size, cut.microbatch_size, monitor=monitor, **over)
     step = make_task_step(task, optimizer, batch_size, num_groups=num_groups, axis=axis, monitor=monitor, cut_to_measure=cut.to_measure)

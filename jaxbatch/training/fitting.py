@@ -130,5 +130,5 @@ def _epoch_compiler(task: Task, config: FitConfig, shapes: TrainState) -> Callab
     """Makes ``(batch_size, num_batches) -> program``."""
     devices = find_devices(config.num_devices)
     settings: dict[str, Any] = {"num_groups": config.num_groups, "microbatch_size": config.microbatch_size, "monitor": config.monitor}
-    settings |= {"devices": devices, "method": config.parallel}
+    settings |= {"devices": devices, "parallel": config.parallel}
     return lambda key: compile_task_epoch(task, config.optimizer, shapes, key[1], key[0], **settings)

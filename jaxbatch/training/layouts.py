@@ -62,14 +62,14 @@ class Layout(NamedTuple):
     donate: tuple[str, ...]  # arguments whose memory is reused
     split: tuple[str, ...]  # arguments that are split over the devices
 
-    def over(self, devices: Sequence[jax.Device] | AbstractMesh, method: Parallel) -> tuple[Any, Callable[..., tuple]]:
+    def over(self, devices: Sequence[jax.Device] | AbstractMesh, parallel: Parallel) -> tuple[Any, Callable[..., tuple]]:
         """The function over devices, and what moves its arguments there; see :func:`jaxbatch.training.devices.over_devices`."""
         donate = tuple(number for number, name in enumerate(self.arguments) if name in self.donate)
-        return over_devices(self.function, devices, method, [name in self.split for name in self.arguments], donate=donate)
+        return over_devices(self.function, devices, parallel, [name in self.split for name in self.arguments], donate=donate)
 
-    def compile(self, devices: Sequence[jax.Device], method: Parallel) -> tuple[Callable[..., Any], Callable[..., tuple]]:
+    def compile(self, devices: Sequence[jax.Device], parallel: Parallel) -> tuple[Callable[..., Any], Callable[..., tuple]]:
         """The compiled program over devices that are here, and what moves its arguments there."""
-        program, put = self.over(devices, method)
+        program, put = self.over(devices, parallel)
         return compile_ahead(program, *self.arguments.values(), devices=devices), put
 
 

@@ -96,7 +96,7 @@ def compile_epoch(
     prepare: Prepare | None = None,
     loop: Loop | None = None,
     devices: Sequence[jax.Device] | None = None,
-    method: Parallel = "jit",
+    parallel: Parallel = "jit",
     num_groups: int = 1,
     by_part: bool = False,
 ) -> Callable[..., tuple[Any, Array]]:
@@ -112,7 +112,7 @@ def compile_epoch(
         prepare: see :func:`make_epoch`.
         loop: ``"scan"``, ``"python"``, or ``None`` for :func:`choose_loop`.
         devices: the devices that share every batch; ``None``: the default device.
-        method: how devices are used, see :func:`jaxbatch.training.devices.over_devices`.
+        parallel: how devices are used, see :func:`jaxbatch.training.devices.over_devices`.
         num_groups: K, if the step makes K updates from groups that the devices share.
         by_part: see :func:`make_epoch`.
 
@@ -121,7 +121,7 @@ def compile_epoch(
         epoch]``.
 
     Raises:
-        ValueError: ``loop`` or ``method`` is unknown, or there is no device.
+        ValueError: ``loop`` or ``parallel`` is unknown, or there is no device.
     """
     devices = jax.devices()[:1] if devices is None else devices
     count = len(devices)
@@ -135,7 +135,7 @@ def compile_epoch(
         raise ValueError(f"loop={loop!r} must be 'scan', 'python' or None.")
     over: dict[str, Any] = {"num_steps": num_steps if loop == "scan" else None, "num_devices": count, "num_groups": num_groups}
     laid = lay_out_step(step, state, data, batch_size, prepare=prepare, by_part=by_part, **over)
-    program, put_on_all = laid.compile(devices, method)
+    program, put_on_all = laid.compile(devices, parallel)
     on_all: dict[str, Any] = {}  # the data, moved to all devices once
 
     def run(state, data, indices, seed_epoch=None):
@@ -168,7 +168,7 @@ def compile_epoch_in_pieces(
     microbatch_size: int | None,
     *,
     devices: Sequence[jax.Device] | None = None,
-    method: Parallel = "jit",
+    parallel: Parallel = "jit",
     num_groups: int = 1,
     monitor: NoiseMonitor | None = None,
 ) -> Callable[..., tuple[TrainState, Any]]:
@@ -186,7 +186,7 @@ def compile_epoch_in_pieces(
         batch_size: B, over all devices.
         microbatch_size: the most examples on each device at a time; ``None``: its whole share.
         devices: the devices that share every part; ``None``: the default device.
-        method: see :func:`jaxbatch.training.devices.over_devices`.
+        parallel: see :func:`jaxbatch.training.devices.over_devices`.
         num_groups: K, the updates per batch, each from a group's gradient at the parameters before the batch.
         monitor: see :func:`jaxbatch.make_train_step`.
 
@@ -198,8 +198,8 @@ def compile_epoch_in_pieces(
     count, group_size, streamed = len(devices), batch_size // num_groups, is_stream(task.train_data)
     cut: dict[str, Any] = {"num_groups": num_groups, "microbatch_size": microbatch_size, "num_devices": count}
     laid = lay_out_pieces(task, optimizer, state, group_size, monitor=monitor, **cut)
-    (begin, whole), (finish, _) = (layout.compile(devices, method) for layout in (laid.begin, laid.finish))
-    compiled = {length: layout.compile(devices, method) for length, layout in laid.adds.items()}
+    (begin, whole), (finish, _) = (layout.compile(devices, parallel) for layout in (laid.begin, laid.finish))
+    compiled = {length: layout.compile(devices, parallel) for length, layout in laid.adds.items()}
     deal, starts = compiled[laid.size][1], range(0, group_size, laid.size)
 
     def run(state, data, indices, seed_epoch=(0, 0)):

@@ -57,11 +57,11 @@ class NoiseTrack:
         """The running averages for a state, which has no 64-bit numbers: each as two words. ``()`` without a monitor."""
         return () if self._monitor is None else self._sums.copy().view(np.uint32)
 
-    def read(self, found: Any) -> tuple[Float[Array, "S"] | Float[np.ndarray, "S"], dict[str, Any]]:
+    def read(self, losses: Any) -> tuple[Float[Array, "S"] | Float[np.ndarray, "S"], dict[str, Any]]:
         """The losses of S batches, and the fields of their record; the averages go on by S batches."""
         if self._monitor is None:
-            return found, {}
-        losses, (signal, trace, measured) = jax.device_get(found)
+            return losses, {}
+        losses, (signal, trace, measured) = jax.device_get(losses)
         signal, trace = np.asarray(signal, np.float64), np.asarray(trace, np.float64)
         good = measured & np.isfinite(signal).all(1) & np.isfinite(trace).all(1)
         for pair, counts in zip(np.stack([signal, trace], 1), good, strict=True):

@@ -13,6 +13,7 @@ from jaxtyping import Int32, PyTree
 from jaxbatch.batches import Duration, batches_left, check_seed, epochs, in_examples, steps_per_epoch
 from jaxbatch.gradients.part_norms import NoiseMonitor
 from jaxbatch.gradients.updates import Optimizer
+from jaxbatch.training.devices import Parallel
 
 
 class FitConfig(NamedTuple):
@@ -39,7 +40,7 @@ class FitConfig(NamedTuple):
     evaluations_per_epoch: int = 1
     microbatch_size: int | None = None
     num_devices: int = 1
-    parallel: str = "jit"
+    parallel: Parallel = "jit"
     compile_first: bool = False
     eval_params: Callable[[PyTree, PyTree], PyTree] | None = None
     monitor: NoiseMonitor | None = None
