@@ -32,7 +32,7 @@ from experiments.study_task import load_choosing_task
 from jaxbatch.augment import batch_shapes
 from jaxbatch.results.records import Record, RunFolder
 from jaxbatch.results.report import progress_bar
-from jaxbatch.training.evaluation import evaluated
+from jaxbatch.training.evaluation import metrics_argument
 from jaxbatch.training.steps import TrainState, start_shapes
 from jaxbatch.training.tasks import Task, count_examples
 
@@ -172,7 +172,7 @@ def measure(config: Config, task: Task, test_data, rates: dict[str, dict[int, fl
     evaluate = jb.make_evaluate(task.metrics_fn, count_examples(test_data))
 
     def test(state):
-        return float(evaluate(evaluated(task, state), test_data)[jb.as_goal(config.target).metric])
+        return float(evaluate(metrics_argument(task, state), test_data)[jb.as_goal(config.target).metric])
 
     def identity(record):
         return tuple(record[name] for name in ("table", "batch_size", "seed", "learning_rate", "updates"))

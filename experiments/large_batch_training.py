@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 import jaxbatch as jb
 from experiments.large_batch_arms import batch_sizes, find_arm, make_optimizer, num_epochs, num_updates, task_of
 from jaxbatch.results.records import Record
-from jaxbatch.training.evaluation import evaluated
+from jaxbatch.training.evaluation import metrics_argument
 from jaxbatch.training.goals import metric_names
 from jaxbatch.training.steps import TrainState
 from jaxbatch.training.tasks import count_examples
@@ -73,7 +73,7 @@ def make_judge(task: jb.Task, test_data: PyTree) -> Callable[[Trained], Iterator
 
     def judge(trained):
         for index, row in enumerate(trained.records):
-            params = evaluated(task, jax.tree.map(lambda leaf: leaf[index], trained.state))
+            params = metrics_argument(task, jax.tree.map(lambda leaf: leaf[index], trained.state))
             metrics: dict[str, Any] = {}
             for key, data in sets.items():
                 means = {} if row["diverged"] else evaluate[key](params, data)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxbatch.gradients.groups import losses_and_aux, split_groups
+from jaxbatch.gradients.groups import losses_and_aux
 from jaxbatch.sums import divisor, totals
 from jaxbatch.training.steps import TrainState, make_task_step
 from jaxbatch.training.tasks import Task
@@ -31,7 +31,8 @@ def make_step(task: Task, config, arm: str, rate):
 
     @jax.jit
     def several_small(state, batch):
-        state, losses = lax.scan(small, state, split_groups(batch, groups, size))
+        parts = jax.tree.map(lambda leaf: leaf.reshape(groups, size // groups, *leaf.shape[1:]), batch)
+        state, losses = lax.scan(small, state, parts)
         return state, jax.tree.map(lambda leaf: leaf.reshape(-1), losses)
 
     return several_small
@@ -51,8 +52,7 @@ def make_masked_step(loss_fn, optimizer: optax.GradientTransformation, num_group
             return totals(losses), losses
 
         values, backward, losses = jax.vjp(summed, params, has_aux=True)
-        members = split_groups(jnp.arange(values.shape[0]), num_groups, values.shape[0])
-        for group in members:
+        for group in jnp.arange(values.shape[0]).reshape(num_groups, -1):
             count = divisor(jax.tree.map(lambda leaf: leaf[group], losses), group.size)
             (gradient,) = backward(jnp.zeros_like(values).at[group].set(1 / count))
             updates, opt_state = optimizer.update(gradient, opt_state, params)

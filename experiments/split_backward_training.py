@@ -16,7 +16,7 @@ from jaxbatch.batches import cut_batches, epoch_order, steps_per_epoch
 from jaxbatch.machine.compiling import compile_ahead
 from jaxbatch.results.records import Record, RunFolder
 from jaxbatch.training.divergence import first_nonfinite
-from jaxbatch.training.evaluation import evaluated, make_evaluate
+from jaxbatch.training.evaluation import make_evaluate, metrics_argument
 from jaxbatch.training.goals import as_goal, metric_names
 from jaxbatch.training.loops import make_epoch
 from jaxbatch.training.steps import TrainState, init_state
@@ -78,7 +78,7 @@ class Trainer:
 
     def validate(self, state: TrainState) -> Record:
         """The metrics on the validation part."""
-        means = self._evaluate(evaluated(self.task, state), self.task.test_data)
+        means = self._evaluate(metrics_argument(self.task, state), self.task.test_data)
         return {f"validation_{name}": float(means[name]) for name in metric_names(self.task)}
 
 
@@ -133,7 +133,7 @@ def measure_training(trainer: Trainer, test_data, protocol: str, rates: Mapping[
             run.write(path.name, in_flight.to_bytes(states, seed=seed, done=number + 1, seconds=seconds))
             show(1, len(arms) * indices.size / (time.perf_counter() - began))
         for arm in arms:
-            means = test(evaluated(task, states[arm]), test_data) if is_finite(states[arm]) else {}
+            means = test(metrics_argument(task, states[arm]), test_data) if is_finite(states[arm]) else {}
             identity = {"kind": "end", "protocol": protocol, "arm": arm, "seed": seed, "learning_rate": rates[arm]}
             yield identity | {f"test_{name}": float(means[name]) if means else None for name in metric_names(task)}
     path.unlink(missing_ok=True)

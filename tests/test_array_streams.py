@@ -30,6 +30,18 @@ def test_training_from_files_is_training_from_the_device(prepare, tmp_path):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), one["state"].params, other["state"].params)
 
 
+def test_the_bound_of_a_task_holds_for_its_stream(tmp_path):
+    task, sizes = image_task(), set()
+
+    def loss_fn(params, batch):
+        sizes.add(len(batch[1]))
+        return task.loss_fn(params, batch)
+
+    bounded = in_files(task._replace(loss_fn=loss_fn, microbatch_size=7), tmp_path)
+    list(jb.fit(bounded, jb.FitConfig(optax.sgd(0.1), 24, jb.steps(2))))
+    assert max(sizes) == 6  # 24 examples, at most 7 at a time, in equal parts
+
+
 def test_evaluation_from_files(tmp_path):
     task = image_task()
     streamed = in_files(task, tmp_path).train_data

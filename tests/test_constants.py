@@ -80,7 +80,7 @@ def sweep(task, runs):
 
 def accumulating(task):
     state, indices = jb.init_state(task, OPTIMIZER, 0), np.arange(2 * SIZE).reshape(2, SIZE)
-    compile_epoch_in_pieces(task, OPTIMIZER, state, SIZE, 4)(state, task.train_data, indices)
+    compile_epoch_in_pieces(task._replace(microbatch_size=4), OPTIMIZER, state, SIZE)(state, task.train_data, indices)
 
 
 def gradients(task):

@@ -132,8 +132,8 @@ def test_data_parallel_steps_compile_for_four_devices(target):
     task = shapes_task(jb.MLP((32,)), (28, 28, 1), 100)
     with compiling_for(target.platform):
         (program,) = step_programs(task, MOMENTUM, 64, num_devices=4)
-    split = [name in program.split for name in program.arguments]
-    compiled = compile_for(target, program.function, *program.arguments.values(), split=split, num_devices=4, with_text=True)
+    layout = program.layout
+    compiled = compile_for(target, layout.function, *layout.arguments.values(), split=layout.is_split, num_devices=4, with_text=True)
     assert "all-reduce" in compiled.text
     assert "all-gather" not in compiled.text
 

@@ -11,9 +11,8 @@ from jaxbatch.advice.memory_plan import memory_plan
 from jaxbatch.augment import crop_and_flip
 from jaxbatch.gradients.part_norms import NoiseMonitor
 from jaxbatch.sums import Weighted
-from jaxbatch.training import cuts, sweeps
-from jaxbatch.training.cuts import takes_by_part
-from jaxbatch.training.epochs import compile_task_epoch
+from jaxbatch.training import epochs, sweeps
+from jaxbatch.training.epochs import compile_task_epoch, takes_by_part
 from jaxbatch.training.step_programs import step_programs
 from jaxbatch.training.steps import start_shapes
 from tests.test_moments import batch_norm_task
@@ -66,7 +65,7 @@ def test_examples_by_part_are_the_bits_of_the_whole_batch(name, monkeypatch):
 
     found = []
     for choice in (by_part, lambda *arguments: False):
-        monkeypatch.setattr(cuts, "takes_by_part", choice)
+        monkeypatch.setattr(epochs, "takes_by_part", choice)
         records = list(jb.fit(make(), config))
         found.append([{key: value for key, value in record.items() if not key.endswith("seconds")} for record in records])
     assert all(asked)
@@ -122,7 +121,7 @@ def only_shapes(task, num_examples):
 def temporary_bytes(task, batch_size, **settings):
     """The compiler's temporaries of a step, which are on one device or on none."""
     (program,) = step_programs(only_shapes(task, 2**17), OPTIMIZER, batch_size, **settings)
-    compiled = jax.jit(program.function, donate_argnums=0).lower(*program.arguments.values()).compile()
+    compiled = jax.jit(program.layout.function, donate_argnums=0).lower(*program.layout.arguments.values()).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
 

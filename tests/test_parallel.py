@@ -110,6 +110,9 @@ for method in ("jit", "pmap"):
         last(network(axis_name=AXIS), 4, num_devices=2, parallel=method, num_groups=4)
     except ValueError as error:
         found[f"refused groups of one {method}"] = 0.0 if "the loss of an example changes with the others" in str(error) else 1.0
+pooled = plain._replace(loss_fn=lambda p, batch: loss_fn(p, batch) + 0 * jax.lax.pmean(loss_fn(p, batch).mean(), AXIS))
+for bound in (None, 2):
+    found[f"a collective of its own {bound}"] = apart(last(pooled, 8, num_devices=2, microbatch_size=bound), last(plain, 8))
 convolution = lambda w, x: jax.lax.conv(x, w, (1, 1), "VALID").sum((1, 2, 3))
 for number in (0, 1):  # the same text, for another device
     place = jax.devices()[number]
@@ -151,6 +154,11 @@ def test_a_stream_is_shared_as_data_on_the_devices_are(found):
 def test_a_split_step_is_that_of_one_device_that_has_the_batch(found):
     errors = {key: value for key, value in found.items() if key.startswith("split")}
     assert len(errors) == 4 * 4 + 3 * 2 + 2 and max(errors.values()) < 1e-5, errors
+
+
+def test_a_loss_may_use_the_axis_in_parts_too(found):
+    errors = {key: value for key, value in found.items() if key.startswith("a collective")}
+    assert len(errors) == 2 and max(errors.values()) < 1e-5, errors
 
 
 def test_a_schedule_and_refusals(found):

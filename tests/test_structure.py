@@ -22,6 +22,28 @@ def test_imports_point_one_way():
     assert done.returncode == 0 and "1 kept, 0 broken" in done.stdout, done.stdout + done.stderr
 
 
+def listed_modules() -> list[str]:
+    """The modules of jaxbatch in the order of CONTRIBUTING's list."""
+    text, folder, names = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), "", []
+    for line in text.split("jaxbatch/\n", 1)[1].split("\nexperiments/", 1)[0].splitlines():
+        name, deep = line.split()[0], line.startswith(" " * 8)
+        if name.endswith("/"):
+            folder = name[:-1] + "."
+        else:
+            names.append(f"jaxbatch.{folder if deep else ''}{name.removesuffix('.py')}")
+    return names
+
+
+def test_a_module_imports_only_what_stands_above_it():
+    names, above = listed_modules(), []
+    for name in names:
+        tree = ast.parse((ROOT / f"{name.replace('.', '/')}.py").read_text(encoding="utf-8"))
+        imported = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)} & set(names)
+        assert imported <= set(above), f"{name} imports {sorted(imported - set(above))}, which stands below it in CONTRIBUTING's list"
+        above.append(name)
+    assert len(names) > 80
+
+
 def test_modules_are_short():
     paths = [path for folder in ("jaxbatch", "experiments", "scripts", "tests") for path in (ROOT / folder).rglob("*.py")]
     lengths = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in paths}

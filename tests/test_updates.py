@@ -57,7 +57,7 @@ def test_accumulation_and_devices_pass_it_on():
     start = jb.init_state(TASK, OPTIMIZER, 0)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), start)
     indices = np.asarray(jb.epoch_order(0, 0, 16)).reshape(4, 4)
-    run = compile_epoch_in_pieces(TASK, OPTIMIZER, shapes, 4, 3)
+    run = compile_epoch_in_pieces(TASK._replace(microbatch_size=3), OPTIMIZER, shapes, 4)
     assert float(run(start, X, indices)[0].opt_state[1]) == pytest.approx(sum(SEEN), rel=1e-6)
     # Along an axis of one device; tests/test_parallel.py has several.
     step = make_task_step(TASK, OPTIMIZER, 4, axis=AXIS)
@@ -140,6 +140,10 @@ def test_sweeps_take_them_there_too(runs):
         (lambda: jb.make_train_step(LOSS, OPTIMIZER, 4, num_groups=0), "num_groups=0 must be at least 1"),
         (lambda: jb.split_backward(LOSS, optax.sgd(0.1), 1, method="all")(jnp.array(0.0), optax.sgd(0.1).init(0.0), X), "method='all' must be"),
         (lambda: compile_task_epoch(TASK, OPTIMIZER, jb.init_state(TASK, OPTIMIZER, 0), 1, 4, devices=[]), "devices is empty"),
+        (
+            lambda: compile_task_epoch(TASK, OPTIMIZER, jb.init_state(TASK, OPTIMIZER, 0), 1, 4, devices=[], monitor=jb.NoiseMonitor()),
+            "devices is empty",
+        ),
         (lambda: compile_task_epoch(TASK, OPTIMIZER, jb.init_state(TASK, OPTIMIZER, 0), 1, 4, parallel="mpi"), "parallel='mpi' must be"),
         (lambda: compile_task_epoch(TASK, OPTIMIZER, jb.init_state(TASK, OPTIMIZER, 0), 1, 4, num_groups=3), "num_groups=3 does not divide"),
     ],

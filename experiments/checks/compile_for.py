@@ -81,9 +81,9 @@ def _compile(target: Target, task: jb.Task, kind: str) -> CompiledProgram:
                 microbatch_size=BATCH // PARTS if kind == "accumulated" else None,
                 num_devices=devices,
             )
-        keys = list(program.arguments)
-        settings |= {"donate": [keys.index(name) for name in program.donate], "split": [name in program.split for name in keys]}
-        return compile_for(target, program.function, *program.arguments.values(), num_devices=devices, **settings)
+        layout = program.layout
+        settings |= {"donate": layout.donated, "split": layout.is_split}
+        return compile_for(target, layout.function, *layout.arguments.values(), num_devices=devices, **settings)
 
 
 def run_jobs(jobs: list[Job], target: Target) -> Iterator[Record]:

@@ -9,10 +9,10 @@ import numpy as np
 from jaxbatch.advice.probes import Probe
 from jaxbatch.advice.search import Estimate, Space
 from jaxbatch.data.streams import is_stream
-from jaxbatch.training.evaluation import evaluated, make_evaluate
+from jaxbatch.training.evaluation import make_test
 from jaxbatch.training.goals import Goal
 from jaxbatch.training.steps import TrainState
-from jaxbatch.training.tasks import Task, count_examples
+from jaxbatch.training.tasks import Task
 
 
 def check_finite_data(task: Task) -> None:
@@ -43,8 +43,7 @@ def check_not_there_yet(task: Task, state: TrainState, goal: Goal) -> float:
     Raises:
         ValueError: it has reached the goal already.
     """
-    assert task.metrics_fn is not None
-    value = float(make_evaluate(task.metrics_fn, count_examples(task.test_data, "test_data"))(evaluated(task, state), task.test_data)[goal.metric])
+    value = float(make_test(task)(task.test_data, state)[goal.metric])
     if goal.reached(value):
         raise ValueError(f"goal={str(goal)!r} is reached before training, at {goal.metric} {value:.4g}. Take one that has to be learned.")
     return value

@@ -18,6 +18,7 @@ from jaxbatch.machine.cross_compiling import compile_for, missing_compiler
 from jaxbatch.machine.platform import compiling_for
 from jaxbatch.machine.targets import Target, find_target
 from jaxbatch.training.step_programs import StepProgram, step_programs
+from jaxbatch.training.steps import start_shapes
 from jaxbatch.training.tasks import Task
 
 Effort = Literal["full", "least"]
@@ -129,8 +130,7 @@ def make_measure(
         raise ValueError(f"{unknown[0]} is no setting; there are num_groups, microbatch_size, num_devices, effort.")
     if optimizer is None:
         raise ValueError("optimizer=None: its state takes memory, so give the optax optimizer that you train with.")
-    start = jax.eval_shape(task.init, jax.random.key(0))
-    check_optimizer(optimizer, start if task.update_model_state is None else start[0])
+    check_optimizer(optimizer, start_shapes(task))
     if device.is_here and settings.get("num_devices", 1) > 1:
         raise ValueError(
             f"num_devices={settings['num_devices']} needs an accelerator as target, such as 'h100'; {device.name!r} stands for one device."
@@ -149,16 +149,14 @@ def make_measure(
 
 
 def _memory_of_program(target: Target, program: StepProgram, batch_size: int, count: int, options: dict) -> Memory:
-    keys = list(program.arguments)
-    donate = [keys.index(name) for name in program.donate]
-    split = [name in program.split for name in keys]
+    layout = program.layout
     # XLA calls arguments by place; None has no leaves and needs no memory.
-    settings: dict[str, Any] = {"donate": donate, "split": split, "num_devices": count, "options": options}
-    compiled = compile_for(target, program.function, *program.arguments.values(), **settings)
-    own = {name: _bytes(tree) // (count if name in program.split else 1) for name, tree in program.arguments.items()}
+    settings: dict[str, Any] = {"donate": layout.donated, "split": layout.is_split, "num_devices": count, "options": options}
+    compiled = compile_for(target, layout.function, *layout.arguments.values(), **settings)
+    own = {name: _bytes(tree) // (count if name in layout.split else 1) for name, tree in layout.arguments.items()}
     whole = compiled.total + max(0, sum(own.values()) - compiled.arguments) if not compiled.refused else compiled.total
     beside = {name: _bytes(tree) for name, tree in program.beside.items()}
-    states = [tree["state"] for tree in (program.arguments, program.beside) if "state" in tree]
+    states = [tree["state"] for tree in (layout.arguments, program.beside) if "state" in tree]
     kinds = {**own, **beside}
     for state in states:
         kinds.pop("state")

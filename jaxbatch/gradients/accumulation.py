@@ -133,7 +133,7 @@ def mean_gradient(
     else:
         (gradient, aux), losses, (own, spreads) = _fold_aux(measure, (batch, mask), size, zero_sum(params), *aux_in_turn)
     if axis is not None:
-        gradient, aux = lax.psum(gradient, axis), mean_over(axis, aux, own)
+        gradient, aux = lax.psum(gradient, axis), mean_aux(axis, aux, own)
     if norms is not None:  # not of the mean: XLA would not fuse a division that has two users, which changes bits of the update
         spread = jax.tree.map(lambda leaf: leaf.sum(0), spreads)
         noise = NoiseSums(spread if axis is None else lax.psum(spread, axis), gradient)
@@ -189,7 +189,7 @@ def summed_gradient(
     return Part(widen(gradient), losses, (aux, own, spread))
 
 
-def mean_over(axis: str, aux: PyTree, own: Int32[Array, "*parts"] | None) -> PyTree:
+def mean_aux(axis: str, aux: PyTree, own: Int32[Array, "*parts"] | None) -> PyTree:
     """The mean of the devices' aux along ``axis``, weighted by their numbers of examples (``own`` None: all are equal)."""
     if own is None or not jax.tree.leaves(aux):
         return lax.pmean(aux, axis)

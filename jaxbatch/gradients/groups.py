@@ -1,4 +1,4 @@
-"""Checks of a loss, its parameters and a batch, and the split of a batch into groups.
+"""What a loss, its parameters and a batch must be.
 
 Axes: B examples, K groups.
 """
@@ -26,7 +26,7 @@ def check_loss(loss_fn: LossFn, params: PyTree, batch: PyTree, *, has_aux: bool 
     """
     batch_size = leading_axis(batch)
     check_params(params)
-    has_weights(loss_fn, params, batch, has_aux)
+    has_weights(loss_fn, params, batch, has_aux)  # raises an error if the result is no loss
     return batch_size
 
 
@@ -156,13 +156,3 @@ def check_one_aux(has_aux: bool, microbatch_size: int | None) -> None:
             f"microbatch_size={microbatch_size} with has_aux=True: how the aux of microbatches combine is not "
             "defined. Leave out microbatch_size, or use more groups."
         )
-
-
-def split_groups(batch: PyTree, num_groups: int, batch_size: int) -> PyTree:
-    """Reshapes leaves ``(B, ...)`` to ``(K, B/K, ...)``; groups are contiguous.
-
-    Raises:
-        ValueError: ``num_groups`` does not divide ``batch_size``.
-    """
-    check_num_groups(num_groups, batch_size)
-    return jax.tree.map(lambda leaf: leaf.reshape(num_groups, batch_size // num_groups, *leaf.shape[1:]), batch)

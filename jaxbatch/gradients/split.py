@@ -143,13 +143,13 @@ def update_by_groups(
     settings: dict[str, Any] = {"has_aux": has_aux, "batch_size": group_size, "axis": axis, "take": take, "aux_in_turn": aux_in_turn}
 
     def measure(part):
-        take = lambda size, norms: mean_gradient(loss_fn, params, part[0], mask=part[1], microbatch_size=size, norms=norms, **settings)
+        gradient_with = lambda size, norms: mean_gradient(loss_fn, params, part[0], mask=part[1], microbatch_size=size, norms=norms, **settings)
         if metric is None or cut_to_measure is None:
-            losses, gradient, aux, noise = take(microbatch_size, norms)
+            losses, gradient, aux, noise = gradient_with(microbatch_size, norms)
         else:
-            measured = lambda: take(cut_to_measure, norms)
+            measured = lambda: gradient_with(cut_to_measure, norms)
             nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(measured)[3])
-            losses, gradient, aux, noise = lax.cond(metric.wanted, measured, lambda: (*take(microbatch_size, None)[:3], nothing))
+            losses, gradient, aux, noise = lax.cond(metric.wanted, measured, lambda: (*gradient_with(microbatch_size, None)[:3], nothing))
         loss = mean_loss(losses) if axis is None else mean_over_devices(losses, group_size, axis)
         spread, summed = (None, None) if noise is None else noise
         return Part((gradient, loss, summed), losses, (aux, loss, spread))

@@ -61,7 +61,7 @@ class BatchNorm(nn.Module):
 
     In training (``train=True``) the layer normalises with the batch's own moments (mean and variance) and stores these in the
     collection ``batch_stats``. The training loop averages them into the running moments
-    (:func:`jaxbatch.training.tasks.running_average`), so that a forward pass depends only on parameters and batch. Without
+    (:func:`jaxbatch.training.classification.running_average`), so that a forward pass depends only on parameters and batch. Without
     ``train`` the moments in ``batch_stats`` are used. The stored variance is unbiased, n/(n−1) times the batch's, as in
     PyTorch.
 

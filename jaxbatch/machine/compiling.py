@@ -156,7 +156,7 @@ class Programs:
         (8, 4)
     """
 
-    def __init__(self, compile: Callable[[Hashable], Any]):
+    def __init__(self, compile: Callable[[Any], Any]):
         self._compile = compile
         self._futures: dict[Hashable, concurrent.futures.Future] = {}
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="jaxbatch-compile")

@@ -31,6 +31,16 @@ from jaxbatch.machine.cross_compiling import AXIS  # the axis name for collectiv
 Parallel = Literal["jit", "pmap"]
 
 
+def share_of_group(batch_size: int, num_groups: int, num_devices: int) -> int:
+    """The examples of each group that a device works on, fillers included.
+
+    Example:
+        >>> share_of_group(12, 2, 4)
+        2
+    """
+    return -(-batch_size // num_groups // num_devices)
+
+
 def share_batches(
     indices: Int32[np.ndarray, "S B"], num_devices: int, num_groups: int = 1
 ) -> tuple[Int32[np.ndarray, "N S M"], Bool[np.ndarray, "N S M"]]:
@@ -170,26 +180,21 @@ def over_devices(
         >>> float(double(*put(3.0)))
         6.0
     """
-    here = () if isinstance(devices, AbstractMesh) else devices
-    if not isinstance(devices, AbstractMesh) and not here:
+    here = None if isinstance(devices, AbstractMesh) else devices
+    count = devices.size if isinstance(devices, AbstractMesh) else len(devices)
+    if count < 1:
         raise ValueError("devices is empty: at least 1 is needed.")
     if parallel not in ("jit", "pmap"):
         raise ValueError(f"parallel={parallel!r} must be 'pmap' or 'jit'.")
-    if (devices.size if isinstance(devices, AbstractMesh) else len(here)) == 1:
+    if count == 1:
         return jax.jit(function, donate_argnums=donate), lambda *arguments: jax.device_put(arguments)
-    if not any(split):  # pmap needs an argument that is split; without one, jit does the same
-        parallel = "jit" if parallel == "pmap" else parallel
-    mesh: jax.sharding.Mesh | AbstractMesh
-    if isinstance(devices, AbstractMesh):
-        mesh = devices
-    else:
-        mesh = jax.make_mesh((len(here),), (AXIS,), axis_types=(AxisType.Auto,), devices=here)
+    mesh: Any = devices if here is None else jax.make_mesh((count,), (AXIS,), axis_types=(AxisType.Auto,), devices=here)
     specs = tuple(Spec(AXIS) if dealt else Spec() for dealt in split)
 
     def put(*arguments):
         return tuple(jax.device_put(one, NamedSharding(mesh, spec)) for one, spec in zip(arguments, specs, strict=False))
 
-    if parallel == "pmap" and here:
+    if parallel == "pmap" and any(split) and here is not None:  # pmap needs an argument that is split; without one, jit does the same
         axes = tuple(0 if dealt else None for dealt in split)
         return jax.pmap(function, AXIS, in_axes=axes, out_axes=0 if outputs_split else None, devices=here, donate_argnums=donate), put
 

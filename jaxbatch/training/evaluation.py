@@ -14,7 +14,6 @@ from jaxtyping import Array, PyTree
 from jaxbatch.batches import cut_batches
 from jaxbatch.data.streaming import prefetch
 from jaxbatch.data.streams import is_stream
-from jaxbatch.gradients.groups import leading_axis
 from jaxbatch.layers import loops_are_slow
 from jaxbatch.sums import Weighted, counted, divisor, sum_losses, totals, widen
 from jaxbatch.training.steps import TrainState
@@ -70,7 +69,7 @@ def make_evaluate(
 
     def evaluate(params, data):
         nonlocal slow
-        size = data.num_examples if is_stream(data) else leading_axis(data, "data")
+        size = count_examples(data, "data")
         if size != num_examples:
             raise ValueError(f"this evaluation was made for num_examples={num_examples} and got data of {size} examples.")
         if is_stream(data):
@@ -119,11 +118,11 @@ def make_test(
     def test(data, state):
         if eval_params is not None:
             state = state._replace(params=eval_params(state.opt_state, state.params))
-        return evaluate(evaluated(task, state), data)
+        return evaluate(metrics_argument(task, state), data)
 
     return test
 
 
-def evaluated(task: Task, state: TrainState) -> PyTree:
+def metrics_argument(task: Task, state: TrainState) -> PyTree:
     """The first argument of the task's ``metrics_fn``: the parameters, or ``(params, model_state)``."""
     return state.params if task.update_model_state is None else (state.params, state.model_state)

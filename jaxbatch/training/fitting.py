@@ -4,7 +4,7 @@ Axes: S steps.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -78,7 +78,10 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
     total = progress.batches + sum(segment.num_batches for segment in segments)
     state = state._replace(progress=(), noise=())  # only the host needs them
     is_finite = make_is_finite(state._replace(opt_state=config.optimizer.init(state.params)) if begun else state)
-    with Programs(_epoch_compiler(task, config, jax.eval_shape(lambda: state))) as programs:
+    settings: dict[str, Any] = {"num_groups": config.num_groups, "microbatch_size": config.microbatch_size, "monitor": config.monitor}
+    settings |= {"devices": find_devices(config.num_devices), "parallel": config.parallel}
+    shapes = jax.eval_shape(lambda: state)  # without its arrays, which would stay alive
+    with Programs(lambda key: compile_task_epoch(task, config.optimizer, shapes, *key, **settings)) as programs:
         used, started = set(), time.perf_counter()
         if config.compile_first:
             programs.ahead(segment.program for segment in segments)
@@ -124,11 +127,3 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
             used.add(key)
             if bad is not None:
                 return
-
-
-def _epoch_compiler(task: Task, config: FitConfig, shapes: TrainState) -> Callable[[Any], Callable[..., Any]]:
-    """Makes ``(batch_size, num_batches) -> program``."""
-    devices = find_devices(config.num_devices)
-    settings: dict[str, Any] = {"num_groups": config.num_groups, "microbatch_size": config.microbatch_size, "monitor": config.monitor}
-    settings |= {"devices": devices, "parallel": config.parallel}
-    return lambda key: compile_task_epoch(task, config.optimizer, shapes, key[1], key[0], **settings)

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxbatch.data.streams import is_stream
 from jaxbatch.training.fitting import fit
 from jaxbatch.training.plans import FitConfig
 from jaxbatch.training.steps import TrainState
@@ -73,11 +72,8 @@ def metric_names(task: Task) -> list[str]:
     """
     if task.test_data is None or task.metrics_fn is None:
         return []
-    data = task.test_data
-    examples = data.example if is_stream(data) else jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), data)
-    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), examples)
-    start = jax.eval_shape(task.init, jax.random.key(0))
-    return list(jax.eval_shape(task.metrics_fn, start, batch))
+    batch = task._replace(train_data=task.test_data, prepare=None).shapes_of_batch(1)
+    return list(jax.eval_shape(task.metrics_fn, jax.eval_shape(task.init, jax.random.key(0)), batch))
 
 
 def check_goal(task: Task, goal: "str | Goal") -> Goal:

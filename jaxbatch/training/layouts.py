@@ -16,10 +16,9 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxbatch.augment import Prepare, prepared
 from jaxbatch.gradients.part_norms import WithNoise
-from jaxbatch.gradients.parts import Take
 from jaxbatch.machine.compiling import compile_ahead
 from jaxbatch.sums import mean_loss
-from jaxbatch.training.devices import Parallel, over_devices
+from jaxbatch.training.devices import Parallel, over_devices, share_of_group
 
 Step = Callable[..., tuple[Any, Float[Array, "..."] | WithNoise]]  # (state, batch) -> (state, losses)
 
@@ -29,29 +28,17 @@ def one_step(step: Step, prepare: Prepare | None, state: Any, data: PyTree, inde
 
     With ``by_part`` the step does the taking. A monitored step returns the noise with the loss.
     """
-    take = make_take(data, prepare, seed_epoch)
-    if by_part:
-        state, losses = step(state, index, *(mask or (None,)), take)
-    else:
-        state, losses = step(state, take(index), *mask)
-    if isinstance(losses, WithNoise):
-        return state, losses._replace(losses=mean_loss(losses.losses))
-    return state, mean_loss(losses)
-
-
-def make_take(data: PyTree, prepare: Prepare | None, seed_epoch: Any) -> Take:
-    """The function that takes examples from the data by their indices, and prepares them; it can be an argument of a program.
-
-    Example:
-        >>> take = make_take(jnp.array([5.0, 6.0, 7.0]), lambda keys, x: -x, jnp.array([0, 0], jnp.uint32))
-        >>> take(jnp.array([2, 0])).tolist()
-        [-7.0, -5.0]
-    """
 
     def take(data, seed_epoch, index):
         return prepared(prepare, jax.tree.map(lambda leaf: leaf[index], data), seed_epoch, index)
 
-    return jax.tree_util.Partial(take, data, seed_epoch)
+    if by_part:  # a step that takes its examples gets a function that can be an argument of a program
+        state, losses = step(state, index, *(mask or (None,)), jax.tree_util.Partial(take, data, seed_epoch))
+    else:
+        state, losses = step(state, take(data, seed_epoch, index), *mask)
+    if isinstance(losses, WithNoise):
+        return state, losses._replace(losses=mean_loss(losses.losses))
+    return state, mean_loss(losses)
 
 
 class Layout(NamedTuple):
@@ -62,10 +49,19 @@ class Layout(NamedTuple):
     donate: tuple[str, ...]  # arguments whose memory is reused
     split: tuple[str, ...]  # arguments that are split over the devices
 
+    @property
+    def is_split(self) -> list[bool]:
+        """For each argument, whether it is split over the devices."""
+        return [name in self.split for name in self.arguments]
+
+    @property
+    def donated(self) -> tuple[int, ...]:
+        """The numbers of the arguments whose memory is reused."""
+        return tuple(number for number, name in enumerate(self.arguments) if name in self.donate)
+
     def over(self, devices: Sequence[jax.Device] | AbstractMesh, parallel: Parallel) -> tuple[Any, Callable[..., tuple]]:
         """The function over devices, and what moves its arguments there; see :func:`jaxbatch.training.devices.over_devices`."""
-        donate = tuple(number for number, name in enumerate(self.arguments) if name in self.donate)
-        return over_devices(self.function, devices, parallel, [name in self.split for name in self.arguments], donate=donate)
+        return over_devices(self.function, devices, parallel, self.is_split, donate=self.donated)
 
     def compile(self, devices: Sequence[jax.Device], parallel: Parallel) -> tuple[Callable[..., Any], Callable[..., tuple]]:
         """The compiled program over devices that are here, and what moves its arguments there."""
@@ -92,7 +88,7 @@ def lay_out_step(
         >>> laid.arguments["index"].shape, laid.arguments["mask"], laid.donate
         ((4,), None, ('state',))
     """
-    share = num_groups * -(-batch_size // num_groups // num_devices)
+    share = num_groups * share_of_group(batch_size, num_groups, num_devices)
     filled_up = share * num_devices > batch_size  # then some slots hold fillers
 
     def one(state, data, index, mask, seed_epoch):

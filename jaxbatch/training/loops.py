@@ -24,9 +24,9 @@ from jaxbatch.gradients.updates import Optimizer
 from jaxbatch.layers import loops_are_slow
 from jaxbatch.states import through_host
 from jaxbatch.sums import Weighted
-from jaxbatch.training.devices import Parallel, alone, decode_parts, share_batches, share_parts
+from jaxbatch.training.devices import Parallel, alone, decode_parts, share_batches, share_of_group, share_parts
 from jaxbatch.training.layouts import Step, lay_out_step, one_step, shapes_of
-from jaxbatch.training.pieces import Total, lay_out_pieces
+from jaxbatch.training.pieces import lay_out_pieces
 from jaxbatch.training.steps import TrainState
 from jaxbatch.training.tasks import Task
 
@@ -128,7 +128,7 @@ def compile_epoch(
     if count < 1:
         raise ValueError("devices is empty: at least 1 is needed.")
     leading_axis(data, "data")  # JAX would clamp an index beyond a shorter leaf, silently
-    share = num_groups * -(-batch_size // num_groups // count)
+    share = num_groups * share_of_group(batch_size, num_groups, count)
     state, data = shapes_of(state), shapes_of(data)
     loop = loop or choose_loop(step if count == 1 else alone(lambda state, share: step(state, share, None)), state, data, share, prepare)
     if loop not in ("scan", "python"):
@@ -165,14 +165,13 @@ def compile_epoch_in_pieces(
     optimizer: Optimizer,
     state: Any,
     batch_size: int,
-    microbatch_size: int | None,
     *,
     devices: Sequence[jax.Device] | None = None,
     parallel: Parallel = "jit",
     num_groups: int = 1,
     monitor: NoiseMonitor | None = None,
 ) -> Callable[..., tuple[TrainState, Any]]:
-    """Compiles steps on batches of ``batch_size`` that only need the memory of ``microbatch_size`` examples.
+    """Compiles steps on batches of ``batch_size`` that only need the memory of a part of one.
 
     A part counts by its number of examples, so the gradient is that of the mean loss of the batch or group. Batch
     normalisation takes the moments of a part, and each part in turn updates the running moments. While the devices work on
@@ -180,11 +179,11 @@ def compile_epoch_in_pieces(
     that of a few parts, whatever the batch size.
 
     Args:
-        task: as :func:`jaxbatch.fit` takes it.
+        task: as :func:`jaxbatch.fit` takes it. Its ``microbatch_size`` bounds the examples on each device at a time; ``None``: its
+            whole share.
         optimizer: any optax optimizer; it makes K updates per batch.
         state: only its shapes are used.
         batch_size: B, over all devices.
-        microbatch_size: the most examples on each device at a time; ``None``: its whole share.
         devices: the devices that share every part; ``None``: the default device.
         parallel: see :func:`jaxbatch.training.devices.over_devices`.
         num_groups: K, the updates per batch, each from a group's gradient at the parameters before the batch.
@@ -196,28 +195,27 @@ def compile_epoch_in_pieces(
     """
     devices = jax.devices()[:1] if devices is None else devices
     count, group_size, streamed = len(devices), batch_size // num_groups, is_stream(task.train_data)
-    cut: dict[str, Any] = {"num_groups": num_groups, "microbatch_size": microbatch_size, "num_devices": count}
-    laid = lay_out_pieces(task, optimizer, state, group_size, monitor=monitor, **cut)
-    (begin, whole), (finish, _) = (layout.compile(devices, parallel) for layout in (laid.begin, laid.finish))
+    laid = lay_out_pieces(task, optimizer, state, group_size, num_groups=num_groups, num_devices=count, monitor=monitor)
+    (begin, put_on_all), (finish, _) = (layout.compile(devices, parallel) for layout in (laid.begin, laid.finish))
     compiled = {length: layout.compile(devices, parallel) for length, layout in laid.adds.items()}
     deal, starts = compiled[laid.size][1], range(0, group_size, laid.size)
 
     def run(state, data, indices, seed_epoch=(0, 0)):
         indices, seed_epoch = np.asarray(indices, np.int32), np.asarray(seed_epoch, np.uint32)
         losses, behind = [], collections.deque()
-        cut = lambda: share_parts(indices.reshape(-1, group_size), laid.size, count)
+        parts = lambda: share_parts(indices.reshape(-1, group_size), laid.size, count)
         if streamed:
-            ready = decode_parts(data, cut, tuple(seed_epoch.tolist()), deal)
+            ready = decode_parts(data, parts, tuple(seed_epoch.tolist()), deal)
         else:
             on_devices = data if count == 1 else deal(None, None, data)[2]
-            ready = ((length, (on_devices, *part)) for length, *part in cut())
-        (state,) = whole(state)
+            ready = ((length, (on_devices, *part)) for length, *part in parts())
+        (state,) = put_on_all(state)
         for _ in indices:
             start, of_batch, noise = state.params, [], None
             for _ in range(num_groups):
                 total = begin(state)
                 if noise is not None:  # it is that of the whole batch, in the metric of its start
-                    total = Total(*total[:3], *noise)
+                    total = total._replace(**noise)
                 for _ in starts:
                     length, part = next(ready)
                     total, part_loss = compiled[length][0](total, start, *part, seed_epoch)

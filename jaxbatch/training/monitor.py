@@ -111,11 +111,12 @@ def track_noise(monitor: Any, state: Any, batch_sizes: Sequence[int]) -> NoiseTr
     """The averages of a run that starts from ``state`` and has batches of these sizes.
 
     Raises:
-        ValueError: see :func:`jaxbatch.gradients.part_norms.check_monitor` and :func:`check_sizes`.
+        ValueError: no batch can be measured; see also :func:`jaxbatch.gradients.part_norms.check_monitor`.
     """
     if monitor is not None:
         check_monitor(monitor, state.opt_state, state.params)
-        check_sizes(monitor, batch_sizes)
+        if batch_sizes and max(batch_sizes) < 2:  # a schedule may have single examples among others: they are not measured
+            raise ValueError("batch_size=1 with a monitor: one example cannot be cut into parts. Take batch_size=2 or more, or monitor=None.")
     return NoiseTrack(monitor, state.params, state.noise)
 
 
@@ -141,13 +142,3 @@ def _unprefixed(fields: dict[str, Any]) -> dict[str, Any]:
 
 def _ratio(above: float, below: float) -> float:
     return above / below if below else math.copysign(math.inf, above)
-
-
-def check_sizes(monitor: NoiseMonitor, batch_sizes: Sequence[int]) -> None:
-    """Raises a ValueError if no batch of a run can be measured.
-
-    Example:
-        >>> check_sizes(NoiseMonitor(), [1, 2])  # a schedule may have single examples: they are not measured
-    """
-    if batch_sizes and max(batch_sizes) < 2:
-        raise ValueError("batch_size=1 with a monitor: one example cannot be cut into parts. Take batch_size=2 or more, or monitor=None.")

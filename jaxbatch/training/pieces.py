@@ -18,14 +18,14 @@ from jaxtyping import PyTree
 from jaxbatch.augment import prepared
 from jaxbatch.batches import even_part
 from jaxbatch.data.streams import is_stream
-from jaxbatch.gradients.accumulation import mean_over, summed_gradient
+from jaxbatch.gradients.accumulation import mean_aux, summed_gradient
 from jaxbatch.gradients.groups import has_weights
 from jaxbatch.gradients.part_norms import Metric, NoiseMonitor, NoiseSums, Spread, WithNoise, metric_of, no_spread, norms_of, statistics_of_parts
-from jaxbatch.gradients.updates import Optimizer
+from jaxbatch.gradients.updates import Optimizer, update
 from jaxbatch.sums import Losses, Weighted, add, divisor, mean_of_sum, sum_losses, totals, zero_sum
 from jaxbatch.training.devices import AXIS, alone
 from jaxbatch.training.layouts import Layout, shapes_of
-from jaxbatch.training.steps import TrainState, apply_gradient
+from jaxbatch.training.steps import TrainState
 from jaxbatch.training.tasks import Task
 
 
@@ -43,7 +43,7 @@ class Total(NamedTuple):
 class Pieces(NamedTuple):
     """The pieces of an update, as pure functions."""
 
-    begin: Callable[[TrainState], Total]  #
+    begin: Callable[[TrainState], Total]
     add: Callable[..., tuple[Total, Losses]]  # (total, params, data, index, mask, seed_epoch) -> (total, the part's summed loss)
     finish: Callable[[TrainState, Total], tuple[TrainState, Any]]  # -> (state, mean loss)
 
@@ -62,7 +62,7 @@ def make_pieces(
 
     With ``weighted`` the task's losses are :class:`Weighted`, and so is the loss that ``finish`` returns: summed, not divided.
     ``data`` are the examples of a part if the task has a stream, else the whole training set on the device. With ``monitor``,
-    ``finish`` returns a :class:`WithNoise` and the noise's sums so far, which the next of the batch's K groups starts from.
+    ``finish`` returns a :class:`WithNoise` and the fields of the total with which the next of the batch's K groups starts.
     """
     has_aux, streamed = task.update_model_state is not None, is_stream(task.train_data)
 
@@ -80,7 +80,7 @@ def make_pieces(
         gradient, losses, (aux, own, spread) = summed_gradient(task.loss_fn, params, examples, mask=mask, has_aux=has_aux, norms=norms)
         loss = sum_losses(losses)
         if axis is not None:
-            (loss, gradient, spread), aux = lax.psum((loss, gradient, spread), axis), mean_over(axis, aux, own)
+            (loss, gradient, spread), aux = lax.psum((loss, gradient, spread), axis), mean_aux(axis, aux, own)
         model_state = task.update_model_state(total.model_state, aux) if has_aux else total.model_state
         sums = add((total.gradient, total.loss, total.spread), (gradient, loss, spread))
         return total._replace(gradient=sums[0], model_state=model_state, loss=sums[1], spread=sums[2]), loss
@@ -88,13 +88,15 @@ def make_pieces(
     def finish(state, total):
         whole = divisor(total.loss, group_size)
         mean, gradient = totals(total.loss) / whole, mean_of_sum(total.gradient, whole, state.params)
-        state = apply_gradient(state, optimizer, gradient, total.model_state, mean)
+        params, opt_state = update(optimizer, gradient, state.opt_state, state.params, mean)
+        state = state._replace(params=params, opt_state=opt_state, step=state.step + 1, model_state=total.model_state)
         loss = total.loss if weighted else mean
         if monitor is None:
             return state, loss
         sums = NoiseSums(total.spread, add(total.earlier, total.gradient))
         noise = statistics_of_parts(monitor, total.metric, sums, group_size * num_groups)
-        return state, (WithNoise(loss, noise), None if num_groups == 1 else (sums.spread, total.metric, sums.gradient))
+        on = {"spread": sums.spread, "metric": total.metric, "earlier": sums.gradient}
+        return state, (WithNoise(loss, noise), None if num_groups == 1 else on)
 
     return Pieces(begin, add_part, finish)
 
@@ -115,7 +117,6 @@ def lay_out_pieces(
     group_size: int,
     *,
     num_groups: int = 1,
-    microbatch_size: int | None = None,
     num_devices: int = 1,
     monitor: NoiseMonitor | None = None,
 ) -> PieceLayouts:
@@ -124,20 +125,19 @@ def lay_out_pieces(
     Example:
         >>> import optax
         >>> from jaxbatch.training.steps import state_shapes
-        >>> task = Task(lambda key: jnp.zeros(()), lambda w, x: (x - w) ** 2, None, jnp.ones(40), None)
-        >>> laid = lay_out_pieces(task, optax.sgd(0.1), state_shapes(task, optax.sgd(0.1)), 10, microbatch_size=2, num_devices=2)
+        >>> task = Task(lambda key: jnp.zeros(()), lambda w, x: (x - w) ** 2, None, jnp.ones(40), None, microbatch_size=2)
+        >>> laid = lay_out_pieces(task, optax.sgd(0.1), state_shapes(task, optax.sgd(0.1)), 10, num_devices=2)
         >>> laid.size, laid.adds[4].arguments["index"].shape, {length: layout.split for length, layout in laid.adds.items()}
         (4, (2, 2), {4: ('batch', 'index', 'mask'), 2: ('batch', 'index', 'mask')})
     """
     data, several = task.train_data, num_devices > 1
-    size = even_part(group_size, min(group_size, num_devices * (microbatch_size or group_size)))
-    loss_fn = alone(task.loss_fn) if several else task.loss_fn
-    weighted = has_weights(loss_fn, state.params, task.shapes_of_batch(-(-size // num_devices)), task.update_model_state is not None)
+    size = even_part(group_size, min(group_size, num_devices * (task.microbatch_size or group_size)))
+    weighted = has_weights(alone(task.loss_fn), state.params, task.shapes_of_batch(-(-size // num_devices)), task.update_model_state is not None)
     axis = AXIS if several else None
     pieces = make_pieces(task, optimizer, group_size, axis=axis, monitor=monitor, num_groups=num_groups, weighted=weighted)
-    totals, donated = jax.eval_shape(pieces.begin, state), ("state",) if num_groups == 1 else ()
+    total, donated = jax.eval_shape(pieces.begin, state), ("state",) if num_groups == 1 else ()
 
-    def add(length: int) -> Layout:
+    def lay_out_part(length: int) -> Layout:
         lead = (num_devices, -(-length // num_devices)) if several else (length,)
         of_part = lambda leaf: jax.ShapeDtypeStruct((*lead, *leaf.shape), leaf.dtype)
         examples = {"batch": jax.tree.map(of_part, data.example)} if is_stream(data) else {"data": shapes_of(data)}
@@ -146,11 +146,11 @@ def lay_out_pieces(
         # If the number of devices divides the length, there are no fillers and no mask is needed.
         without_mask = lambda total, params, data, index, mask, seed_epoch: pieces.add(total, params, data, index, None, seed_epoch)
         function = pieces.add if length % num_devices else without_mask
-        return Layout(function, {"total": totals, "params": state.params} | examples | numbers, ("total",), ("batch", "index", "mask"))
+        return Layout(function, {"total": total, "params": state.params} | examples | numbers, ("total",), ("batch", "index", "mask"))
 
     return PieceLayouts(
         size,
         Layout(pieces.begin, {"state": state}, (), ()),
-        {length: add(length) for length in (size, group_size % size) if length},
-        Layout(pieces.finish, {"state": state, "total": totals}, donated, ()),
+        {length: lay_out_part(length) for length in (size, group_size % size) if length},
+        Layout(pieces.finish, {"state": state, "total": total}, donated, ()),
     )

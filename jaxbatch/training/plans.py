@@ -84,8 +84,8 @@ class Segment(NamedTuple):
 
     @property
     def program(self) -> tuple[int, int]:
-        """The size and the number of its batches, on which its program depends."""
-        return self.batch_size, self.num_batches
+        """The number and the size of its batches, on which its program depends."""
+        return self.num_batches, self.batch_size
 
     @property
     def num_examples(self) -> int:

@@ -6,7 +6,6 @@ device: their own memory, and what lies there beside it.
 Axes: B examples in a batch, N devices, M = ⌈B / N⌉ examples on each.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,24 +13,20 @@ from jaxtyping import PyTree
 
 from jaxbatch.gradients.updates import Optimizer
 from jaxbatch.machine.cross_compiling import AXIS, target_mesh
-from jaxbatch.training.cuts import choose_cut
+from jaxbatch.training.epochs import choose_cut
 from jaxbatch.training.layouts import Layout, lay_out_step
 from jaxbatch.training.pieces import lay_out_pieces
 from jaxbatch.training.steps import make_task_step, state_shapes
 from jaxbatch.training.tasks import Task
 
-_PARTS_OF_A_STREAM = 3  # on the device at a time: one in work, and as many ahead as jaxbatch.training.pieces allows
+_PARTS_OF_A_STREAM = 3  # on the device at a time: one in work, and as many ahead as jaxbatch.training.loops allows
 
 
 class StepProgram(NamedTuple):
-    """A program of a step."""
+    """A program of a step, and the shapes of what else lies on the device while it runs."""
 
-    name: str
-    function: Callable[..., Any]
-    arguments: dict[str, PyTree]  # shapes by what they hold: "state", "data", "batch", ...
-    donate: tuple[str, ...]
-    split: tuple[str, ...]  # arguments that are split over the devices
-    beside: dict[str, PyTree]  # shapes of what else lies on the device while it runs
+    layout: Layout
+    beside: dict[str, PyTree]
 
 
 def step_programs(
@@ -64,28 +59,23 @@ def step_programs(
         raise ValueError(f"batch_size={batch_size} and num_devices={num_devices} must be at least 1.")
     state = state_shapes(task, optimizer)
     cut = choose_cut(task, state.params, batch_size, num_groups=groups, microbatch_size=microbatch_size, num_devices=num_devices)
-    if cut.in_pieces:
-        return _pieces(cut.task, optimizer, state, batch_size // groups, groups, microbatch_size, num_devices)
-    step = make_task_step(cut.task, optimizer, batch_size, num_groups=num_groups, axis=AXIS if num_devices > 1 else None)
-    over: dict[str, Any] = {"num_groups": groups, "num_devices": num_devices, "by_part": cut.by_part}
-    laid = lay_out_step(step, state, task.train_data, batch_size, prepare=task.prepare, **over)
-    return [_program("step", laid, {}, num_devices)]
-
-
-def _pieces(task, optimizer, state, group_size: int, groups: int, microbatch_size, count: int) -> list[StepProgram]:
-    laid = lay_out_pieces(task, optimizer, state, group_size, num_groups=groups, microbatch_size=microbatch_size, num_devices=count)
-    add = laid.adds[laid.size]
-    one_device = lambda leaf: jax.ShapeDtypeStruct(leaf.shape[count > 1 :], leaf.dtype)
-    beside = {"data": add.arguments["data"]} if "data" in add.arguments else {}
-    ahead = {}
+    if not cut.in_pieces:
+        step = make_task_step(cut.task, optimizer, batch_size, num_groups=num_groups, axis=AXIS if num_devices > 1 else None)
+        over: dict[str, Any] = {"num_groups": groups, "num_devices": num_devices, "by_part": cut.by_part}
+        laid = lay_out_step(step, state, task.train_data, batch_size, prepare=task.prepare, **over)
+        return [StepProgram(_over_mesh(laid, num_devices), {})]
+    pieces = lay_out_pieces(cut.task, optimizer, state, batch_size // groups, num_groups=groups, num_devices=num_devices)
+    add, beside = pieces.adds[pieces.size], {}
     if "batch" in add.arguments:
-        ahead = {"batch ahead": [jax.tree.map(one_device, add.arguments["batch"])] * (_PARTS_OF_A_STREAM - 1)}
-    # All gradients of a split are taken at the parameters before the batch, so from the first update on there are two of them.
-    before = {"params before the batch": state.params} if groups > 1 else {}
+        one_device = lambda leaf: jax.ShapeDtypeStruct(leaf.shape[num_devices > 1 :], leaf.dtype)
+        beside["batch ahead"] = [jax.tree.map(one_device, add.arguments["batch"])] * (_PARTS_OF_A_STREAM - 1)
+    if groups > 1:  # all gradients of a split are taken at the parameters before the batch: from the first update on there are two of them
+        beside["params before the batch"] = state.params
     unused = {"opt_state": state.opt_state, "model_state": state.model_state}
-    return [_program("add a part", add, unused | ahead | before, count), _program("update", laid.finish, beside | ahead | before, count)]
+    data = {name: shapes for name, shapes in add.arguments.items() if name == "data"}
+    programs = (add, unused | beside), (pieces.finish, data | beside)
+    return [StepProgram(_over_mesh(layout, num_devices), others) for layout, others in programs]
 
 
-def _program(name: str, laid: Layout, beside: dict[str, PyTree], count: int) -> StepProgram:
-    function = laid.function if count == 1 else laid.over(target_mesh(count), "jit")[0]
-    return StepProgram(name, *laid._replace(function=function), beside)
+def _over_mesh(layout: Layout, count: int) -> Layout:
+    return layout if count == 1 else layout._replace(function=layout.over(target_mesh(count), "jit")[0])

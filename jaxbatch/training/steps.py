@@ -13,7 +13,7 @@ from jaxbatch.gradients.accumulation import update_in_turn
 from jaxbatch.gradients.groups import LossFn, check_microbatch_size
 from jaxbatch.gradients.part_norms import NoiseMonitor, WithNoise
 from jaxbatch.gradients.split import update_by_groups
-from jaxbatch.gradients.updates import Optimizer, check_optimizer, update
+from jaxbatch.gradients.updates import Optimizer, check_optimizer
 from jaxbatch.machine.compiling import call_compiled
 from jaxbatch.states import as_arrays
 from jaxbatch.sums import Weighted, mean_over_devices
@@ -147,14 +147,20 @@ def make_train_step(
         size = jax.tree.leaves(batch)[0].shape[0]
         if axis is None and size != batch_size:
             raise ValueError(f"this step was made for batch_size={batch_size} and got a batch of {size} examples.")
-        settings = {"has_aux": has_aux, "microbatch_size": microbatch_size, "mask": mask, "batch_size": batch_size, "axis": axis}
-        settings |= {"take": take}
         # Groups are measured before they are put in turn, and devices average their aux once, after all parts: those are kept.
         in_turn = has_aux and groups == 1 and axis is None
-        if in_turn:
-            settings |= {"aux_in_turn": (update_model_state, state.model_state)}
-        if monitor is not None:
-            settings |= {"monitor": monitor, "batches": state.step // groups, "cut_to_measure": cut_to_measure}
+        settings = {
+            "has_aux": has_aux,
+            "microbatch_size": microbatch_size,
+            "mask": mask,
+            "batch_size": batch_size,
+            "axis": axis,
+            "take": take,
+            "aux_in_turn": (update_model_state, state.model_state) if in_turn else None,
+            "monitor": monitor,
+            "batches": 0 if monitor is None else state.step // groups,
+            "cut_to_measure": cut_to_measure,
+        }
         params, opt_state, losses, aux, means, noise = update_by_groups(loss_fn, optimizer, state.params, state.opt_state, batch, groups, **settings)
         model_state = state.model_state
         if in_turn:
@@ -169,31 +175,7 @@ def make_train_step(
     return step
 
 
-def apply_gradient(state: TrainState, optimizer: Optimizer, gradient: PyTree, model_state: PyTree, loss: Float[Array, ""]) -> TrainState:
-    """The state after one update; ``loss`` is the batch's mean loss, for optimizers that use it."""
-    params, opt_state = update(optimizer, gradient, state.opt_state, state.params, loss)
-    return state._replace(params=params, opt_state=opt_state, step=state.step + 1, model_state=model_state)
-
-
-def make_task_step(
-    task: Task,
-    optimizer: Optimizer,
-    batch_size: int,
-    *,
-    num_groups: int | None = None,
-    axis: str | None = None,
-    monitor: NoiseMonitor | None = None,
-    cut_to_measure: int | None = None,
-) -> Callable[..., tuple[TrainState, Float[Array, "..."] | WithNoise]]:
-    """:func:`make_train_step` with the loss and the settings of a task."""
-    return make_train_step(
-        task.loss_fn,
-        optimizer,
-        batch_size,
-        num_groups=num_groups,
-        microbatch_size=task.examples_at_a_time,
-        update_model_state=task.update_model_state,
-        axis=axis,
-        monitor=monitor,
-        cut_to_measure=cut_to_measure,
-    )
+def make_task_step(task: Task, optimizer: Optimizer, batch_size: int, **settings: Any) -> Callable[..., tuple[TrainState, Any]]:
+    """:func:`make_train_step` with the functions of a task, and the microbatch that suits the platform."""
+    settings = {"microbatch_size": task.examples_at_a_time, "update_model_state": task.update_model_state} | settings
+    return make_train_step(task.loss_fn, optimizer, batch_size, **settings)

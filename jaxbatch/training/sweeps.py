@@ -23,8 +23,8 @@ from jaxbatch.gradients.updates import Optimizer
 from jaxbatch.machine.compiling import Programs, call_compiled, compile_ahead
 from jaxbatch.machine.cores import num_cores
 from jaxbatch.machine.platform import compiled_platform
-from jaxbatch.training.cuts import takes_by_part
 from jaxbatch.training.divergence import make_is_finite
+from jaxbatch.training.epochs import takes_by_part
 from jaxbatch.training.evaluation import make_test
 from jaxbatch.training.loops import compile_epoch, make_epoch
 from jaxbatch.training.plans import FitConfig, plan_segments, progress_after
