@@ -8,7 +8,7 @@ Four arms (the ways to train that are compared) run for the same epochs. Every f
     (d) tuned      is (a) with the best of several starting rates, since the fixed rate may be a bad one for (a)
 
     python -m experiments.adabatch                                                  about 1 minute
-    python -m experiments.adabatch --dataset cifar10 --model resnet20 --small       the protocol in small, on CPU
+    python -m experiments.adabatch --dataset cifar10 --model resnet20 --small       a small version of the protocol, on CPU
     python -m experiments.adabatch --devices 1,2,4                                  (b) on several devices as well
     python -m experiments.adabatch --dataset generated --model transformer          a language model, with AdamW
     python -m experiments.adabatch --task my_task.py:make_task                      a task of your own, judged by its accuracy or loss
@@ -29,14 +29,7 @@ from rich.console import Console
 from experiments import adabatch_report
 from experiments.adabatch_arms import make_fit_config, make_schedule
 from experiments.adabatch_tasks import Tasks, load, network_tasks, text_tasks, user_tasks
-from experiments.study import (
-    TaskConfig,
-    check_momentum,
-    check_positive,
-    open_study,
-    run_study,
-    show_results,
-)
+from experiments.study import TaskConfig, check_momentum, check_positive, open_study, run_study, show_results
 from experiments.study_task import has_text
 from experiments.training import train_into
 from jaxbatch.results.records import RunFolder
@@ -77,8 +70,8 @@ class Config(TaskConfig):
     momentum: float = 0.9
     """Momentum of SGD, at least 0 and below 1."""
     weight_decay: float = 5e-4
-    """Factor of the L2 term that is added to the gradient of all parameters; with AdamW of its decay, which is apart from the
-    gradient."""
+    """Factor of the L2 term that is added to the gradient of all parameters. With AdamW: factor of its weight decay, which is not part
+    of the gradient."""
     num_examples: int | None = None
     """Use only this many training examples (the first ones), and two fifths as many test examples."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -86,9 +79,9 @@ class Config(TaskConfig):
     augment: bool | None = None
     """Crop with padding 4 and flip the images. Default: only for CIFAR."""
     warmup_epochs: float = 0.0
-    """If above 0: over this many epochs, the rate of (c) rises to max-batch-size / batch-size times the others'."""
+    """If above 0, the rate of (c) rises over this many epochs to max-batch-size / batch-size times the rate of the other arms."""
     devices: tuple[int, ...] = (1,)
-    """Numbers of devices that (b) runs on, as 1,2,4. On CPU they are virtual. The other arms use one device."""
+    """Numbers of devices that (b) runs on, such as 1,2,4. On CPU they are virtual. The other arms use one device."""
     parallel: Literal["jit", "pmap"] = "jit"
     """How several devices share a step."""
     batch_norm: Literal["local", "synchronised"] = "local"

@@ -1,13 +1,13 @@
 """How much faster can a growing batch be at most, on the machines of the published runs? A bound from data sheets; nothing is trained.
 
-A step must do its operations, move its bytes, and, on several devices, send its gradient: the longest of the three bounds its
-time from below (a roofline). AdaBatch goes through the same examples with a batch that doubles four times. The ratio of the two
-bounds says what the arithmetic of the hardware explains of a published speed-up. What it leaves out is what usually decides:
+A step must do its operations, move its bytes, and, on several devices, send its gradient. The longest of these three times is a
+lower bound on its time (a roofline). AdaBatch goes through the same examples with a batch that doubles four times. The ratio of the two
+bounds says how much of a published speed-up the arithmetic of the hardware explains. It leaves out what usually matters most:
 a small batch that leaves a device idle, kernels far from their peak, the host, and the loading of data.
 
     python -m experiments.adabatch_bound        about 4 minutes; needs the extra cuda-compiler
 
-The measured and the published speed-ups stand in docs/adabatch.md.
+The measured and the published speed-ups are in docs/adabatch.md.
 """
 
 import dataclasses
@@ -105,7 +105,7 @@ def study(config: Config, console: Console) -> None:
         ends = [f"{record['step_ms']:.3g} ({_decides(record)})" for record in (mine[0], mine[-1])]
         rows.append([f"{model}, {machine}", *ends, f"{speed_up(run.records, model, machine):.2f}", PUBLISHED.get((model, machine), "–")])
     columns = ["network, machine", "first step, ms", "last step, ms", "bound's speed-up", "published: forward, backward"]
-    print_table(console, "Adaptive over fixed, lower bounds on times", columns, rows)
+    print_table(console, "Speed-up of adaptive over fixed, by lower bounds on the time of a step", columns, rows)
     console.print("Times are bounds from data sheets, not measurements; the published ones were measured.", style="bold", soft_wrap=True)
 
 

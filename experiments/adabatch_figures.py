@@ -55,7 +55,7 @@ def load_runs(config: Config) -> list[Run]:
             runs_by_model[about["model"]] = Run(path.parent, about, arrays)
     if not runs_by_model:
         raise FileNotFoundError(
-            f"no finished run on {config.dataset} under {folder}: python -m experiments.adabatch --dataset {config.dataset} --model resnet20"
+            f"no finished run on {config.dataset} under {folder}. Make one, such as python -m experiments.adabatch --dataset {config.dataset}"
         )
     return [runs_by_model[name] for name in NETWORKS if name in runs_by_model]
 

@@ -187,7 +187,13 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
         where = f" on {devices_of(arm)} devices" if devices_of(arm) > 1 else ""
         few = ups[2].n < 3
         conclusion = (
-            "too few rounds to tell" if few else "none shows" if not ups[2].excludes(1) else "it is slower" if ups[2].value < 1 else "it is faster"
+            "too few rounds to tell"
+            if few
+            else "no difference shows"
+            if not ups[2].excludes(1)
+            else "it is slower"
+            if ups[2].value < 1
+            else "it is faster"
         )
         # The backward time is a difference of two times; on a tiny network the noise can be larger than it.
         back = f"{ups[1]:.2f}" if min(map(np.min, backward)) > 0 else "lost in the noise"

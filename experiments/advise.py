@@ -3,13 +3,13 @@
 The study times an update at several batch sizes and makes short runs, each at one batch size and rate, until a goal such as 95%
 accuracy. It chooses the runs one after another, fits a model of the updates to all of them, and recommends the setting that
 reaches the goal soonest (or with the fewest examples). Runs are judged on a sixth of the training set that is held out.
---verify makes the full sweep too (sizes × rates × seeds), and says what the advised setting costs against the sweep's best.
+--verify also makes the full sweep (sizes × rates × seeds), and compares the cost of the advised setting with that of its best.
 
     python -m experiments.advise                      about a minute
     python -m experiments.advise --dataset mnist --model mlp --optimizer adamw
     python -m experiments.advise --verify             about 10 minutes
 
-The measured answer stands in docs/advice.md.
+The measured answer is in docs/advice.md.
 """
 
 import dataclasses
@@ -36,23 +36,23 @@ class Config(GoalConfig):
     objective: Objective = "time"
     """What to save: time, examples, or balanced for both."""
     device: str = "here"
-    """The device to train on: here, or an accelerator that is not here, such as h100; then times are bounds from its data sheet."""
+    """The device to train on: here, or another accelerator, such as h100, whose times are then lower bounds from its data sheet."""
     memory: str | None = None
     """Memory that a step may need, such as 8GiB. Default: what the device has."""
     batch_sizes: tuple[int, ...] | None = None
     """Batch sizes to choose from. Default: powers of two up to half the training set."""
     learning_rates: tuple[float, ...] | None = None
-    """Learning rates to choose from. Default: four to a power of ten, from 0.0001 to 3.16."""
+    """Learning rates to choose from. Default: four in each power of ten, from 0.0001 to 3.16."""
     evaluations_per_epoch: int = 12
-    """How often a run looks at the target."""
+    """Number of times in an epoch that a run is compared with the target."""
     max_probes: int = 30
-    """The most runs."""
+    """Largest number of runs."""
     budget: float | None = None
-    """The most seconds for the runs."""
+    """Largest number of seconds for all runs together."""
     seeds: int = 3
     """Seeds of --verify; the advice itself gives each run a seed of its own."""
     verify: bool = False
-    """Make the full sweep too and say what the advised setting costs against its best."""
+    """Also make the full sweep, and compare the cost of the advised setting with that of the sweep's best."""
 
 
 def resolve(config: Config, task: jb.Task) -> Config:

@@ -48,7 +48,7 @@ def _draw_cost(axes, advice: Advice) -> None:
     axes.errorbar(sizes, values, errors, fmt="o-", color=plots.COLORS[0], capsize=3, label="expected, 95% interval")
     unit = cost_of_update(advice.objective, advice.throughput, sizes)
     advised = float(advice.choice.updates) * unit[advice.batch_size]
-    for reached, marker, label in ((True, "o", "a run that reached the goal"), (False, "^", "a run that ended before (at least so much)")):
+    for reached, marker, label in ((True, "o", "a run that reached the goal"), (False, "^", "a run that ended early (its cost is at least this)")):
         some = [probe for probe in advice.probes if probe.reached == reached]
         costs = [(probe.updates if reached else probe.more_than) * unit[probe.batch_size] / advised for probe in some]
         axes.plot([probe.batch_size for probe in some], costs, marker, color=plots.COLORS[1], mfc="none", ms=6, alpha=0.7, label=label)

@@ -29,8 +29,8 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
         rows.append(row)
     if rows:
         cost = f"{advice.cost_seconds:.3g} s of training and {advice.cost_examples:,} examples in {len(advice.probes)} runs"
-        title = f"What each batch size needs to {advice.goal} at its best rate, as expected from {cost}; intervals hold 95%"
-        columns = ["B", "rate", "updates", "examples", "seconds", "cost ÷ advised", "chance to be within 10%", "runs"]
+        title = f"What each batch size is expected to need for {advice.goal} at its best rate, from {cost}; 95% intervals"
+        columns = ["B", "rate", "updates", "examples", "seconds", "cost ÷ advised", "chance to be within 10% of the best", "runs"]
         print_table(console, title, columns, rows)
     verification = read_verification(config, records)
     if verification is not None:

@@ -169,7 +169,7 @@ def read_verification(config, records: Sequence[Record]) -> Verification | None:
     seconds = sum(row["ran"] * throughput.seconds_at(row["batch_size"]) for row in rows)
     share = advice.cost_seconds / seconds
     sentence = (
-        f"The advised setting costs {cost_ratio:.2f} times the best of the sweep (B = {best[0]}, rate {best[1]:g}), both judged on {config.seeds} "
+        f"The advised setting costs {cost_ratio:.2f} times as much as the sweep's best (B = {best[0]}, rate {best[1]:g}), judged on {config.seeds} "
         f"other seeds; the advice took {100 * share:.2g}% of the sweep's training time."
     )
     return Verification([("advised", *mine, known(mine), cost_ratio), ("sweep's best", *best, known(best), one)], sentence)

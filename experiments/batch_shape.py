@@ -7,7 +7,7 @@ line through its odd neighbours. The study also reports the memory of each step,
     python -m experiments.batch_shape                      about 6 minutes
     python -m experiments.batch_shape --models mlp --dtypes float32      about 1 minute
 
-The measured answer stands in docs/mnist_study.md.
+The measured answer is in docs/mnist_study.md.
 """
 
 import dataclasses

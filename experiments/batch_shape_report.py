@@ -93,7 +93,7 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
         [_label(*pair), *(f"{effect(config, records, *pair, kind):.3f}" for kind in KINDS), f"{odd_scatter(config, records, *pair):.3f}"]
         for pair in pairs
     ]
-    title = "Time of a step ÷ what the odd neighbours lead to expect (below 1: the shape makes it faster)"
+    title = "Time of a step ÷ the time expected from its odd neighbours (below 1: the shape makes it faster)"
     print_table(console, title, ["", *KINDS.values(), "scatter of odd sizes"], rows)
     rows = [[_label(*pair), *(f"{effect(config, records, *pair, 'power', centre):.3f}" for centre in config.centres)] for pair in pairs]
     print_table(console, "The powers of two one by one", ["", *map(str, config.centres)], rows)
@@ -124,7 +124,7 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
                 ratio = effect(config, records, model, dtype, kind)
                 size = 100 * (ratio.value - 1)
                 clauses.append(
-                    f"a {name} takes {abs(size):.1f}% {'less' if size < 0 else 'more'} time than its place among odd sizes ({ratio:.3f})"
+                    f"a {name} takes {abs(size):.1f}% {'less' if size < 0 else 'more'} time than its odd neighbours lead to expect ({ratio:.3f})"
                     if ratio.excludes(1)
                     else f"no effect of a {name} shows ({ratio:.3f})"
                 )

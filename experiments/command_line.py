@@ -155,5 +155,5 @@ def one_line_errors():
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("interrupted: finished measurements are kept; the same command goes on from them.", file=sys.stderr)
+        print("interrupted: finished measurements are kept; the same command continues from them.", file=sys.stderr)
         raise SystemExit(130) from None

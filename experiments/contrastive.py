@@ -1,15 +1,16 @@
 """Does a contrastive loss itself want a large batch, or is it the optimizer that minds?
 
-Two views of each image are told apart from the others of the batch (NT-Xent), so a larger batch has more negatives, and fewer updates for
-the same number of examples. A control separates the two: the same batches, with negatives from groups of 64 examples only. Every
-size and way sees as many examples and has a learning rate of its own, chosen on a held-out part with other seeds. Representations
-are judged on the test set by their 20 nearest neighbours and by a linear probe. Batches above a microbatch go through
-jaxbatch.coupled_gradient, whose time and memory are set beside those of the batch in one piece.
+The loss (NT-Xent) asks which two views in the batch show the same image; the views of other images are the negatives. So a larger
+batch has more negatives, but fewer updates for the same number of examples. A control separates the two effects: the same batches,
+with negatives from groups of 64 examples only. Every batch size, with and without groups, sees the same number of examples and has
+its own learning rate, chosen on a held-out part with other seeds. Representations are judged on the test set by their 20 nearest
+neighbours and by a linear probe. Batches above a microbatch go through jaxbatch.coupled_gradient, whose time and memory are
+compared with those of the batch in one piece.
 
     python -m experiments.contrastive                                  about 5 minutes
     python -m experiments.contrastive --dataset mnist --passes 20      hours; --batch-sizes 64 1024 takes fewer
 
-The measured answer stands in docs/contrastive.md.
+The measured answer is in docs/contrastive.md.
 """
 
 import dataclasses
@@ -43,27 +44,27 @@ class Config(StudyConfig):
     """Flags of the study."""
 
     batch_sizes: tuple[int, ...] | None = None
-    """Batch sizes; each divides the largest one. Default: 64, 256, 1024; of MNIST also 4096, 16384."""
+    """Batch sizes; each divides the largest one. Default: 64, 256, 1024; for MNIST also 4096, 16384."""
     group: int = 64
-    """Examples of a group, within which the control takes its negatives. It divides all batch sizes."""
+    """Number of examples in a group. The control takes its negatives from within a group. It must divide all batch sizes."""
     passes: float = 80
     """Examples that a run sees, as passes over the training set; rounded up to whole batches of the largest size."""
     learning_rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1)
-    """Adam's rates that are tried for every size and way."""
+    """Learning rates of Adam that are tried for every batch size, with and without groups."""
     temperature: float = 0.5
     """Temperature of NT-Xent."""
     microbatch_size: int = 256
-    """The most examples that are encoded at a time."""
+    """Largest number of examples that are encoded at a time."""
     choosing_seeds: int = 5
-    """Seeds on which rates are chosen, other ones than those of the reported runs."""
+    """Number of seeds with which rates are chosen. They differ from the seeds of the reported runs."""
     seeds: int = 5
     """Number of seeds of the reported runs; each has its own initial weights, order and views."""
     cost_sizes: tuple[int, ...] = (1024, 4096, 16384)
-    """Batch sizes whose gradient is timed, and whose memory is measured, cached and in one piece."""
+    """Batch sizes at which time and memory of a gradient are measured, in microbatches (cached) and in one piece."""
     cost_rounds: int = 5
     """Rounds of timing."""
     plain_limit: float = 1.5
-    """GB of memory of the gradient in one piece above which a size is compiled, but not timed."""
+    """A batch size whose gradient in one piece needs more than this many GB is compiled, but not timed."""
 
 
 class Data(NamedTuple):
@@ -101,7 +102,7 @@ def resolve(config: Config, num_examples: int) -> Config:
         raise ValueError(f"--batch-sizes {largest} is larger than the training set without its held-out part ({num_examples} examples).")
     for size in sizes:
         if largest % size:
-            raise ValueError(f"--batch-sizes {size} must divide the largest size, {largest}, so that all see as many examples.")
+            raise ValueError(f"--batch-sizes {size} must divide the largest size, {largest}, so that all see equally many examples.")
         if size % config.group:
             raise ValueError(f"--batch-sizes {size} must be a multiple of --group {config.group}.")
     return config

@@ -89,7 +89,7 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
         sentences.append(f"Warning: the best rate lies on the edge of the grid at {', '.join(dict.fromkeys(edges))}; widen --learning-rates.")
     sizes = sorted({size for size, _ in arms})
     if len(sizes) < 2:
-        return [*sentences, "One batch size alone answers nothing."]
+        return [*sentences, "One batch size alone does not answer the question. Give at least two --batch-sizes."]
     small, large = sizes[0], sizes[-1]
     for name, words in MEASURES.items():
         whole = difference(records, (large, large), (small, small), name)
@@ -107,7 +107,7 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
         if part:
             sentences.append(f"More negatives {word} the probe at B = {', '.join(f'{size:,}' for size in part)}.")
     if not better and not worse:
-        sentences.append("At no size do more negatives change the accuracy of the probe by more than seeds do.")
+        sentences.append("More negatives do not change the accuracy of the probe by more than seeds do, at any size.")
     return sentences
 
 
@@ -117,10 +117,10 @@ def _ends(config) -> tuple[float, float]:
 
 def _points(points: Interval) -> str:
     if not points.n:
-        return "no pair of runs"
+        return "no pair of runs to compare"
     if points.n < 3:
         return f"{points.value:+.2f} points, too few seeds to tell"
-    return f"{points:+.2f} points, {'a difference' if points.excludes(0) else 'no difference shows'}"
+    return f"{points:+.2f} points, {'a difference shows' if points.excludes(0) else 'no difference shows'}"
 
 
 def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> pathlib.Path:

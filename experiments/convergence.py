@@ -10,7 +10,7 @@ larger batch saves few updates) and measures the gradient noise scale (the gradi
     python -m experiments.convergence --dataset mnist      about 8 minutes after the grid
     python -m experiments.convergence --task my_task.py:make_task --target "loss<0.4"      a task of your own
 
-The measured answer stands in docs/mnist_study.md.
+The measured answer is in docs/mnist_study.md.
 """
 
 import dataclasses
@@ -67,7 +67,7 @@ def resolve(config: Config, task: Task) -> Config:
         config = dataclasses.replace(config, seeds=min(config.seeds, 2), speed_rounds=2)
     check_positive(config, "grid_seeds", "learning_rate", "speed_rounds", "tuned_rates")
     if config.tuned_rates is not None and len(config.tuned_rates) != len(config.batch_sizes):
-        raise ValueError(f"--tuned-rates: {len(config.tuned_rates)} rates for {len(config.batch_sizes)} batch sizes.")
+        raise ValueError(f"--tuned-rates: {len(config.tuned_rates)} rates for {len(config.batch_sizes)} batch sizes. Give one rate for each.")
     return config
 
 

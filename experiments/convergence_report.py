@@ -16,7 +16,7 @@ from jaxbatch.results.records import Record
 from jaxbatch.results.report import print_table
 from jaxbatch.training.goals import Goal, as_goal
 
-NAMES = {"same": "the same rate for all", "tuned": "rate tuned for each size"}
+NAMES = {"same": "the same rate for all", "tuned": "a rate tuned for each size"}
 STRETCHES = (0.0, 0.9, 0.95, 0.97, 1.0)  # bounds of validation accuracy; the noise scale is given between each two
 PARTS = 4  # stretches of a metric that is no accuracy, which has no bounds of its own
 
@@ -134,8 +134,9 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
             rows.append(row)
         columns = ["B", "rate", "reached", "updates", "epochs", "examples", "computation, s", *["with loading, s"] * loaded]
         columns += [heading(goal, "best validation {}"), heading(goal, "test {} at the end"), "lost"]
-        title = f"To {in_words(goal)}, {name} (means of the runs that reach it; seconds: updates × an iteration, timed side by side; the "
-        title += f"end: at the target, or of the budget; lost: diverged{', or fell below half of its best' if is_share(goal) else ''})"
+        title = f"To {in_words(goal)}, with {name} (means over the runs that reach it; seconds: updates × the time of an iteration, timed side "
+        title += "by side; the end is at the target, or where the budget is used up; lost: diverged"
+        title += f"{', or fell below half of its best' if is_share(goal) else ''})"
         print_table(console, title, columns, rows)
     rows = [[stretch_in_words(goal, *ends), f"{scale:,.0f}", str(scale.n)] for ends, scale in stretches(records, goal).items()]
     if rows:
@@ -171,7 +172,7 @@ def _on_sizes(config, records: Sequence[Record], table: str) -> list[str]:
         text += f"no size always reaches {in_words(goal)}"
     if missed:
         shares = [f"{size} ({sum(run['reached'] for run in runs_of(records, table, size))} of {config.seeds})" for size in missed]
-        text += f"; not always within the budget: B = {', '.join(shares)}"
+        text += f"; not every run reaches it within the budget at B = {', '.join(shares)}"
     sentences = [text + "."]
     for size in missed:
         lost = [run for run in runs_of(records, table, size) if is_lost(goal, run)]
@@ -193,15 +194,15 @@ def _on_tuning(config, records: Sequence[Record]) -> list[str]:
     updates = {(table, size): to_target(runs_of(records, table, size), "updates").value for table in ("same", "tuned") for size in both}
     gains = {size: updates["same", size] / updates["tuned", size] for size in both}
     most = max(gains, key=gains.get)
-    reach = f"of the sizes that reach {in_short(as_goal(config.target))} both ways"
-    return [f"Tuning the rate saves most at B = {most}: {gains[most]:.3g} times fewer updates, {reach}."]
+    reach = f"Of the sizes that reach {in_short(as_goal(config.target))} both ways"
+    return [f"{reach}, B = {most} gains most from tuning the rate: {gains[most]:.3g} times fewer updates."]
 
 
 def _on_fit(records: Sequence[Record], fit: CriticalFit | None) -> str:
     if fit is None:
         return "No critical batch size: fewer than three sizes always reach the target at their tuned rates."
     return (
-        f"Tuned, updates fit S = S_min (1 + B_crit / B) with S_min = {fit.min_updates:,.0f} and B_crit = "
+        f"With tuned rates, the updates fit S = S_min (1 + B_crit / B) with S_min = {fit.min_updates:,.0f} and B_crit = "
         f"{fit.critical_batch_size:,.0f}, over {len(all_reached(records, 'tuned'))} sizes."
     )
 
@@ -220,5 +221,5 @@ def _on_noise(config, records: Sequence[Record], fit: CriticalFit | None) -> lis
         low, high = min(scale.low for scale in scales), max(scale.high for scale in scales)
         critical = fit.critical_batch_size
         where = "below" if critical.high < low else "above" if critical.low > high else "within"
-        text += f"; the critical batch size lies {where} what it goes through"
+        text += f"; the critical batch size lies {where} the range of this scale"
     return [text + "."]

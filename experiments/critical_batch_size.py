@@ -8,7 +8,7 @@ and its cost in examples.
     python -m experiments.critical_batch_size                      about 5 minutes
     python -m experiments.critical_batch_size --dataset mnist --examples 12000
 
-The measured answer stands in docs/critical_batch_size.md.
+The measured answer is in docs/critical_batch_size.md.
 """
 
 import dataclasses
@@ -41,18 +41,18 @@ class Config(GoalConfig):
     """Flags of the study."""
 
     examples: int | None = None
-    """Use only so many of the training examples. Default: all."""
+    """Use only this many of the training examples. Default: all."""
     batch_sizes: tuple[int, ...] | None = None
     """Batch sizes whose updates to the target are fitted. Default: 8, 16, 32, 64, 128, 256."""
     base_batch_size: int = 16
     """Batch size of the run whose noise is measured, and from which branches begin."""
     factors: tuple[int, ...] | None = None
-    """By how much the batch of a branch is larger. Default: 2, 4, 8, 16, 32."""
+    """Factors by which the batches of branches are larger than --base-batch-size. Default: 2, 4, 8, 16, 32."""
     tolerance: float = 0.05
-    """A branch holds if its validation loss (or, without one, the target's metric) is at most so much worse than that of the branch
-    with the run's own batch, as a part of it."""
+    """A branch loses nothing (it *holds*) if its validation loss (or, without one, the target's metric) is worse than that of the branch
+    with the run's own batch by at most this fraction."""
     learning_rates: tuple[float, ...] | None = None
-    """Learning rates that are tried at every size. Default: two to a power of ten, over six."""
+    """Learning rates that are tried at every size. Default: two in each power of ten, over six powers."""
     evaluations_per_epoch: int = 12
     """Number of evaluations on the held-out part in an epoch."""
     seeds: int = 3
@@ -72,7 +72,7 @@ def resolve(config: Config, task: jb.Task) -> Config:
     check_positive(config, "epochs", "evaluations_per_epoch", "seeds", "batch_sizes", "learning_rates", "factors", "tolerance", "base_batch_size")
     sizes = (*config.batch_sizes, config.base_batch_size * max(config.factors))
     if max(sizes) > task.num_examples:
-        raise ValueError(f"--batch-sizes and --factors go up to {max(sizes)}, above the {task.num_examples} training examples that are left.")
+        raise ValueError(f"--batch-sizes and --factors go up to {max(sizes)}, but only {task.num_examples} training examples are left.")
     if config.base_batch_size not in config.batch_sizes or config.base_batch_size % NOISE_PARTS:
         raise ValueError(f"--base-batch-size {config.base_batch_size} must be one of --batch-sizes, and a multiple of {NOISE_PARTS}.")
     return config

@@ -90,7 +90,7 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
             rate, updates = best[size]
             rows.append([size_cell(config, size), f"{rate:.3g}", f"{interval(updates):,.0f}", f"{size * np.mean(updates):,.0f}"])
         else:  # a size that no rate brings there within four times the fewest examples of another size is given up
-            rows.append([size_cell(config, size), "", "no rate with every seed", ""])
+            rows.append([size_cell(config, size), "", "not reached with every seed", ""])
     print_table(console, f"Updates to {config.target} at each size's best rate", ["B", "rate", "updates", "examples"], rows)
     rows = [[estimate.name, f"{estimate.critical_batch_size:,.0f}", f"{estimate.examples:,}"] for estimate in ways(config, records)]
     print_table(console, "The critical batch size", ["way", "B_crit, with its 95% interval", "cost, examples"], rows)
@@ -100,7 +100,7 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
     """Whether the ways agree within a factor of 2."""
     estimates = ways(config, records)
     if not estimates:
-        return [f"No way gives a number: fewer than three sizes reached {config.target} with every seed."]
+        return [f"None of the three ways gives a number: fewer than three sizes reached {config.target} with every seed."]
     values = {estimate.name: estimate.critical_batch_size.value for estimate in estimates if math.isfinite(estimate.critical_batch_size.value)}
     low, high = min(values, key=values.__getitem__), max(values, key=values.__getitem__)
     factor = values[high] / values[low] if values[low] > 0 else math.inf
@@ -109,7 +109,9 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
     if fit is None:
         return [sentence, "Fewer than three sizes reached the target with every seed, so there is no fit to compare with."]
     disagreeing = [estimate.name for estimate in estimates[1:] if not 0.5 <= estimate.critical_batch_size.value / fit.value <= 2]
-    agreement = f"More than a factor of 2 from the fit: {', '.join(disagreeing)}." if disagreeing else "All agree with the fit within a factor of 2."
+    agreement = "All agree with the fit within a factor of 2."
+    if disagreeing:
+        agreement = f"These differ from the fit by more than a factor of 2: {', '.join(disagreeing)}."
     return [sentence, agreement]
 
 

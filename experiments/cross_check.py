@@ -1,6 +1,6 @@
 """Does this machine compute what it should? Layers, networks, gradients, updates, training, each against a float64 truth.
 
-NumPy computes the truths on the host, never a program of the same compiler. The error must stay below a stated bound, which
+NumPy computes the true values on the host, without the compiler that is checked. The error must stay below a stated bound, which
 is derived from the unit roundoff (the largest relative error of rounding one number) and the length of the sums. Every
 backend that JAX finds is checked, in every precision, plain, jitted, inside `scan` and inside `vmap`. Exit code 0: all agree.
 1: something does not agree, and its name is printed. 2: a wrong flag.
@@ -68,7 +68,7 @@ def resolve(config: Config) -> Config:
         config = dataclasses.replace(config, precision=("float32",))
     for name in config.precision:
         if name not in ROUNDING:
-            raise ValueError(f"--precision {name} must be of {', '.join(ROUNDING)}.")
+            raise ValueError(f"--precision {name} must be one of {', '.join(ROUNDING)}.")
     if not config.precision:
         raise ValueError(f"--precision needs at least one of {', '.join(ROUNDING)}.")
     if config.backend not in (None, "cpu", "gpu", "tpu"):

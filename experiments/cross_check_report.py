@@ -56,7 +56,7 @@ def print_table_of(console: Console, records: Sequence[Record], machines: dict) 
             cells.append(f"[{color}]{text}[/{color}]")
         lines.append([row, str(len({(r["size"], r["form"]) for r in mine})), widest, *cells])
     heads = ["computation", "runs", "bound", *(f"{backend}\n{precision}" for backend, precision in columns)]
-    print_table(console, "Largest error as a share of its bound (bound: the widest in float32)", heads, lines)
+    print_table(console, "Largest error as a share of its bound (column bound: the largest bound in float32)", heads, lines)
 
 
 def print_failures(console: Console, records: Sequence[Record], machines: dict) -> bool:
@@ -67,7 +67,7 @@ def print_failures(console: Console, records: Sequence[Record], machines: dict) 
         what = f"{record['computation']}, {record['size']}, {record['form']}, {record['precision']}"
         where = f"on {record['backend']} ({machine['device']}, jax {machine['jax']}, jaxlib {machine['jaxlib']})"
         error = "not a number" if record["error"] is None else f"{record['error']:.2g}"
-        explanation = record["failure"] or f"error {error}, bound {record['bound']:.2g}; first apart: {record['where']}"
+        explanation = record["failure"] or f"error {error}, bound {record['bound']:.2g}; first element beyond the bound: {record['where']}"
         console.print(f"WRONG: {what} {where}: {explanation}", style="bold red", soft_wrap=True, markup=False)
     return not bad
 
@@ -77,12 +77,12 @@ def print_comparison(console: Console, pairs: Sequence[Pair]) -> bool:
     for here, there in dict.fromkeys((pair.here, pair.there) for pair in pairs):
         mine = [pair for pair in pairs if (pair.here, pair.there) == (here, there)]
         counts = {kind: sum(pair.relation == kind for pair in mine) for kind in ("bit-equal", "within", "apart")}
-        summary = ", ".join(f"{count} {kind}" for kind, count in counts.items())
-        console.print(f"{here} here against {there} there: {summary}, of {len(mine)}.", soft_wrap=True)
+        numbers = f"{counts['bit-equal']} are equal to the bit, {counts['within']} within the bounds, {counts['apart']} beyond them"
+        console.print(f"{here} here against {there} in the file, {len(mine)} computations: {numbers}.", soft_wrap=True)
     disagreeing = [pair for pair in pairs if pair.relation == "apart"]
     for pair in disagreeing:
         what = f"{pair.computation}, {pair.size}, {pair.form}, {pair.precision}, {pair.here} against {pair.there}"
-        console.print(f"APART: {what}: {pair.difference:.2g}, allowed {pair.allowed:.2g}", style="bold red", soft_wrap=True)
+        console.print(f"DIFFERENT: {what}: the difference is {pair.difference:.2g}, the bound {pair.allowed:.2g}", style="bold red", soft_wrap=True)
     return not disagreeing
 
 
@@ -96,10 +96,10 @@ def closing(records: Sequence[Record], machines: dict) -> str:
     # Only records with a bound below 1: a larger bound says nothing about the error.
     nearest = max((record for record in records if record["bound"] < 1), key=share)
     rough = sum(record["tf32"] for record in records)
-    tf32 = f"; {rough} by default matmul precision are rounded to TF32" if rough else ""
+    tf32 = f"; {rough} with the default precision of matrix products are rounded to TF32" if rough else ""
     return (
-        f"All {len(records)} computations on {where} agree with the truth{tf32}; the nearest to its bound is "
-        f"{nearest['computation']} in {nearest['precision']} with {share(nearest):.2f} of it."
+        f"All {len(records)} computations on {where} agree with the truth{tf32}; the one nearest to its bound is "
+        f"{nearest['computation']} in {nearest['precision']}, with an error of {share(nearest):.2f} of the bound."
     )
 
 

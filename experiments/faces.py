@@ -1,14 +1,14 @@
 """With very many classes, what does a margin gain, what does a large batch cost, and in how much memory?
 
-An encoder learns to tell identities apart by a softmax over all of them: with a margin (CosFace, ArcFace), and plain. Identities are digits with
-deformations of their own, made on the device from their numbers, so that 100,000 of them need no storage. Every loss and batch size sees as
-many examples and has a learning rate of its own. Embeddings are judged by verification of identities that no training saw, made of other
-digits: rates are chosen on one such set, results are reported on another.
+An encoder learns to distinguish identities by a softmax over all of them, with a margin (CosFace, ArcFace) or without. Identities are digits
+with deformations of their own, made on the device from their numbers, so that 100,000 of them need no storage. Every loss and batch size sees
+the same number of examples and has its own learning rate. Embeddings are judged by verification (do two images show the same identity?) of
+identities that were not in training, made of other digits: rates are chosen on one such set, results are reported on another.
 
     python -m experiments.faces                          about 5 minutes: 1,000 identities, batches of 256 and 4,096
     python -m experiments.faces --huge-updates 2         also 2 updates with 65,536 examples of 100,000 identities, in bounded memory
 
-The measured answer stands in docs/contrastive.md.
+The measured answer is in docs/contrastive.md.
 """
 
 import dataclasses
@@ -50,27 +50,27 @@ class Config(StudyConfig):
     batch_sizes: tuple[int, ...] = (256, 4096)
     """Batch sizes; each divides the largest one."""
     losses: tuple[Literal["softmax", "cosface", "arcface"], ...] = ("softmax", "cosface", "arcface")
-    """Losses: the softmax of scaled cosines without a margin, with CosFace's, with ArcFace's."""
+    """Losses: softmax (of scaled cosines, without a margin), cosface and arcface (with their margins)."""
     margin: float = 0.2
     """Margin of the cosine (CosFace), or of the angle in radians (ArcFace)."""
     scale: float = 16.0
-    """What cosines are multiplied by."""
+    """Factor by which cosines are multiplied."""
     learning_rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1)
-    """Adam's rates that are tried for every loss and size."""
+    """Learning rates of Adam that are tried for every loss and batch size."""
     choosing_seeds: int = 1
-    """Seeds on which rates are chosen, other ones than those of the reported runs."""
+    """Number of seeds with which rates are chosen. They differ from the seeds of the reported runs."""
     seeds: int = 3
     """Number of seeds of the reported runs; each has its own initial weights, order and examples."""
     chunk_size: int = 512
-    """The most classes that are worked on at a time."""
+    """Largest number of classes that are worked on at a time."""
     microbatch_size: int = 4096
-    """The most examples that are encoded at a time."""
+    """Largest number of examples that are encoded at a time."""
     verified: int = 300
     """Identities that are verified, with 4 examples each."""
     false_accept_rate: float = 0.001
-    """Share of pairs of two identities above the threshold at which true accepts are counted."""
+    """Share of the pairs of two different identities that is accepted. It sets the threshold at which true accepts are counted."""
     cost_rounds: int = 5
-    """Rounds in which the gradient in chunks and by all logits is timed."""
+    """Rounds in which the gradient is timed, in chunks and with all logits at once."""
     huge_updates: int = 0
     """Updates with 65,536 examples of 100,000 identities, made in a process of their own, whose memory is measured; 0: none."""
 
@@ -109,7 +109,7 @@ def resolve(config: Config) -> Config:
         raise ValueError(f"--huge-updates {config.huge_updates} must be at least 0.")
     for size in config.batch_sizes:
         if max(config.batch_sizes) % size:
-            raise ValueError(f"--batch-sizes {size} must divide the largest size, {max(config.batch_sizes)}, so that all see as many examples.")
+            raise ValueError(f"--batch-sizes {size} must divide the largest size, {max(config.batch_sizes)}, so that all see equally many examples.")
     return config
 
 

@@ -97,17 +97,17 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
         if len(held) == 2:
             sentences.append(
                 f"With {most['batch_size']:,} examples and {most['identities']:,} classes a gradient takes "
-                f"{held['chunks'] / 2**30:.2f} GiB in chunks, and {held['all logits'] / 2**30:.2f} GiB by all logits."
+                f"{held['chunks'] / 2**30:.2f} GiB in chunks, and {held['all logits'] / 2**30:.2f} GiB with all logits."
             )
     return sentences
 
 
 def _points(points: Interval) -> str:
     if not points.n:
-        return "no pair of runs"
+        return "no pair of runs to compare"
     if points.n < 3:
         return f"{points.value:+.1f} points, too few seeds to tell"
-    return f"{points:+.1f} points, {'a difference' if points.excludes(0) else 'no difference shows'}"
+    return f"{points:+.1f} points, {'a difference shows' if points.excludes(0) else 'no difference shows'}"
 
 
 def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> pathlib.Path:

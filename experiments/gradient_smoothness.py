@@ -8,7 +8,7 @@ error falls as 1 / B, where B is the batch size.
     python -m experiments.gradient_smoothness --dataset mnist      about 10 minutes
     python -m experiments.gradient_smoothness --task my_task.py:make_task      a task of your own; its prepare is applied once
 
-The measured answer stands in docs/mnist_study.md.
+The measured answer is in docs/mnist_study.md.
 """
 
 import dataclasses
@@ -24,14 +24,7 @@ from rich.console import Console
 
 import jaxbatch as jb
 from experiments import gradient_smoothness_report
-from experiments.study import (
-    SizesConfig,
-    check_positive,
-    open_study,
-    resolve_sizes,
-    run_study,
-    show_results,
-)
+from experiments.study import SizesConfig, check_positive, open_study, resolve_sizes, run_study, show_results
 from experiments.study_task import load_task, prepared_once, refuse_model_state
 from jaxbatch.batches import steps_per_epoch
 from jaxbatch.results.records import Record, RunFolder
@@ -194,7 +187,8 @@ def measure(config: Config, task: Task, run: RunFolder, console: Console) -> Non
 def study(config: Config, console: Console) -> None:
     """Measures what is missing, then shows what the files hold."""
     task = load_task(config)
-    refuse_model_state(config, task, "its gradient is that of a batch with a state of its own, and no full gradient of one state to compare it with")
+    reason = "each batch's gradient belongs to another state, so there is no full gradient of one state to compare it with"
+    refuse_model_state(config, task, reason)
     config = resolve(config, task.num_examples)
     run = open_study("gradient_smoothness", config, console, task)
     task = prepared_once(task)

@@ -134,11 +134,11 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
         sentences.append(
             f"From B = {kept[0]} to {kept[-1]} the loss jumps {jumps[0].value / jumps[-1].value:.3g} times less between iterations; "
             + (
-                "it falls at every step of size, intervals apart."
+                "the jump falls at every increase of the size, and the intervals do not overlap."
                 if falls and clear
-                else "it falls at every step of size."
+                else "the jump falls at every increase of the size."
                 if falls
-                else "not at every step of size."
+                else "the jump does not fall at every increase of the size."
             )
         )
     for size in kept[-1:]:
@@ -151,8 +151,8 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
     for stage, where in STAGES.items():
         slope = error_slope(config, records, stage)
         if slope.n:
-            holds = "the interval holds the theory's -1" if not slope.excludes(-1) else "the interval does not hold the theory's -1"
-            sentences.append(f"The squared error of a batch's gradient {where} goes as B^{slope:.3f}: {holds}.")
+            holds = "the interval contains the theory's -1" if not slope.excludes(-1) else "the interval does not contain the theory's -1"
+            sentences.append(f"The squared error of a batch's gradient {where} is proportional to B^{slope:.3f}: {holds}.")
     return sentences
 
 

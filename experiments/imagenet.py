@@ -6,7 +6,7 @@ rate by a tenth of its growth, so that rate ÷ batch falls in the same way in al
 processes decode and crop images ahead, in the order of training. Memory holds a few microbatches, for any batch size.
 
     python -m experiments.imagenet --data-dir ... --dtype bfloat16         ImageNet prepared by TFDS, or as class folders
-    python -m experiments.imagenet --data-dir ... --dataset mine --quick   any folder of the same form, in small
+    python -m experiments.imagenet --data-dir ... --dataset mine --quick   a short run on any folder of the same form
 
 `scripts/make_images.py` writes such a folder from any data set of jaxbatch.
 """

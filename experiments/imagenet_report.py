@@ -45,7 +45,7 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
         before[record["arm"], record["seed"]] = record["updates"]
         rates.setdefault(record["batch_size"], []).append(updates * record["batch_size"] / record["train_seconds"])
     rows = [[f"{size:,}", f"{interval(speeds, np.median):,.0f}"] for size, speeds in sorted(rates.items())]
-    print_table(console, "Examples a second, loading and all", ["B", "median of the epochs"], rows)
+    print_table(console, "Examples a second, loading included", ["B", "median of the epochs"], rows)
 
 
 def verdict(config, records: Sequence[Record]) -> list[str]:

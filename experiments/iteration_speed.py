@@ -1,4 +1,4 @@
-"""How long does an epoch take at each batch size, and past which size does loading the data decide?
+"""How long does an epoch take at each batch size, and above which size is loading the data the limit?
 
 The study compares two ways to give data to the device, in one run. `resident`: the data are on the device, and an epoch is
 one compiled program. `streamed`: the host decodes images from PNG and shifts them at random, batch by batch, while the device
@@ -6,9 +6,9 @@ works. It also times computation alone, loading alone, and the shares of forward
 
     python -m experiments.iteration_speed                      about 2 minutes
     python -m experiments.iteration_speed --dataset mnist      about 3 minutes
-    python -m experiments.iteration_speed --task my_task.py:make_task      a task of your own: what lies on the device, no loading
+    python -m experiments.iteration_speed --task my_task.py:make_task      a task of your own; its data stay on the device, so loading is not timed
 
-The measured answer stands in docs/mnist_study.md.
+The measured answer is in docs/mnist_study.md.
 """
 
 import dataclasses
@@ -24,14 +24,7 @@ from rich.console import Console
 
 import jaxbatch as jb
 from experiments import iteration_speed_report
-from experiments.study import (
-    SizesConfig,
-    check_positive,
-    open_study,
-    resolve_sizes,
-    run_study,
-    show_results,
-)
+from experiments.study import SizesConfig, check_positive, open_study, resolve_sizes, run_study, show_results
 from experiments.study_task import has_text, load_task
 from jaxbatch.batches import even_part
 from jaxbatch.data.streaming import decode_png, encode_png, prefetch, shift

@@ -122,8 +122,8 @@ def _loading_sentences(config, records: Sequence[Record]) -> list[str]:
     if crossover is None:
         return [f"Loading is hidden behind the computation up to B = {sizes[-1]}."]
     if crossover == sizes[0]:
-        return [f"Loading decides at every size: {host}, the step less{surely}."]
-    return [f"Past a batch size of about {crossover:.2g} loading decides: {host}, the step less{surely}."]
+        return [f"Loading is slower than the computation at every size: {host}, and the step needs less{surely}."]
+    return [f"Above a batch size of about {crossover:.2g}, loading is slower than the computation: {host}, and the step needs less{surely}."]
 
 
 def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> pathlib.Path:
@@ -164,7 +164,7 @@ def _draw_loading(axes, config, records: Sequence[Record]) -> None:
     ):
         _line(axes, config.batch_sizes, [times(records, size, name) for size in config.batch_sizes], dash, color=color, label=label)
     if (crossover := loading_decides_from(config, records)) is not None:
-        axes.axvline(crossover, color="grey", lw=1, ls="--", label=f"loading decides from {crossover:.2g} on")
+        axes.axvline(crossover, color="grey", lw=1, ls="--", label=f"loading is slower from {crossover:.2g} on")
     axes.set(ylabel="ms an iteration", title="An iteration with loading")
 
 

@@ -7,7 +7,7 @@ is known for the generated language, because its entropy is known.
     python -m experiments.language_model                                     about 5 minutes
     python -m experiments.language_model --dataset tiny_shakespeare          about 4 minutes
 
-The measured answer stands in docs/language_model.md.
+The measured answer is in docs/language_model.md.
 """
 
 import dataclasses
@@ -53,7 +53,7 @@ class Config(StudyConfig):
     learning_rate: float | None = None
     """Largest learning rate. Default: 0.004 for generated, 0.003 for tiny_shakespeare."""
     weight_decay: float = 0.1
-    """Factor of AdamW's decay, which all matrices have, and the scales of the norms have not."""
+    """Factor of AdamW's weight decay. It applies to all matrices, but not to the scales of the norms."""
     seeds: int = 3
     """Number of seeds; each has its own initial weights and its own order of sequences."""
 

@@ -48,7 +48,8 @@ class Config(TaskConfig):
     """The network: one hidden layer of 128 units, the studies' convolutions, ResNet-20 (which has batch statistics), or a small
     transformer for texts."""
     batch_size: int | None = None
-    """The huge batch. Default: 600 for digits, 2048 for CIFAR, 6000 for the others, as far as two batches fit into an epoch."""
+    """The huge batch. Default: 600 for digits, 2048 for CIFAR, 6000 for the others, or less,
+    so that two batches fit into an epoch."""
     small_batch_size: int | None = None
     """The small batch, a divisor of the huge one. Default: the divisor nearest to 24 for digits, 32 for CIFAR, 60 for the others."""
     num_groups: int | None = None
@@ -56,9 +57,9 @@ class Config(TaskConfig):
     epochs: int | None = None
     """Passes over the training set. Default: 15 for CIFAR, 10 for the others."""
     longest: float | None = None
-    """The arm "longer" trains for at most so many times the epochs. Default: 25 for digits, 4 for the others."""
+    """The arm "longer" trains for at most this many times the epochs. Default: 25 for digits, 4 for the others."""
     examples: int | None = None
-    """Use only so many of the training examples. Default: all, down to a whole number of huge batches."""
+    """Use only this many of the training examples. Default: all, down to a whole number of huge batches."""
     learning_rates: tuple[float, ...] = (0.001, 0.00316, 0.01, 0.0316, 0.1, 0.316, 1.0)
     """Learning rates that are tried for every arm."""
     momentum: float = 0.9
@@ -67,9 +68,9 @@ class Config(TaskConfig):
     """The metric by which arms are judged, with > if larger values are better, else <, as "loss<" (quoted, because of the shell).
     Default: the accuracy if there is one, else the loss, else the first."""
     arms: tuple[str, ...] | None = None
-    """Only these arms, besides small and plain, such as cosine lamb "step decay". Default: all."""
+    """Run only these arms, such as cosine lamb "step decay", besides small and plain. Default: all."""
     pairs: bool = True
-    """Pair the best schedule of the rate, the best of LARS and LAMB, and the growing batch."""
+    """Also run pairs of these: the best schedule of the rate, the best of LARS and LAMB, and the growing batch."""
     seeds: int = 10
     """Number of seeds that are reported; each has its own initial weights and its own order of examples."""
     tune_seeds: int = 3

@@ -8,19 +8,7 @@ from rich.console import Console
 
 from experiments.goal_words import heading, is_share, scale
 from experiments.large_batch_arms import ARMS, find_arm
-from experiments.large_batch_records import (
-    Standing,
-    best_rate,
-    ends,
-    goal_of,
-    has_gap,
-    is_inside,
-    loss_of,
-    mean,
-    parts,
-    reported,
-    standing,
-)
+from experiments.large_batch_records import Standing, best_rate, ends, goal_of, has_gap, is_inside, loss_of, mean, parts, reported, standing
 from experiments.study import describe_setting, setting_of
 from jaxbatch.intervals import Interval
 from jaxbatch.results import plots
@@ -68,8 +56,9 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
                 "" if arm in ("small", "plain") else KIND_WORDS[against.kind],
             ]
         )
-    columns = ["arm", "rate", heading(goal, "test {}"), "less small", f"train {loss}", f"test − train {loss}", "updates", "s a run", "against plain"]
-    print_table(console, "Each arm at its best rate; differences are to the small batch, paired by seed", columns, rows)
+    losses = [f"train {loss}", f"test − train {loss}"]
+    columns = ["arm", "rate", heading(goal, "test {}"), "minus small", *losses, "updates", "s per run", "against plain"]
+    print_table(console, "Each arm at its best rate; differences are from the small batch, paired by seed", columns, rows)
 
 
 def named(config, records: Sequence[Record], arm: str, outcome: Standing) -> str:
@@ -92,7 +81,7 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
     against = {arm: standing(config, records, arm) for arm in arms}
     unit, loss = " points" if is_share(goal) else "", loss_of(config, records)
     split, gap = parts(config, records, "plain"), against["plain"].gap
-    what = f"Plain training at B = {config.batch_size:,} ends {shown(config, gap, signed=True)}{unit} of test {goal.metric} from B = "
+    what = f"Plain training at B = {config.batch_size:,} ends {shown(config, gap, signed=True)}{unit} of test {goal.metric} away from B = "
     what += f"{config.small_batch_size:,}" + ("" if goal.above else " (below 0 is worse)")
     sentences = [
         f"{what}: {'that is the gap to close' if has_gap(config, records) else 'no gap shows, so there is nothing to close'}. "
@@ -103,7 +92,7 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
     groups["helps"].sort(key=lambda arm: -against[arm].gain.value)
     words = {
         "helps": "Closes this part of the gap: " if has_gap(config, records) else "Better than plain: ",
-        "nothing": f"No difference to plain shows{unit and ', in points'}: ",
+        "nothing": f"No difference from plain shows{unit and ', in points'}: ",
         "harms": f"Worse than plain{unit and ', in points'}: ",
         "lost": "Loses runs that plain does not: ",
     }
@@ -112,13 +101,13 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
         sentences += [f"{words[kind]}{members_text}."] if members or kind in ("helps", "harms") else []
     level = [arm for arm in groups["helps"] if not (against[arm].gap.excludes(0) and against[arm].gap.value < 0)]
     if has_gap(config, records):
-        sentences.append(f"No gap to the small batch is left that the intervals show: {', '.join(level) or 'with no arm'}.")
+        sentences.append(f"Arms for which the intervals show no gap to the small batch: {', '.join(level) or 'none'}.")
     left = [f"{record['arm']} ({record['reason']})" for record in records if record["kind"] == "left_out"]
     lost = [arm for arm in ARMS if any(r["kind"] == "tune" and r["arm"] == arm for r in records) and best_rate(config, records, arm) is None]
     sentences += [f"Not defined here: {'; '.join(left)}."] if left else []
     sentences += [f"Diverged at every rate: {', '.join(lost)}."] if lost else []
     edges = [arm for arm in arms if find_arm(arm).rule is None and not is_inside(config, ends(records, arm, "learning_rate")[0])]
-    sentences += [f"The best rate lies on the edge of the grid: {', '.join(edges)}. A better one may lie beyond."] if edges else []
+    sentences += [f"Arms whose best rate lies on the edge of the grid: {', '.join(edges)}. A better one may lie beyond."] if edges else []
     count = len(arms) - 2
     sentences.append(
         f"{count} arms were compared with n = {config.seeds} seeds; by chance alone about {0.05 * count:.1f} intervals would show a difference."

@@ -8,7 +8,7 @@ where B is the batch size. Runs are judged on a sixth of the training set that i
     python -m experiments.learning_rate_grid --dataset mnist      about 30 minutes
     python -m experiments.learning_rate_grid --task my_task.py:make_task --target "loss<0.4"      a task of your own
 
-The measured answer stands in docs/mnist_study.md.
+The measured answer is in docs/mnist_study.md.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ class Config(TargetConfig):
     learning_rates: tuple[float, ...] = (0.001, 0.00316, 0.01, 0.0316, 0.1, 0.316, 1.0)
     """Learning rates that are tried at every batch size."""
     evaluations_per_epoch: int = 2
-    """How often the validation part is looked at within an epoch."""
+    """Number of evaluations on the validation part in an epoch."""
 
 
 def resolve(config: Config, task: Task) -> Config:

@@ -87,17 +87,18 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
     allowed = [name for name, holds in within.items() if holds]
     sentences.append(
         f"The best rate grows as B^p with p = {p:.2f} over {p.n} batch sizes: "
-        + (f"the interval holds {' and '.join(allowed)}" if allowed else "the interval holds neither linear, square root nor none")
-        + f" (seeds and the spacing of the grid counted, n = {config.seeds} seeds)."
+        + (f"the interval contains {' and '.join(allowed)}" if allowed else "the interval contains neither linear, square root nor none")
+        + f" (it covers seeds and the spacing of the grid, n = {config.seeds} seeds)."
     )
     rates = {size: config.learning_rates[rate] for size, rate in chosen.items() if rate is not None}
     steps = [f"{a} to {b}: {np.log(rates[b] / rates[a]) / np.log(b / a):.2f}" for a, b in zip(rates, list(rates)[1:], strict=False)]
-    sentences.append(f"Between neighbouring sizes the exponent is, on this grid, {', '.join(steps)}.")
+    sentences.append(f"On this grid, the exponent between neighbouring sizes is {', '.join(steps)}.")
     unreached = [size for size in rates if not np.isfinite(rate_results[size].updates_to_goal).any()]
     high, low = ("highest", "lowest") if goal.above else ("lowest", "highest")
     if unreached:
         sentences.append(
-            f"No rate reaches {in_words(goal)} within the budget at B = {', '.join(map(str, unreached))}; its best is the one that ends {high}."
+            f"No rate reaches {in_words(goal)} within the budget at B = {', '.join(map(str, unreached))}; there, the best rate is the one "
+            f"that ends {high}."
         )
     ends = {size: rate_results[size].metric[rate] for size, rate in chosen.items() if rate is not None}
     order = sorted(ends, key=lambda size: interval(ends[size]).value, reverse=goal.above)

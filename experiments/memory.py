@@ -1,7 +1,7 @@
-"""Which batch fits on which accelerator? Told by the accelerators' compilers, without one.
+"""Which batch fits on which accelerator? The accelerators' compilers tell, and no accelerator is needed.
 
-For each target the study finds the largest batch whose training step fits, any integer, and verifies it: that size is compiled
-and fits, and the next one is compiled and does not. Only shapes are used: nothing is trained and no data set is loaded
+For each target the study finds the largest batch size (any integer) whose training step fits, and verifies it: that size is
+compiled and fits, and the next one is compiled and does not. Only shapes are used: nothing is trained and no data set is loaded
 (a task of your own loads its own data).
 
     python -m experiments.memory                                        about 1 minute: SimpleCNN on this machine and an H100
@@ -53,7 +53,7 @@ class Config(TaskConfig):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type that the network computes in; parameters are float32."""
     targets: tuple[str, ...] | None = None
-    """Accelerators, such as h100 t4 v5e; here is the device that JAX computes on. Default: here, and h100 if its compiler is there."""
+    """Accelerators, such as h100 t4 v5e; here is the device that JAX computes on. Default: here, and h100 if its compiler is installed."""
     budget: str | None = None
     """Memory that a step may need on each device, such as 8GiB. Default: what JAX's programs can use on the target."""
     margin: float = MARGIN
@@ -61,11 +61,11 @@ class Config(TaskConfig):
     batch_size: int | None = None
     """Also say how to run this batch, which may be too large: microbatches, and activations that are computed again."""
     split: int | None = None
-    """Number of updates from the groups of a batch, see split_backward."""
+    """Number of updates from one batch, each from a group of its examples, see split_backward."""
     num_devices: int = 1
     """Number of devices that share every batch; batch sizes are those of all devices."""
     effort: Effort = "least"
-    """Of the TPU compiler. With least, it is 4 times as fast, and memory comes out larger: up to 5% with large batches."""
+    """Effort of the TPU compiler. With least, it is 4 times as fast, and the memory is larger, by up to 5% with large batches."""
     seeds: int = 1
     """Not used by this study: nothing in it is random."""
 

@@ -181,12 +181,14 @@ def verdict(config: Config, records: Sequence[Record]) -> list[str]:
         more, less = (few, many) if differences.mean() > 0 else (many, few)
         difference = interval(differences if more == few else -differences)
         if difference.excludes(0):
-            sentences.append(f"Asking {name(config, more)}, the {what.format(difference)} than asking {name(config, less)}.")
+            sentences.append(f"When the child asks {name(config, more)}, its {what.format(difference)} than when it asks {name(config, less)}.")
         else:
-            sentences.append(f"Asking {name(config, few)} or {name(config, many)} makes no difference in {key.replace('_', ' ')} that shows.")
+            sentences.append(f"No difference in {key.replace('_', ' ')} shows between asking {name(config, few)} and asking {name(config, many)}.")
     asked = [interval(column(records, size, "questions_to_near")) for size in (few, many)]
     if all(questions.n for questions in asked):
-        sentences.append(f"Coming near takes {asked[0]:.0f} questions asking {name(config, few)}, {asked[1]:.0f} asking {name(config, many)}.")
+        sentences.append(
+            f"To come near takes {asked[0]:.0f} questions when asking {name(config, few)}, and {asked[1]:.0f} when asking {name(config, many)}."
+        )
     return sentences
 
 

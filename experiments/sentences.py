@@ -11,7 +11,7 @@ def compare_errors(one: str, other: str, difference: Interval, pronoun: str = "i
         'Growth 4 against 2: last test error differs by +1.50 [+1.00, +2.00] points; it is worse.'
     """
     if difference.n == 0:
-        return f"{one} against {other}: no seed of both ends finite."
+        return f"{one} against {other}: no seed has finite results with both."
     if difference.n < 3:
         verdict = "too few seeds to tell"
     elif not difference.excludes(0):

@@ -1,15 +1,15 @@
 """Is the large batch's minimum sharper, and is it a local minimum?
 
 Each seed trains from the same initial weights with a small and a huge batch, each at its own best rate, chosen on a held-out part. The
-solutions are compared after equal epochs and at equal training loss, because a loss that is still high has another curvature. At
-each: the largest and smallest eigenvalues of the training loss's Hessian, its trace, the gradient, one exact gradient step, the loss
-along the line between the two, and what further training with the small batch does.
+solutions are compared after equal epochs and at equal training loss, because a loss that is still high has another curvature. For
+each solution the study measures the largest and smallest eigenvalues of the training loss's Hessian, its trace, the gradient, one
+exact gradient step, the loss along the line between the two, and what further training with the small batch does.
 
     python -m experiments.sharpness --model mlp          about 2 minutes
     python -m experiments.sharpness                      about 10 minutes
     python -m experiments.sharpness --dataset mnist --model mlp --epochs 4 --train-loss 0.1
 
-The measured answer stands in docs/sharpness.md.
+The measured answer is in docs/sharpness.md.
 """
 
 import dataclasses
@@ -45,26 +45,26 @@ class Config(GoalConfig):
     large_batch_size: int | None = None
     """The huge batch. Default: the largest power of two in the training set, at most 4096; 1024 for digits."""
     learning_rates: tuple[float, ...] | None = None
-    """Learning rates that are tried at both sizes. Default: two to a power of ten, from 0.01 to 1 (Adam: from 0.000316 to 0.0316)."""
+    """Learning rates that are tried at both sizes. Default: two in each power of ten, from 0.01 to 1 (Adam: from 0.000316 to 0.0316)."""
     epochs: int | None = None
     """Passes over the training set after which the solutions are compared. Default: 30 for digits, 15 for the others."""
     train_loss: float | None = None
-    """Mean training loss at which they are compared, too. Default: 0.02. Needed with --task."""
+    """Mean training loss at which the solutions are compared as well. Default: 0.02. Needed with --task."""
     max_epochs: int | None = None
-    """Longest run on the way to that loss. Default: 20 times --epochs."""
+    """Largest number of epochs that a run may take to --train-loss. Default: 20 times --epochs."""
     lanczos_steps: int = 20
-    """Products of the Hessian with vectors, for its eigenvalues."""
+    """Number of products of the Hessian with vectors from which its eigenvalues are computed."""
     trace_samples: int = 12
-    """Products for its trace."""
+    """Number of such products from which its trace is estimated."""
     points: int = 31
-    """Points on the line between two solutions, which goes on by a quarter of its length on both sides."""
+    """Number of points on the line between two solutions. The line extends beyond both by a quarter of its length."""
     continue_epochs: int = 10
-    """Epochs of further training with the small batch, from each solution; with the large batch it is --epochs, from its own."""
+    """Epochs of further training from each solution with the small batch. With the large batch, from its own solution, it is --epochs."""
 
 
 def resolve(config: Config, task: Task) -> Config:
     """Fills in what depends on the data set, shrinks for --quick, and checks."""
-    refuse_model_state(config, task, "the curvature of a loss that depends on a state of the model, or on a batch's moments, is that of a batch")
+    refuse_model_state(config, task, "a loss that depends on a state of the model, or on a batch's moments, has the curvature of that batch alone")
     if config.task and config.train_loss is None:
         raise ValueError("--train-loss is needed with --task: a mean training loss that both batch sizes reach.")
     own_target, config = config.target, fill_target(config, task)

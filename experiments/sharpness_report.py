@@ -134,11 +134,11 @@ def sharper(config, pairs: Sequence[tuple[Record, Record]], comparison: str) -> 
     else:
         judgement = "sharper" if top.excludes(1) and top.value > 1 else "flatter" if top.excludes(1) else "no difference shows"
     losses = [interval([pair[position]["loss"] for pair in pairs]).value for position in (1, 0)]
-    held_out = f", the test loss is {ratio(pairs, 'test_loss'):.2f} times" if metric != "loss" and "test_loss" in pairs[0][0] else ""
+    held_out = f", and the test loss is {ratio(pairs, 'test_loss'):.2f} times as large" if metric != "loss" and "test_loss" in pairs[0][0] else ""
     return (
         f"{title_of(config, comparison).capitalize()}, the largest eigenvalue at B = {config.large_batch_size} is {top:.2f} times that at "
-        f"B = {config.small_batch_size} ({judgement}), the trace {trace:.2f} times, at training losses of {losses[0]:.3g} and {losses[1]:.3g}; test "
-        f"{metric} differs by {better:+.4f}{held_out}."
+        f"B = {config.small_batch_size} ({judgement}), and the trace is {trace:.2f} times as large, at training losses of {losses[0]:.3g} and "
+        f"{losses[1]:.3g}; test {metric} differs by {better:+.4f}{held_out}."
     )
 
 
@@ -150,7 +150,7 @@ def edge(config, pairs: Sequence[tuple[Record, Record]], rates: dict[int, float]
         return ""
     shares = [interval([pair[position]["largest"] / (limits[position] or 1) for pair in pairs]) for position in (0, 1)]
     shares_text = " and ".join(f"{share:.2f} at B = {size}" for share, size in zip(shares, sizes, strict=True))
-    return f" As parts of the edge of stability, 2(1+β)/η, the largest eigenvalues are {shares_text}."
+    return f" The largest eigenvalue divided by the edge of stability, 2(1+β)/η, is {shares_text}."
 
 
 def local_minimum(config, records: Sequence[Record], pairs: Sequence[tuple[Record, Record]], comparison: str) -> list[str]:
@@ -166,7 +166,7 @@ def local_minimum(config, records: Sequence[Record], pairs: Sequence[tuple[Recor
     height = interval(barriers(records, comparison, "loss"))
     if height.n:
         ends = interval([max(pair[0]["loss"], pair[1]["loss"]) for pair in pairs]).value
-        above = f"above the straight line of its ends, the higher of which is at {ends:.3g}"
+        above = f"above the straight line between its values at the ends, the higher of which is {ends:.3g}"
         sentences.append(f"Between the two solutions the training loss rises by {height:.3g} {above}.")
     small, huge = config.small_batch_size, config.large_batch_size
     on, across, control = (further(records, comparison, *sizes) for sizes in ((huge, huge), (huge, small), (small, small)))
@@ -174,12 +174,15 @@ def local_minimum(config, records: Sequence[Record], pairs: Sequence[tuple[Recor
         last, peak, end, own = (interval([one[k] for one in rows]) for rows, k in ((on, 1), (across, 0), (across, 1), (control, 1)))
         word = "it rises first" if peak.low > 1.1 else "it falls smoothly" if peak.high <= 1.1 and end.value < 1 else "the seeds differ"
         sentences.append(
-            f"Trained on with its own batch for {config.epochs} epochs, the large batch's loss ends at {last:.2f} times its start. With "
-            f"B = {small} for {config.continue_epochs} epochs it ends at {end:.2f}, {peak:.2f} at its highest ({word}); the small batch's own "
-            f"ends at {own:.2f}."
+            f"After {config.epochs} more epochs with its own batch, the large batch's loss is {last:.2f} times what it was. After "
+            f"{config.continue_epochs} more epochs with B = {small} it is {end:.2f} times, and {peak:.2f} at its highest ({word}); the small "
+            f"batch's own loss is then {own:.2f} times."
         )
     none, falls = sum(is_no_minimum(row) for row in large), sum(end < 1 for _, end in on)
-    counts_text = f"{none} of {count} large-batch solutions are no local minimum, and {falls} of {len(on)} go on down with the large batch itself"
+    counts_text = (
+        f"{none} of {count} large-batch solutions are not local minima, and the loss of {falls} of {len(on)} falls further with the large "
+        "batch itself"
+    )
     claim = "«Large batches fall into a local minimum»"
     if count < 3:
         return [*sentences, f"{counts_text}; too few seeds for a verdict on {claim}."]

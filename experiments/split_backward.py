@@ -17,7 +17,7 @@ each run.
     python -m experiments.split_backward --dataset mnist --batch-size 600 --num-groups 10     about 45 minutes
     python -m experiments.split_backward --task my_task.py:make_task --target "loss<0.4"                 a task of your own
 
-The measured answer stands in docs/split_backward.md.
+The measured answer is in docs/split_backward.md.
 """
 
 import dataclasses
@@ -33,14 +33,7 @@ from experiments.split_backward_cost import measure_cost, measure_exactness
 from experiments.split_backward_records import chosen_rate
 from experiments.split_backward_steps import ARMS, OWN_RULES
 from experiments.split_backward_training import Trainer, measure_training, measure_tuning
-from experiments.study import (
-    TaskConfig,
-    check_momentum,
-    check_positive,
-    open_study,
-    run_study,
-    show_results,
-)
+from experiments.study import TaskConfig, check_momentum, check_positive, open_study, run_study, show_results
 from experiments.study_target import fill_target
 from experiments.study_task import Network, load_choosing_task, prepared_once, refuse_model_state
 from jaxbatch.batches import steps_per_epoch
@@ -78,7 +71,7 @@ class Config(TaskConfig):
     """Metric to reach on the validation part, with its direction, such as "accuracy>0.98" or "loss<0.4" (quoted, because of the
     shell). Default: accuracy>0.95 for digits, accuracy>0.98 for mnist. Needed with --task."""
     evaluations_per_epoch: int = 1
-    """How often the arms are compared within an epoch."""
+    """Number of times in an epoch that the arms are compared."""
     validation_seed: int = 0
     """Seed by which a sixth of the training set is held out for validation."""
     cost_rounds: int = 40
@@ -141,7 +134,7 @@ def measure(config: Config, task: jb.Task, test_data: PyTree, run: RunFolder, co
 def study(config: Config, console: Console) -> None:
     """Measures what is missing, then shows what the files hold."""
     task, test_data = load_choosing_task(config)
-    refuse_model_state(config, task, "a group has another state than its batch, so that K updates of one forward have no gradients of one loss")
+    refuse_model_state(config, task, "a group has another state than its batch, so the K gradients of one forward are not gradients of one loss")
     config = resolve(config, task)
     run = open_study("split_backward", config, console, task)
     measure(config, task, test_data, run, console)

@@ -78,7 +78,7 @@ def _print_ways(console: Console, config, records: Sequence[Record]) -> None:
         for arm in ARMS:
             row = [PROTOCOLS[protocol], names[arm], f"{rate_of(records, protocol, arm):.3g}"]
             if recorded_as(protocol, arm) != arm:
-                rows.append([*row, "is (a)", "", "", ""])
+                rows.append([*row, "same as (a)", "", "", ""])
                 continue
             reached = np.isfinite(to_target(records, protocol, arm, "examples", goal)).sum()
             amounts = {key: to_target(records, protocol, arm, key, goal) for key in ("examples", "updates", "seconds")}
@@ -96,7 +96,7 @@ def _print_ends(console: Console, config, records: Sequence[Record]) -> None:
     for protocol in protocols_of(records):
         for arm in ARMS:
             if recorded_as(protocol, arm) != arm:
-                rows.append([PROTOCOLS[protocol], names[arm], "is (a)", *[""] * (3 + also_loss)])
+                rows.append([PROTOCOLS[protocol], names[arm], "same as (a)", *[""] * (3 + also_loss)])
                 continue
             ends = final(records, protocol, arm, test)
             last = [curve(records, protocol, arm, seed)[-1] for seed in seeds_of(records, protocol)]
@@ -106,7 +106,7 @@ def _print_ends(console: Console, config, records: Sequence[Record]) -> None:
                 row.append(f"{interval(final(records, protocol, arm, 'test_loss')):.3f}")
             row.append(show(goal, [None if one["diverged"] else one[validation] for one in last]))
             rows.append([*row, f"{num_lost(records, protocol, arm, goal)}/{len(last)}"])
-    title = f"At the end (the one look at the test set; lost: {lost_in_words(goal)})"
+    title = f"At the end (the test set is used only here; lost: {lost_in_words(goal)})"
     columns = ["rates", "arm", heading(goal, "test {}"), "worst", *["test loss"] * also_loss, heading(goal), "lost"]
     print_table(console, title, columns, rows)
 
@@ -138,5 +138,5 @@ def _print_distances(console: Console, config, records: Sequence[Record]) -> Non
     print_table(console, title, ["", "one batch, same start", "whole run"], rows)
     exact = sorted((r for r in records if r["kind"] == "exactness"), key=lambda r: r["num_groups"])
     rows = [[str(r["num_groups"]), *(tiny(r[key]) for key in ("relative_error", "rounding"))] for r in exact]
-    title = "SGD without momentum: split step from one step at K × the rate"
+    title = "SGD without momentum: distance between a split step and one step at K × the rate"
     print_table(console, title, ["K", "relative distance", "float32 rounding"], rows)

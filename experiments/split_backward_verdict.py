@@ -5,16 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from experiments.goal_words import in_words, is_share, scale
-from experiments.split_backward_records import (
-    cost_ratio,
-    final,
-    num_lost,
-    protocols_of,
-    rate_of,
-    rates_on_edge,
-    seeds_of,
-    to_target,
-)
+from experiments.split_backward_records import cost_ratio, final, num_lost, protocols_of, rate_of, rates_on_edge, seeds_of, to_target
 from experiments.split_backward_steps import OWN_RULES
 from jaxbatch.gradients.split import largest_stable_curvature
 from jaxbatch.intervals import Interval, interval
@@ -23,13 +14,13 @@ from jaxbatch.training.goals import Goal, as_goal
 
 SAME_UPDATE = 1e-3  # as a share of a step: far above rounding, far below any real difference
 HELPS = {
-    "better": "helps against one update per batch",
-    "worse": "harms against one update per batch",
+    "better": "is better than one update per batch",
+    "worse": "is worse than one update per batch",
     "unstable": "is faster than one update per batch and then loses runs",
-    "same": "makes no difference that shows against one update per batch",
+    "same": "shows no difference from one update per batch",
 }
 SMALL = {
-    "same": "do as well as far as the intervals tell",
+    "same": "do equally well, as far as the intervals show",
     "better": "do worse",
     "worse": "do better",
     "unstable": "are slower and steadier",
@@ -83,8 +74,8 @@ def at_one_rate(config, records: Sequence[Record]) -> list[str]:
     if distances and max(r["batch_split_scaled"] for r in distances) < SAME_UPDATE:
         standing["scaled"], (_, text) = "identical", against(records, "original", "scaled", goal)
         texts["scaled"] = (
-            f"(b) and {names['scaled']} are the same update to rounding (a batch takes them apart by at most "
-            f"{tiny(max(r['batch_split_scaled'] for r in distances))} of the step), so whatever their runs differ by is "
+            f"(b) and {names['scaled']} are the same update up to rounding (after one batch they differ by at most "
+            f"{tiny(max(r['batch_split_scaled'] for r in distances))} of the step), so any difference between their runs is "
             f"chance: {text}."
         )
     sentences = [f"At one rate, {config.learning_rate:g}:", *texts.values()]
@@ -92,7 +83,7 @@ def at_one_rate(config, records: Sequence[Record]) -> list[str]:
         scaled = interval([r["batch_split_scaled"] for r in distances])
         other = interval([r["batch_split_small"] for r in distances])
         sentences.append(
-            f"From the same state, one batch takes (b) and (c) apart by {100 * scaled.value:.1f}% of the step, (b) and "
+            f"After one batch from the same state, (b) and (c) differ by {100 * scaled.value:.1f}% of the step, and (b) and "
             f"(d) by {100 * other.value:.1f}%."
         )
     if config.optimizer == "sgd" and config.momentum > 0:
@@ -101,7 +92,7 @@ def at_one_rate(config, records: Sequence[Record]) -> list[str]:
         sentences.append(f"Theory: on a quadratic loss (b) is stable up to curvature {split_limit:.3g}, (c) up to {scaled_limit:.3g}.")
     only = {
         "identical": f"it is a {k} times larger learning rate and nothing else",
-        "same": f"nothing tells it from a {k} times larger learning rate",
+        "same": f"no difference from a {k} times larger learning rate shows",
         "better": f"it does better than a {k} times larger learning rate",
         "worse": f"it does worse than a {k} times larger learning rate",
         "unstable": f"it is faster than a {k} times larger learning rate and then loses runs",
@@ -135,7 +126,7 @@ def at_own_rates(config, records: Sequence[Record]) -> list[str]:
 
 def _small_batches(config, records: Sequence[Record], standing: str) -> str:
     dear = interval([r["small_ms"] / r["split_ms"] for r in records if r["kind"] == "cost"], np.median)
-    return f"{config.num_groups} ordinary small batches {SMALL[standing]}, at {dear:.2f} times its cost"
+    return f"{config.num_groups} ordinary small batches {SMALL[standing]}, at {dear:.2f} times the cost"
 
 
 def paired(records: Sequence[Record], protocol: str, other: str, key: str) -> Interval:
@@ -183,7 +174,7 @@ def say(name: str, standing: str, text: str) -> str:
     conclusion = {
         "better": "(b) is ahead",
         "worse": "(b) is behind",
-        "same": "the intervals hold no difference",
+        "same": "the intervals show no difference",
         "unstable": "(b) is ahead and then loses runs",
     }[standing]
     return f"Against {name}: {text}: {conclusion}."

@@ -82,7 +82,7 @@ def open_study(name: str, config: StudyConfig, console: Console, task: jaxbatch.
     if run.records:
         then, now = run.provenance.get("commit"), describe_commit()["commit"]
         note = "" if then == now else f", begun at commit {then} (now {now})"
-        console.print(f"Going on from {len(run.records)} records in {run.path}{note}; --overwrite starts afresh.", soft_wrap=True)
+        console.print(f"Continuing from {len(run.records)} records in {run.path}{note}; --overwrite starts anew.", soft_wrap=True)
     return run
 
 
@@ -97,7 +97,7 @@ def check_machine(config: StudyConfig) -> dict[str, dict[str, float | bool | Non
     if failed and config.check_backend:
         failures = "; ".join(f"{check.name}: relative error {check.error:.1g}, bound {check.bound:.1g}" for check in failed)
         raise ValueError(
-            f"this machine computes wrong numbers ({failures}). python -m experiments.cross_check says more; --no-check-backend goes on."
+            f"this machine computes wrong numbers ({failures}). python -m experiments.cross_check says more; --no-check-backend runs anyway."
         )
     finite = lambda number: number if math.isfinite(number) else None  # JSON has no NaN
     return {check.name: {"error": finite(check.error), "bound": check.bound, "passed": check.passed} for check in checks}
@@ -216,5 +216,5 @@ def run_study(config_type: type[Config], description: str, study: Callable[[Conf
     with one_line_errors():
         console = Console(highlight=False)
         if config.keep_compiled and jaxbatch.keep_compiled_programs() is None:
-            console.print("Nothing is kept between runs: there is no home folder that can be written to. Set HOME or XDG_CACHE_HOME.", soft_wrap=True)
+            console.print("No compiled programs are kept between runs: no home folder can be written to. Set HOME or XDG_CACHE_HOME.", soft_wrap=True)
         study(config, console)

@@ -82,7 +82,7 @@ def fill_target(config: Config, task: jb.Task) -> Config:
     epochs, usual = (EPOCHS, None) if config.task else PROTOCOLS[config.dataset]
     names = metric_names(task)
     if config.target is None and usual is None:
-        form = f"a metric of {', '.join(names)} with direction and value, as --target '{names[0]}<0.4'"
+        form = f"give a metric ({', '.join(names)}), a direction and a value, as --target '{names[0]}<0.4'"
         raise ValueError(f"--target is needed with --task: {form}.")
     try:
         goal = jb.as_goal(config.target or usual)
@@ -91,7 +91,7 @@ def fill_target(config: Config, task: jb.Task) -> Config:
     if goal.metric not in names:
         raise ValueError(f"--target {config.target}: the metrics are {', '.join(names)}.")
     if not config.task and goal.metric == "accuracy" and not (goal.above and 0 < goal.value < 1):
-        raise ValueError(f"--target {config.target}: an accuracy must be above a number between 0 and 1, as accuracy>0.98.")
+        raise ValueError(f"--target {config.target}: for an accuracy, write > and a number between 0 and 1, as accuracy>0.98.")
     text = f"{goal.metric}{'>' if goal.above else '<'}{goal.value}"
     return dataclasses.replace(config, epochs=epochs if config.epochs is None else config.epochs, target=text)
 

@@ -32,7 +32,7 @@ def load_task(config, **settings) -> Task:
     if config.task is None:
         return _text_task(config)[0] if has_text(config) else _task_on(load_dataset(config.dataset, data_dir=config.data_dir), config, **settings)
     task = load_user_task(config.task)
-    _refuse_stream(config.task, "train_data", task.train_data, "this study takes examples by number, which a stream does not give")
+    _refuse_stream(config.task, "train_data", task.train_data, "this study picks examples by their number, which a stream does not allow")
     return task
 
 
@@ -98,9 +98,9 @@ def has_text(config) -> bool:
         return False
     is_text = config.dataset in TEXTS
     if is_text and config.model != "transformer":
-        raise ValueError(f"--model {config.model} takes images, and --dataset {config.dataset} is a text: --model transformer.")
+        raise ValueError(f"--model {config.model} takes images, but --dataset {config.dataset} is a text. Use --model transformer.")
     if config.model == "transformer" and not is_text:
-        raise ValueError(f"--model transformer takes a text, and --dataset {config.dataset} holds images: --dataset {' or '.join(TEXTS)}.")
+        raise ValueError(f"--model transformer takes a text, but --dataset {config.dataset} holds images. Use --dataset {' or '.join(TEXTS)}.")
     return is_text
 
 

@@ -108,7 +108,7 @@ def _find_function(source: Source, module: types.ModuleType) -> Callable:
     own = [name for name, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == module.__name__]
     near = sorted(own, key=lambda name: -difflib.SequenceMatcher(None, name, source.function).ratio())
     choices = f"its functions are {', '.join(near)}" if near else "it has no functions"
-    what = f"no function {source.function}" if member is None else f"{source.function}, which is {_article(member)} and no function"
+    what = f"no function {source.function}" if member is None else f"{source.function}, which is {_article(member)} and not a function"
     raise ValueError(f"--task {source.text}: {source.path.name} has {what}; {choices}.")
 
 
@@ -119,11 +119,11 @@ def _call(source: Source, function: Callable) -> jb.Task:
         parameters = ()
     wanted = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     if wanted:
-        raise ValueError(f"--task {source.text}: {source.function} wants {', '.join(wanted)}, and is called without arguments. Give defaults.")
+        raise ValueError(f"--task {source.text}: {source.function} needs {', '.join(wanted)}, but is called without arguments. Give them defaults.")
     with _one_line_errors(source, f"--task {source.text}: {source.function}"):
         task = function()
     if not isinstance(task, jb.Task):
-        raise ValueError(f"--task {source.text}: {source.function} returns {_article(task)}, and must return a jaxbatch.Task.")
+        raise ValueError(f"--task {source.text}: {source.function} returns {_article(task)}, but must return a jaxbatch.Task.")
     return task
 
 

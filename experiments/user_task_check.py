@@ -82,12 +82,12 @@ def check_metrics(task: jb.Task, start: Any, data: Any) -> None:
     for size in SIZES:
         metrics = jax.eval_shape(task.metrics_fn, start, shapes_of(data, size))
         if not isinstance(metrics, Mapping) or not metrics:
-            raise ValueError(f"it must return a dict of metrics, and returns a {type(metrics).__name__}{'' if metrics else ' that is empty'}.")
+            raise ValueError(f"it must return a dict of metrics, but returns a {type(metrics).__name__}{'' if metrics else ' that is empty'}.")
         for name, leaf in ((name, leaf) for name, values in metrics.items() for leaf in (values if isinstance(values, jb.Weighted) else [values])):
             shape = getattr(leaf, "shape", None)
             if shape != (size,):
                 hint = " Leave out the mean." if shape == () else ""
-                raise ValueError(f"it must return one value per example, shape {(size,)}, and {name!r} has shape {shape}.{hint}")
+                raise ValueError(f"it must return one value per example, shape {(size,)}, but {name!r} has shape {shape}.{hint}")
 
 
 def _check(text: str, path: pathlib.Path, name: str, function: Callable | None, step: Callable[[], Any]) -> Any:
@@ -119,7 +119,7 @@ def _check_data(data: Any, name: str) -> None:
     if not is_stream(data):
         for key_path, leaf in jax.tree_util.tree_leaves_with_path(data):
             if not (jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) or leaf.dtype.kind in "biufcV"):
-                raise ValueError(f"{name}{jax.tree_util.keystr(key_path)} holds {leaf.dtype}, and a device computes with numbers alone.")
+                raise ValueError(f"{name}{jax.tree_util.keystr(key_path)} holds {leaf.dtype}, but a device computes only with numbers.")
 
 
 def _check_pair(start: Any) -> None:
@@ -132,7 +132,7 @@ def _prepared(prepare: Callable, batch: Any, size: int) -> Any:
     prepared = jax.eval_shape(prepare, keys, batch)
     length = leading_axis(prepared, "its result")
     if length != size:
-        raise ValueError(f"it must return a batch of as many examples as it gets, {size}, and returned {length}.")
+        raise ValueError(f"it must return a batch of as many examples as it gets, {size}, but returned {length}.")
     return prepared
 
 

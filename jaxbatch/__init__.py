@@ -37,21 +37,10 @@ from jaxbatch.gradients.accumulation import accumulated_gradient
 from jaxbatch.gradients.clipping import ClippedSum, clipped_gradient_sum, sum_of_gradients
 from jaxbatch.gradients.coupled import CoupledGradient, coupled_gradient
 from jaxbatch.gradients.curvature import HessianEigenvalues, hessian_eigenvalues, hessian_trace
-from jaxbatch.gradients.exact import (
-    group_gradients,
-    losses_and_group_gradients,
-    losses_and_mean_gradient,
-    per_example_gradients,
-)
+from jaxbatch.gradients.exact import group_gradients, losses_and_group_gradients, losses_and_mean_gradient, per_example_gradients
 from jaxbatch.gradients.hessian import hessian_vector_product
 from jaxbatch.gradients.loss_line import loss_along_line
-from jaxbatch.gradients.noise import (
-    GradientStatistics,
-    cosine_similarity,
-    gradient_noise_scale,
-    gradient_statistics,
-    relative_squared_error,
-)
+from jaxbatch.gradients.noise import GradientStatistics, cosine_similarity, gradient_noise_scale, gradient_statistics, relative_squared_error
 from jaxbatch.gradients.part_norms import NoiseMonitor
 from jaxbatch.gradients.recompute import recompute
 from jaxbatch.gradients.split import largest_stable_curvature, split_backward
@@ -63,13 +52,7 @@ from jaxbatch.machine.platform import skip_absent_accelerators
 from jaxbatch.machine.targets import TARGETS, Target, find_target
 from jaxbatch.models import MLP, VGG19BN, AlexNet, ResNet20, ResNet50, SimpleCNN
 from jaxbatch.results.report import track
-from jaxbatch.schedules.batch_sizes import (
-    BatchSizeSchedule,
-    adabatch_schedule,
-    constant_schedule,
-    increase_instead_of_decay,
-    milestone_schedule,
-)
+from jaxbatch.schedules.batch_sizes import BatchSizeSchedule, adabatch_schedule, constant_schedule, increase_instead_of_decay, milestone_schedule
 from jaxbatch.schedules.rates import cosine, coupled_learning_rate, cyclic, scale_learning_rate, step_decay
 from jaxbatch.sums import Weighted
 from jaxbatch.training.checkpoints import fit_with_checkpoints

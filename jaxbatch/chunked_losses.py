@@ -43,8 +43,8 @@ def chunked_cross_entropy(
     **Classes shared by devices.** With ``axis``, in ``shard_map`` or ``pmap``, each device has its own examples and its own C
     classes: device n has those from nC on. Features are gathered, each device works out its classes for all examples, and gets the
     losses of its own examples back. Differentiate the sum of a device's own losses, as without devices: the gradients of
-    ``features``, ``kernel`` and ``bias`` are then whole, those of the sum over all devices. Those of parameters that every
-    device has a copy of, such as an encoder's, are a device's part, to be added up by ``lax.psum``, as always.
+    ``features``, ``kernel`` and ``bias`` are then whole, those of the sum over all devices. For parameters of which every
+    device has a copy, such as an encoder's, each device gets a part of the gradient. Add the parts up with ``lax.psum``, as always.
 
     Args:
         features: ``(B, D)``, or any number of leading axes, such as (sequences, tokens).
@@ -55,7 +55,7 @@ def chunked_cross_entropy(
         scale: multiplies the products, an inverse temperature.
         margin: takes the targets' products, before ``scale``, and returns what takes their place.
         axis: the name of the axis of devices that share the classes.
-        num_classes: with ``axis``, the number of classes of all devices, where the last columns only fill up an equal share.
+        num_classes: with ``axis``, the number of classes on all devices, if the last columns are only there to give every device as many.
 
     Returns:
         One loss per example, in float32 at least.

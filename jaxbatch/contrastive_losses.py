@@ -19,7 +19,7 @@ Number = float | Float[Array, ""]
 
 
 def unit_length(vectors: Float[Array, "..."], axis: int = -1) -> Float[Array, "..."]:
-    """The vectors along ``axis`` divided by their lengths, computed in float32 at least; a vector of zeros stays one, with a gradient of zero.
+    """The vectors along ``axis`` divided by their lengths, computed in float32 at least; a vector of zeros stays zero, and so is its gradient.
 
     Example:
         >>> unit_length(jnp.array([[0.0, 4.0], [0.0, 0.0]])).tolist()
@@ -129,7 +129,7 @@ def sigmoid_contrastive(
 
 def _checked(first, second, temperature: Number, chunk_size: int | None):
     if first.shape != second.shape:
-        raise ValueError(f"first has shape {first.shape} and second {second.shape}: they must be alike, with one example in each row.")
+        raise ValueError(f"first has shape {first.shape} and second {second.shape}: they must have the same shape, with one example in each row.")
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size} must be at least 1.")
     if not isinstance(temperature, jax.core.Tracer) and not temperature > 0:

@@ -11,18 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Shaped
 
-from jaxbatch.layers import (
-    Conv,
-    ConvBatchNorm,
-    ConvMaxPool,
-    Layout,
-    choose_layout,
-    flatten,
-    he_fan_out,
-    max_pool,
-    to_layout,
-    torch_uniform,
-)
+from jaxbatch.layers import Conv, ConvBatchNorm, ConvMaxPool, Layout, choose_layout, flatten, he_fan_out, max_pool, to_layout, torch_uniform
 
 
 class SimpleCNN(nn.Module):

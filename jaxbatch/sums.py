@@ -101,8 +101,8 @@ class Weighted(NamedTuple):
 
     Args:
         total: ``(B,)``, floating-point; as a metric, integers too.
-        weight: ``(B,)``, integers or floating-point numbers of at least 0. Integers are cast to float32 at least. A count in
-            bfloat16 has lost its digits already: there is no 257 in it.
+        weight: ``(B,)``, integers or floating-point numbers of at least 0. Integers are cast to float32 at least. Do not count
+            in bfloat16, which cannot hold numbers such as 257.
 
     An example of weight 0 does not count, whatever its total (the gradient of its total must be finite all the same). If all
     weights are 0, the mean and its gradient are 0. Gradients do not go through the weights. While a program is traced, weights

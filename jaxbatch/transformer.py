@@ -47,7 +47,7 @@ class TransformerLM(nn.Module):
         Logits ``(B, T, vocab_size)``. Those at place t depend on tokens 0 to t, and predict token t + 1.
 
     Raises:
-        ValueError: ``width`` is no multiple of ``num_heads``; a head has an odd number of channels, which rotary positions cannot
+        ValueError: ``width`` is not a multiple of ``num_heads``; a head has an odd number of channels, which rotary positions cannot
             have; or learned positions get more than ``max_length`` tokens.
 
     Example:
@@ -212,6 +212,6 @@ def _check_sizes(model: TransformerLM, length: int) -> None:
     if model.positions not in ("rotary", "learned"):
         raise ValueError(f"positions={model.positions!r} must be 'rotary' or 'learned'.")
     if model.positions == "rotary" and channels % 2:
-        raise ValueError(f"width={model.width} and num_heads={model.num_heads} give heads of {channels} channels; rotary positions turn pairs.")
+        raise ValueError(f"width={model.width} and num_heads={model.num_heads} give heads of {channels} channels; rotary positions need even ones.")
     if model.positions == "learned" and length > model.max_length:
         raise ValueError(f"{length} tokens are more than max_length={model.max_length}: raise it, or take positions='rotary'.")

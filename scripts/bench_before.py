@@ -38,7 +38,7 @@ class Checkout:
     def _answer(self) -> str:
         line = self.process.stdout.readline()
         if not line:
-            raise OSError("a process of the comparison ended; its message stands above.")
+            raise OSError("a process of the comparison ended; its message is above.")
         return line.strip()
 
 

@@ -26,7 +26,7 @@ class Bench:
 
 @dataclasses.dataclass(frozen=True)
 class Train(Bench):
-    """A training step of SimpleCNN, as epochs."""
+    """A training step of SimpleCNN, timed over whole epochs."""
 
     batch_sizes: tuple[int, ...] = (1, 6, 60, 600, 6000)
     """Batch sizes."""
@@ -40,9 +40,9 @@ class Split(Bench):
     """K optimizer updates from one batch."""
 
     batch_size: int = 640
-    """B."""
+    """Batch size."""
     num_groups: int = 10
-    """K, a divisor of B."""
+    """Number of updates K, a divisor of the batch size."""
 
     def run(self):
         return bench_gradients.split(self.rounds, self.batch_size, self.num_groups)
@@ -53,7 +53,7 @@ class Gradients(Bench):
     """Per-example gradients."""
 
     batch_size: int = 640
-    """B."""
+    """Batch size."""
 
     def run(self):
         return bench_gradients.gradients(self.rounds, self.batch_size)
@@ -65,9 +65,9 @@ class Coupled(Bench):
 
     rounds: int = 10
     batch_size: int = 1024
-    """B; there are 16 times as many classes."""
+    """Batch size; there are 16 times as many classes."""
     parts: int = 8
-    """Microbatches, and chunks of classes."""
+    """Examples in a microbatch, and classes in a chunk."""
 
     def run(self):
         return bench_coupled.coupled(self.rounds, self.batch_size, self.parts)
@@ -79,7 +79,7 @@ class Layers(Bench):
 
     rounds: int = 10
     batch_size: int = 128
-    """B."""
+    """Batch size."""
     shapes: int | None = None
     """Time only this many shapes, the first ones."""
 
@@ -94,11 +94,11 @@ class Adabatch(Bench):
     models: tuple[Literal["alexnet", "resnet20", "vgg19_bn"], ...] = ("alexnet", "resnet20", "vgg19_bn")
     """Networks."""
     batch_size: int = 128
-    """B."""
+    """Batch size."""
     num_steps: int | None = None
     """Steps per round. Default: about a second's work on two cores; 390 make an epoch of CIFAR-10 at B = 128."""
     bfloat16: bool = False
-    """Compute in bfloat16, PyTorch under autocast."""
+    """Compute in bfloat16; PyTorch does so by autocast."""
     compiled_loop: bool = False
     """Also time the steps of a round in one lax.scan, which takes seconds per step on a CPU."""
 
@@ -116,7 +116,7 @@ class Language(Bench):
     sequence_length: int = 128
     """Tokens to predict in a sequence."""
     bfloat16: bool = False
-    """Compute in bfloat16, PyTorch under autocast."""
+    """Compute in bfloat16; PyTorch does so by autocast."""
 
     def run(self):
         return bench_language.language(self.rounds, self.batch_sizes, self.sequence_length, self.bfloat16)
@@ -159,11 +159,11 @@ class Sweep(Bench):
     rates: int = 8
     """Learning rates."""
     seeds: int = 4
-    """Seeds of each."""
+    """Number of seeds for each learning rate."""
     num_examples: int = 6000
     """Examples in an epoch."""
     batch_size: int = 60
-    """B."""
+    """Batch size."""
 
     def run(self):
         return bench_training.many_runs(self.rounds, self.rates, self.seeds, self.num_examples, self.batch_size)
@@ -195,7 +195,7 @@ class Target(Bench):
     accuracy: float = 0.98
     """Test accuracy to reach."""
     batch_size: int = 60
-    """B."""
+    """Batch size."""
     rate: float = 0.1
     """Learning rate."""
     max_epochs: int = 20

@@ -34,14 +34,14 @@ def huge(rounds: int, batch_sizes: tuple[int, ...], microbatch_size: int, models
     for model in models:
         for batch_size in batch_sizes:
             task = random_task(NETWORKS[model](), batch_size)
-            chosen = microbatch_size
+            plain_size = chosen = min(microbatch_size, batch_size)
             if budget is not None:
                 plan = jb.memory_plan(task, optimizer=optax.sgd(RATE, MOMENTUM), batch_size=batch_size, budget=budget)
                 chosen = plan.chosen.microbatch_size
-            own, plain = (measure_apart(model, size, cut, batch_size) for size, cut in ((batch_size, chosen), (microbatch_size, microbatch_size)))
-            steps = max(1, min(PLAIN_STEPS, batch_size // microbatch_size))
-            contenders = {"ours": _steps(task, 1, batch_size, chosen), "plain step": _steps(task, steps, microbatch_size, None)}
-            thousands = {"ours": batch_size / 1000, "plain step": steps * microbatch_size / 1000}
+            own, plain = (measure_apart(model, size, cut, batch_size) for size, cut in ((batch_size, chosen), (plain_size, plain_size)))
+            steps = max(1, min(PLAIN_STEPS, batch_size // plain_size))
+            contenders = {"ours": _steps(task, 1, batch_size, chosen), "plain step": _steps(task, steps, plain_size, None)}
+            thousands = {"ours": batch_size / 1000, "plain step": steps * plain_size / 1000}
             times = [{name: time / thousands[name] for name, time in seconds.items()} for seconds in time_contenders(contenders, rounds)]
             memory = own | {"plain_peak_bytes": plain["peak_bytes"], "microbatch_size": chosen, "per_examples": 1000}
             memory |= {} if budget is None else {"budget_bytes": as_bytes(budget)}

@@ -1,9 +1,9 @@
-"""Memory of training steps on this machine's device: the compiler's number before, and what was used after.
+"""Memory of training steps on this machine's device: what the compiler predicts, and what a run uses.
 
-    python scripts/device_memory.py --output memory.jsonl        every network at five batch sizes; on a CPU four, two optimizers
+    python scripts/device_memory.py --output memory.jsonl        every network at five batch sizes (on a CPU four, with two optimizers)
     python scripts/device_memory.py --output memory.jsonl --quick
     python scripts/device_memory.py --table memory.jsonl         the errors of a file
-    python scripts/device_memory.py --table memory.jsonl --target h200     the errors of what is predicted where the device is not
+    python scripts/device_memory.py --table memory.jsonl --target h200     the errors of a prediction that is made without the device
 
 Every size gets two processes of its own. The first compiles into a cache folder, because the compiler tries kernels and this
 takes memory too. The second reads the program from there and runs it. On a GPU or TPU, the highest mark of the allocator is
@@ -172,13 +172,13 @@ def run_one(model: str, batch_size: int, dtype: str, optimizer: str, cache: str)
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", help="file that gets a JSON line a case; what is there is not measured again")
+    parser.add_argument("--output", help="file to which each case is written as a line of JSON; cases that it has are not measured again")
     parser.add_argument("--quick", action="store_true", help="two networks, one size")
-    parser.add_argument("--one", nargs=4, metavar=("MODEL", "SIZE", "DTYPE", "OPTIMIZER"), help="one case in this process")
+    parser.add_argument("--one", nargs=4, metavar=("MODEL", "SIZE", "DTYPE", "OPTIMIZER"), help="measure one case in this process")
     parser.add_argument("--table", help="print the errors of this file")
-    parser.add_argument("--target", help="with --table: what this target's compiler predicts, instead of what the device's did")
-    parser.add_argument("--effort", choices=("full", "least"), default="full", help="with --target: of the TPU compiler")
-    parser.add_argument("--only", help="with --table: this network alone")
+    parser.add_argument("--target", help="with --table: take what this target's compiler predicts, not what the device's compiler did")
+    parser.add_argument("--effort", choices=("full", "least"), default="full", help="with --target: effort of the TPU compiler")
+    parser.add_argument("--only", help="with --table: only this network")
     flags = parser.parse_args()
     if flags.one:
         model, size, dtype, optimizer = flags.one

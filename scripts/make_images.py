@@ -38,7 +38,7 @@ def make_images(config: Config) -> int:
     from PIL import Image
 
     if config.output.exists():
-        raise ValueError(f"--output {config.output} is there already. Name a new folder.")
+        raise ValueError(f"--output {config.output} exists already. Name a new folder.")
     dataset, random = jb.load_dataset(config.dataset, data_dir=config.data_dir), np.random.default_rng(0)
     count = config.num_examples or len(dataset.train_labels)
     splits = {

@@ -3,10 +3,10 @@
     python scripts/score_advice.py sweep --output score      every case's sweep; hours on two cores
     python scripts/score_advice.py time --output score       the time of an update by batch size; nothing else may run
     python scripts/score_advice.py advise --output score     advice for every case, for time and for examples
-    python scripts/score_advice.py judge --output score      advised, best and usual settings on seeds that none has seen
+    python scripts/score_advice.py judge --output score      advised, best and usual settings, all on new seeds
     python scripts/score_advice.py table --output score      the table of docs/advice.md
 
-Each stage skips what it finds in the folder. The cases stand in scripts/advice_cases.py.
+Each stage skips what it finds in the folder. The cases are in scripts/advice_cases.py.
 """
 
 import argparse

@@ -23,9 +23,9 @@ IN_A_ROW = 5  # calls of one contender before the next, so that its data are in 
 
 MEMORY = {
     "kept": "data set, parameters and optimizer state",
-    "peak": "highest mark of a step beside them",
-    "plain_peak": "of the microbatch's own step",
-    "predicted": "memory_profile beside them",
+    "peak": "largest further memory of a step",
+    "plain_peak": "the same of a plain step on the microbatch",
+    "predicted": "the same as memory_profile predicts",
 }
 
 Contenders = Mapping[str, Callable[[], Any]]
@@ -158,7 +158,7 @@ def report(rows: list[dict], console: Console) -> None:
             console.print(f"MiB, {row['model']}, B = {row['batch_size']:,}, microbatch {row['microbatch_size']:,}: {memory_text}.", soft_wrap=True)
         if "budget_bytes" in row:
             used = (row["kept_bytes"] + row["peak_bytes"]) / 2**20
-            console.print(f"In all {used:,.1f} MiB of a budget of {row['budget_bytes'] / 2**20:,.1f} MiB.")
+            console.print(f"In total {used:,.1f} MiB of a budget of {row['budget_bytes'] / 2**20:,.1f} MiB.")
         if "ours_temporary_bytes" in row:
             ours, plain = (row[f"{who}_temporary_bytes"] / 1e6 for who in ("ours", "plain"))
             console.print(f"Temporary memory of {row['model']}: ours {ours:.1f} MB, plain step {plain:.1f} MB.")

@@ -43,7 +43,7 @@ class Peer:
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
         if not answer:
-            raise OSError("the PyTorch process ended; its message stands above.")
+            raise OSError("the PyTorch process ended; its message is above.")
         return json.loads(answer)
 
 

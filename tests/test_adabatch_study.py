@@ -62,7 +62,7 @@ def test_records_arrays_and_figure(capsys):
     assert (path / "figure.png").exists() and not (path / "in_flight").exists()
     assert "Speed-up of (b) over (a)" in out and "too few seeds to tell" in out
     adabatch.main([*ARGUMENTS, "--output-dir", str(folder)])
-    assert records_in(folder) == records and "Going on from" in capsys.readouterr().out
+    assert records_in(folder) == records and "Continuing from" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -153,7 +153,7 @@ def test_the_rate_is_chosen_by_the_last_accuracy_and_never_a_diverged_run():
         (["--max-batch-size", "8"], "max_batch_size=8 is below batch_size=16."),
         (["--max-batch-size", "5000"], "is larger than the data set"),
         (["--growth", "0.5"], "growth=0.5 must be at least 1"),
-        (["--devices", "64"], "64 devices were asked for, and JAX finds"),
+        (["--devices", "64"], "64 devices were asked for, but JAX finds"),
         (["--devices", "0"], "--devices 0 must be above 0"),
         (["--warmup-epochs", "-1"], "--warmup-epochs -1.0 must be at least 0."),
         (["--warmup-epochs", "100"], "--warmup-epochs 100 is more than the 25 epochs of the run."),

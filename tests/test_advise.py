@@ -83,7 +83,7 @@ def test_what_would_change_the_answer():
     (less, small), (more, large) = advice.elsewhere
     assert (less, more) == (0.1, 10.0)
     assert small <= advice.batch_size <= large  # where an update costs more, larger batches pay
-    assert f"B = {large} with 10 times the fixed time" in " ".join(advice.sentences())
+    assert f"B = {large} if the fixed time of an update is 10 times" in " ".join(advice.sentences())
     assert advise_quadratic(objective="examples", max_probes=10).elsewhere == ()
 
 
@@ -100,7 +100,7 @@ def test_advice_continues_from_known_runs_and_gives_the_same(kept):
 def test_the_answer_in_words_and_code():
     advice = advise_quadratic()
     text = "\n".join(advice.sentences())
-    told = "cannot be told" if len(advice.candidates) > 1 else "No other size"
+    told = "do not show that it is better" if len(advice.candidates) > 1 else "no other size"
     for part in (f"batch size {advice.batch_size}", "updates", "The device is busy from", told):
         assert part in text
     names = {"jb": jb, "optax": optax}

@@ -58,7 +58,7 @@ def test_nothing_is_run_again(quick_run):
     path, _ = quick_run
     before = path.read_text()
     done = run(*FLAGS, "--verify", "--seeds", "1", "--epochs", "8", "--output-dir", str(path.parents[2]))
-    assert "Going on from" in done.stdout
+    assert "Continuing from" in done.stdout
     assert path.read_text() == before
 
 

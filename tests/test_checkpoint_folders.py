@@ -40,7 +40,7 @@ def test_a_user_s_own_folders_stay(task, tmp_path, names):
 def test_checkpoints_of_nobody_knows_whom_are_refused(task, tmp_path):
     (tmp_path / "step_3").mkdir()
     (tmp_path / "step_3" / "thesis.txt").write_text("irreplaceable")
-    with pytest.raises(ValueError, match="holds step_3 and no about.json.*Take another folder"):
+    with pytest.raises(ValueError, match="holds step_3 but no about.json.*Take another folder"):
         run(task, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step_3"] and (tmp_path / "step_3" / "thesis.txt").exists()
 

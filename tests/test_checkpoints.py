@@ -98,7 +98,7 @@ def test_a_damaged_checkpoint_is_passed_over(task, tmp_path, damage):
             path.write_bytes(bytes(255 - byte for byte in path.read_bytes()))
         else:
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 if damage == "truncated" else 0])
-    with pytest.warns(UserWarning, match="broken/step_12 is a damaged checkpoint and is passed over"):
+    with pytest.warns(UserWarning, match="broken/step_12 is a damaged checkpoint and is skipped"):
         again = run(task, tmp_path / "broken")
     assert [record["batches"] for record in again] == [9, 12]  # from the one before, 6
     jax.tree.map(np.testing.assert_array_equal, again[-1]["state"], whole[-1]["state"])

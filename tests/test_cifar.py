@@ -56,19 +56,19 @@ def test_cifar_python_version_runs_nothing_it_names(tmp_path):
         def __reduce__(self):
             return (eval, (f"open({str(tmp_path / 'evil')!r}, 'w')",))
 
-    with pytest.raises(ValueError, match="no CIFAR python-version file"):
+    with pytest.raises(ValueError, match="not a CIFAR python-version file"):
         official.decode_cifar_python(pickle.dumps({b"data": Evil(), b"labels": Evil()}, protocol=2), "cifar10")
     assert not (tmp_path / "evil").exists()
 
 
 @pytest.mark.parametrize("blob", [b"", b"garbage", pickle.dumps([1]), pickle.dumps({b"data": 3}), b"\x80\x02}q\x01."])
 def test_cifar_python_version_refuses_other_pickles(blob):
-    with pytest.raises(ValueError, match="no CIFAR python-version file"):
+    with pytest.raises(ValueError, match="not a CIFAR python-version file"):
         official.decode_cifar_python(blob, "cifar10")
 
 
 def test_cifar_binary_of_a_wrong_length():
-    with pytest.raises(ValueError, match="no whole number of rows"):
+    with pytest.raises(ValueError, match="not a whole number of rows"):
         official.decode_cifar_binary(b"x" * 3074, "cifar10")
 
 

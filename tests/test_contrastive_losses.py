@@ -101,7 +101,7 @@ def test_the_matrix_is_never_whole(optimized, name):
 
 def test_slips_are_named():
     a, b = make_views(dtype=np.float32)
-    with shapes_unchecked(), pytest.raises(ValueError, match="must be alike"):
+    with shapes_unchecked(), pytest.raises(ValueError, match="must have the same shape"):
         jb.nt_xent(a, b[1:], 0.1)
     with pytest.raises(ValueError, match="temperature=0.0 must be above 0"):
         jb.nt_xent(a, b, 0.0)

@@ -130,14 +130,14 @@ def test_the_sentences_tell_negatives_from_updates():
     records = json.loads(json.dumps(records))
     assert difference(records, (8, 4), (4, 4), "knn").value == pytest.approx(10)
     told = verdict(CONFIG, records)
-    assert "B = 8 against 4 at equal examples: +10.00 [" in told[0] and told[0].endswith("points, a difference.")
+    assert "B = 8 against 4 at equal examples: +10.00 [" in told[0] and told[0].endswith("points, a difference shows.")
     assert "More negatives alone, at B = 8: +0.00 [" in told[1] and "no difference shows. Fewer, less noisy updates alone: +10.00" in told[1]
-    assert told[-1].startswith("At no size do more negatives")
+    assert told[-1].startswith("More negatives do not")
     edge = [*rows("held_out", 8, 8, 0.1, [0.9]), *rows("test", 8, 8, 0.1, [0.70, 0.711, 0.719])]
     better = verdict(CONFIG, [*records, *edge])  # runs at 0.2 are no longer those of the chosen rate
     assert better[0].startswith("Warning: the best rate lies on the edge of the grid at B = 8;")
     assert better[-1] == "More negatives help the probe at B = 8."
-    assert verdict(CONFIG, records[:6]) == ["One batch size alone answers nothing."]
+    assert verdict(CONFIG, records[:6]) == ["One batch size alone does not answer the question. Give at least two --batch-sizes."]
 
 
 @pytest.mark.parametrize(

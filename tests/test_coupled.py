@@ -165,7 +165,7 @@ def test_slips_are_named():
     first = lambda p, z: z[:, 0]
     product = lambda p, x: x * p
     for message, given in {
-        "one representation per example, 4, and returned 2": (first, lambda p, x: (p * x).T, jnp.array(1.0), x, 2),
+        "one representation per example, 4, but returned 2": (first, lambda p, x: (p * x).T, jnp.array(1.0), x, 2),
         "is a single number": (first, lambda p, x: (p * x).sum(), jnp.array(1.0), x, 2),
         "no floating-point array": (first, lambda p, x: x > p, jnp.array(1.0), x, 2),
         "returned int32": (lambda p, z: jnp.arange(4), product, jnp.array(1.0), x, 2),

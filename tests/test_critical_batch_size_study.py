@@ -54,12 +54,12 @@ def test_three_ways_that_agree():
 
 def test_a_way_that_does_not_agree_is_named():
     told = verdict(CONFIG, [*LAW, *branches({1: 1.0, 2: 2.0})])
-    assert told[1] == "More than a factor of 2 from the fit: branches at 50% of the way."
+    assert told[1] == "These differ from the fit by more than a factor of 2: branches at 50% of the way."
 
 
 def test_without_three_sizes_there_is_no_fit():
     assert "Fewer than three sizes" in verdict(CONFIG, [*swept(8, 0.1, [5, 6]), *noise(0.5)])[1]
-    assert "No way gives a number" in verdict(CONFIG, swept(8, 0.1, [None]))[0]
+    assert "None of the three ways gives a number" in verdict(CONFIG, swept(8, 0.1, [None]))[0]
 
 
 def test_noise_without_signal_is_not_sure():
@@ -82,7 +82,7 @@ def test_the_study_answers_and_goes_on(tmp_path):
     kinds = {record["kind"] for record in read_records(path.parent)}
     assert kinds == {"sweep", "noise", "branch", "run"}
     before = path.read_text()
-    assert "Going on from" in run(*flags).stdout
+    assert "Continuing from" in run(*flags).stdout
     assert path.read_text() == before
 
 

@@ -119,7 +119,7 @@ def test_faults_are_caught_and_named(inject, names, fresh, monkeypatch):
 def test_the_dropped_element_is_told_with_its_size(fresh, monkeypatch):
     without_the_last(monkeypatch)
     bad = [record for record in records_of("sum") if not record["passed"]]
-    assert {record["size"] for record in bad} == {"32,769"} and bad[0]["where"].startswith("output[0]: ")
+    assert {record["size"] for record in bad} == {"32,769"} and bad[0]["where"].startswith("output[0] is ")
 
 
 SEVERAL = """

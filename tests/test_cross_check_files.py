@@ -29,7 +29,7 @@ def test_a_file_is_compared_with(tmp_path, capsys):
     file = tmp_path / "here.npz"
     cross_check.main([*arguments, "--save", str(file)])
     cross_check.main([*arguments, "--against", str(file)])
-    assert "4 bit-equal, 0 within, 0 apart, of 4" in capsys.readouterr().out
+    assert "4 computations: 4 are equal to the bit, 0 within the bounds, 0 beyond them." in capsys.readouterr().out
     with np.load(file) as saved:
         arrays = {name: saved[name] for name in saved.files}
     about = json.loads(str(arrays.pop("about")))
@@ -40,19 +40,19 @@ def test_a_file_is_compared_with(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         cross_check.main([*arguments, "--against", str(file)])
     out = capsys.readouterr().out
-    assert stopped.value.code == 1 and "2 bit-equal, 1 within, 1 apart, of 4" in out and "APART: dense" in out
+    assert stopped.value.code == 1 and "2 are equal to the bit, 1 within the bounds, 1 beyond them" in out and "DIFFERENT: dense" in out
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--precision", "float16"], "--precision float16 must be of float64, float32, bfloat16, default."),
+        (["--precision", "float16"], "--precision float16 must be one of float64, float32, bfloat16, default."),
         (["--only", "nothing"], "--only nothing: no computation has this in its name."),
         (["--backend", "abacus"], "--backend abacus must be cpu, gpu or tpu."),
         (["--backend", "tpu"], "--backend tpu: JAX finds only cpu here."),
         (["--seed", "-1"], "--seed -1 must be at least 0."),
         (["--only", "random bits", "--against", "nowhere.npz"], "nowhere.npz"),
-        (["--only", "random bits", "--against", "README.md"], "README.md is no file of --save"),
+        (["--only", "random bits", "--against", "README.md"], "README.md is not a file that --save wrote"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path, capsys, monkeypatch):
@@ -89,7 +89,7 @@ def test_other_inputs_are_not_compared(tmp_path, capsys):
     cross_check.main([*arguments, "--save", str(tmp_path / "a.npz")])
     with pytest.raises(SystemExit) as stopped:
         cross_check.main([*arguments, "--seed", "3", "--against", str(tmp_path / "a.npz")])
-    assert stopped.value.code == 2 and "its inputs are those of --seed 0, not 3" in capsys.readouterr().err
+    assert stopped.value.code == 2 and "its inputs were made with --seed 0, not 3" in capsys.readouterr().err
 
 
 def test_a_study_stops_on_a_machine_that_fails_and_writes_down_what_it_found(tmp_path, monkeypatch):
@@ -99,7 +99,7 @@ def test_a_study_stops_on_a_machine_that_fails_and_writes_down_what_it_found(tmp
     assert found["matrix product"]["passed"] and 0 < found["matrix product"]["error"] < found["matrix product"]["bound"]
     bad = (jb.BackendCheck("a sum", float("nan"), 1e-6), jb.BackendCheck("a product", 0.0, 1e-6))
     monkeypatch.setattr(jb, "check_backend", lambda: bad)
-    with pytest.raises(ValueError, match=r"wrong numbers \(a sum: relative error nan.*--no-check-backend goes on"):
+    with pytest.raises(ValueError, match=r"wrong numbers \(a sum: relative error nan.*--no-check-backend runs anyway"):
         study.open_study("any", config, None)
     run = study.open_study("other", dataclasses.replace(config, check_backend=False), None)
     found = json.loads((run.path / "config.json").read_text())["provenance"]["backend_checks"]

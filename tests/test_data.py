@@ -106,7 +106,7 @@ def test_read_only_cache_costs_nothing_but_time(cache, small_mnist):
 DAMAGE = {
     "truncated": (lambda blob: blob[:-1], r"train-images-idx3-ubyte.gz: truncated, [\d,]+ bytes where .* Download it again"),
     "too long": (lambda blob: blob + b"x", "too long"),
-    "one bit": (lambda blob: blob[:-1] + bytes([blob[-1] ^ 1]), "checksum [0-9a-f]{64}, the official file has"),
+    "one bit": (lambda blob: blob[:-1] + bytes([blob[-1] ^ 1]), "checksum is [0-9a-f]{64}, and that of the official file is"),
     "empty": (lambda blob: b"", "truncated, 0 bytes"),
 }
 
@@ -164,7 +164,7 @@ def test_unknown_names():
 
 
 def test_data_dir_must_exist(cache, monkeypatch):
-    with pytest.raises(FileNotFoundError, match="data_dir='/no/such' is no folder"):
+    with pytest.raises(FileNotFoundError, match="data_dir='/no/such' is not a folder"):
         jb.load_dataset("mnist", data_dir="/no/such")
     monkeypatch.setenv("JAXBATCH_DATA_DIR", "/no/such")
     with pytest.raises(FileNotFoundError, match="JAXBATCH_DATA_DIR='/no/such'"):

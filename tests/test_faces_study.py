@@ -100,8 +100,8 @@ def test_rates_are_chosen_apart_from_the_report_and_sentences_follow_from_interv
     assert difference(records, (8, "cosface"), (8, "softmax")).value == pytest.approx(10)
     edge, gain, memory = verdict(config, records)
     assert edge.startswith("Warning: the best rate lies on the edge of the grid for cosface at B = 8;")
-    assert gain.startswith("True accepts, cosface against the plain softmax: +10.0 [") and "a difference at B = 8" in gain
-    assert memory == "With 8 examples and 9 classes a gradient takes 1.00 GiB in chunks, and 5.00 GiB by all logits."
+    assert gain.startswith("True accepts, cosface against the plain softmax: +10.0 [") and "a difference shows at B = 8" in gain
+    assert memory == "With 8 examples and 9 classes a gradient takes 1.00 GiB in chunks, and 5.00 GiB with all logits."
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def rate_at(config, step):
 
 
 def test_a_growth_that_overflows_is_told_in_words():
-    with pytest.raises(ValueError, match="growth=1e[+]300 makes of batch_size=1 more than"):
+    with pytest.raises(ValueError, match="growth=1e[+]300 makes batch_size=1 grow to more than"):
         imagenet.resolve(imagenet.Config(growths=(1.0, 1e300)), 1_281_167)
     assert imagenet.resolve(imagenet.Config(), 1_281_167).batch_size == 8192
     assert imagenet.resolve(imagenet.Config(epochs=3, growths=(1.0, 3.0)), 81).batch_size == 9  # 81 in the end, exactly

@@ -40,7 +40,7 @@ def test_a_prepared_folder_reads_without_tensorflow(prepared_images):
         (lambda root: None, FileNotFoundError, "mine: neither a folder prepared by TFDS .*data-dir or JAXBATCH_DATA_DIR"),
         (lambda root: (root / "train/a").mkdir(parents=True), ValueError, "train holds no images"),
         (lambda root: write(root, "train/a", "train/b"), FileNotFoundError, "has no folder validation or val or test"),
-        (lambda root: write(root, "train/a", "train/b", "val/a", "val/c"), ValueError, "other classes .b, c in one alone"),
+        (lambda root: write(root, "train/a", "train/b", "val/a", "val/c"), ValueError, "different classes .b, c in only one of them"),
     ],
 )
 def test_folders_that_are_not_as_they_should(make, error, message, tmp_path):

@@ -47,7 +47,7 @@ def swept(task, seeds=(0, 1)):
         (lambda: jb.accumulated_gradient(LOSS, [0], X, 2), r"params\[0\] is a int"),
         (lambda: jb.gradient_statistics(LOSS, jnp.array(0), X), "params is int32"),
         (lambda: jb.per_example_gradients(LOSS, jnp.array(0.0), [1.0, 2.0]), r"batch\[0\] is a float"),
-        (lambda: jb.per_example_gradients(lambda w, x: x > w, jnp.array(0.0), X), "floating-point losses, and returned bool"),
+        (lambda: jb.per_example_gradients(lambda w, x: x > w, jnp.array(0.0), X), "floating-point losses, but returned bool"),
         (lambda: jb.per_example_gradients(lambda w, x: [w], jnp.array(0.0), X), "one loss per example"),
         (lambda: first(TASK, optimizer=None), "optimizer=None must be one of optax's"),
         (lambda: first(TASK, optimizer=optax.sgd), "optimizer=.* must be one of optax's"),
@@ -94,7 +94,7 @@ def test_an_aux_that_holds_nothing():
         metrics_fn=None,
         test_data=None,
     )
-    with pytest.raises(ValueError, match="the aux that loss_fn returns, and it holds no array"):
+    with pytest.raises(ValueError, match="the aux that loss_fn returns, but it holds no array"):
         first(task)
 
 

@@ -62,7 +62,7 @@ class Stateful(nn.Module):
 @pytest.mark.parametrize(
     ("model", "changes", "message"),
     [
-        (len, {}, "model=builtin_function_or_method is no flax.linen module"),
+        (len, {}, "model=builtin_function_or_method is not a flax.linen module"),
         (jb.TransformerLM(27, 16, 1, 2), {}, "its logits have shape (1, 32, 27), and this text needs (1, 32, 28). Set its vocab_size to 28."),
         (TwoLogits(), {}, "model=TwoLogits: its logits have shape (1, 28), and this text needs (1, 32, 28)."),
         (Stateful(), {}, "model=Stateful keeps variables in 'counts'. language_task trains 'params' only"),

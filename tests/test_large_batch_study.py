@@ -105,15 +105,15 @@ def test_the_interval_is_student_s():
 
 def test_the_verdict_says_what_closes_what_does_nothing_and_what_harms():
     told = verdict(CONFIG, RECORDS)
-    assert "ends -8.00 [-8.00, -8.00] points of test accuracy from B = 24: that is the gap to close" in told[0]
+    assert "ends -8.00 [-8.00, -8.00] points of test accuracy away from B = 24: that is the gap to close" in told[0]
     assert "+0.28 [+0.28, +0.28] is optimization" in told[0] and "-0.02 [-0.02, -0.02] generalization" in told[0]
     assert told[1].startswith("Closes this part of the gap: growth (100 [100, 100]%, 8.33 times the updates); cosine (50 [50, 50]%)")
-    assert told[2].startswith("No difference to plain shows, in points: warmup (+0.10 [")
+    assert told[2].startswith("No difference from plain shows, in points: warmup (+0.10 [")
     assert told[3] == "Worse than plain, in points: noise (-5.00 [-5.00, -5.00])."
     assert told[4].startswith("Loses runs that plain does not: linear rule (") and "1 runs diverged, by rule" in told[4]
-    assert told[5] == "No gap to the small batch is left that the intervals show: growth."
+    assert told[5] == "Arms for which the intervals show no gap to the small batch: growth."
     assert told[6] == "Not defined here: ghost batch norm (the model has no batch statistics)."
-    assert told[7].startswith("The best rate lies on the edge of the grid: cosine.")
+    assert told[7].startswith("Arms whose best rate lies on the edge of the grid: cosine.")
     assert told[8].startswith("5 arms were compared with n = 3 seeds; by chance alone about 0.2 intervals")
 
 
@@ -129,7 +129,7 @@ def test_a_metric_that_should_be_low():
     rows = [row | {"test_mse": 1 - row["test_accuracy"], "train_mse": 0.01} for row in RECORDS if row["kind"] == "run" and row["test_accuracy"]]
     rows = [{name: value for name, value in row.items() if not name.endswith("loss")} for row in rows]
     assert standing(config, rows, "cosine").kind == "helps" and standing(config, rows, "noise").kind == "harms"
-    assert "of test mse from B = 24 (below 0 is worse): that is the gap to close. Of the difference in test mse, " in verdict(config, rows)[0]
+    assert "of test mse away from B = 24 (below 0 is worse): that is the gap to close. Of the difference in test mse, " in verdict(config, rows)[0]
 
 
 def test_table_and_figure_hold_every_arm(tmp_path):
@@ -165,7 +165,7 @@ def test_the_study_answers_and_goes_on(tmp_path, capsys):
     assert {(row["arm"], row["seed"]) for row in ended_runs} == {(arm, seed) for arm in (*arms, "linear rule") for seed in (1000, 1001)}
     assert all("test_loss" not in row for row in tuned)  # the test set is for the end
     large_batch.main(flags)
-    assert "Going on from" in capsys.readouterr().out and read_records(path) == records
+    assert "Continuing from" in capsys.readouterr().out and read_records(path) == records
 
 
 @pytest.mark.slow  # half a minute

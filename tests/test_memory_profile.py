@@ -132,7 +132,7 @@ def test_groups_keep_the_largest_batch_divisible(task):
 
 
 def test_what_does_not_fit_says_by_how_much(task):
-    with pytest.raises(ValueError, match=r"batch_size=1 already needs .* too much. Parameters and optimizer state are"):
+    with pytest.raises(ValueError, match=r"batch_size=1 already needs .* are missing. Parameters and optimizer state are"):
         jb.max_batch_size(task, optimizer=MOMENTUM, target="cpu", budget="50KiB")
     with pytest.raises(ValueError, match=r"does not fit .*, even with one example at a time .* more than"):
         jb.memory_plan(task, optimizer=MOMENTUM, target="cpu", budget="50KiB", batch_size=100)
@@ -204,7 +204,7 @@ def coupled(task):
     ("call", "message"),
     [
         (lambda task: jb.memory_profile(task, [0], optimizer=MOMENTUM, target="cpu"), "0 must be a whole number"),
-        (lambda task: jb.max_batch_size(task, optimizer=MOMENTUM, target="cpu", num_device=2), "num_device is no setting"),
+        (lambda task: jb.max_batch_size(task, optimizer=MOMENTUM, target="cpu", num_device=2), "num_device is not a setting"),
         (lambda task: jb.memory_profile(lambda x: x, [1], arguments=lambda size: jnp.ones(size), target="cpu"), "must return a tuple"),
         (lambda task: jb.memory_profile(lambda x: x, [1], target="cpu"), "needs a function, batch_size ->"),
         (lambda task: jb.memory_profile(lambda x: x, [1], optimizer=MOMENTUM, arguments=lambda n: (1.0,), target="cpu"), "optimizer: this is for"),

@@ -43,7 +43,7 @@ def test_nothing_is_compiled_again(quick_run):
     (path,) = folder.glob("memory/*/records.jsonl")
     before = path.read_text()
     done = run(*flags, "--output-dir", str(folder))
-    assert "Going on from" in done.stdout
+    assert "Continuing from" in done.stdout
     assert path.read_text() == before
 
 
@@ -57,7 +57,7 @@ def test_nothing_is_compiled_again(quick_run):
         (["--split", "0"], "--split 0"),
         (["--model", "resnet20", "--dataset", "mnist"], "32 pixels"),
         (["--targets", "here", "--num-devices", "2"], "num_devices=2"),
-        (["--budget", "1KiB", "--model", "mlp", "--targets", "cpu"], "too much"),
+        (["--budget", "1KiB", "--model", "mlp", "--targets", "cpu"], "are missing"),
         (["--model", "resnet21"], "--model resnet21"),
     ],
 )

@@ -6,9 +6,7 @@ import types
 import numpy as np
 import pytest
 
-from experiments import (
-    nose_game,
-)
+from experiments import nose_game
 from experiments.batch_shape_report import effect, window
 from experiments.convergence_report import fit_critical, noise_scale, runs_of
 from experiments.convergence_report import verdict as convergence_verdict
@@ -88,7 +86,7 @@ def test_the_critical_batch_size_is_found():
     of_another_rate = {**noise[0], "learning_rate": 0.2, "trace": 1e6}
     assert noise_scale([*records, of_another_rate, *noise], ACCURACY) == noise_scale(records + noise, ACCURACY)
     config = types.SimpleNamespace(target="accuracy>0.98", seeds=4)
-    assert any("lies within what it goes through" in text for text in convergence_verdict(config, records + noise))
+    assert any("lies within the range of this scale" in text for text in convergence_verdict(config, records + noise))
     far = [{**record, "trace": 100 * record["trace"]} for record in noise]
     assert any("lies below" in text for text in convergence_verdict(config, records + far))
     both = [*noise, *({**record, "validation_accuracy": 0.99} for record in far)]

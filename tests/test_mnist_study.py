@@ -12,14 +12,7 @@ import tempfile
 
 import pytest
 
-from experiments import (
-    batch_shape,
-    convergence,
-    gradient_smoothness,
-    iteration_speed,
-    learning_rate_grid,
-    nose_game,
-)
+from experiments import batch_shape, convergence, gradient_smoothness, iteration_speed, learning_rate_grid, nose_game
 from tests.conftest import ROOT
 
 SMALL = ["--quick", "--model", "mlp", "--batch-sizes", "60", "600", "--epochs", "1"]  # of the networks the one that compiles fast
@@ -62,7 +55,7 @@ def test_each_study_ends_in_records_figures_and_sentences(study, capsys):
     assert {"figure.png", "figure.pdf"} <= names and not [name for name in names if name.startswith("in_flight")]
     assert "Figure" in out and "nan" not in out.lower()
     MODULES[study].main([*ARGUMENTS[study], "--output-dir", str(folder)])  # nothing is measured again
-    assert records_in(folder, study) == records and "Going on from" in capsys.readouterr().out
+    assert records_in(folder, study) == records and "Continuing from" in capsys.readouterr().out
 
 
 def test_an_unreachable_target_is_a_result():
@@ -108,8 +101,8 @@ def test_the_grid_goes_on_after_an_interruption(tmp_path, monkeypatch):
         ("convergence", ["--batch-sizes", "0"], "--batch-sizes 0 must be at least 1."),
         ("iteration_speed", ["--batch-sizes", "-6"], "--batch-sizes -6 must be at least 1."),
         ("gradient_smoothness", ["--batch-sizes", "1443"], "--batch-sizes 1443 is larger than the data set (1442 training examples)."),
-        ("convergence", ["--target", "accuracy>98"], "--target accuracy>98: an accuracy must be above a number between 0 and 1, as accuracy>0.98."),
-        ("convergence", ["--tuned-rates", "0.1"], "--tuned-rates: 1 rates for 4 batch sizes."),
+        ("convergence", ["--target", "accuracy>98"], "--target accuracy>98: for an accuracy, write > and a number between 0 and 1"),
+        ("convergence", ["--tuned-rates", "0.1"], "--tuned-rates: 1 rates for 4 batch sizes. Give one rate for each."),
         ("learning_rate_grid", ["--learning-rates", "0.1", "-1"], "--learning-rates -1.0 must be above 0 and finite."),
         ("learning_rate_grid", ["--momentum", "1"], "--momentum 1.0 must be at least 0 and below 1."),
         ("batch_shape", ["--centres", "100"], "--centres 100 must be a power of two of at least 32."),

@@ -43,8 +43,8 @@ def test_short_texts_fill_the_room_that_longer_ones_leave():
     ("texts", "length", "message"),
     [
         ([np.arange(3)], 0, "length=0 tokens must be at least 1"),
-        ([np.arange(1), np.arange(0)], 4, "texts=2 texts: none has the two tokens"),
-        ([], 4, "texts=0 texts"),
+        ([np.arange(1), np.arange(0)], 4, "texts holds 2 texts, and none has the two tokens"),
+        ([], 4, "texts holds 0 texts"),
         ([np.arange(3), np.zeros(4)], 4, r"texts\[1\] is float64 of shape \(4,\)"),
         (["a text"], 4, r"texts\[0\] is str"),
     ],

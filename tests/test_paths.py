@@ -110,11 +110,11 @@ def test_no_home_is_no_harm(homeless, no_programs_kept, capsys):
     assert jb.load_dataset("digits").num_classes == 10
     nose_game.main(["--quick"])
     out = capsys.readouterr().out
-    assert out.count("Nothing is kept between runs") == 1 and "Figure" in out
+    assert out.count("No compiled programs are kept between runs") == 1 and "Figure" in out
 
 
 def test_without_a_home_files_are_found_where_they_are_said_to_be(homeless):
-    with pytest.raises(FileNotFoundError, match="no folder is named, and there is no home to download it to"):
+    with pytest.raises(FileNotFoundError, match="no folder is named and there is no home folder for it"):
         jb.load_dataset("mnist")
     with pytest.raises(ValueError, match="data_dir='~/x': the home folder is not known"):
         jb.load_dataset("mnist", data_dir="~/x")

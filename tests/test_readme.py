@@ -35,6 +35,18 @@ def test_links_lead_somewhere():
             assert target.startswith("http") or (page.parent / target).exists(), (page.name, target)
 
 
+def test_the_studies_of_ones_own_task_are_listed():
+    page = (ROOT / "docs" / "own_model.md").read_text(encoding="utf-8").split("- It works with", 1)[1].split("\n- ", 1)[0]
+    with_task = {name.rsplit(".", 1)[-1] for name, (_, commands) in studies().items() if any("--task" in command for command in commands)}
+    assert with_task <= set(re.findall(r"`(\w+)`", page)), with_task
+
+
+def test_every_page_can_be_found():
+    navigation, start = ((ROOT / name).read_text(encoding="utf-8") for name in ("mkdocs.yml", "docs/index.md"))
+    for page in (path.name for path in (ROOT / "docs").glob("*.md")):
+        assert page in navigation and (page in start or page == "index.md"), page
+
+
 def test_tree_has_a_line_for_every_file():
     files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     names = {file for file in files if file.endswith(".py") and not file.endswith("__init__.py")}

@@ -71,7 +71,7 @@ def test_a_product_that_no_float_holds_is_the_cap():
     free = jb.adabatch_schedule(batch_size=16, growth=2, every=1)
     assert free(49) == 2**53
     for epoch in (50, 1024, 10**9):
-        with pytest.raises(ValueError, match=f"growth=2 makes of batch_size=16 more than .* by epoch {epoch}. Give a max_batch_size"):
+        with pytest.raises(ValueError, match=f"growth=2 makes batch_size=16 grow to more than .* by epoch {epoch}. Give a max_batch_size"):
             free(epoch)
     assert jb.increase_instead_of_decay(batch_size=8, decay=1e-300, every=1, max_batch_size=64)(2) == 64
 
@@ -90,7 +90,7 @@ def test_coupled_rates_stay_numbers_over_2000_epochs(growth, decay):
 
 
 def test_a_rate_that_grows_beyond_float32_is_named():
-    with pytest.raises(ValueError, match="decay=10.0 with this schedule makes of init=0.1 a rate that is no float32 by epoch 40"):
+    with pytest.raises(ValueError, match="decay=10.0 with this schedule takes the rate from init=0.1 outside the range of float32 by epoch 40"):
         jb.coupled_learning_rate(jb.constant_schedule(2, every=1), init=0.1, decay=10.0, num_examples=8, num_epochs=50)
 
 

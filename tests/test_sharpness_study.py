@@ -51,13 +51,13 @@ def records(large, last, count=3):
 def test_a_sharper_minimum_that_is_none_is_told():
     told = verdict(CONFIG, records({"largest": 3.0}, 0.005))
     assert told[0].startswith("No seed reached both solutions after 30 epochs")
-    assert "the largest eigenvalue at B = 1024 is 3.00 [3.00, 3.00] times that at B = 16 (sharper), the trace 1.00" in told[1]
-    assert "test accuracy differs by +0.0000 [+0.0000, +0.0000], the test loss is 2.83 [2.83, 2.83] times." in told[1]
-    assert "are 0.29 [0.26, 0.32] at B = 16 and 0.87 [0.79, 0.95] at B = 1024" in told[1]  # of 38
+    assert "the largest eigenvalue at B = 1024 is 3.00 [3.00, 3.00] times that at B = 16 (sharper), and the trace is 1.00" in told[1]
+    assert "test accuracy differs by +0.0000 [+0.0000, +0.0000], and the test loss is 2.83 [2.83, 2.83] times as large." in told[1]
+    assert "is 0.29 [0.26, 0.32] at B = 16 and 0.87 [0.79, 0.95] at B = 1024" in told[1]  # of 38
     assert "negative curvature is proved at 3 of 3 solutions of B = 1024 and at 3 of B = 16" in told[2] and "by 5.0 [5.0, 5.0]%" in told[2]
-    assert "rises by 0.06 [0.06, 0.06] above the straight line of its ends, the higher of which is at 0.02" in told[3]
-    assert "with its own batch for 30 epochs, the large batch's loss ends at 0.25 [0.25, 0.25] times its start" in told[4]
-    assert "it ends at 0.75 [0.75, 0.75], 1.50 [1.50, 1.50] at its highest (it rises first); the small batch's own ends at 0.50" in told[4]
+    assert "rises by 0.06 [0.06, 0.06] above the straight line between its values at the ends, the higher of which is 0.02" in told[3]
+    assert "After 30 more epochs with its own batch, the large batch's loss is 0.25 [0.25, 0.25] times what it was" in told[4]
+    assert "it is 0.75 [0.75, 0.75] times, and 1.50 [1.50, 1.50] at its highest (it rises first); the small batch's own loss is then 0.50" in told[4]
     assert told[5].startswith("«Large batches fall into a local minimum» does not hold here: 3 of 3")
 
 
@@ -123,7 +123,7 @@ def test_the_study_answers_and_goes_on(tmp_path):
         (end,) = (one for one in found if place.items() <= one.items())
         assert end["loss"] == pytest.approx(row["loss"], rel=1e-4)
     before = path.read_text()
-    assert "Going on from" in study(*flags).stdout
+    assert "Continuing from" in study(*flags).stdout
     assert path.read_text() == before
 
 

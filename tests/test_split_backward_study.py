@@ -77,7 +77,7 @@ def test_a_finished_run_is_not_measured_again(finished):
     before = records_of(folder)
     started = time.time()
     again = run(*ARGUMENTS, cwd=folder)
-    assert time.time() - started < 20 and "Going on from" in again.stdout
+    assert time.time() - started < 20 and "Continuing from" in again.stdout
     assert records_of(folder) == before
 
 
@@ -136,9 +136,9 @@ def test_ctrl_c_is_one_line(tmp_path):
         (["--learning-rates", "0.1", "0"], "--learning-rates 0.0 must be above 0"),
         (["--tune-seeds", "0"], "--tune-seeds 0 must be above 0"),
         (["--momentum", "1.5"], "--momentum 1.5"),
-        (["--target", "accuracy>98"], "--target accuracy>98: an accuracy must be above a number between 0 and 1"),
+        (["--target", "accuracy>98"], "--target accuracy>98: for an accuracy, write > and a number between 0 and 1"),
         (["--dataset", "cifar-10"], "Did you mean 'cifar10'"),
-        (["--dataset", "mnist", "--data-dir", "/no/such"], "data_dir='/no/such' is no folder"),
+        (["--dataset", "mnist", "--data-dir", "/no/such"], "data_dir='/no/such' is not a folder"),
         (["--batch-sizee", "3"], "--batch-sizee"),
         (["--batch-size", "many"], "many"),
         (["--optimizer", "sgdd"], "sgdd"),

@@ -39,10 +39,10 @@ CONFIG = types.SimpleNamespace(
 @pytest.mark.parametrize(
     ("ends", "sentences"),
     [
-        ({"one": 0.92, "split": 0.98, "scaled": 0.98, "small": 0.98}, ["splitting helps", "nothing tells it from a 4 times"]),
+        ({"one": 0.92, "split": 0.98, "scaled": 0.98, "small": 0.98}, ["splitting is better", "no difference from a 4 times"]),
         ({"one": 0.98, "split": 0.98, "scaled": 0.93, "small": 0.99}, ["does better than a 4 times larger"]),
-        ({"one": 0.98, "split": 0.93, "scaled": 0.98, "small": 0.98}, ["splitting harms", "does worse than a 4 times"]),
-        ({"one": 0.97, "split": 0.97, "scaled": 0.97, "small": 0.97}, ["makes no difference that shows"]),
+        ({"one": 0.98, "split": 0.93, "scaled": 0.98, "small": 0.98}, ["splitting is worse", "does worse than a 4 times"]),
+        ({"one": 0.97, "split": 0.97, "scaled": 0.97, "small": 0.97}, ["shows no difference from one update"]),
     ],
 )
 def test_verdict_follows_from_the_numbers(ends, sentences):
@@ -82,7 +82,7 @@ def test_each_protocol_has_a_verdict_of_its_own():
     own = made_up({"one": 0.98, "split": 0.93, "small": 0.98}, protocol="tuned", rates={"one": 1.0, "split": 0.1, "small": 0.01})
     told = verdict(CONFIG, [*one_rate, *(record for record in own if record["kind"] != "cost")])
     first, second = (next(text for text in told if text.startswith(start)) for start in ("Verdict at one", "Verdict with each"))
-    assert "splitting helps against one update" in first and "splitting harms against one update" in second
+    assert "splitting is better than one update" in first and "splitting is worse than one update" in second
     text = " ".join(told)
     assert "(a) 1, (b) 0.1, (d) 0.01, of 3 tried with 2 other seeds" in text
     assert "The best rate of (a), 1, is the highest of the grid" in text and "The best rate of (d), 0.01, is the lowest" in text

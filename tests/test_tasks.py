@@ -47,11 +47,11 @@ class WithStockBatchNorm(nn.Module):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (WithDropout(), "WithDropout: its dropout wants random numbers.*jaxbatch.Task"),
-        (WithFlagOfItsOwn(), "its dropout wants random numbers"),
-        (WithNoise(), "WithNoise wants random numbers"),
+        (WithDropout(), "WithDropout: its dropout needs random numbers.*jaxbatch.Task"),
+        (WithFlagOfItsOwn(), "its dropout needs random numbers"),
+        (WithNoise(), "WithNoise needs random numbers"),
         (WithStockBatchNorm(), "averages the running moments itself.*jaxbatch.layers.BatchNorm"),
-        (nnx.Linear(16, 3, rngs=nnx.Rngs(0)), "model=Linear is no flax.linen module"),
+        (nnx.Linear(16, 3, rngs=nnx.Rngs(0)), "model=Linear is not a flax.linen module"),
     ],
 )
 def test_a_model_that_would_train_wrongly_is_refused(model, message):

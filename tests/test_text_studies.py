@@ -50,12 +50,12 @@ def test_the_target_is_one_of_bits():
 @pytest.mark.parametrize(
     ("study", "flags", "message"),
     [
-        (advise, ["--dataset", "generated"], "--model simple_cnn takes images, and --dataset generated is a text: --model transformer."),
-        (advise, ["--model", "transformer"], "--model transformer takes a text, and --dataset digits holds images: --dataset generated or "),
-        (adabatch, ["--dataset", "generated"], "--model simple_cnn takes images, and --dataset generated is a text: --model transformer."),
+        (advise, ["--dataset", "generated"], "--model simple_cnn takes images, but --dataset generated is a text. Use --model transformer."),
+        (advise, ["--model", "transformer"], "--model transformer takes a text, but --dataset digits holds images. Use --dataset generated or "),
+        (adabatch, ["--dataset", "generated"], "--model simple_cnn takes images, but --dataset generated is a text. Use --model transformer."),
         (adabatch, [*FLAGS, "--augment", "True"], "--augment is for images, and --dataset generated is a text."),
         (advise, ["--dataset", "generatd"], "unknown dataset name='generatd'. Did you mean 'generated'?"),
-        (advise, [*FLAGS, "--target", "accuracy>1.5"], "--target accuracy>1.5: an accuracy must be above a number between 0 and 1"),
+        (advise, [*FLAGS, "--target", "accuracy>1.5"], "--target accuracy>1.5: for an accuracy, write > and a number between 0 and 1"),
     ],
 )
 def test_flags_that_do_not_go_together(study, flags, message, tmp_path, capsys):

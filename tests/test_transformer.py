@@ -147,7 +147,7 @@ def test_bfloat16_computes_near_float32_and_keeps_float32_parameters_and_logits(
     ("settings", "message"),
     [
         ({"num_heads": 3}, "width=16 must be a multiple of num_heads=3."),
-        ({"num_heads": 16}, "width=16 and num_heads=16 give heads of 1 channels; rotary positions turn pairs."),
+        ({"num_heads": 16}, "width=16 and num_heads=16 give heads of 1 channels; rotary positions need even ones."),
         ({"positions": "learned", "max_length": 7}, "8 tokens are more than max_length=7: raise it, or take positions='rotary'."),
     ],
 )

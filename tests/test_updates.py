@@ -86,7 +86,7 @@ def test_line_searches_are_refused_before_anything_runs(optimizer, changes):
         assert isinstance(key, jax.core.Tracer), "it ran"
         return jnp.array(1.0)
 
-    with pytest.raises(ValueError, match="optimizer: its update wants more .*value_fn.* line search"):
+    with pytest.raises(ValueError, match="optimizer: its update needs more .*value_fn.* line search"):
         next(jb.fit(TASK._replace(init=never), jb.FitConfig(optimizer, 4)._replace(**changes)))
 
 

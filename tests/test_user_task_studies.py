@@ -120,7 +120,7 @@ def test_a_study_of_ones_own_task(study, name, tmp_path, capsys):
         assert f"validation {metric}" in out and any(f"validation_{metric}" in record for record in records)
         assert ("accuracy" in out) == (metric == "accuracy")
     again, same = run(study, name, tmp_path)
-    assert (again, same) == (path, records) and "Going on from" in capsys.readouterr().out
+    assert (again, same) == (path, records) and "Continuing from" in capsys.readouterr().out
 
 
 def test_an_edited_file_does_not_continue_the_records(tmp_path, monkeypatch, capsys):
@@ -128,7 +128,7 @@ def test_an_edited_file_does_not_continue_the_records(tmp_path, monkeypatch, cap
     monkeypatch.setitem(TASKS, "bare", (LINEAR.replace("0.1 * jax.random.normal(key, (4,))", "jnp.zeros(4)"), "loss<0.4"))
     with pytest.raises(ValueError, match="too many values"):  # a second run folder
         run(learning_rate_grid, "bare", tmp_path)
-    assert "Going on from" not in capsys.readouterr().out
+    assert "Continuing from" not in capsys.readouterr().out
 
 
 def test_the_best_rate_of_a_loss_is_the_one_that_ends_lowest(tmp_path, capsys):

@@ -200,12 +200,12 @@ def test_two_thousand_microbatches_in_bfloat16(size):
 def test_what_is_refused():
     x, w = jnp.arange(4.0), jnp.array(1.0)
     refusals = {
-        "one total and one weight per example, shape .4,., and returned Weighted with a total of shape .4,. and a weight of shape .4, 2.": (
+        "one total and one weight per example, shape .4,., but returned Weighted with a total of shape .4,. and a weight of shape .4, 2.": (
             lambda w, x: jb.Weighted(w * x, jnp.ones((4, 2)))
         ),
         "a total of shape .. and a weight of shape ..": lambda w, x: jb.Weighted((w * x).sum(), x.sum()),
-        "floating-point totals, and returned int32": lambda w, x: jb.Weighted(jnp.ones(len(x), int), x),
-        "weights that are numbers of at least 0, and returned complex64": lambda w, x: jb.Weighted(w * x, x + 1j),
+        "floating-point totals, but returned int32": lambda w, x: jb.Weighted(jnp.ones(len(x), int), x),
+        "weights that are numbers of at least 0, but returned complex64": lambda w, x: jb.Weighted(w * x, x + 1j),
         "loss_fn returned a tuple. If it is": lambda w, x: (jb.Weighted(w * x, x), 1),
     }
     for text, loss_fn in refusals.items():

@@ -127,7 +127,7 @@ def _is_low_product(line: str) -> bool:
     return bool(product) and not asked and "s32[" not in line and "u32[" not in line
 
 
-_GROUPED = "gradients of single examples or of groups, side by side, have a kernel each, and XLA writes them as one grouped convolution"
+_GROUPED = "gradients computed side by side, of examples or groups, have a kernel each, and XLA writes them as one grouped convolution"
 _COPIED = (
     "a TPU keeps the examples of a data set as the innermost axis, and taking a batch needs them as the outermost; the program of an epoch copies "
     "the data set once, before its loop over steps, and this memory is counted"

@@ -64,9 +64,9 @@ def load(path: pathlib.Path) -> tuple[list[Output], dict]:
             about = json.loads(str(file["about"]))
             outputs = [Output(record, file[f"output_{n}"]) for n, record in enumerate(about["records"])]
     except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is no file of --save ({type(error).__name__}: {error}). Save it again.") from error
+        raise ValueError(f"{path} is not a file that --save wrote ({type(error).__name__}: {error}). Save it again.") from error
     if about["format"] != _FORMAT:
-        raise ValueError(f"{path} was saved in format {about['format']}, and this is {_FORMAT}. Save it again.")
+        raise ValueError(f"{path} was saved in format {about['format']}, but this version reads format {_FORMAT}. Save it again.")
     return outputs, about["machines"]
 
 
@@ -79,7 +79,7 @@ def load_others(path: pathlib.Path, seed: int) -> list[Output]:
     others, _ = load(path)
     seeds = {output.record["seed"] for output in others}
     if seeds and seed not in seeds:
-        raise ValueError(f"--against {path}: its inputs are those of --seed {min(seeds)}, not {seed}.")
+        raise ValueError(f"--against {path}: its inputs were made with --seed {min(seeds)}, not {seed}. Use --seed {min(seeds)}.")
     return others
 
 

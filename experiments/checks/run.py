@@ -162,8 +162,8 @@ def _first_apart(out: Any, truth: Any, bound: float) -> str:
         bad = np.argwhere(~(np.abs(leaf - exact) <= max(bound, 1e-300) * np.maximum(np.abs(exact), size)))
         if len(bad):
             index = tuple(bad[0].tolist())
-            return f"{jax.tree_util.keystr(path) or 'output'}{list(index)}: {leaf[index]:.9g} for {exact[index]:.9g}"
-    return "all elements within the bound, the whole is not"
+            return f"{jax.tree_util.keystr(path) or 'output'}{list(index)} is {leaf[index]:.9g} and should be {exact[index]:.9g}"
+    return "none, but the error of all elements together is"
 
 
 def _flat(outs: Sequence[Any]) -> np.ndarray:

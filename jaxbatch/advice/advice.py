@@ -30,7 +30,7 @@ class Choice(NamedTuple):
 
 
 class Advice(NamedTuple):
-    """A recommendation. If there is none, ``batch_size`` is None and ``doubts`` say why. Intervals hold 95%."""
+    """A recommendation. If there is none, ``batch_size`` is None and ``doubts`` say why. Intervals are 95% intervals."""
 
     batch_size: int | None
     learning_rate: float | None
@@ -38,13 +38,13 @@ class Advice(NamedTuple):
     goal: Goal
     choices: tuple[Choice, ...]  # every batch size that was considered, in ascending order
     close_sizes: tuple[int, ...]  # the sizes that are expected to cost at most a tenth more than the best
-    candidates: tuple[int, ...]  # the sizes that cannot be told from the best with these probes
+    candidates: tuple[int, ...]  # the sizes that may be the best as well, as far as these probes show
     critical_batch_size: Interval  # above it, larger batches save few updates
     noise_scale: Interval  # the gradient noise scale, mean over the runs that reached the goal; n = 0 where it was not measured
     throughput: Throughput
-    largest_batch_size: int | None  # that memory holds; None: every size that was considered fits; 0: not known
-    expected_regret: float  # what the setting is expected to cost above the true best, as a part of it
-    probes: tuple[Probe, ...]
+    largest_batch_size: int | None  # the largest that memory holds; None: every size that was considered fits; 0: not known
+    expected_regret: float  # how much more than the true best the setting is expected to cost, as a fraction of it
+    probes: tuple[Probe, ...]  # the short runs that the advice rests on
     doubts: tuple[str, ...]
     rules: tuple[str, ...]  # what to do with the other hyperparameters when the batch changes
     elsewhere: tuple[tuple[float, int], ...] = ()  # the best size if the fixed time of an update were so many times as long
@@ -71,12 +71,13 @@ class Advice(NamedTuple):
         choice, others = self.choice, [size for size in self.candidates if size != self.batch_size]
         least = {"time": "the least time", "examples": "the fewest examples", "balanced": "the least of time × examples"}[self.objective]
         undecided = (
-            f"It cannot be told from {_listed(others)} with these {len(self.probes)} probes."
+            f"These {len(self.probes)} probes (short runs) do not show that it is better than B = {_listed(others)}."
             if others
-            else f"No other size comes within a tenth of it, by these {len(self.probes)} probes."
+            else f"By these {len(self.probes)} probes (short runs), no other size comes within a tenth of its cost."
         )
         low, high = min(self.close_sizes), max(self.close_sizes)
-        span = f"B = {low} to {high} are expected within 10% of the best" if low < high else f"Only B = {low} is expected within 10% of the best"
+        sizes = f"B = {low} to {high} are" if low < high else f"Only B = {low} is"
+        span = f"{sizes} expected to cost at most 10% more than the best"
         return [
             f"Train with batch size {self.batch_size} and learning rate {self.learning_rate:.3g}: {least} to {self.goal}.",
             f"{undecided} {span}.",
@@ -96,7 +97,7 @@ class Advice(NamedTuple):
         if self.largest_batch_size is None:
             memory = "Every size considered fits in memory."
         elif self.largest_batch_size:
-            memory = f"Memory holds {self.largest_batch_size:,} at most."
+            memory = f"Memory holds a batch of at most {self.largest_batch_size:,}."
         else:
             memory = "How much memory the device has is not known."
         busy = f"The device is busy from B = {knee:,.0f} on ({how})."
@@ -104,9 +105,9 @@ class Advice(NamedTuple):
 
     def changes(self) -> list[str]:
         """What would change the answer."""
-        devices = [f"B = {size} with {factor:g} times the fixed time of an update" for factor, size in self.elsewhere]
-        device = f"on another device it would be {' and '.join(devices)}; " if devices else ""
-        return [f"What would change the answer: {device}a harder goal, which has a larger critical batch size, moves it up."]
+        devices = [f"B = {size} if the fixed time of an update is {factor:g} times as long" for factor, size in self.elsewhere]
+        device = f"on another device the best size would be {', and '.join(devices)}; " if devices else ""
+        return [f"What would change the answer: {device}a harder goal, which has a larger critical batch size, makes the best size larger."]
 
     def snippet(self, make_optimizer: str = "make_optimizer") -> str:
         """Code that trains with the advised setting; ``make_optimizer`` is the name of the function that takes the rate."""

@@ -48,8 +48,8 @@ def advise(
 ) -> Advice:
     r"""Recommends a batch size and a learning rate for a task, from short runs chosen one after another.
 
-    Every run goes to the goal, or ends when it has cost half as much again as the best one. All runs, those that ended early
-    too, enter a model of the updates to the goal (:mod:`jaxbatch.advice.updates_model`); the cost of an update is timed. For
+    Every run goes to the goal, or ends when it has cost half as much again as the best one. All runs, also those that ended
+    early, enter a model of the updates to the goal (:mod:`jaxbatch.advice.updates_model`); the cost of an update is timed. For
     the objective ``"time"``, theory puts the best size at :math:`\sqrt{B_\text{crit} B_\text{knee}}`, between where the gradient's
     noise stops mattering and where the device is busy.
 
@@ -68,8 +68,8 @@ def advise(
             bounded and memory is predicted. Runs are always made here.
         memory: bytes that a step may need, such as ``"8GiB"``. ``None``: what the device has.
         budget: the most seconds for the runs. ``None``: ``max_probes`` alone decides.
-        max_probes: the most runs, those included that only start the search (one for every second rate).
-        tolerance: the search ends when the setting is expected to cost less than this part above the best.
+        max_probes: the largest number of runs, including those that only start the search (one for every second rate).
+        tolerance: the search ends when the setting is expected to cost less than this fraction more than the best.
         measure_noise: whether runs measure the gradient noise scale on the way (:class:`jaxbatch.NoiseMonitor`), where a batch can
             be cut without changing the model. It is not used for the advice. Its programs take twice as long to compile.
         seed: the seed of the first run; each later one has its own.
@@ -169,7 +169,7 @@ def settle(
     largest = _largest_that_fits(task, optimizer(rates[0]), sizes, target, memory)
     sizes = tuple(size for size in sizes if not largest or size <= largest)
     if len(sizes) < 2:
-        raise ValueError(f"memory={memory!r} holds a batch of at most {largest}, and there is nothing to choose from. Take a smaller model.")
+        raise ValueError(f"memory={memory!r} holds a batch of at most {largest}, so there is nothing to choose from. Take a smaller model.")
     rules = tuple(rules_for(begun.opt_state))
     return Setting(goal, objective, sizes, rates, evaluations_per_epoch, task.num_examples, start, largest, rules), adjustable, begin
 

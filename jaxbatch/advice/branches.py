@@ -47,11 +47,11 @@ _RESAMPLES = 1000
 class Branches(NamedTuple):
     """What came of the branches, and the critical batch size that follows."""
 
-    critical_batch_size: Interval  # the largest size that held; low: 0 if only the smallest did; high: inf if all did
+    critical_batch_size: Interval  # the largest size that lost nothing (held); low: 0 if only the smallest held; high: inf if all held
     metrics: dict[int, tuple[float, ...]]  # by batch size, one for each seed; infinitely bad where the branch diverged
     learning_rates: dict[int, float]  # by batch size
     tolerance: float
-    examples: int  # that all branches together trained on: the cost
+    examples: int  # how many all branches together trained on: the cost
 
 
 def branch(
@@ -74,8 +74,8 @@ def branch(
     r"""Trains short branches from a state, with k times its batch size, and finds the largest that loses nothing.
 
     A branch with factor k trains on ``k * batch_size`` examples at a time, with the rate that the rule gives, from the state's
-    parameters and optimizer state. For a seed, all branches read the same examples in the same order, which is another order than
-    the run's that made the state: with the run's own next examples, all losses would step at the branch.
+    parameters and optimizer state. For a seed, all branches read the same examples in the same order. It differs from the order of
+    the run that made the state: with that run's own next examples, all losses would jump at the branch.
 
     Then all branches are compared by a metric on the task's ``test_data``: at their ends, on the same examples. The mean training
     loss would cost nothing, but it is that of the parameters on the way, and branches with fewer steps have fewer of them. The
@@ -85,9 +85,9 @@ def branch(
         task: its ``test_data`` should be held out from training (:func:`jaxbatch.hold_out`), not the test set.
         make_optimizer: ``learning_rate -> optimizer``, as ``optax.adamw``; the same kind that made the state.
         state: the ``state`` of a record of :func:`jaxbatch.fit`. It is kept.
-        learning_rate: of the run that made the state, at the state.
-        batch_size: B, of that run.
-        examples: E of every branch, at most the data set. It is rounded down to whole batches of every branch. Take at least ten
+        learning_rate: the rate of the run that made the state, at that point.
+        batch_size: B, the batch size of that run.
+        examples: E, how many every branch trains on, at most the data set. It is rounded down to whole batches of every branch. Take at least ten
             batches of the largest branch: shorter ones are compared before the old rate is forgotten.
         factors: k, whole numbers; 1 is added.
         rule: ``"linear"`` for SGD, ``"sqrt"`` for Adam and its relatives, see :func:`jaxbatch.scale_learning_rate`.
@@ -191,14 +191,14 @@ def _plan(
         check_seed(seed)
     names = metric_names(task)
     if metric not in names:
-        there = f"the task's metrics are {', '.join(names)}" if names else "it is taken on test_data by metrics_fn, and the task has not both"
+        there = f"the task's metrics are {', '.join(names)}" if names else "metrics_fn computes it on test_data, and the task lacks one of the two"
         raise ValueError(f"metric={metric!r}: {there}.")
     sizes = sorted({batch_size * int(factor) for factor in (1, *factors)})
     whole = math.lcm(*sizes)
     if examples > task.num_examples:
         raise ValueError(f"examples={examples} is above num_examples={task.num_examples}, and a branch reads no example twice. Take fewer.")
     if examples < whole:
-        raise ValueError(f"examples={examples} holds no whole batches of every size {sizes}: take at least {whole}, better 10 times as many.")
+        raise ValueError(f"examples={examples} does not hold a whole batch of every size {sizes}: take at least {whole}, better 10 times as many.")
     return sizes, examples // whole * whole
 
 
@@ -214,5 +214,5 @@ def _check_state(make_optimizer: Callable[[float], Optimizer], rates: dict[int, 
     if any(jnp.issubdtype(jnp.result_type(a), jnp.floating) and not bool(jnp.array_equal(a, b, equal_nan=True)) for a, b in pairs):
         raise ValueError(
             "make_optimizer keeps the learning rate in the optimizer's state (as optax.inject_hyperparams does), so every branch would "
-            "go on with the state's. Give a function whose optimizers have the rate as a constant, and a state of theirs."
+            "use the rate of the state. Give a function whose optimizers hold the rate as a constant, and a state that such an optimizer made."
         )

@@ -32,8 +32,8 @@ def critical_batch_size(updates: Mapping[int, Sequence[float]]) -> CriticalFit:
     the best learning rate of each size; at one rate for all sizes the fit measures the rate, not the batch.
 
     Args:
-        updates: for each batch size, the updates to the goal, one for each seed. Leave out sizes of which some run did not
-            reach the goal: their updates are only known to be more.
+        updates: for each batch size, the updates to the goal, one for each seed. Leave out sizes at which some run did not
+            reach the goal: it is only known that they need more updates.
 
     Returns:
         Both numbers with 95% bootstrap intervals over the seeds. The critical batch size is infinite if larger batches always

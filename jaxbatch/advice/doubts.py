@@ -45,7 +45,7 @@ def check_not_there_yet(task: Task, state: TrainState, goal: Goal) -> float:
     """
     value = float(make_test(task)(task.test_data, state)[goal.metric])
     if goal.reached(value):
-        raise ValueError(f"goal={str(goal)!r} is reached before training, at {goal.metric} {value:.4g}. Take one that has to be learned.")
+        raise ValueError(f"goal={str(goal)!r} is reached before training, at {goal.metric} {value:.4g}. Take a goal that has to be learned.")
     return value
 
 
@@ -68,7 +68,7 @@ def why_none(probes: Sequence[Probe], goal: Goal, start: float) -> str:
         return f"{goal.metric} never moved from {start:.4g} at any learning rate {span}. Check metrics_fn, the labels and the loss."
     return (
         f"No run reached {goal}: the best came to {top.best:.4g} after {top.updates} updates, at batch size {top.batch_size} and learning "
-        f"rate {top.learning_rate:.3g}. Take a nearer goal or longer runs."
+        f"rate {top.learning_rate:.3g}. Take an easier goal or longer runs."
     )
 
 
@@ -88,7 +88,7 @@ def doubts_of(probes: Sequence[Probe], space: Space, estimate: Estimate, looks: 
     updates = float(np.exp(estimate.log_updates[:, size, rate].mean()))
     if updates < 4 * look:
         doubts.append(
-            f"The goal is reached within {updates / look:.1f} evaluations, so that updates are only known to {100 * look / updates:.0f}%. "
+            f"The goal is reached within {updates / look:.1f} evaluations, so the number of updates is known only to {100 * look / updates:.0f}%. "
             "Take a harder goal or more evaluations an epoch."
         )
     if len(space.batch_sizes) < 3:
@@ -103,6 +103,6 @@ def doubts_of(probes: Sequence[Probe], space: Space, estimate: Estimate, looks: 
     if high > low and np.quantile(fall, 0.9) < 0.1 * math.log(space.batch_sizes[high] / space.batch_sizes[low]):
         doubts.append(
             f"Updates hardly fall from B = {space.batch_sizes[low]} to {space.batch_sizes[high]}: noise does not limit this task, and a "
-            "larger batch buys nothing."
+            "larger batch saves nothing."
         )
     return doubts

@@ -57,7 +57,7 @@ def max_batch_size(
 ) -> int:
     """The largest batch size, any integer, whose training step fits on a target. Nothing is run.
 
-    This size fits and the next one does not, both compiled. The search ends at 2²⁴ = 16,777,216 examples; if this is the
+    Both this size, which fits, and the next one, which does not, are compiled. The search ends at 2²⁴ = 16,777,216 examples; if this is the
     answer, it is only known that at least so many fit.
 
     Args:
@@ -69,7 +69,7 @@ def max_batch_size(
             ``donate``: see :func:`jaxbatch.memory_profile`.
 
     Raises:
-        ValueError: not even the smallest batch fits, and by how much; memory does not depend on the size; or the settings are
+        ValueError: not even the smallest batch fits (the message says how much is missing); memory does not depend on the size; or the settings are
             wrong.
 
     Example:
@@ -178,7 +178,7 @@ def _too_large(memory: Memory, target: Target, limit: int, margin: float) -> str
     free = f" (the budget less the margin of {margin:.0%})" if margin else ""
     kept = format_bytes(memory.parameters + memory.optimizer_state)
     return (
-        f"batch_size={memory.batch_size} already needs {format_bytes(memory.total)} on {target.title}, and {format_bytes(limit)}{free} are there: "
-        f"{format_bytes(memory.total - limit)} too much. Parameters and optimizer state are {kept}, "
+        f"batch_size={memory.batch_size} already needs {format_bytes(memory.total)} on {target.title}, but only {format_bytes(limit)}{free} "
+        f"are there: {format_bytes(memory.total - limit)} are missing. Parameters and optimizer state are {kept}, "
         f"data {format_bytes(memory.data)}, activations and workspaces {format_bytes(memory.temporaries)}."
     )

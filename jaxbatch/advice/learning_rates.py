@@ -19,7 +19,7 @@ from jaxbatch.training.tasks import Task
 
 
 class RateResult(NamedTuple):
-    """What all learning rates and seeds of one batch size came to."""
+    """The results of all learning rates and seeds at one batch size."""
 
     goal: Goal
     learning_rates: tuple[float, ...]  # R, ascending
@@ -127,7 +127,7 @@ def tune_learning_rate(
 
 
 def rate_exponent(results: Mapping[int, RateResult], *, resamples: int = 2000, seed: int = 0) -> Interval:
-    """p of rate ∝ B^p over the batch sizes whose best rate lies inside the grid, with a 95% interval.
+    """The exponent p of rate ∝ B^p over the batch sizes whose best rate lies inside the grid, with a 95% interval.
 
     The interval covers the choice of seeds, which are resampled for every size, and the spacing of the grid: a best rate may
     lie anywhere within half a spacing of the one found.
@@ -135,7 +135,7 @@ def rate_exponent(results: Mapping[int, RateResult], *, resamples: int = 2000, s
     Args:
         results: the :class:`RateResult` of each batch size.
         resamples: how often seeds and places within the grid are drawn.
-        seed: of the drawing.
+        seed: the seed of these draws.
 
     Returns:
         p, with n the number of sizes; NaN with fewer than 2.

@@ -42,7 +42,7 @@ class Memory(NamedTuple):
     model_state: int  # such as running moments
     data: int  # the data set if it lives on the device, else the parts of a stream that are there; and the batch's indices
     temporaries: int  # activations, gradients and the compiler's workspaces; for a function of the user's own also its padding
-    results: int  # that do not reuse the memory of arguments
+    results: int  # those that do not reuse the memory of arguments
     compile_seconds: float
     refused: str = ""  # why the compiler refused the program: it does not fit. Then ``temporaries`` is a lower bound
 
@@ -65,7 +65,7 @@ def memory_profile(
     donate: Sequence[int] = (),
     effort: Effort = "full",
 ) -> dict[int, Memory]:
-    """The memory of a training step by batch size, told by the target's compiler.
+    """The memory of a training step by batch size, as the target's compiler reports it.
 
     Args:
         task: what to train; or a step of your own, any function of pytrees, with ``arguments``.
@@ -127,7 +127,7 @@ def make_measure(
         return lambda size: _memory_of_function(device, task, _listed(arguments(_whole(size))), donate, size, options)
     unknown = sorted(set(settings) - {"num_groups", "microbatch_size", "num_devices"})
     if unknown:
-        raise ValueError(f"{unknown[0]} is no setting; there are num_groups, microbatch_size, num_devices, effort.")
+        raise ValueError(f"{unknown[0]} is not a setting; the settings are num_groups, microbatch_size, num_devices, effort.")
     if optimizer is None:
         raise ValueError("optimizer=None: its state takes memory, so give the optax optimizer that you train with.")
     check_optimizer(optimizer, start_shapes(task))

@@ -79,7 +79,7 @@ def memory_plan(
         The plan. ``plan.chosen.microbatch_size`` goes into :class:`jaxbatch.FitConfig`; ``str(plan)`` is a sentence.
 
     Raises:
-        ValueError: nothing fits, and by how much.
+        ValueError: nothing fits; the message says how much memory is missing.
 
     Example:
         >>> import optax
@@ -90,7 +90,7 @@ def memory_plan(
         ('everything', True, True)
     """
     if not isinstance(task, Task):
-        raise ValueError(f"task={type(task).__name__} must be a jaxbatch.Task: only of a task it is known how to cut its batches.")
+        raise ValueError(f"task={type(task).__name__} must be a jaxbatch.Task: only a task says how its batches can be cut.")
     device = find_target(target)
     limit = int((device.usable if budget is None else as_bytes(budget)) * (1 - margin))
     share = -(-batch_size // num_devices)
@@ -130,7 +130,7 @@ def _no_way(least: Memory, task: Task, device: Target, limit: int, share: int) -
             "example, or take a smaller batch_size"
         )
     elif 16 * share > least.temporaries // 2:
-        remedy = "The batch's indices and losses alone need a good part of it: take a smaller batch_size or more devices"
+        remedy = "The batch's indices and losses alone need a large part of it: take a smaller batch_size or more devices"
     else:
         remedy = "Take a larger device or a smaller model"
     return (

@@ -6,10 +6,10 @@ No rule wins everywhere, so these are starting points. The learning rate is not 
 import optax.tree_utils
 from jaxtyping import PyTree
 
-BETA2 = "β₂: raised to the power κ when the batch grows κ-fold, so that its half-life in examples stays (arXiv 2507.07101)."
+BETA2 = "β₂: raised to the power κ when the batch grows κ-fold, so that its half-life in examples stays the same (arXiv 2507.07101)."
 DECAY = (
     "Weight decay of AdamW: multiplied by κ times the old rate ÷ the new one when the batch grows κ-fold, so that the time scale "
-    "B / (rate × decay × examples) stays (arXiv 2405.13698)."
+    "B / (rate × decay × examples) stays the same (arXiv 2405.13698)."
 )
 WARMUP = "Warmup: kept in examples, so its updates are divided by κ (arXiv 1706.02677); Adam wants at least 2 / (1 − β₂) updates (arXiv 1910.04209)."
 MOMENTUM = "Momentum: kept (arXiv 1706.02677)."

@@ -29,10 +29,10 @@ class Throughput(NamedTuple):
 
     seconds_per_update: Interval  # alpha
     seconds_per_example: Interval  # beta
-    knee: Interval  # alpha / beta, in examples; 0: every example costs as much; inf: examples cost nothing yet
+    knee: Interval  # alpha / beta, in examples; 0: an update has no fixed time; inf: examples take no time that shows
     seconds: dict[int, Interval]  # median seconds of an update, by batch size
     error: float  # the largest relative misfit of the line at the measured sizes; 0 with two sizes, whatever the truth
-    bound: bool = False  # whether ``seconds`` are lower bounds, not measurements; the line through them is none
+    bound: bool = False  # whether ``seconds`` are lower bounds, not measurements; the line through them is not a bound
 
     def seconds_at(self, batch_size: float) -> float:
         """Seconds of an update with any batch size, between the *measured* times on straight lines.
@@ -63,8 +63,8 @@ class Throughput(NamedTuple):
 def fit_throughput(rounds: Mapping[int, Sequence[float]]) -> Throughput:
     r"""Fits measured times of an update as :math:`T(B) = \alpha + \beta B` with :math:`\alpha, \beta \ge 0`.
 
-    Least squares of the relative error of the line at each size's median time. Medians, because now and then something else runs
-    on the same machine.
+    Least squares of the relative error of the line at each size's median time. It takes medians, because sometimes something
+    else runs on the same machine.
 
     Args:
         rounds: for each batch size, seconds per update ``(R,)``. The times at the same place were measured in the same round, so
@@ -95,7 +95,7 @@ def fit_throughput(rounds: Mapping[int, Sequence[float]]) -> Throughput:
         if size < 1 or not len(times) or not all(value > 0 and math.isfinite(value) for value in times):
             raise ValueError(f"rounds[{size}]={list(times)} must hold finite seconds above 0, for a size of at least 1.")
         if len(times) != first:
-            raise ValueError(f"rounds[{size}] holds {len(times)} times, and another size {first}: every round times every size.")
+            raise ValueError(f"rounds[{size}] holds {len(times)} times, but another size has {first}: every round must time every size.")
     sizes = sorted(rounds)
     table = np.stack([np.asarray(rounds[size], float) for size in sizes], 1)  # (R, sizes)
     medians = np.median(table, 0)
@@ -124,7 +124,7 @@ def predicted_throughput(task: Task, optimizer: Optimizer, batch_sizes: Iterable
         target: a name of :data:`jaxbatch.TARGETS`, or a :class:`jaxbatch.Target`.
 
     Returns:
-        ``seconds`` without ends, and ``bound=True``.
+        ``seconds`` whose intervals have no ends, and ``bound=True``.
 
     Raises:
         ValueError: the target is unknown, its figures are not known, or its compiler is not installed.

@@ -129,11 +129,11 @@ def folders_to_search(name: str, data_dir: str | os.PathLike | None) -> list[pat
         source = "data_dir" if data_dir else "JAXBATCH_DATA_DIR"
         folder = local_path(given, source)
         if not folder.is_dir():
-            raise FileNotFoundError(f"{source}={str(given)!r} is no folder. Name the folder that holds the files.")
+            raise FileNotFoundError(f"{source}={str(given)!r} is not a folder. Name the folder that holds the files.")
         return [folder]
     cache = cache_folder()
     if cache is None:
-        raise FileNotFoundError(f"{name}: no folder is named, and there is no home to download it to. Set data_dir, JAXBATCH_DATA_DIR or HOME.")
+        raise FileNotFoundError(f"{name}: no folder is named and there is no home folder for it. Set data_dir, JAXBATCH_DATA_DIR or HOME.")
     folders = [cache / "official"]
     with contextlib.suppress(RuntimeError):  # without a home there is no folder of TensorFlow Datasets in it
         folders.append(pathlib.Path("~/tensorflow_datasets").expanduser())

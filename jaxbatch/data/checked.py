@@ -29,7 +29,7 @@ def check_dataset(dataset: Dataset) -> None:
         if images.ndim != 4:
             raise ValueError(f"{name}_images have shape {images.shape} and must be (examples, rows, columns, channels): add an axis.")
         if labels.ndim != 1:
-            raise ValueError(f"{name}_labels have shape {labels.shape} and must be (examples,): labels.reshape(-1), or argmax of one-hot ones.")
+            raise ValueError(f"{name}_labels have shape {labels.shape} and must be (examples,): use labels.reshape(-1), or argmax if one-hot.")
         if len(images) != len(labels):
             raise ValueError(f"{name}: {len(images)} images and {len(labels)} labels. Each image needs its own.")
         if len(labels) == 0:

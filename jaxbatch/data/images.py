@@ -96,7 +96,7 @@ def open_images(name: str = "imagenet2012", *, data_dir: str | os.PathLike | Non
     (train, classes), (test, others) = (_list_files(folder, split) for split in ("train", "test"))
     if classes != others:
         differing = sorted(set(classes) ^ set(others))
-        raise ValueError(f"{name}: train and validation have other classes ({', '.join(differing[:3])} in one alone).")
+        raise ValueError(f"{name}: train and validation have different classes ({', '.join(differing[:3])} in only one of them).")
     return ImageDataset(name, train, test, len(train.paths), len(test.paths), len(classes))
 
 

@@ -15,16 +15,7 @@ import zlib
 
 import numpy as np
 
-from jaxbatch.data.published import (
-    CIFAR,
-    FOLDERS,
-    IDX_GZ,
-    IDX_ROLES,
-    PLAIN_IDX_LENGTHS,
-    PLAIN_MNIST_DIGESTS,
-    CifarVersion,
-    FileFacts,
-)
+from jaxbatch.data.published import CIFAR, FOLDERS, IDX_GZ, IDX_ROLES, PLAIN_IDX_LENGTHS, PLAIN_MNIST_DIGESTS, CifarVersion, FileFacts
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # train images, labels, test images, labels
 
@@ -99,7 +90,7 @@ def _read_idx_set(name: str, paths: list[pathlib.Path]) -> Arrays:
             try:
                 blob = gzip.decompress(blob)
             except (OSError, EOFError, zlib.error) as error:
-                raise ValueError(f"{label}: does not unzip ({error}). Download it again.") from None
+                raise ValueError(f"{label}: cannot be unzipped ({error}). Download it again.") from None
         else:
             digest = PLAIN_MNIST_DIGESTS[role] if name == "mnist" else None
             verify(blob, FileFacts(PLAIN_IDX_LENGTHS[role], digest), label)
@@ -122,7 +113,7 @@ def verify(blob: bytes, facts: FileFacts, label: str) -> None:
         return
     digest = sha256 if len(facts.digest) == 64 else hashlib.md5(blob).hexdigest()
     if digest != facts.digest:
-        what = f"this is {owner}" if owner else f"checksum {digest}, the official file has {facts.digest}"
+        what = f"this is {owner}" if owner else f"its checksum is {digest}, and that of the official file is {facts.digest}"
         raise ValueError(f"{label}: {what}. Download it again.")
 
 
@@ -139,7 +130,7 @@ def decode_idx(blob: bytes, label: str = "IDX file") -> np.ndarray:
         array([7, 8, 9], dtype=uint8)
     """
     if len(blob) < 4 or blob[:3] != b"\x00\x00\x08" or len(blob) < 4 + 4 * blob[3]:
-        raise ValueError(f"{label}: no IDX file of unsigned bytes (header {blob[:4].hex() or 'empty'}).")
+        raise ValueError(f"{label}: this is not an IDX file of unsigned bytes (header {blob[:4].hex() or 'empty'}).")
     rank = blob[3]
     shape = tuple(int(size) for size in np.frombuffer(blob, ">u4", rank, 4))
     expected = 4 + 4 * rank + int(np.prod(shape, dtype=np.int64))
@@ -155,7 +146,7 @@ def decode_cifar_binary(blob: bytes, name: str) -> tuple[np.ndarray, np.ndarray]
     """
     num_labels = 1 if name == "cifar10" else 2
     if len(blob) % (num_labels + 3072):
-        raise ValueError(f"{name}: {len(blob):,} bytes are no whole number of rows of {num_labels + 3072}.")
+        raise ValueError(f"{name}: {len(blob):,} bytes are not a whole number of rows of {num_labels + 3072}.")
     rows = np.frombuffer(blob, np.uint8).reshape(-1, num_labels + 3072)
     return _planes_to_images(rows[:, num_labels:]), rows[:, num_labels - 1].astype(np.int32)
 
@@ -174,7 +165,7 @@ def decode_cifar_python(blob: bytes, name: str) -> tuple[np.ndarray, np.ndarray]
         rows = np.frombuffer(raw, np.uint8).reshape(shape)
         return _planes_to_images(rows), np.asarray(labels, np.int32)
     except (pickle.UnpicklingError, EOFError, KeyError, AttributeError, IndexError, TypeError, ValueError) as error:
-        raise ValueError(f"{name}: no CIFAR python-version file ({type(error).__name__}: {error}).") from None
+        raise ValueError(f"{name}: this is not a CIFAR python-version file ({type(error).__name__}: {error}).") from None
 
 
 class _Inert:

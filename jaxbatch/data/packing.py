@@ -34,7 +34,7 @@ def pack_texts(texts: Sequence[Any], length: int) -> PackedText:
         length: T, tokens to predict in a row that one text fills.
 
     Raises:
-        ValueError: ``length`` is below 1, a text is no one-dimensional array of whole numbers, or no text has two tokens.
+        ValueError: ``length`` is below 1, a text is not a one-dimensional array of whole numbers, or no text has two tokens.
 
     Example:
         >>> packed = pack_texts([np.array([5, 6, 7]), np.array([8, 9, 10, 11]), np.array([12, 13])], 4)
@@ -53,7 +53,7 @@ def pack_texts(texts: Sequence[Any], length: int) -> PackedText:
             raise ValueError(f"texts[{number}] is {kind} and must be a NumPy array of whole numbers of shape (tokens,).")
         pieces += [text[start : start + length + 1] for start in range(0, len(text) - 1, length)]
     if not pieces:
-        raise ValueError(f"texts={len(texts)} texts: none has the two tokens that a prediction needs.")
+        raise ValueError(f"texts holds {len(texts)} texts, and none has the two tokens that a prediction needs.")
     rows: list[list[np.ndarray]] = []
     room: list[int] = []
     first_with_room = 0  # rows before it hold no two tokens more, so that long lists of texts are packed in little time

@@ -53,7 +53,7 @@ def readable(name: str, folder: pathlib.Path):
     except ImportError:
         raise
     except Exception as error:
-        raise ValueError(f"{name}: the prepared folder {folder / name} does not read ({_one_line(error)}). Prepare it again.") from error
+        raise ValueError(f"{name}: the prepared folder {folder / name} cannot be read ({_one_line(error)}). Prepare it again.") from error
 
 
 def newest_version(name: str, folder: pathlib.Path) -> pathlib.Path:

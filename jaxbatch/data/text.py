@@ -27,7 +27,7 @@ class TextDataset(NamedTuple):
     validation_tokens: Integer[np.ndarray, "_"]
     test_tokens: Integer[np.ndarray, "_"]
     vocab_size: int
-    entropy: float | None = None  # bits per token of the best possible predictor; None: nobody knows
+    entropy: float | None = None  # bits per token of the best possible predictor; None: not known
     alphabet: str = ""  # the symbol of each token, if tokens are symbols
 
     def decode(self, tokens: Integer[np.ndarray, "_"]) -> str:
@@ -59,8 +59,8 @@ def load_text(name: str, *, data_dir: str | os.PathLike | None = None, train_tok
         beginning of a sentence.
 
     Raises:
-        ValueError: the name is unknown, the file is truncated or has a wrong checksum, or ``train_tokens`` is no multiple of 32 of
-            at least 32, or is given for another text.
+        ValueError: the name is unknown, the file is truncated or has a wrong checksum, or ``train_tokens`` is not a multiple of 32
+            of at least 32, or is given for another text.
         FileNotFoundError: ``data_dir`` does not exist.
         ConnectionError: there is no local file, and no network.
 

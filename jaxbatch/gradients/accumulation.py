@@ -161,7 +161,7 @@ def update_in_turn(update_model_state: Callable[[PyTree, PyTree], PyTree], model
         123
     """
     if not jax.tree.leaves(aux):
-        raise ValueError("update_model_state wants the aux that loss_fn returns, and it holds no array: return what the state is made of.")
+        raise ValueError("update_model_state needs the aux that loss_fn returns, but it holds no array: return in it what the state is made of.")
     return lax.scan(lambda old, one: (update_model_state(old, one), None), model_state, aux)[0]
 
 

@@ -51,7 +51,7 @@ def coupled_gradient(
     r"""Losses that couple the whole batch through its representations, and the gradient of their mean, in the memory of a microbatch.
 
     The gradient is that of ``loss_fn(params, encode(params, batch))`` in one piece, up to the order of summation, for every
-    ``microbatch_size``. Sums are kept in float32 at least. Keys for dropout ride in the batch, one per example, so that both
+    ``microbatch_size``. Sums are kept in float32 at least. Put keys for dropout into the batch, one per example, so that both
     passes over a microbatch drop the same.
 
     On CPU an encoder with XLA's convolutions, which are slow in compiled loops, runs in a Python loop over compiled microbatches;
@@ -147,13 +147,13 @@ def _check(tower: _Tower, which: str) -> None:
     shapes = jax.eval_shape(tower.encode, tower.params, tower.batch)
     returned = leading_axis(shapes, f"what encode{which} returns")
     if returned != batch_size:
-        raise ValueError(f"encode{which} must return one representation per example, {batch_size}, and returned {returned}.")
+        raise ValueError(f"encode{which} must return one representation per example, {batch_size}, but returned {returned}.")
     if not any(map(_has_gradient, jax.tree.leaves(shapes))):
         raise ValueError(f"encode{which} returned no floating-point array, so there is nothing that a gradient could go through.")
     if company_matters(tower.encode, tower.params, tower.batch):
         raise ValueError(
             f"encode{which}: the representation of an example changes with the others in its microbatch, as through batch normalisation, so "
-            "it would be another one in every cut of the batch. Take a model without such layers (layer or group normalisation), or one microbatch "
+            "it would depend on how the batch is cut. Take a model without such layers (layer or group normalisation), or one microbatch "
             "with jax.grad."
         )
 
@@ -192,7 +192,7 @@ def _loss_gradient(loss_fn, together, params: list, whole: list):
         for leaf in jax.tree.leaves(losses):
             if jnp.ndim(leaf) > 1 or not _has_gradient(leaf):
                 raise ValueError(
-                    "loss_fn must return floating-point losses, one per example, or a single one, and returned "
+                    "loss_fn must return floating-point losses, one per example, or a single one, but returned "
                     f"{leaf.dtype} of shape {jnp.shape(leaf)}."
                 )
         return mean_loss(losses), losses

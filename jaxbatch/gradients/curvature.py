@@ -57,8 +57,8 @@ def hessian_eigenvalues(
     eigenvalues, zeros too, come as often as they are repeated. In a space that does not end, an *exactly* repeated one comes once.
 
     Args:
-        loss_fn, params, batch, microbatch_size, has_aux: as :func:`jaxbatch.hessian_vector_product` takes them; batch normalisation
-            is told of there.
+        loss_fn, params, batch, microbatch_size, has_aux: as :func:`jaxbatch.hessian_vector_product` takes them; see there for
+            batch normalisation.
         count: n, eigenvalues at each end.
         key: of the random first vector.
         num_steps: k, products in a space; more than the P parameters are cut to P. k vectors of P numbers are kept.
@@ -129,7 +129,7 @@ def hessian_trace(
     r"""The trace of the Hessian of the batch's mean loss, by Hutchinson's estimate, with a 95% interval.
 
     The mean of :math:`z^\top H z` over vectors z of random signs is the trace, and its variance is twice the sum of the squared
-    entries off the diagonal, over S. The interval is Student's.
+    entries off the diagonal, divided by S. The interval is Student's.
 
     Args:
         loss_fn, params, batch, microbatch_size, has_aux: as :func:`jaxbatch.hessian_vector_product` takes them.

@@ -66,9 +66,9 @@ def losses_and_aux(loss_fn: LossFn, params: PyTree, batch: PyTree, has_aux: bool
     shape = getattr(losses, "shape", None)
     if shape != wanted:
         hint = " Leave out the mean." if shape == () else ""
-        raise ValueError(f"loss_fn must return one loss per example, shape {wanted}, and returned shape {shape}.{hint}")
+        raise ValueError(f"loss_fn must return one loss per example, shape {wanted}, but returned shape {shape}.{hint}")
     if not jnp.issubdtype(losses.dtype, jnp.floating):
-        raise ValueError(f"loss_fn must return floating-point losses, and returned {losses.dtype}.")
+        raise ValueError(f"loss_fn must return floating-point losses, but returned {losses.dtype}.")
     return losses, jax.tree.map(jnp.asarray, aux)
 
 
@@ -76,13 +76,13 @@ def _counted(losses: Weighted, wanted: tuple[int]) -> Weighted:
     of_total, of_weight = (getattr(leaf, "shape", None) for leaf in losses)
     if of_total != wanted or of_weight != wanted:
         raise ValueError(
-            f"loss_fn must return one total and one weight per example, shape {wanted}, and returned Weighted with a total of shape "
+            f"loss_fn must return one total and one weight per example, shape {wanted}, but returned Weighted with a total of shape "
             f"{of_total} and a weight of shape {of_weight}. Sum over an example's tokens, and over nothing else."
         )
     if not jnp.issubdtype(losses.total.dtype, jnp.floating):
-        raise ValueError(f"loss_fn must return floating-point totals, and returned {losses.total.dtype}.")
+        raise ValueError(f"loss_fn must return floating-point totals, but returned {losses.total.dtype}.")
     if not (losses.weight.dtype == bool or jnp.issubdtype(losses.weight.dtype, jnp.integer) or jnp.issubdtype(losses.weight.dtype, jnp.floating)):
-        raise ValueError(f"loss_fn must return weights that are numbers of at least 0, and returned {losses.weight.dtype}.")
+        raise ValueError(f"loss_fn must return weights that are numbers of at least 0, but returned {losses.weight.dtype}.")
     return counted(losses)
 
 
@@ -98,7 +98,7 @@ def check_params(params: PyTree) -> None:
         name = f"params{jax.tree_util.keystr(path)}"
         dtype = getattr(leaf, "dtype", None)
         if dtype is None and not isinstance(leaf, float):
-            raise ValueError(f"{name} is a {type(leaf).__name__} and no array: keep it out of params, as equinox.partition does.")
+            raise ValueError(f"{name} is a {type(leaf).__name__} and not an array: keep it out of params, as equinox.partition does.")
         if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(f"{name} is {dtype} and has no gradient: keep it out of params, as equinox.partition does.")
 
@@ -117,7 +117,7 @@ def leading_axis(batch: PyTree, name: str = "batch") -> int:
     """
     leaves = jax.tree_util.tree_leaves_with_path(batch)
     if not leaves:
-        raise ValueError(f"{name} must be a pytree of arrays with one leading axis of examples, and holds no array.")
+        raise ValueError(f"{name} must be a pytree of arrays with one leading axis of examples, but holds no array.")
     for path, leaf in leaves:
         where = f"{name}{jax.tree_util.keystr(path)}"
         if not hasattr(leaf, "shape"):
@@ -153,6 +153,6 @@ def check_one_aux(has_aux: bool, microbatch_size: int | None) -> None:
     """Raises a ValueError if a group would have several aux."""
     if has_aux and microbatch_size is not None:
         raise ValueError(
-            f"microbatch_size={microbatch_size} with has_aux=True: how the aux of microbatches combine is not "
+            f"microbatch_size={microbatch_size} with has_aux=True: how to combine the aux of microbatches is not "
             "defined. Leave out microbatch_size, or use more groups."
         )

@@ -87,7 +87,7 @@ def check_like(params: PyTree, other: PyTree, name: str) -> None:
     """
     wanted, got = str(jax.tree.structure(params)), str(jax.tree.structure(other))
     if wanted != got:
-        raise ValueError(f"{name} must be a pytree like params, {wanted}, and is {got}.")
+        raise ValueError(f"{name} must be a pytree like params, {wanted}, but is {got}.")
     for (path, leaf), own in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(other), strict=True):
         shapes = [getattr(one, "shape", ()) for one in (own, leaf)]
         if shapes[0] != shapes[1]:

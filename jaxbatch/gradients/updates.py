@@ -36,7 +36,7 @@ def update(optimizer: Optimizer, gradient: PyTree, opt_state: PyTree, params: Py
         if "argument" not in str(error):
             raise
         raise ValueError(
-            f"optimizer: its update wants more than gradient, state, parameters and value ({error}). A line search, which "
+            f"optimizer: its update needs more than gradient, state, parameters and value ({error}). A line search, which "
             "evaluates the loss again within an update, is not supported: take an optimizer with a learning rate."
         ) from None
     return optax.apply_updates(params, updates), opt_state

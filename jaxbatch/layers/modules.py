@@ -82,7 +82,7 @@ class BatchNorm(nn.Module):
     def __call__(self, x: Array, *, train: bool, shift: Array | None = None) -> Array:
         """``shift`` is the bias of the preceding convolution, not yet added. It only moves the mean, so it cancels."""
         if x.ndim != 4:
-            raise ValueError(f"BatchNorm takes (B, H, W, C) and got shape {x.shape}. Features without pixels: x[:, None, None, :].")
+            raise ValueError(f"BatchNorm takes (B, H, W, C) and got shape {x.shape}. For features without pixels, pass x[:, None, None, :].")
         channels = (x.shape[3],)
         scale = self.param("scale", nn.initializers.ones, channels)
         bias = self.param("bias", nn.initializers.zeros, channels)
@@ -109,7 +109,7 @@ class BatchNorm(nn.Module):
             )
         count = count_values(x, mask)
         if self.axis_name is not None and self.ghost_size is not None:
-            raise ValueError("axis_name and ghost_size: moments are those of the whole batch or of a group, not both.")
+            raise ValueError("axis_name and ghost_size: moments are those of the whole batch or of a group. Give only one of the two.")
         if self.axis_name is not None and _is_mapped(self.axis_name):
             count = count * jax.lax.axis_size(self.axis_name) if mask is None else jax.lax.psum(count, self.axis_name)
             mean, variance = jax.lax.stop_gradient(shared_moments(x, self.axis_name, mask))

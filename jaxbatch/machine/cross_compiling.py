@@ -52,7 +52,7 @@ def missing_compiler(target: Target) -> str | None:
     choices = ("libtpu",) if target.compiler == "tpu-compiler" else ("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13")
     if any(map(is_installed, choices)) and is_installed("flatbuffers"):
         return None
-    return f"target={target.name!r} needs its compiler, which needs no such device: pip install 'jaxbatch[{target.compiler}]'"
+    return f"target={target.name!r} needs its compiler (but not the device): pip install 'jaxbatch[{target.compiler}]'"
 
 
 def compile_for(
@@ -140,7 +140,7 @@ def _compile_here(target, flat, leaves, donated, with_text) -> CompiledProgram:
     compiled = jax.jit(flat, donate_argnums=donated).lower(*shapes).compile(compiler_options=quickly)
     seconds, memory = time.perf_counter() - started, compiled.memory_analysis()
     if memory is None:
-        raise CompilationError(f"the compiler of {target.title} does not tell the memory of a program.")
+        raise CompilationError(f"the compiler of {target.title} does not report the memory of a program.")
     sizes = (memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.alias_size_in_bytes, memory.temp_size_in_bytes)
     return CompiledProgram(*sizes, memory.peak_memory_in_bytes, seconds, compiled.as_text() or "" if with_text else "")
 

@@ -23,6 +23,6 @@ def program_memory(program: Any) -> int:
     """
     analysis = program.memory_analysis()
     if analysis is None:
-        raise ValueError("the compiler of this platform does not tell the memory of a program.")
+        raise ValueError("the compiler of this platform does not report the memory of a program.")
     parts = analysis.temp_size_in_bytes + analysis.argument_size_in_bytes + analysis.output_size_in_bytes
     return parts - analysis.alias_size_in_bytes

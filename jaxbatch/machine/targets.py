@@ -21,7 +21,7 @@ _NAMES_HERE = {"here": "the device that JAX computes on", "cpu": "this machine's
 
 
 class Target(NamedTuple):
-    """An accelerator: what the compiler and the bound on time need to know of it."""
+    """An accelerator: what the compiler and the bound on time need to know about it."""
 
     name: str
     title: str
@@ -184,7 +184,7 @@ def as_bytes(text: "str | float") -> int:
     except (TypeError, ValueError):
         count = 0
     if count < 1:
-        raise ValueError(f"budget={text!r} is no amount of memory. Write bytes or, for example, '8GiB' or '500MB'.")
+        raise ValueError(f"budget={text!r} is not an amount of memory. Write bytes or, for example, '8GiB' or '500MB'.")
     return count
 
 

@@ -32,8 +32,8 @@ def adabatch_schedule(*, batch_size: int, growth: float = 2, every: int = 20, ma
 
     Args:
         batch_size: the size at the start.
-        growth: the factor of each change, at least 1. With 1 the batch stays as it is and the changes still count, which
-            makes the fixed arm of a comparison. Each size is the exact product rounded to the nearest whole number (halves
+        growth: the factor of each change, at least 1. With 1 the batch keeps its size but the changes still count, as for
+            the fixed arm of a comparison. Each size is the exact product rounded to the nearest whole number (halves
             up), so rounding errors do not add up.
         every: epochs between changes.
         max_batch_size: the cap: no batch is larger.
@@ -73,7 +73,7 @@ def adabatch_schedule(*, batch_size: int, growth: float = 2, every: int = 20, ma
         wanted, cap = nominal(epoch), LARGEST if max_batch_size is None else max_batch_size
         if max_batch_size is None and wanted > LARGEST:
             raise ValueError(
-                f"growth={growth} makes of batch_size={batch_size} more than {LARGEST:,} examples by epoch {epoch}. Give a max_batch_size."
+                f"growth={growth} makes batch_size={batch_size} grow to more than {LARGEST:,} examples by epoch {epoch}. Give a max_batch_size."
             )
         return int(cap) if wanted >= cap else math.floor(wanted + 0.5)
 
@@ -102,7 +102,7 @@ def increase_instead_of_decay(*, batch_size: int, decay: float, every: int, max_
         [128, 640, 1000]
         >>> from jaxbatch import coupled_learning_rate
         >>> rate = coupled_learning_rate(schedule, init=0.1, decay=1.0, num_examples=10_000, num_epochs=180)
-        >>> [round(float(rate(step)), 5) for step in (0, 60 * 78, 60 * 78 + 60 * 15)]  # 3,200 asked, 1,000 had
+        >>> [round(float(rate(step)), 5) for step in (0, 60 * 78, 60 * 78 + 60 * 15)]  # the third batch would be 3,200, and 1,000 is the cap
         [0.1, 0.1, 0.03125]
 
     References:
@@ -111,7 +111,7 @@ def increase_instead_of_decay(*, batch_size: int, decay: float, every: int, max_
     if not 0 < decay <= 1:
         raise ValueError(f"decay={decay} must be above 0 and at most 1.")
     if not math.isfinite(1 / decay):
-        raise ValueError(f"decay={decay} is too small: 1 / decay, by which the batch grows, is no finite number.")
+        raise ValueError(f"decay={decay} is too small: 1 / decay, by which the batch grows, is not a finite number.")
     return adabatch_schedule(batch_size=batch_size, growth=1 / decay, every=every, max_batch_size=max_batch_size)
 
 

@@ -116,7 +116,7 @@ def _scales(schedule: BatchSizeSchedule, decay: float, init: float, num_epochs: 
     logs = [schedule.stage(e) * math.log(decay) + math.log(schedule(e)) - log_nominal(e) for e in range(num_epochs)]
     for epoch, log in enumerate(logs):
         if log + math.log(init) > math.log(np.finfo(np.float32).max):
-            raise ValueError(f"decay={decay} with this schedule makes of init={init} a rate that is no float32 by epoch {epoch}.")
+            raise ValueError(f"decay={decay} with this schedule takes the rate from init={init} outside the range of float32 by epoch {epoch}.")
     return np.exp(logs)
 
 

@@ -128,7 +128,7 @@ class Checkpoints:
                 raise ValueError(f"checkpoint_dir={os.fspath(folder)!r} holds another run ({differences}). Take another folder.")
         elif steps := self.steps():
             raise ValueError(
-                f"checkpoint_dir={os.fspath(folder)!r} holds {_name(steps[-1])} and no about.json, which says whose it is. Take another folder."
+                f"checkpoint_dir={os.fspath(folder)!r} holds {_name(steps[-1])} but no about.json, which says whose run it is. Take another folder."
             )
         else:
             part = file.with_suffix(".part")
@@ -172,7 +172,7 @@ class Checkpoints:
                 if unreadable is not None:
                     raise ValueError(_cannot_read(path, unreadable)) from error
                 reason = " ".join(str(error).split())[:200]
-                warnings.warn(f"{path} is a damaged checkpoint and is passed over ({type(error).__name__}: {reason}).", stacklevel=2)
+                warnings.warn(f"{path} is a damaged checkpoint and is skipped ({type(error).__name__}: {reason}).", stacklevel=2)
                 continue
             if kinds(leaves) != kinds(jax.tree.leaves(like)):
                 raise ValueError(f"checkpoint_dir={os.fspath(self.folder)!r} holds the state of another model or optimizer. Take another folder.")
@@ -198,7 +198,7 @@ def _read_about(file: pathlib.Path) -> dict[str, Any] | None:
     except ValueError:  # no JSON, or no text
         about = None
     if not isinstance(about, dict):
-        raise ValueError(f"{file} is damaged: it says which run the checkpoints beside it are of. Take another folder.")
+        raise ValueError(f"{file} is damaged, and it says to which run the checkpoints beside it belong. Take another folder.")
     return about
 
 

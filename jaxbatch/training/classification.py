@@ -39,7 +39,7 @@ def classification_task(model, dataset: Dataset, *, microbatch_size: int | None 
         augment: ``(keys, images) -> images``, changes raw training images, as :func:`jaxbatch.augment.crop_and_flip` does.
 
     Raises:
-        ValueError: the model is no Flax Linen module, needs random numbers in training, has ``flax.linen.BatchNorm``, or keeps
+        ValueError: the model is not a Flax Linen module, needs random numbers in training, has ``flax.linen.BatchNorm``, or keeps
             variables that are neither parameters nor in ``batch_stats``; or :func:`jaxbatch.data.checked.check_dataset` finds
             an error.
 
@@ -76,7 +76,7 @@ def streamed_task(model, dataset: ImageDataset, *, image_size: int = 224, num_wo
 def task_of_model(model, image_shape, dataset, train_data, test_data, microbatch_size: int | None) -> Task:
     """The task of a Flax Linen model on any data; of ``dataset`` only ``mean`` and ``std`` are used."""
     if not isinstance(model, nn.Module):
-        raise ValueError(f"model={type(model).__name__} is no flax.linen module. Others make a jaxbatch.Task: docs/own_model.md shows how.")
+        raise ValueError(f"model={type(model).__name__} is not a flax.linen module. Make a jaxbatch.Task of it: docs/own_model.md shows how.")
     image = jnp.zeros((1, *image_shape))
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
     _check_collections(model, variables)
@@ -136,14 +136,14 @@ def _check_training(model, trace: Callable[[], object]) -> None:
                 "Take jaxbatch.layers.BatchNorm, which leaves the batch's own moments."
             )
         if isinstance(context.module, nn.Dropout) and context.module.rate > 0:
-            raise ValueError(f"model={name}: its dropout wants random numbers, which classification_task does not give. {remedy}")
+            raise ValueError(f"model={name}: its dropout needs random numbers, which classification_task does not give. {remedy}")
         return call(*arguments, **keywords)
 
     try:
         with nn.intercept_methods(look):
             trace()
     except errors.InvalidRngError:
-        raise ValueError(f"model={name} wants random numbers, which classification_task does not give. {remedy}") from None
+        raise ValueError(f"model={name} needs random numbers, which classification_task does not give. {remedy}") from None
 
 
 def running_average(model_state: PyTree, moments: PyTree, momentum: float = 0.1) -> PyTree:

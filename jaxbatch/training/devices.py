@@ -113,7 +113,7 @@ def provide_devices(count: int) -> None:
         with contextlib.suppress(RuntimeError):  # JAX has started: the number of devices cannot change any more
             jax.config.update("jax_num_cpu_devices", count)  # has no effect on an accelerator
     if count > jax.device_count():
-        raise ValueError(f"{count} devices were asked for, and JAX finds {jax.device_count()} here.")
+        raise ValueError(f"{count} devices were asked for, but JAX finds {jax.device_count()} here.")
 
 
 def find_devices(num_devices: int) -> list[jax.Device]:
@@ -128,7 +128,7 @@ def find_devices(num_devices: int) -> list[jax.Device]:
     """
     devices = jax.devices()
     if not 1 <= num_devices <= len(devices):
-        raise ValueError(f"num_devices={num_devices} must be at least 1, and JAX finds {len(devices)} here.")
+        raise ValueError(f"num_devices={num_devices} must be at least 1, and at most the {len(devices)} that JAX finds here.")
     return devices[:num_devices]
 
 

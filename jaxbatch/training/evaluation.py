@@ -46,7 +46,7 @@ def make_evaluate(
             for part, leaf in parts.items():
                 if jnp.shape(leaf) != mask.shape:
                     raise ValueError(
-                        f"metrics_fn must return one value per example, shape {mask.shape}, and {name!r}{part} has shape {jnp.shape(leaf)}."
+                        f"metrics_fn must return one value per example, shape {mask.shape}, but {name!r}{part} has shape {jnp.shape(leaf)}."
                         + (" Leave out the mean." if jnp.shape(leaf) == () else "")
                     )
         metrics = {name: counted(values) if isinstance(values, Weighted) else values for name, values in metrics.items()}

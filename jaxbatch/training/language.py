@@ -40,8 +40,8 @@ def language_task(model, dataset: TextDataset, *, sequence_length: int = 128, mi
         Durations may be in tokens, ``jaxbatch.tokens(10**7)``, and records count the ``tokens`` seen.
 
     Raises:
-        ValueError: the model is no Flax module or has other variables than parameters; its logits have another shape or too few
-            classes; the tokens are no whole numbers ``(N,)`` from 0 to ``vocab_size - 1``; or a text is shorter than an example.
+        ValueError: the model is not a Flax module or has other variables than parameters; its logits have another shape or too few
+            classes; the tokens are not whole numbers ``(N,)`` from 0 to ``vocab_size - 1``; or a text is shorter than an example.
 
     Example:
         >>> from jaxbatch import TransformerLM, load_text
@@ -157,7 +157,7 @@ def _check_tokens(tokens, name: str, vocab_size: int) -> None:
 def _check_model(model, vocab_size: int, *inputs: Integer[Array, "1 T"]) -> None:
     """Refuses a model whose logits do not fit the text, or which has a state."""
     if not isinstance(model, nn.Module):
-        raise ValueError(f"model={type(model).__name__} is no flax.linen module. Others make a jaxbatch.Task: docs/own_model.md shows how.")
+        raise ValueError(f"model={type(model).__name__} is not a flax.linen module. Make a jaxbatch.Task of it: docs/own_model.md shows how.")
     logits, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), *inputs)
     name = type(model).__name__
     others = sorted(set(variables) - {"params"})

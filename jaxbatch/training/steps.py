@@ -37,7 +37,7 @@ def init_state(task: Task, optimizer: Any, seed: int | np.integer | UInt32[Array
     """Parameters, optimizer state and model state at the start, a pure function of the seed.
 
     Raises:
-        ValueError: a parameter is no floating-point array, or ``optimizer`` is not one of optax's or is a line search.
+        ValueError: a parameter is not a floating-point array, or ``optimizer`` is not one of optax's or is a line search.
 
     Example:
         >>> import optax
@@ -114,7 +114,7 @@ def make_train_step(
         axis: the name of an axis of devices along which the step runs; each device has its share of every group.
         monitor: measures the noise of the gradient from the parts that the step has, see :class:`jaxbatch.NoiseMonitor`; a
             step of one part measures nothing.
-        cut_to_measure: a smaller ``microbatch_size`` for the batches that are measured, if a batch would else be one part. Not
+        cut_to_measure: a smaller ``microbatch_size`` for the batches that are measured, if a batch would otherwise be one part. Not
             with ``update_model_state``, whose number of calls would change.
 
     Returns:
