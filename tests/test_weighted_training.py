@@ -112,7 +112,7 @@ def test_studies_take_a_task_with_weights(x64):
     task = jb.Task(lambda key: params, loss_fn, lambda p, b: {"loss": loss_fn(p, b), "plain": b["x"][:, 0, 0]}, data, data)
     where = "mine.py:make", pathlib.Path("mine.py")
     check_task(task, *where)
-    with pytest.raises(ValueError, match=r"one value per example, shape \(2,\), and 'loss' has shape \(\)"):
+    with pytest.raises(ValueError, match=r"one value per example, shape \(2,\), but 'loss' has shape \(\)"):
         check_task(task._replace(metrics_fn=lambda p, b: {"loss": jb.Weighted(*map(jnp.sum, loss_fn(p, b)))}), *where)
     found, *_ = make_masked_step(loss_fn, optax.sgd(0.1), 2)(params, optax.sgd(0.1).init(params), data)
     expected, _ = reference.token_steps(token_loss, optax.sgd(0.1), params, [data], 2)
