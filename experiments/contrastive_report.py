@@ -7,7 +7,7 @@ import numpy as np
 from rich.console import Console
 
 from experiments.study import describe_setting
-from experiments.tuned_runs import best_rate, points_between, reported_runs, student
+from experiments.tuned_runs import best_rate, points_between, points_in_words, reported_runs, student
 from jaxbatch.intervals import Interval, interval, ratio_of_means
 from jaxbatch.results import plots
 from jaxbatch.results.records import Record
@@ -95,8 +95,10 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
         whole = difference(records, (large, large), (small, small), name)
         more = difference(records, (large, large), (large, config.group), name)
         fewer = difference(records, (large, config.group), (small, config.group), name)
-        sentences.append(f"By {words}: B = {large:,} against {small:,} at equal examples: {_points(whole)}.")
-        sentences.append(f"    More negatives alone, at B = {large:,}: {_points(more)}. Fewer, less noisy updates alone: {_points(fewer)}.")
+        sentences.append(f"By {words}: B = {large:,} against {small:,} at equal examples: {points_in_words(whole, 2)}.")
+        sentences.append(
+            f"    More negatives alone, at B = {large:,}: {points_in_words(more, 2)}. Fewer, less noisy updates alone: {points_in_words(fewer, 2)}."
+        )
     differences = {
         size: difference(records, (size, size), (size, config.group), "probe")
         for size in sizes
@@ -113,14 +115,6 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
 
 def _ends(config) -> tuple[float, float]:
     return config.learning_rates[0], config.learning_rates[-1]
-
-
-def _points(points: Interval) -> str:
-    if not points.n:
-        return "no pair of runs to compare"
-    if points.n < 3:
-        return f"{points.value:+.2f} points, too few seeds to tell"
-    return f"{points:+.2f} points, {'a difference shows' if points.excludes(0) else 'no difference shows'}"
 
 
 def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> pathlib.Path:

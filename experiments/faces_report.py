@@ -7,7 +7,7 @@ import numpy as np
 from rich.console import Console
 
 from experiments.study import describe_setting
-from experiments.tuned_runs import best_rate, points_between, reported_runs, student
+from experiments.tuned_runs import best_rate, points_between, points_in_words, reported_runs, student
 from jaxbatch.intervals import Interval, interval, ratio_of_means
 from jaxbatch.results import plots
 from jaxbatch.results.records import Record
@@ -84,11 +84,11 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
         sentences.append(f"Warning: the best rate lies on the edge of the grid for {', '.join(edges)}; widen --learning-rates.")
     for loss in config.losses:
         if loss != "softmax" and "softmax" in config.losses:
-            each = [f"{_points(difference(records, (size, loss), (size, 'softmax')))} at B = {size:,}" for size in config.batch_sizes]
+            each = [f"{points_in_words(difference(records, (size, loss), (size, 'softmax')), 1)} at B = {size:,}" for size in config.batch_sizes]
             sentences.append(f"True accepts, {loss} against the plain softmax: {'; '.join(each)}.")
     small, large = config.batch_sizes[0], config.batch_sizes[-1]
     if small != large:
-        each = [f"{loss} {_points(difference(records, (large, loss), (small, loss)))}" for loss in config.losses]
+        each = [f"{loss} {points_in_words(difference(records, (large, loss), (small, loss)), 1)}" for loss in config.losses]
         sentences.append(f"B = {large:,} against {small:,} at equal examples: {'; '.join(each)}.")
     memory = [row for row in records if row["kind"] == "memory"]
     if memory:
@@ -100,14 +100,6 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
                 f"{held['chunks'] / 2**30:.2f} GiB in chunks, and {held['all logits'] / 2**30:.2f} GiB with all logits."
             )
     return sentences
-
-
-def _points(points: Interval) -> str:
-    if not points.n:
-        return "no pair of runs to compare"
-    if points.n < 3:
-        return f"{points.value:+.1f} points, too few seeds to tell"
-    return f"{points:+.1f} points, {'a difference shows' if points.excludes(0) else 'no difference shows'}"
 
 
 def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> pathlib.Path:

@@ -160,3 +160,17 @@ def student(values: Sequence[float]) -> Interval:
 def points_between(one: dict[int, Record], other: dict[int, Record], measure: str) -> Interval:
     """How many points of ``measure`` the first runs are above the others, in pairs of a seed, which have the same initial weights."""
     return student([100 * (one[seed][measure] - other[seed][measure]) for seed in sorted(one.keys() & other.keys())])
+
+
+def points_in_words(points: Interval, decimals: int) -> str:
+    """A difference with its interval, and whether one shows.
+
+    Example:
+        >>> points_in_words(Interval(0.5, -0.2, 1.2, 10), 1)
+        '+0.5 [-0.2, +1.2] points, no difference shows'
+    """
+    if not points.n:
+        return "no pair of runs to compare"
+    if points.n < 3:
+        return f"{points.value:+.{decimals}f} points, too few seeds to tell"
+    return f"{points:+.{decimals}f} points, {'a difference shows' if points.excludes(0) else 'no difference shows'}"
