@@ -111,7 +111,7 @@ def speed_up(ours: Float[np.ndarray, "rounds"], theirs: Float[np.ndarray, "round
         >>> speed_up(np.array([1.0, 2.0, 1.0]), np.array([2.0, 4.0, 2.0])).value
         2.0
     """
-    return interval(theirs / ours, np.median)
+    return interval(theirs / ours, np.median, scale="log")
 
 
 def cost_by_size(records: Sequence[Record], num_devices: int) -> dict[int, Float[np.ndarray, "2 rounds"]]:
@@ -160,7 +160,7 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
     rows = []
     for arm, name in everything:
         times = (table_of(config, records, arm, f"{kind}_seconds") for kind in ("train", "compile", "stall"))
-        rows.append([name, *(f"{interval(np.nansum(table, 1)):.1f}" for table in times)])
+        rows.append([name, *(f"{interval(table.sum(1)):.1f}" for table in times)])
     print_table(console, "Seconds of a run", ["arm", "training", "compiling", "waited for programs"], rows)
     rows = []
     for count in config.devices:
@@ -176,7 +176,7 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
     others = [("small", "(a) small"), ("large", "(c) large"), ("tuned", "(d) tuned")]
     sentences, what = [], JUDGES[judged_by(records)][0]
     for other, name in others + [(arm, f"itself on {devices_of(arm)} devices") for arm in several]:
-        sentences.append(compare_errors("(b) adaptive", name, interval(last["adaptive"] - last[other]), "(b)", what))
+        sentences.append(compare_errors("(b) adaptive", name, interval(last["adaptive"] - last[other], scale="linear"), "(b)", what))
     rates, best = sorted(config.tuned_rates), rate_of(records, "tuned")
     if len(rates) > 1 and best in (rates[0], rates[-1]):
         edge = "lowest" if best == rates[0] else "highest"
@@ -198,7 +198,7 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
         # The backward time is a difference of two times; on a tiny network the noise can be larger than it.
         back = f"{ups[1]:.2f}" if min(map(np.min, backward)) > 0 else "lost in the noise"
         sentences.append(f"Speed-up of (b){where} over (a): forward {ups[0]:.2f}, backward {back}, both {ups[2]:.2f} times; {conclusion}.")
-    waited = interval(np.nansum(table_of(config, records, "adaptive", "stall_seconds")[:, 1:], 1))
+    waited = interval(table_of(config, records, "adaptive", "stall_seconds")[:, 1:].sum(1))
     sentences.append(f"After the first epoch (b) waited {waited:.2f} seconds for programs to be compiled.")
     return sentences
 
@@ -207,7 +207,7 @@ def draw_throughput(axes, cost: Mapping[int, Mapping[int, Float[np.ndarray, "2 r
     """Examples per second by batch size, for both passes; ``cost`` is :func:`cost_by_size` of each number of devices."""
     for (count, times), style in zip(cost.items(), STYLES, strict=False):
         for number, (part, color, marker) in enumerate(zip(PARTS, (plots.COLORS[5], plots.COLORS[0]), "os", strict=True)):
-            rates = [interval(1e3 * size / of_size[number], np.median) for size, of_size in times.items()]
+            rates = [interval(1e3 * size / of_size[number], np.median, scale="log") for size, of_size in times.items()]
             label = part if count == 1 else f"{part}, {count} devices"
             plots.band(axes, list(times), rates, color=color, marker=marker, ls=style, label=label)
     axes.set(ylabel="examples a second", ylim=(0, None))

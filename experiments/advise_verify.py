@@ -14,9 +14,10 @@ from rich.console import Console
 import jaxbatch as jb
 from experiments.advise_records import read_advice, read_throughput
 from jaxbatch.advice.advice import Advice, cost_of_update
-from jaxbatch.intervals import Interval, interval, resampled
+from jaxbatch.intervals import Interval, interval
 from jaxbatch.results.records import Record, RunFolder
 from jaxbatch.results.report import progress_bar
+from jaxbatch.separate_groups import ratio_of_separate_means
 
 JUDGING_SEEDS = 1000  # added to the seeds on which settings are judged
 RATES = {"sgd": (0.001, 0.00316, 0.01, 0.0316, 0.1, 0.316, 1.0), "adam": (0.0001, 0.000316, 0.001, 0.00316, 0.01, 0.0316, 0.1)}
@@ -148,7 +149,7 @@ def regret(advised: Sequence[Record], best: Sequence[Record], unit: Mapping[int,
     if not np.isfinite(costs).all():
         value = np.inf if np.isfinite(costs[1]).all() else np.nan
         return Interval(value, np.nan, np.nan, len(costs[0]))
-    return resampled(costs, lambda drawn: drawn[0].mean() / drawn[1].mean())
+    return ratio_of_separate_means(*costs)
 
 
 def read_verification(config, records: Sequence[Record]) -> Verification | None:
@@ -163,7 +164,7 @@ def read_verification(config, records: Sequence[Record]) -> Verification | None:
     if not costs or advice.batch_size is None or advice.learning_rate is None:
         return Verification([], "No setting of the sweep reached the goal with every seed, so there is nothing to compare with.")
     best, mine = min(costs, key=costs.__getitem__), (advice.batch_size, advice.learning_rate)
-    known = lambda setting: interval([row["updates"] for row in of[setting]])
+    known = lambda setting: interval([row["updates"] for row in of[setting]], scale="log")
     cost_ratio = regret(of[mine], of[best], unit)
     one = Interval(1.0, np.nan, np.nan, 1)
     seconds = sum(row["ran"] * throughput.seconds_at(row["batch_size"]) for row in rows)

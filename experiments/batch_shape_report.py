@@ -59,7 +59,7 @@ def effect(config, records: Sequence[Record], model: str, dtype: str, kind: str,
     for each in config.centres if centre is None else [centre]:
         sizes, ratios = _on_the_line(config, table, each)
         parts.append(ratios[:, [n for n, size in enumerate(sizes) if window(each)[size] == kind]])
-    return interval(np.concatenate(parts, 1).mean(1), np.median)
+    return interval(np.concatenate(parts, 1).mean(1), np.median, scale="log")
 
 
 def odd_scatter(config, records: Sequence[Record], model: str, dtype: str) -> float:
@@ -103,7 +103,7 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
     kinds = {size: kind for centre in config.centres for size, kind in window(centre).items()}
     rows = []
     for column, size in enumerate(sizes):
-        rates = [interval(1e3 * size / tables[pair][:, column], np.median) for pair in pairs]
+        rates = [interval(1e3 * size / tables[pair][:, column], np.median, scale="log") for pair in pairs]
         rows.append([f"{size} ({ {**KINDS, 'odd': 'odd'}[kinds[size]] })", *(f"{rate:,.0f}" for rate in rates)])
     print_table(console, "Throughput, examples a second", ["B", *(_label(*pair) for pair in pairs)], rows)
     rows = []
@@ -150,7 +150,7 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
             ordered = sorted(range(len(sizes)), key=lambda n: sizes[n])
             for step, n in enumerate(ordered):
                 kind = window(centre)[sizes[n]]
-                ratio = interval(table[:, n], np.median)
+                ratio = interval(table[:, n], np.median, scale="log")
                 color = {"power": plots.COLORS[1], "eight": plots.COLORS[0], "round": plots.COLORS[2], "odd": "#999999"}[kind]
                 spread = [[ratio.value - ratio.low], [ratio.high - ratio.value]] if ratio.n > 1 else None
                 label = {**KINDS, "odd": "odd"}[kind]

@@ -11,7 +11,7 @@ from experiments.iteration_speed_report import has_loading, times
 from experiments.study import describe_setting, size_cell
 from jaxbatch.advice.critical import CriticalFit, critical_batch_size
 from jaxbatch.gradients.noise import GradientStatistics, gradient_noise_scale
-from jaxbatch.intervals import Interval, interval
+from jaxbatch.intervals import Interval, interval, unknown
 from jaxbatch.results.records import Record
 from jaxbatch.results.report import print_table
 from jaxbatch.training.goals import Goal, as_goal
@@ -45,8 +45,8 @@ def is_lost(goal: Goal, run: Record) -> bool:
 
 
 def to_target(rows: Sequence[Record], key: str) -> Interval:
-    """``updates``, ``epochs``, ``examples`` or ``compute_seconds`` of the runs that reached the target."""
-    return interval([row[key] for row in rows if row["reached"]])
+    """``updates``, ``epochs``, ``examples`` or ``compute_seconds`` of the runs that reached the target; the others are left out, and counted."""
+    return interval([row[key] if row["reached"] else None for row in rows], scale="log")
 
 
 def all_reached(records: Sequence[Record], table: str) -> list[int]:
@@ -63,8 +63,7 @@ def seconds(records: Sequence[Record], rows: Sequence[Record], name: str) -> Int
     updates = to_target(rows, "updates")
     if updates.n == 0:
         return updates
-    factor = times(records, rows[0]["batch_size"], name).value / 1e3
-    return Interval(*(factor * part for part in updates[:3]), updates.n)
+    return updates.times(times(records, rows[0]["batch_size"], name).value / 1e3)
 
 
 def fit_critical(records: Sequence[Record], table: str) -> CriticalFit | None:
@@ -79,7 +78,7 @@ def noise_scale(records: Sequence[Record], goal: Goal, batch_size: int | None = 
     """The gradient noise scale over all evaluations of a size (or of all sizes), within an interval of the validation metric."""
     rows = [r for r in _noise_rows(records) if low <= (_measured(goal, r)) < high and batch_size in (None, r["batch_size"])]
     if not rows:
-        return Interval(math.nan, math.nan, math.nan, 0)
+        return unknown()
     signal, trace = (np.array([math.nan if r[key] is None else r[key] for r in rows]) for key in ("signal", "trace"))
     return gradient_noise_scale(GradientStatistics(signal, trace))
 
@@ -129,7 +128,7 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
             else:
                 row += [f"> {max(run['updates'] for run in runs):,}", f"> {max(run['epochs'] for run in runs):.0f}", *[""] * (2 + loaded)]
             row.append(show(goal, [run[f"best_validation_{goal.metric}"] for run in runs]))
-            row.append(show(goal, [run[f"test_{goal.metric}"] for run in runs if run[f"test_{goal.metric}"] is not None]))
+            row.append(show(goal, [run[f"test_{goal.metric}"] for run in runs]))
             row.append(f"{sum(is_lost(goal, run) for run in runs)}/{len(runs)}")
             rows.append(row)
         columns = ["B", "rate", "reached", "updates", "epochs", "examples", "computation, s", *["with loading, s"] * loaded]

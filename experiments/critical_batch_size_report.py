@@ -12,7 +12,7 @@ import jaxbatch as jb
 from experiments.advise_verify import by_setting
 from experiments.study import describe_setting, setting_of, size_cell
 from jaxbatch.advice.branches import critical_of_branches
-from jaxbatch.intervals import Interval, interval
+from jaxbatch.intervals import Interval, interval, unknown
 from jaxbatch.results import plots
 from jaxbatch.results.records import Record
 from jaxbatch.results.report import print_table
@@ -64,9 +64,9 @@ def ways(config, records: Sequence[Record]) -> list[Estimate]:
 
 def noise_between(records: Sequence[Record], low: float, high: float) -> tuple[Interval, float]:
     """The noise scale over a stretch of the way, and the middle of the stretch."""
-    rows = [record for record in records if record["kind"] == "noise" and low <= record["progress"] < high and record["signal"] is not None]
+    rows = [record for record in records if record["kind"] == "noise" and low <= record["progress"] < high]
     if not rows:
-        return Interval(math.nan, math.nan, math.nan, 0), math.nan
+        return unknown(), math.nan
     statistics = jb.GradientStatistics(*(np.array([row[name] for row in rows], float) for name in ("signal", "trace")))
     return jb.gradient_noise_scale(statistics), float(np.mean([row["progress"] for row in rows]))
 
@@ -88,7 +88,7 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
     for size in sorted({record["batch_size"] for record in records if record["kind"] == "sweep"}):
         if size in best:
             rate, updates = best[size]
-            rows.append([size_cell(config, size), f"{rate:.3g}", f"{interval(updates):,.0f}", f"{size * np.mean(updates):,.0f}"])
+            rows.append([size_cell(config, size), f"{rate:.3g}", f"{interval(updates, scale='log'):,.0f}", f"{size * np.mean(updates):,.0f}"])
         else:  # a size that no rate brings there within four times the fewest examples of another size is given up
             rows.append([size_cell(config, size), "", "not reached with every seed", ""])
     print_table(console, f"Updates to {config.target} at each size's best rate", ["B", "rate", "updates", "examples"], rows)

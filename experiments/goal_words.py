@@ -63,7 +63,7 @@ def show(goal: Goal, values: Sequence[float | None], percent: str = ".2f", other
         ('50.00', '0.125')
     """
     shown = [np.nan if value is None else scale(goal) * value for value in values]
-    return format(interval(shown), percent if is_share(goal) else other)
+    return format(interval(shown, scale="linear" if is_share(goal) else "any"), percent if is_share(goal) else other)
 
 
 def better(goal: Goal, one: float, other: float | None) -> float | None:

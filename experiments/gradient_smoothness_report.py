@@ -12,7 +12,9 @@ from jaxtyping import Float
 from rich.console import Console
 
 from experiments.study import data_of, describe_setting, setting_of, size_cell, size_label
-from jaxbatch.intervals import Interval, interval, resampled
+from jaxbatch.interval_ends import Scale
+from jaxbatch.intervals import Interval, interval, unknown
+from jaxbatch.separate_groups import log_combination
 from jaxbatch.results import plots
 from jaxbatch.results.records import Record
 from jaxbatch.results.report import print_table
@@ -79,15 +81,17 @@ def not_learning(loss: Float[np.ndarray, "T"], guess_loss: float | None) -> bool
 def error_slope(config, records: Sequence[Record], stage: str) -> Interval:
     """Slope of log(relative squared error) against log(B); theory: -1."""
     groups = [errors(records, size, stage, "error") for size in config.batch_sizes]
+    left_out = sum(not math.isfinite(value) for group in groups for value in group)
     groups = [np.array(group)[np.isfinite(group)] for group in groups]
     if len(groups) < 2 or min(map(len, groups)) == 0:
-        return Interval(math.nan, math.nan, math.nan, 0)
-    sizes = np.log(config.batch_sizes)
-    return resampled(groups, lambda drawn: np.polyfit(sizes, np.log([group.mean() for group in drawn]), 1)[0])
+        return unknown(left_out)
+    sizes = np.log(config.batch_sizes) - np.mean(np.log(config.batch_sizes))
+    return log_combination(groups, sizes / (sizes**2).sum())._replace(left_out=left_out)
 
 
 def _each(records, batch_size: int, key: str, number: Callable) -> Interval:
-    return interval([number(values) for values in curves(records, batch_size, key)])
+    scale: Scale = "linear" if key == "cosine" else "any"
+    return interval([number(values) for values in curves(records, batch_size, key)], scale=scale)
 
 
 def print_tables(console: Console, config, records: Sequence[Record], provenance: Record) -> None:
@@ -112,7 +116,7 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
         row = [size_cell(config, size)]
         for stage in STAGES:
             error = interval(errors(records, size, stage, "error"))
-            row += [f"{error:.3g}", f"{interval(errors(records, size, stage, 'cosine')):.3f}"]
+            row += [f"{error:.3g}", f"{interval(errors(records, size, stage, 'cosine'), scale='linear'):.3f}"]
         rows.append(row)
     rows.append(["slope", *(cell for stage in STAGES for cell in (f"{error_slope(config, records, stage):.3f}", ""))])
     columns = ["B", *(f"{what}, {where}" for where in STAGES.values() for what in ("relative squared error", "cosine"))]
@@ -225,7 +229,7 @@ def _draw_errors(config, records, folder) -> pathlib.Path:
         squared_errors = [interval(errors(records, size, stage, "error")) for size in sizes]
         slope = error_slope(config, records, stage)
         plots.band(left, config.batch_sizes, squared_errors, color=color, marker=marker, label=f"{where}, slope {slope:.2f}")
-        cosines = [interval(errors(records, size, stage, "cosine")) for size in sizes]
+        cosines = [interval(errors(records, size, stage, "cosine"), scale="linear") for size in sizes]
         plots.band(right, config.batch_sizes, cosines, color=color, marker=marker, label=where)
         if np.isfinite(squared_errors[0].value):
             left.plot(sizes, squared_errors[0].value * sizes[0] / sizes, ":", color="grey", lw=1.2)

@@ -36,7 +36,7 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
         updates, seconds = (table_of(config, records, arm, key) for key in ("updates", "train_seconds"))
         reached = " → ".join(f"{int(size):,}" for size in dict.fromkeys(sizes[0][~np.isnan(sizes[0])].tolist()))
         ends = (interval(table[:, -1]) for table in (updates, error))
-        rows.append([f"{growth:g}", reached, *(f"{end:,.5g}" for end in ends), f"{interval(np.nansum(seconds, 1)):,.0f}"])
+        rows.append([f"{growth:g}", reached, *(f"{end:,.5g}" for end in ends), f"{interval(seconds.sum(1)):,.0f}"])
     print_table(console, "By growth", ["growth", "batch sizes", "updates", "last error, %", "training, s"], rows)
     rates: dict[int, list[float]] = {}
     before: dict[tuple, int] = {}
@@ -44,7 +44,7 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
         updates = record["updates"] - before.get((record["arm"], record["seed"]), 0)
         before[record["arm"], record["seed"]] = record["updates"]
         rates.setdefault(record["batch_size"], []).append(updates * record["batch_size"] / record["train_seconds"])
-    rows = [[f"{size:,}", f"{interval(speeds, np.median):,.0f}"] for size, speeds in sorted(rates.items())]
+    rows = [[f"{size:,}", f"{interval(speeds, np.median, scale='log'):,.0f}"] for size, speeds in sorted(rates.items())]
     print_table(console, "Examples a second, loading included", ["B", "median of the epochs"], rows)
 
 
@@ -54,7 +54,7 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
     last = {growth: errors(config, records, name_of(growth))[:, -1] for growth in config.growths}
     sentences = []
     for growth in others:
-        sentences.append(compare_errors(f"Growth {growth:g}", f"{least:g}", interval(last[growth] - last[least])))
+        sentences.append(compare_errors(f"Growth {growth:g}", f"{least:g}", interval(last[growth] - last[least], scale="linear")))
     return sentences
 
 

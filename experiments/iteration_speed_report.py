@@ -25,12 +25,12 @@ def has_loading(records: Sequence[Record]) -> bool:
 
 def times(records: Sequence[Record], batch_size: int, name: str) -> Interval:
     """Milliseconds an iteration, median over the rounds."""
-    return interval([record[f"{name}_ms"] for record in rounds_of(records, batch_size)], np.median)
+    return interval([record[f"{name}_ms"] for record in rounds_of(records, batch_size)], np.median, scale="log")
 
 
 def ratio(records: Sequence[Record], batch_size: int, above: str, below: str) -> Interval:
     """One time ÷ another of the same round, median over the rounds."""
-    return interval([r[f"{above}_ms"] / r[f"{below}_ms"] for r in rounds_of(records, batch_size)], np.median)
+    return interval([r[f"{above}_ms"] / r[f"{below}_ms"] for r in rounds_of(records, batch_size)], np.median, scale="log")
 
 
 def shares(records: Sequence[Record], batch_size: int) -> tuple[float, float, float]:
@@ -72,8 +72,8 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
     epochs, parts = [], []
     for size in config.batch_sizes:
         names = ("resident", "streamed", "compute") if loaded else ("resident",)
-        seconds = {name: _scaled(times(records, size, name), per_epoch[size] / 1e3) for name in names}
-        rate = interval([1e3 * size / record["resident_ms"] for record in rounds_of(records, size)], np.median)
+        seconds = {name: times(records, size, name).times(per_epoch[size] / 1e3) for name in names}
+        rate = interval([1e3 * size / record["resident_ms"] for record in rounds_of(records, size)], np.median, scale="log")
         epochs.append(
             [size_cell(config, size), f"{per_epoch[size]:,}", *(f"{seconds[name]:.2f}" for name in names), f"{rate:,.0f}", f"{compiles[size]:.1f}"]
         )
@@ -90,10 +90,6 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
     columns = ["with loading", "computation", "loading", "loading ÷ computation"] * loaded
     columns = ["B", "resident", *columns, "forward / backward / rest, %"]
     print_table(console, "An iteration, ms; shares of a resident step", columns, parts)
-
-
-def _scaled(estimate: Interval, factor: float) -> Interval:
-    return Interval(*(factor * part for part in estimate[:3]), estimate.n)
 
 
 def verdict(config, records: Sequence[Record]) -> list[str]:
@@ -151,7 +147,7 @@ def _draw_epochs(axes, config, records: Sequence[Record]) -> None:
         ("compute", "its computation alone", plots.COLORS[1], "s:"),
     )
     for name, label, color, dash in lines if has_loading(records) else lines[:1]:
-        seconds = [_scaled(times(records, size, name), per_epoch[size] / 1e3) for size in sizes]
+        seconds = [times(records, size, name).times(per_epoch[size] / 1e3) for size in sizes]
         _line(axes, sizes, seconds, dash, color=color, label=label)
     axes.set(ylabel="seconds an epoch", title="An epoch")
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from experiments.study import describe_setting
 from jaxbatch.intervals import Interval, interval
 from jaxbatch.results import plots
-from jaxbatch.results.records import Record
+from jaxbatch.results.records import Record, as_number
 from jaxbatch.results.report import print_table
 
 
@@ -20,17 +20,17 @@ def text_of(records: Sequence[Record]) -> Record:
 
 
 def by_epoch(records: Sequence[Record], key: str) -> dict[int, list[float]]:
-    """The values of every seed after each epoch; a run that diverged has none."""
+    """The values of every seed after each epoch; NaN where a run diverged."""
     epoch_values: dict[int, list[float]] = {}
     for record in records:
-        if record["kind"] == "epoch" and record[key] is not None and not record["diverged"]:
-            epoch_values.setdefault(record["epoch"], []).append(record[key])
+        if record["kind"] == "epoch":
+            epoch_values.setdefault(record["epoch"], []).append(math.nan if record["diverged"] else as_number(record[key]))
     return dict(sorted(epoch_values.items()))
 
 
 def at_the_end(records: Sequence[Record]) -> Interval:
     """Bits per token of the test text, over seeds."""
-    return interval([record["test_bits_per_token"] for record in records if record["kind"] == "end" and not record["diverged"]])
+    return interval([None if record["diverged"] else record["test_bits_per_token"] for record in records if record["kind"] == "end"])
 
 
 def seconds(records: Sequence[Record]) -> Interval:
@@ -66,7 +66,7 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
     tokens = max(value for values in by_epoch(records, "tokens").values() for value in values)
     sentences.append(f"The test text takes {test_bits:.3f} bits per token after {tokens:,} tokens and {seconds(records):.0f} s of training.")
     if text["entropy"] is not None:
-        above = Interval(*(part - text["entropy"] for part in test_bits[:3]), test_bits.n)
+        above = test_bits.less(text["entropy"])
         sentences.append(f"The best possible number is {text['entropy']:.4f}, so {above:.4f} bits are left.")
     return sentences
 

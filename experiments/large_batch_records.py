@@ -10,7 +10,7 @@ import numpy as np
 
 import jaxbatch as jb
 from experiments.large_batch_arms import ARMS, KINDS, find_arm
-from jaxbatch.intervals import Interval, ratio_of_means
+from jaxbatch.intervals import Interval, interval, ratio_of_means
 from jaxbatch.results.records import Record
 
 Kind = Literal["helps", "nothing", "harms", "lost"]
@@ -83,13 +83,13 @@ def ends(records: Sequence[Record], arm: str, *names: str) -> np.ndarray:
 
 
 def mean(values: np.ndarray) -> Interval:
-    """The mean with the 95% interval of Student's t, which is right for few seeds, too; NaN is left out.
+    """The mean with the 95% interval of Student's t; NaN is left out, and counted.
 
     Example:
         >>> f"{mean(np.array([1.0, 2.0, 3.0])):.2f}", mean(np.array([])).n
         ('2.00 [-0.48, 4.48]', 0)
     """
-    return ratio_of_means(values, np.ones_like(values))
+    return interval(values, scale="linear")
 
 
 def difference(records: Sequence[Record], one: str, other: str, *names: str) -> Interval:
@@ -147,5 +147,5 @@ def standing(config, records: Sequence[Record], arm: str) -> Standing:
         kind = "lost"
     elif mean(gain).excludes(0):
         kind = "helps" if mean(gain).value > 0 else "harms"
-    closed = ratio_of_means(gain, gain - gap) if len(gain) == len(gap) else mean(np.array([]))
+    closed = ratio_of_means(gain, gain - gap, scale="linear") if len(gain) == len(gap) else mean(np.array([]))
     return Standing(kind, mean(gain), mean(gap), closed, lost)

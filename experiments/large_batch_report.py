@@ -24,7 +24,7 @@ def shown(config, estimate: Interval, signed: bool = False) -> str:
     """The metric, or a difference of it, as a table shows it."""
     goal = goal_of(config)
     form = ("+" if signed else "") + (".2f" if is_share(goal) else ".3g")
-    return format(Interval(*(scale(goal) * value for value in estimate[:3]), estimate.n), form)
+    return format(estimate.times(scale(goal)), form)
 
 
 def updates_of(records: Sequence[Record], arm: str) -> int:
@@ -68,8 +68,7 @@ def named(config, records: Sequence[Record], arm: str, outcome: Standing) -> str
     notes += [f"{outcome.lost} runs diverged"] if outcome.lost else []
     notes += ["by rule"] if find_arm(arm).rule else []
     if outcome.kind == "helps" and has_gap(config, records):
-        value = Interval(*(100 * one for one in outcome.closed[:3]), outcome.closed.n)
-        return f"{arm} ({', '.join([f'{value:.0f}%', *notes])})"
+        return f"{arm} ({', '.join([f'{outcome.closed.times(100):.0f}%', *notes])})"
     return f"{arm} ({', '.join([shown(config, outcome.gain, signed=True), *notes])})"
 
 
@@ -121,7 +120,7 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
     goal, loss, positions = goal_of(config), loss_of(config, records), np.arange(len(arms), dtype=float)
     figure, (left, right) = plots.subplots(1, 2, figsize=(13, 2 + 0.34 * len(arms)), sharey=True)
     against = {arm: standing(config, records, arm) for arm in arms}
-    gaps = [Interval(*(scale(goal) * value for value in outcome.gap[:3]), outcome.gap.n) for outcome in against.values()]
+    gaps = [outcome.gap.times(scale(goal)) for outcome in against.values()]
     _bars(left, gaps, positions, ["black" if arm == "plain" else KIND_COLORS[outcome.kind] for arm, outcome in against.items()], "o")
     split = [parts(config, records, arm) for arm in arms]
     colors = [color for color in PART_COLORS for _ in arms]

@@ -53,7 +53,7 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
         if rate is None:
             rows.append([size_cell(config, size), "all diverged", "", "", "", ""])
             continue
-        updates = interval(result.updates_to_goal[rate])
+        updates = interval(result.updates_to_goal[rate], scale="log")
         rows.append(
             [
                 size_cell(config, size),

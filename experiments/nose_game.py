@@ -179,12 +179,12 @@ def verdict(config: Config, records: Sequence[Record]) -> list[str]:
     for key, what in measures.items():
         differences = np.subtract(column(records, few, key), column(records, many, key))
         more, less = (few, many) if differences.mean() > 0 else (many, few)
-        difference = interval(differences if more == few else -differences)
+        difference = interval(differences if more == few else -differences, scale="linear")
         if difference.excludes(0):
             sentences.append(f"When the child asks {name(config, more)}, its {what.format(difference)} than when it asks {name(config, less)}.")
         else:
             sentences.append(f"No difference in {key.replace('_', ' ')} shows between asking {name(config, few)} and asking {name(config, many)}.")
-    asked = [interval(column(records, size, "questions_to_near")) for size in (few, many)]
+    asked = [interval(column(records, size, "questions_to_near"), scale="log") for size in (few, many)]
     if all(questions.n for questions in asked):
         sentences.append(
             f"To come near takes {asked[0]:.0f} questions when asking {name(config, few)}, and {asked[1]:.0f} when asking {name(config, many)}."

@@ -9,7 +9,7 @@ from experiments.critical_batch_size_report import best_rates
 from experiments.study import describe_setting
 from jaxbatch.gradients.split import largest_stable_curvature
 from jaxbatch.intervals import Interval, interval, ratio_of_means
-from jaxbatch.results.records import Record
+from jaxbatch.results.records import Record, as_number
 from jaxbatch.results.report import print_table
 from jaxbatch.training.goals import as_goal
 
@@ -45,8 +45,7 @@ def solutions(records: Sequence[Record], comparison: str) -> list[tuple[Record, 
 
 def ratio(pairs: Sequence[tuple[Record, Record]], name: str) -> Interval:
     """The large batch's mean over the small one's, over seeds, with Fieller's interval."""
-    known = [(large[name], small[name]) for small, large in pairs if None not in (large[name], small[name])]
-    return ratio_of_means([a for a, _ in known], [b for _, b in known], nonnegative=True)
+    return ratio_of_means(*([as_number(pair[position][name]) for pair in pairs] for position in (1, 0)), nonnegative=True)
 
 
 def barriers(records: Sequence[Record], comparison: str, name: str) -> list[float]:
@@ -55,8 +54,9 @@ def barriers(records: Sequence[Record], comparison: str, name: str) -> list[floa
     heights = []
     for seed in sorted({row["seed"] for row in rows}):
         curve = {row["point"]: row[name] for row in rows if row["seed"] == seed and 0 <= row["point"] <= 1}
-        if {0.0, 1.0} <= set(curve) and None not in curve.values():
-            heights.append(max(value - (1 - t) * curve[0.0] - t * curve[1.0] for t, value in curve.items()))
+        if {0.0, 1.0} <= set(curve):
+            above = [as_number(value) - (1 - t) * as_number(curve[0.0]) - t * as_number(curve[1.0]) for t, value in curve.items()]
+            heights.append(float(np.max(above)))  # NaN if one is
     return heights
 
 
@@ -128,7 +128,7 @@ def sharper(config, pairs: Sequence[tuple[Record, Record]], comparison: str) -> 
     """The ratio of curvatures, at which losses, and the difference on the test set."""
     top, trace = ratio(pairs, "largest"), ratio(pairs, "trace")
     metric = as_goal(config.target).metric
-    better = interval([large[f"test_{metric}"] - small[f"test_{metric}"] for small, large in pairs])
+    better = interval([large[f"test_{metric}"] - small[f"test_{metric}"] for small, large in pairs], scale="linear")
     if len(pairs) < 3:
         judgement = "too few seeds to tell"
     else:
@@ -157,13 +157,13 @@ def local_minimum(config, records: Sequence[Record], pairs: Sequence[tuple[Recor
     """Whether the large batch's solutions are local minima, by curvature, a gradient step, the line and further training."""
     large, count = [pair[1] for pair in pairs], len(pairs)
     negative = [sum(row["smallest"] < -ROUNDING * row["largest"] for row in rows) for rows in (large, [pair[0] for pair in pairs])]
-    drop = interval([100 * (1 - row["loss_after_step"] / row["loss"]) for row in large])
+    drop = interval([100 * (1 - row["loss_after_step"] / row["loss"]) for row in large], scale="linear")
     sentences = [
         f"{title_of(config, comparison).capitalize()}, negative curvature is proved at {negative[0]} of {count} solutions of B = "
         f"{config.large_batch_size} and at {negative[1]} of B = {config.small_batch_size}; one exact gradient step lowers the large batch's loss by "
         f"{drop:.1f}%."
     ]
-    height = interval(barriers(records, comparison, "loss"))
+    height = interval(barriers(records, comparison, "loss"), scale="linear")
     if height.n:
         ends = interval([max(pair[0]["loss"], pair[1]["loss"]) for pair in pairs]).value
         above = f"above the straight line between its values at the ends, the higher of which is {ends:.3g}"

@@ -85,7 +85,7 @@ def _value(goal: Goal, row: Record) -> float:
 def cost_ratio(records: Sequence[Record], name: str) -> Interval:
     """Time of a kind of step ÷ time of one ordinary step, median over rounds."""
     rounds = [r for r in records if r["kind"] == "cost"]
-    return interval([r[f"{name}_ms"] / r["one_ms"] for r in rounds], np.median)
+    return interval([r[f"{name}_ms"] / r["one_ms"] for r in rounds], np.median, scale="log")
 
 
 class Tried(NamedTuple):

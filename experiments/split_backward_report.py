@@ -32,7 +32,7 @@ __all__ = ["print_tables", "verdict"]
 
 
 def print_tables(console: Console, config, records: Sequence[Record], provenance: Record) -> None:
-    """Prints the rates tried, the way to the target, the end, the cost of a step, distances; with 95% bootstrap intervals."""
+    """Prints the rates tried, the way to the target, the end, the cost of a step, distances; with 95% intervals."""
     where = f"{provenance['device']}, {provenance['num_cores']} cores, jax {provenance['jax']}"
     console.print(
         f"\n{setting_of(config)}, B = {config.batch_size}, K = {config.num_groups}, {config.optimizer} at rate "
@@ -82,8 +82,8 @@ def _print_ways(console: Console, config, records: Sequence[Record]) -> None:
                 continue
             reached = np.isfinite(to_target(records, protocol, arm, "examples", goal)).sum()
             amounts = {key: to_target(records, protocol, arm, key, goal) for key in ("examples", "updates", "seconds")}
-            thousands = interval(np.divide(amounts["examples"], 1000))
-            numbers = [f"{thousands:.1f}", f"{interval(amounts['updates']):,.0f}", f"{interval(amounts['seconds']):.2f}"]
+            thousands = interval(np.divide(amounts["examples"], 1000), scale="log")
+            numbers = [f"{thousands:.1f}", f"{interval(amounts['updates'], scale='log'):,.0f}", f"{interval(amounts['seconds'], scale='log'):.2f}"]
             rows.append([*row, f"{reached}/{len(seeds_of(records, protocol))}", *numbers])
     title = f"To {in_words(goal)}, mean over the seeds that reach it"
     print_table(console, title, ["rates", "arm", "rate", "reached", "examples / 1000", "updates", "seconds"], rows)
@@ -121,7 +121,7 @@ def _print_cost(console: Console, config, records: Sequence[Record]) -> None:
     }
     rows = []
     for kind, label in kinds.items():
-        rows.append([label, f"{interval([r[f'{kind}_ms'] for r in rounds], np.median):.2f}", f"{cost_ratio(records, kind):.2f}"])
+        rows.append([label, f"{interval([r[f'{kind}_ms'] for r in rounds], np.median, scale='log'):.2f}", f"{cost_ratio(records, kind):.2f}"])
     print_table(console, f"Cost of one batch, median of {len(rounds)} rounds side by side", ["", "ms", "÷ ordinary step"], rows)
 
 

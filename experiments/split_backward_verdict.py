@@ -57,9 +57,6 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
     sentences += at_one_rate(config, records)
     if "tuned" in protocols_of(records):
         sentences += at_own_rates(config, records)
-    n = len(seeds_of(records, "original"))
-    if n < 10:
-        sentences.append(f"n = {n}: bootstrap intervals of so few seeds are too narrow; take --seeds 10 to rely on them.")
     return sentences
 
 
@@ -125,13 +122,13 @@ def at_own_rates(config, records: Sequence[Record]) -> list[str]:
 
 
 def _small_batches(config, records: Sequence[Record], standing: str) -> str:
-    dear = interval([r["small_ms"] / r["split_ms"] for r in records if r["kind"] == "cost"], np.median)
+    dear = interval([r["small_ms"] / r["split_ms"] for r in records if r["kind"] == "cost"], np.median, scale="log")
     return f"{config.num_groups} ordinary small batches {SMALL[standing]}, at {dear:.2f} times the cost"
 
 
 def paired(records: Sequence[Record], protocol: str, other: str, key: str) -> Interval:
     """Interval of the difference ``(b) − other`` at the end, seed by seed."""
-    return interval(np.subtract(final(records, protocol, "split", key), final(records, protocol, other, key)))
+    return interval(np.subtract(final(records, protocol, "split", key), final(records, protocol, other, key)), scale="linear")
 
 
 def against(records: Sequence[Record], protocol: str, other: str, goal: Goal) -> tuple[str, str]:
@@ -144,8 +141,8 @@ def against(records: Sequence[Record], protocol: str, other: str, goal: Goal) ->
     missed = [int(np.isnan(values).sum()) for values in (mine, theirs)]
     lost = [num_lost(records, protocol, arm, goal) for arm in ("split", other)]
     ends = paired(records, protocol, other, f"test_{goal.metric}")
-    ratio = interval(mine / theirs)
-    shown = Interval(*(scale(goal) * v for v in ends[:3]), ends.n)
+    ratio = interval(mine / theirs, scale="log")
+    shown = ends.times(scale(goal))
     text = f"final test {goal.metric} differs by " + (f"{shown:+.2f} points" if is_share(goal) else f"{shown:+.3g}")
     if ratio.n:
         text += f", examples to {in_words(goal)} by a factor of {ratio:.2f}"

@@ -6,6 +6,7 @@ Axes: S updates, B examples.
 """
 
 import functools
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,9 +18,9 @@ import optax
 from jaxtyping import Array, Key, PyTree
 
 import jaxbatch as jb
-from jaxbatch.intervals import Interval, ratio_of_means
+from jaxbatch.intervals import Interval, interval
 from jaxbatch.machine.compiling import compile_ahead
-from jaxbatch.results.records import Record, RunFolder
+from jaxbatch.results.records import Record, RunFolder, as_number
 
 FIRST_CHOOSING_SEED = 1000
 
@@ -143,8 +144,11 @@ def best_rate(records: Sequence[Record], arm: Record, measure: str) -> float | N
 
 
 def reported_runs(records: Sequence[Record], arm: Record, rate: float | None) -> dict[int, Record]:
-    """The reported runs of an arm at a rate that did not diverge, by seed."""
-    return {row["seed"]: row for row in _runs(records, part="test", learning_rate=rate, **arm) if not row["diverged"]}
+    """The reported runs of an arm at a rate, by seed; what was measured is NaN where a run diverged."""
+    rows = _runs(records, part="test", learning_rate=rate, **arm)
+    is_measured = lambda name, value: name != "learning_rate" and (value is None or isinstance(value, float))
+    lost = lambda row: {name: math.nan for name, value in row.items() if is_measured(name, value)}
+    return {row["seed"]: row | lost(row) if row["diverged"] else row for row in rows}
 
 
 def student(values: Sequence[float]) -> Interval:
@@ -154,12 +158,12 @@ def student(values: Sequence[float]) -> Interval:
         >>> print(f"{student([1.0, 2.0, 3.0]):.2f}")
         2.00 [-0.48, 4.48]
     """
-    return ratio_of_means(values, np.ones(len(values)))
+    return interval(values, scale="linear")
 
 
 def points_between(one: dict[int, Record], other: dict[int, Record], measure: str) -> Interval:
     """How many points of ``measure`` the first runs are above the others, in pairs of a seed, which have the same initial weights."""
-    return student([100 * (one[seed][measure] - other[seed][measure]) for seed in sorted(one.keys() & other.keys())])
+    return student([100 * (as_number(one[seed][measure]) - as_number(other[seed][measure])) for seed in sorted(one.keys() & other.keys())])
 
 
 def points_in_words(points: Interval, decimals: int) -> str:

@@ -80,7 +80,7 @@ def time_contenders(contenders: Contenders, rounds: int, peer: Peer | None = Non
 
 def median(values):
     """The median with its interval."""
-    return interval(values, np.median)
+    return interval(values, np.median, scale="log")
 
 
 def make_rows(bench: str, model: str, batch_size: int, num_groups: int, rounds: list[dict[str, float]], per: int = 1) -> list[dict]:
@@ -151,7 +151,7 @@ def report(rows: list[dict], console: Console) -> None:
         for row, line in zip(rows, cells, strict=True):
             rated = "gflops" in row
             line += [f"{row['gflops']:,.0f}", f"{row['matmul_share']:.0%}"] if rated else ["", ""]
-    print_table(console, "medians of the rounds, ratios with 95% bootstrap intervals", columns, cells)
+    print_table(console, "medians of the rounds, ratios with 95% intervals", columns, cells)
     for row in rows:
         if "peak_bytes" in row:
             memory_text = ", ".join(f"{name} {row[f'{key}_bytes'] / 2**20:,.1f}" for key, name in MEMORY.items())

@@ -172,7 +172,7 @@ def noise_scale_of(probes: Sequence[Probe]) -> Interval:
     pairs = [(probe.trace, probe.signal) for probe in probes if probe.reached and math.isfinite(probe.signal)]
     if not pairs:
         return Interval(math.nan, math.nan, math.nan, 0)
-    return ratio_of_means(*map(list, zip(*pairs, strict=True)), nonnegative=True)
+    return ratio_of_means(*map(list, zip(*pairs, strict=True)), nonnegative=True, scale="linear")
 
 
 def cost_of_update(objective: Objective, throughput: Throughput, batch_sizes: Sequence[int]) -> Mapping[int, float]:

@@ -3,7 +3,7 @@
 Axes: R rates, S seeds.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -41,7 +41,7 @@ class RateResult(NamedTuple):
         """
         finite = np.isfinite(self.updates_to_goal)
         reached = finite.sum(1)
-        if reached.max() > 0:  # without nanmean: the exponent's interval calls this ten thousands of times
+        if reached.max() > 0:
             updates = np.where(finite, self.updates_to_goal, 0).sum(1)
             return int(np.argmin(np.where(reached == reached.max(), updates, np.inf)))
         finite = np.isfinite(self.metric)
@@ -129,16 +129,18 @@ def tune_learning_rate(
 def rate_exponent(results: Mapping[int, RateResult], *, resamples: int = 2000, seed: int = 0) -> Interval:
     """The exponent p of rate ∝ B^p over the batch sizes whose best rate lies inside the grid, with a 95% interval.
 
-    The interval covers the choice of seeds, which are resampled for every size, and the spacing of the grid: a best rate may
-    lie anywhere within half a spacing of the one found.
+    The interval covers the choice of seeds and the spacing of the grid. The mean updates of every rate are drawn anew with
+    the error that the spread of seeds gives them, pooled over all rates and sizes, so it holds with 2 seeds, too. The best
+    rate may then lie anywhere within half a spacing of the best one of the grid.
 
     Args:
-        results: the :class:`RateResult` of each batch size.
-        resamples: how often seeds and places within the grid are drawn.
+        results: the :class:`RateResult` of each batch size. Sizes at which no run reaches the goal, or the best rate lies on the edge,
+            are left out, and counted.
+        resamples: how often means and places within the grid are drawn.
         seed: the seed of these draws.
 
     Returns:
-        p, with n the number of sizes; NaN with fewer than 2.
+        p, with n the number of sizes; NaN with fewer than 2. With one seed nothing is known of its error, and the ends are infinite.
 
     Example:
         >>> ends = np.zeros((5, 2))
@@ -148,25 +150,38 @@ def rate_exponent(results: Mapping[int, RateResult], *, resamples: int = 2000, s
         >>> round(rate_exponent({1: result(1), 10: result(2), 100: result(3)}).value, 3)
         1.0
     """
-    inside = {size: result for size, result in sorted(results.items()) if result.is_inside}
+    inside = {size: one for size, one in sorted(results.items()) if one.is_inside and np.isfinite(one.updates_to_goal).any()}
+    left_out = len(results) - len(inside)
     if len(inside) < 2:
-        return Interval(np.nan, np.nan, np.nan, len(inside))
-    random, sizes = np.random.default_rng(seed), np.log(list(inside))
-    logs = {size: np.log(result.learning_rates) for size, result in inside.items()}
-    best = {size: result.best or 0 for size, result in inside.items()}
+        return Interval(np.nan, np.nan, np.nan, len(inside), left_out)
+    sizes = np.log(list(inside))
+    weights = (sizes - sizes.mean()) / ((sizes - sizes.mean()) ** 2).sum()  # of the best rates' logarithms in the slope
+    value = float(weights @ [np.log(one.best_rate or np.nan) for one in inside.values()])
+    spread, freedom = _pooled_spread(inside.values())
+    if freedom == 0:
+        return Interval(value, -np.inf, np.inf, len(inside), left_out)
+    random = np.random.default_rng(seed)
+    low, high = np.percentile(weights @ [_drawn_rates(one, spread, freedom, resamples, random) for one in inside.values()], [2.5, 97.5])
+    return around(value, low, high, len(inside), left_out)
 
-    def slope(rates):
-        return np.polyfit(sizes, rates, 1)[0]
 
-    draws = []
-    for _ in range(resamples):
-        rates = []
-        for size, result in inside.items():
-            count = result.metric.shape[1]
-            members = random.integers(0, count, count)
-            drawn = RateResult(result.goal, result.learning_rates, *(table[:, members] for table in result[2:]))
-            index, grid = drawn.best if drawn.is_inside and drawn.best else best[size], logs[size]
-            rates.append(random.uniform((grid[index - 1] + grid[index]) / 2, (grid[index] + grid[index + 1]) / 2))
-        draws.append(slope(rates))
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return around(slope([logs[size][index] for size, index in best.items()]), low, high, len(inside))
+def _pooled_spread(results: Iterable[RateResult]) -> tuple[float, int]:
+    """The standard deviation of the logarithm of a run's updates among seeds, and its degrees of freedom."""
+    squares, freedom = 0.0, 0
+    for result in results:
+        for row in result.updates_to_goal:
+            logs = np.log(row[np.isfinite(row)])
+            if len(logs) > 1:
+                squares, freedom = squares + float(((logs - logs.mean()) ** 2).sum()), freedom + len(logs) - 1
+    return float(np.sqrt(squares / freedom)) if freedom else 0.0, freedom
+
+
+def _drawn_rates(result: RateResult, spread: float, freedom: int, count: int, random: np.random.Generator) -> Float[np.ndarray, "draws"]:
+    """Logarithms of rates that may be the best, within the grid."""
+    finite, grid = np.isfinite(result.updates_to_goal), np.log(result.learning_rates)
+    reached = finite.sum(1)
+    means = np.where(finite, result.updates_to_goal, 0).sum(1) / np.maximum(reached, 1)
+    logs = np.where(reached == reached.max(), np.log(np.maximum(means, 1e-300)), np.inf)
+    errors = random.normal(size=(count, len(grid))) * np.sqrt(freedom / random.chisquare(freedom, (count, 1)))
+    best = np.clip((logs + spread / np.sqrt(reached.max()) * errors).argmin(1), 1, len(grid) - 2)
+    return random.uniform((grid[best - 1] + grid[best]) / 2, (grid[best] + grid[best + 1]) / 2)

@@ -12,15 +12,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
 from jaxbatch.advice.memory import make_measure
 from jaxbatch.advice.time_bound import make_step_bound, work_by_batch_size
 from jaxbatch.gradients.updates import Optimizer
+from jaxbatch.interval_ends import median_ends
 from jaxbatch.intervals import Interval, around, interval
 from jaxbatch.machine.targets import Target, find_target
 from jaxbatch.training.tasks import Task
 
-_RESAMPLES = 1000
 _ROUNDING = 1e-9  # of the longest time; a part of the line below it is zero but for rounding
 
 
@@ -68,11 +69,12 @@ def fit_throughput(rounds: Mapping[int, Sequence[float]]) -> Throughput:
 
     Args:
         rounds: for each batch size, seconds per update ``(R,)``. The times at the same place were measured in the same round, so
-            they are resampled together: a machine that is slow for a round is slow for all sizes.
+            a line of its own is fitted to each round: a machine that is slow for a round is slow for all sizes.
 
     Returns:
-        The line with 95% bootstrap intervals over the rounds. The knee's upper end is infinite if the slope cannot be told from
-        zero. With one round the ends are NaN.
+        The line with 95% intervals of the median over the rounds' own lines, see :func:`jaxbatch.interval`; they assume nothing of
+        how times are distributed from 6 rounds on. With fewer rounds a knee that is infinite in one of them is not bounded. With one
+        round the ends are NaN.
 
     Raises:
         ValueError: fewer than 2 batch sizes, a size below 1, sizes with different numbers of rounds, or times that are not finite
@@ -100,13 +102,23 @@ def fit_throughput(rounds: Mapping[int, Sequence[float]]) -> Throughput:
     table = np.stack([np.asarray(rounds[size], float) for size in sizes], 1)  # (R, sizes)
     medians = np.median(table, 0)
     values = _lines(sizes, medians)
-    draws = np.random.default_rng(0).integers(first, size=(_RESAMPLES, first))
-    drawn = _lines(sizes, np.median(table[draws], 1))
-    # An order statistic, not between two of them: one may be infinite.
-    ends = np.quantile(drawn, [0.025, 0.975], axis=-1, method="inverted_cdf") if first > 1 else np.full((2, 3), math.nan)
-    alpha, beta, knee = (around(value, low, high, first) for value, low, high in zip(values, *ends, strict=True))
+    alpha, beta, knee = (_median_of_rounds(value, of_rounds) for value, of_rounds in zip(values, _lines(sizes, table), strict=True))
     error = float(np.abs((values[0] + values[1] * np.array(sizes)) / medians - 1).max())
-    return Throughput(alpha, beta, knee, {size: interval(rounds[size], np.median) for size in sizes}, error)
+    return Throughput(alpha, beta, knee, {size: interval(rounds[size], np.median, scale="log") for size in sizes}, error)
+
+
+def _median_of_rounds(value: float, of_rounds: Float[np.ndarray, "R"]) -> Interval:
+    """The interval of a part of the line from that part of each round's own line; a part is at least 0, and may be infinite."""
+    n = len(of_rounds)
+    if n == 1:
+        low = high = math.nan
+    elif (of_rounds == of_rounds[0]).all():
+        low = high = float(of_rounds[0])
+    elif n < 6 and np.isfinite(of_rounds).all():
+        low, high = interval(of_rounds, np.median)[1:3]
+    else:
+        low, high = median_ends(of_rounds)
+    return around(float(value), max(low, 0.0), high, n)
 
 
 def predicted_throughput(task: Task, optimizer: Optimizer, batch_sizes: Iterable[int], target: str | Target) -> Throughput:

@@ -19,7 +19,7 @@ from matfree import decomp, stochtrace
 
 from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size
 from jaxbatch.gradients.hessian import product
-from jaxbatch.intervals import Interval, ratio_of_means
+from jaxbatch.intervals import Interval, interval
 from jaxbatch.machine.compiling import compile_ahead, take_out_constants
 from jaxbatch.sums import widen
 
@@ -159,7 +159,7 @@ def hessian_trace(
     multiply, (flat, _) = _multiplication(loss_fn, params, batch, microbatch_size, has_aux), ravel_pytree(widen(params))
     draw, sample = stochtrace.sampler_signs(flat, num=1), stochtrace.monte_carlo_trace()
     values = np.array([float(sample(multiply, draw(one)[0])) for one in jax.random.split(key, num_samples)])
-    return ratio_of_means(values, np.ones_like(values))  # against a constant, Fieller's interval is Student's
+    return interval(values, scale="linear")
 
 
 def _check(loss_fn: LossFn, params: PyTree, batch: PyTree, microbatch_size: int | None, has_aux: bool) -> None:

@@ -122,10 +122,10 @@ def gradient_noise_scale(statistics: GradientStatistics) -> Interval:
             left out.
 
     Returns:
-        ``value``, ``low``, ``high`` and ``n``. ``float()`` of the result is the value, which lies within the interval. If the
-        signal does not differ significantly from zero, ``high`` is infinite: record more steps. Then ``value`` may be negative,
-        and in that case ``low`` is ``-inf``. The interval is Fieller's and assumes independent steps; with one step its ends
-        are NaN.
+        ``value``, ``low``, ``high``, ``n`` and ``left_out``. ``float()`` of the result is the value, which lies within the interval. If
+        the signal does not differ significantly from zero, ``high`` is infinite: record more steps. Then ``value`` may be infinite,
+        too, where the estimates of the signal add up to less than nothing. The interval is Fieller's and assumes independent
+        steps; with one step its ends are NaN.
 
     Raises:
         ValueError: there is no step.
@@ -141,7 +141,7 @@ def gradient_noise_scale(statistics: GradientStatistics) -> Interval:
     """
     if jnp.size(statistics.signal) == 0:
         raise ValueError("statistics holds no step: record at least one.")
-    return ratio_of_means(np.asarray(statistics.trace), np.asarray(statistics.signal), nonnegative=True)
+    return ratio_of_means(np.asarray(statistics.trace), np.asarray(statistics.signal), nonnegative=True, scale="linear")
 
 
 def cosine_similarity(a: PyTree, b: PyTree) -> Float[Array, ""]:

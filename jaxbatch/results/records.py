@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from jaxbatch.machine.cores import num_cores
 from jaxbatch.paths import local_path
@@ -34,8 +36,7 @@ class RunFolder:
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Writes one record and makes sure it is on disk before returning."""
-        # JSON has no NaN or infinity; a measurement that is not finite becomes null.
-        flat = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()}
+        flat = {str(key): as_json(value) for key, value in record.items()}
         with open(self.path / "records.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(flat, allow_nan=False) + "\n")
             file.flush()
@@ -51,6 +52,42 @@ class RunFolder:
         part = self.path / f"{name}.part"
         part.write_bytes(blob)
         part.replace(self.path / name)
+
+
+def as_json(value: Any) -> Any:
+    """A value of a record as JSON has it, at any depth: NumPy's and JAX's numbers and arrays as plain numbers and lists.
+
+    JSON has no NaN or infinity: a measurement that is not finite becomes None, which :func:`as_number` reads.
+
+    Raises:
+        TypeError: it is something else than numbers, words, None, and lists, arrays, tuples and mappings of them.
+
+    Example:
+        >>> as_json({"loss": np.float32(0.5), "losses": [1.0, float("nan")], "sizes": np.arange(2), "good": np.bool_(True)})
+        {'loss': 0.5, 'losses': [1.0, None], 'sizes': [0, 1], 'good': True}
+    """
+    if isinstance(value, Mapping):
+        return {str(key): as_json(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(part) for part in value]
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        number = np.asarray(value)
+        return as_json(number.astype(np.float64).tolist() if jnp.issubdtype(number.dtype, jnp.floating) else number.tolist())
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    raise TypeError(f"{value!r} of type {type(value).__name__} is nothing that a record can hold.")
+
+
+def as_number(value: float | None) -> float:
+    """A measurement of a record; NaN for None, which stands for one that was not finite.
+
+    Example:
+        >>> as_number(0.5), as_number(None)
+        (0.5, nan)
+    """
+    return math.nan if value is None else float(value)
 
 
 def open_run(
