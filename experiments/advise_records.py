@@ -9,7 +9,7 @@ from jaxbatch.advice.advising import Setting, conclude
 from jaxbatch.advice.probes import Probe
 from jaxbatch.advice.throughput import Throughput
 from jaxbatch.intervals import Interval
-from jaxbatch.results.records import Record
+from jaxbatch.results.records import Record, as_number
 from jaxbatch.training.goals import as_goal
 
 _LINE = ("seconds_per_update", "seconds_per_example", "knee")
@@ -26,7 +26,7 @@ def read_setting(records: Sequence[Record]) -> Setting:
     fields = dict(next(record for record in records if record["kind"] == "setting"))
     del fields["kind"]
     lists = {name: tuple(fields[name]) for name in ("batch_sizes", "learning_rates", "rules")}
-    return Setting(**{**fields, **lists, "goal": as_goal(fields["goal"])})
+    return Setting(**{**fields, **lists, "goal": as_goal(fields["goal"]), "start": as_number(fields["start"])})
 
 
 def write_throughput(throughput: Throughput) -> Record:

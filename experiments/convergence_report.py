@@ -14,6 +14,7 @@ from jaxbatch.gradients.noise import GradientStatistics, gradient_noise_scale
 from jaxbatch.intervals import Interval, interval, unknown
 from jaxbatch.results.records import Record
 from jaxbatch.results.report import print_table
+from jaxbatch.separate_groups import product
 from jaxbatch.training.goals import Goal, as_goal
 
 NAMES = {"same": "the same rate for all", "tuned": "a rate tuned for each size"}
@@ -63,7 +64,7 @@ def seconds(records: Sequence[Record], rows: Sequence[Record], name: str) -> Int
     updates = to_target(rows, "updates")
     if updates.n == 0:
         return updates
-    return updates.times(times(records, rows[0]["batch_size"], name).value / 1e3)
+    return product(updates, times(records, rows[0]["batch_size"], name).times(1e-3))
 
 
 def fit_critical(records: Sequence[Record], table: str) -> CriticalFit | None:

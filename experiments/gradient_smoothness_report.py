@@ -14,10 +14,10 @@ from rich.console import Console
 from experiments.study import data_of, describe_setting, setting_of, size_cell, size_label
 from jaxbatch.interval_ends import Scale
 from jaxbatch.intervals import Interval, interval, unknown
-from jaxbatch.separate_groups import log_combination
 from jaxbatch.results import plots
 from jaxbatch.results.records import Record
 from jaxbatch.results.report import print_table
+from jaxbatch.separate_groups import log_combination
 
 PLATE = {"fc": "white", "ec": "none", "alpha": 0.8, "pad": 1.5}  # background of text that lies over curves
 STAGES = {"start": "at the start", "trained": "after training"}
@@ -83,7 +83,7 @@ def error_slope(config, records: Sequence[Record], stage: str) -> Interval:
     groups = [errors(records, size, stage, "error") for size in config.batch_sizes]
     left_out = sum(not math.isfinite(value) for group in groups for value in group)
     groups = [np.array(group)[np.isfinite(group)] for group in groups]
-    if len(groups) < 2 or min(map(len, groups)) == 0:
+    if len(groups) < 2 or min(map(len, groups)) == 0 or not all(group.mean() > 0 for group in groups):
         return unknown(left_out)
     sizes = np.log(config.batch_sizes) - np.mean(np.log(config.batch_sizes))
     return log_combination(groups, sizes / (sizes**2).sum())._replace(left_out=left_out)

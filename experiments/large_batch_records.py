@@ -11,7 +11,7 @@ import numpy as np
 import jaxbatch as jb
 from experiments.large_batch_arms import ARMS, KINDS, find_arm
 from jaxbatch.intervals import Interval, interval, ratio_of_means
-from jaxbatch.results.records import Record
+from jaxbatch.results.records import Record, as_number
 
 Kind = Literal["helps", "nothing", "harms", "lost"]
 
@@ -35,8 +35,9 @@ def scores(config, records: Sequence[Record], arm: str) -> dict[float, tuple[flo
         every = [row for row in rows if row["learning_rate"] == rate]
         ended = [row for row in every if row[f"validation_{goal.metric}"] is not None]
         if ended:
-            metric, loss = (float(np.mean([row.get(f"validation_{name}") or 0.0 for row in ended])) for name in (goal.metric, "loss"))
-            rate_scores[rate] = (len(ended) - len(every), sign * metric, -loss)
+            metric = float(np.mean([row[f"validation_{goal.metric}"] for row in ended]))
+            loss = float(np.mean([as_number(row.get("validation_loss", 0.0)) for row in ended]))  # 0: the task has no metric of that name
+            rate_scores[rate] = (len(ended) - len(every), sign * metric, -loss if np.isfinite(loss) else -np.inf)
     return rate_scores
 
 

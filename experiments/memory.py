@@ -162,8 +162,17 @@ def measure(config: Config, task: jb.Task, run: RunFolder) -> Iterator[Record]:
     work = work_by_batch_size(task, OPTIMIZERS[config.optimizer](RATE)) if wanted else None
     with concurrent.futures.ThreadPoolExecutor(num_cores()) as pool:
         futures = [pool.submit(lambda name: list(measure_target(config, task, name, work)), name) for name in wanted]
+        failures = []
         for done in concurrent.futures.as_completed(futures):
-            yield from done.result()
+            failure = done.exception()  # of one target; what the others found is written all the same
+            if failure is None:
+                yield from done.result()
+            elif isinstance(failure, ValueError):
+                failures.append(failure)
+            else:
+                raise failure
+    if failures:
+        raise ValueError("; ".join(dict.fromkeys(map(str, failures))))
 
 
 def study(config: Config, console: Console) -> None:
@@ -171,8 +180,13 @@ def study(config: Config, console: Console) -> None:
     config = resolve(config)
     task = load_user_task(config.task) if config.task else shape_task(config.model, config.dataset, config.dtype)
     run = open_study("memory", config, console, task)
-    for record in measure(config, task, run):
-        run.append(record)
+    try:
+        for record in measure(config, task, run):
+            run.append(record)
+    except ValueError:
+        if run.records:  # of the targets that fit
+            show_results(console, config, run, memory_report)
+        raise
     show_results(console, config, run, memory_report)
 
 

@@ -66,15 +66,22 @@ def further(records: Sequence[Record], comparison: str, size: int, with_size: in
     rows, peaks_and_ends = [record for record in records if wanted.items() <= record.items()], []
     for seed in sorted({row["seed"] for row in rows}):
         curve = sorted((row["epoch"], row["loss"]) for row in rows if row["seed"] == seed and row["loss"] is not None)
-        lost = any(row["loss"] is None for row in rows if row["seed"] == seed)
+        if any(row["loss"] is None for row in rows if row["seed"] == seed):
+            peaks_and_ends.append((np.inf, np.inf))
+            continue
         values = np.array([loss for _, loss in curve]) / curve[0][1]
-        peaks_and_ends.append((np.inf, np.inf) if lost else (float(values.max()), float(values[-1])))
+        peaks_and_ends.append((float(values.max()), float(values[-1])))
     return peaks_and_ends
+
+
+def has_negative_curvature(row: Record) -> bool:
+    """Whether a direction of negative curvature is proved; False where the eigenvalues are not finite."""
+    return as_number(row["smallest"]) < -ROUNDING * as_number(row["largest"])
 
 
 def is_no_minimum(row: Record) -> bool:
     """Whether a direction of negative curvature is proved, or an exact gradient step lowers the training loss by a hundredth."""
-    return row["smallest"] < -ROUNDING * row["largest"] or row["loss_after_step"] < 0.99 * row["loss"]
+    return has_negative_curvature(row) or as_number(row["loss_after_step"]) < 0.99 * as_number(row["loss"])
 
 
 def print_tables(console: Console, config, records: Sequence[Record], provenance: Record) -> None:
@@ -128,7 +135,7 @@ def sharper(config, pairs: Sequence[tuple[Record, Record]], comparison: str) -> 
     """The ratio of curvatures, at which losses, and the difference on the test set."""
     top, trace = ratio(pairs, "largest"), ratio(pairs, "trace")
     metric = as_goal(config.target).metric
-    better = interval([large[f"test_{metric}"] - small[f"test_{metric}"] for small, large in pairs], scale="linear")
+    better = interval([as_number(large[f"test_{metric}"]) - as_number(small[f"test_{metric}"]) for small, large in pairs], scale="linear")
     if len(pairs) < 3:
         judgement = "too few seeds to tell"
     else:
@@ -148,7 +155,7 @@ def edge(config, pairs: Sequence[tuple[Record, Record]], rates: dict[int, float]
     limits = [stability_limit(config, rates[size]) for size in sizes]
     if None in limits:
         return ""
-    shares = [interval([pair[position]["largest"] / (limits[position] or 1) for pair in pairs]) for position in (0, 1)]
+    shares = [interval([as_number(pair[position]["largest"]) / (limits[position] or 1) for pair in pairs]) for position in (0, 1)]
     shares_text = " and ".join(f"{share:.2f} at B = {size}" for share, size in zip(shares, sizes, strict=True))
     return f" The largest eigenvalue divided by the edge of stability, 2(1+β)/η, is {shares_text}."
 
@@ -156,8 +163,8 @@ def edge(config, pairs: Sequence[tuple[Record, Record]], rates: dict[int, float]
 def local_minimum(config, records: Sequence[Record], pairs: Sequence[tuple[Record, Record]], comparison: str) -> list[str]:
     """Whether the large batch's solutions are local minima, by curvature, a gradient step, the line and further training."""
     large, count = [pair[1] for pair in pairs], len(pairs)
-    negative = [sum(row["smallest"] < -ROUNDING * row["largest"] for row in rows) for rows in (large, [pair[0] for pair in pairs])]
-    drop = interval([100 * (1 - row["loss_after_step"] / row["loss"]) for row in large], scale="linear")
+    negative = [sum(map(has_negative_curvature, rows)) for rows in (large, [pair[0] for pair in pairs])]
+    drop = interval([100 * (1 - as_number(row["loss_after_step"]) / as_number(row["loss"])) for row in large], scale="linear")
     sentences = [
         f"{title_of(config, comparison).capitalize()}, negative curvature is proved at {negative[0]} of {count} solutions of B = "
         f"{config.large_batch_size} and at {negative[1]} of B = {config.small_batch_size}; one exact gradient step lowers the large batch's loss by "
@@ -165,7 +172,7 @@ def local_minimum(config, records: Sequence[Record], pairs: Sequence[tuple[Recor
     ]
     height = interval(barriers(records, comparison, "loss"), scale="linear")
     if height.n:
-        ends = interval([max(pair[0]["loss"], pair[1]["loss"]) for pair in pairs]).value
+        ends = interval([np.max([as_number(one["loss"]) for one in pair]) for pair in pairs]).value
         above = f"above the straight line between its values at the ends, the higher of which is {ends:.3g}"
         sentences.append(f"Between the two solutions the training loss rises by {height:.3g} {above}.")
     small, huge = config.small_batch_size, config.large_batch_size

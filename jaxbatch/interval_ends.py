@@ -13,7 +13,7 @@ import numpy as np
 # seconds or losses. any: not known, so the interval is the hull of those of both scales.
 Scale = Literal["linear", "log", "any"]
 
-FEW = 30  # with more measurements their mean is nearly normal whatever they are, and no scale has to be assumed
+FEW = 50  # with more measurements their mean is nearly normal whatever they are, and no scale has to be assumed
 
 
 def ends_of(values: np.ndarray, statistic, scale: Scale) -> tuple[float, float]:
@@ -60,9 +60,9 @@ def median_ends(values: np.ndarray) -> tuple[float, float]:
 
 
 def log_mean(values: np.ndarray) -> tuple[float, float]:
-    """The logarithm of the mean of at least 2 values above 0, estimated from their logarithms, and the variance of the estimate.
+    """The logarithm of the mean, above 0, of at least 2 values, estimated from their logarithms, and the variance of the estimate.
 
-    With more than 30 values it is the logarithm of their mean, whatever they are distributed like.
+    With more than 50 values, or one that is not above 0, it is the logarithm of their mean, whatever they are distributed like.
 
     Example:
         >>> [round(part, 4) for part in log_mean(np.exp([0.0, 0.2, 0.4]))]
@@ -72,7 +72,7 @@ def log_mean(values: np.ndarray) -> tuple[float, float]:
         Olsson, *Confidence intervals for the mean of a log-normal distribution*, 2005, section 3.3: Cox's method.
     """
     n, unit = len(values), values.mean()
-    if n > FEW:
+    if n > FEW or (values <= 0).any():
         return float(np.log(unit)), float((values / unit).var(ddof=1) / n)
     logs = np.log(values / unit)
     variance = logs.var(ddof=1)

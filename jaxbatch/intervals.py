@@ -86,7 +86,7 @@ def interval(values: Sequence[float | None] | np.ndarray, statistic=np.mean, *, 
     """The mean or the median of ``values`` with its 95% interval.
 
     The interval of the mean is Student's on the linear scale. On the logarithmic one it is Cox's with Student's quantile (Olsson):
-    of the mean, not of the geometric mean. With more than 30 values it is Student's on every scale. The interval of the median has
+    of the mean, not of the geometric mean. With more than 50 values it is Student's on every scale. The interval of the median has
     two of the values as its ends, from 6 values on, whatever they are distributed like; with fewer it is Student's, of the values
     or of their logarithms, which are exact where those are normal.
 

@@ -1,4 +1,4 @@
-"""Ratios and slopes from independent groups of measurements above 0, with their intervals."""
+"""Ratios, products and slopes from independent groups of measurements above 0, with their intervals."""
 
 import math
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ def log_combination(groups: Sequence[Sequence[float] | np.ndarray], weights: Seq
         :func:`jaxbatch.interval_ends.log_combination_ends`.
 
     Raises:
-        ValueError: a group is empty, or holds what is not finite and above 0.
+        ValueError: a group is empty, holds what is not finite, or has a mean that is not above 0.
 
     Example:
         >>> print(f"{log_combination([[1.0, 1.1, 0.9], [2.0, 2.2, 1.8]], [-1.0, 1.0]):.2f}")  # of ratio 2
@@ -48,9 +48,35 @@ def log_combination(groups: Sequence[Sequence[float] | np.ndarray], weights: Seq
     """
     arrays = [np.asarray(group, float).ravel() for group in groups]
     for position, group in enumerate(arrays):
-        if not len(group) or not (np.isfinite(group) & (group > 0)).all():
-            raise ValueError(f"groups[{position}]={group.tolist()} must hold finite numbers above 0, at least one.")
+        if not len(group) or not np.isfinite(group).all() or not group.mean() > 0:
+            raise ValueError(f"groups[{position}]={group.tolist()} must hold finite numbers, at least one, whose mean is above 0.")
     weights = np.asarray(weights, float)
     value, n = float(weights @ [np.log(group.mean()) for group in arrays]), min(map(len, arrays))
     low, high = log_combination_ends(arrays, weights) if n > 1 else (math.nan, math.nan)
     return around(value, low, high, n)
+
+
+def product(one: Interval, other: Interval) -> Interval:
+    """The product of two independent estimates above 0, from their intervals: squared distances to the ends add up, on a logarithmic scale.
+
+    Args:
+        one, other: from at least 2 measurements each; a lower end below 0 counts as 0.
+
+    Returns:
+        ``n`` and ``left_out`` are those of ``one``. An end that one of them lacks is NaN.
+
+    Example:
+        >>> f"{product(Interval(10.0, 5.0, 20.0, 3), Interval(2.0, 1.0, 4.0, 8)):.1f}"
+        '20.0 [7.5, 53.3]'
+
+    References:
+        Zou and Donner, *Construction of confidence limits about effect measures: a general approach*, 2008.
+    """
+    value, n = one.value * other.value, one.n
+    if not (one.value > 0 and other.value > 0):
+        return one.times(other.value)
+    with np.errstate(divide="ignore", over="ignore"):
+        down, up = (np.hypot(*(np.log(part[end] / part.value) if part[end] > 0 or end == 2 else np.inf for part in (one, other))) for end in (1, 2))
+        low, high = float(value * np.exp(-down)), float(value * np.exp(up))
+    missing = any(math.isnan(end) for part in (one, other) for end in part[1:3])
+    return around(value, *((math.nan, math.nan) if missing else (low, high)), n, one.left_out)

@@ -104,11 +104,14 @@ def test_branches_read_the_same_examples_and_not_the_run_s_next_ones():
 
 
 def test_the_interval_says_between_which_sizes_and_how_sure():
-    held = {8: (1.0, 1.1), 16: (1.0, 1.1), 32: (1.3, 1.5)}
-    assert critical_of_branches(held, 0.05) == (16, 16, 32, 2)
-    assert critical_of_branches(held, 1.0) == (32, 32, math.inf, 2)  # all hold: only a lower bound
-    assert critical_of_branches({8: (1.0,), 16: (2.0,)}, 0.1) == (8, 0, 16, 1)  # none: only an upper one
-    assert critical_of_branches({8: (0.9,), 16: (0.895,), 32: (0.7,)}, 0.01, above=True) == (16, 16, 32, 1)
+    held = {8: (1.0, 1.1, 1.2), 16: (1.0, 1.1, 1.2), 32: (1.3, 1.45, 1.6)}
+    assert critical_of_branches(held, 0.05)[:4] == (16, 16, 32, 3)
+    assert critical_of_branches({size: ends[:2] for size, ends in held.items()}, 0.05)[:3] == (16, 16, math.inf)  # 2 seeds say little
+    assert critical_of_branches(held, 1.0)[:3] == (32, 32, math.inf)  # all hold: only a lower bound
+    assert critical_of_branches({8: (1.0, 1.0), 16: (2.0, 2.0)}, 0.1)[:3] == (8, 0, 16)  # none: only an upper one
+    assert critical_of_branches({8: (0.9, 0.9), 16: (0.895, 0.895), 32: (0.7, 0.7)}, 0.01, above=True)[:3] == (16, 16, 32)
+    alone = critical_of_branches({8: (1.0,), 16: (2.0,)}, 0.1)
+    assert alone.value == 8 and math.isnan(alone.low) and not alone.excludes(16)  # one seed says nothing of its error
     assert critical_of_branches({8: (1.0,), 16: (2.0,), 32: (1.0,)}, 0.1).value == 8  # what comes after a failure does not count
     unsure = critical_of_branches({8: (1.0, 1.0, 1.0), 16: (1.0, 1.0, 1.0), 32: (0.9, 1.0, 1.2)}, 0.05)
     assert unsure[:3] == (32, 16, math.inf)
@@ -120,7 +123,7 @@ def test_a_branch_that_diverges_does_not_hold(quadratic):
     task, state = quadratic
     settings = {"learning_rate": 0.5, "batch_size": 4, "factors": (2, 128), "examples": 2**16, "rule": "linear", "seeds": [0, 1]}
     found = jb.branch(task, optax.sgd, state, tolerance=1e9, **settings)
-    assert found.metrics[512] == (math.inf, math.inf) and found.critical_batch_size == (8, 8, 512, 2)
+    assert found.metrics[512] == (math.inf, math.inf) and found.critical_batch_size[:4] == (8, 8, 512, 2)
 
 
 def test_what_a_user_gets_wrong_is_said(quadratic):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxbatch as jb
-from jaxbatch.intervals import Interval, ratio_of_means, resampled
+from jaxbatch.intervals import Interval, ratio_of_means
 from tests import reference
 from tests.conftest import make_problem
 from tests.test_loops import convolution_task
@@ -128,14 +128,6 @@ def test_ratio_of_means_against_resampling():
     np.testing.assert_allclose([found.low, found.high], [low, high], rtol=0.02)
     assert ratio_of_means([1.0, 1.0], [0.0, 0.0]) == Interval(math.inf, -math.inf, math.inf, 2)
     assert ratio_of_means([], []).n == 0
-
-
-def test_resampled_keeps_infinity_and_drops_what_has_no_fit():
-    groups = [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]
-    assert resampled(groups, lambda drawn: math.inf if drawn[0].mean() > 2.4 else drawn[0].mean()).high == math.inf
-    assert math.isnan(resampled(groups, lambda drawn: math.nan).low)
-    assert resampled([[1.0], [2.0]], lambda drawn: float(drawn[1][0])) == Interval(2.0, *[pytest.approx(math.nan, nan_ok=True)] * 2, 1)
-    assert resampled([], lambda drawn: 0.0).n == 0
 
 
 def test_error_of_a_batch_is_the_noise_scale_over_its_size():

@@ -22,7 +22,7 @@ def exact(alpha, beta, rounds=3):
 
 def test_times_on_a_line_give_the_line():
     found = jb.fit_throughput(exact(3e-4, 2e-6))
-    assert found.seconds_per_update == pytest.approx((3e-4, 3e-4, 3e-4, 3)) and found.seconds_per_example.value == pytest.approx(2e-6)
+    assert found.seconds_per_update == pytest.approx((3e-4, 3e-4, 3e-4, 3, 0)) and found.seconds_per_example.value == pytest.approx(2e-6)
     assert found.knee.value == pytest.approx(150) and found.error < 1e-9 and not found.bound
     assert found.seconds_at(150) == pytest.approx(2 * 3e-4)  # half of the time at the knee
 
@@ -53,7 +53,7 @@ def test_intervals_hold_the_truth():
         rounds = {size: list((truth[0] + truth[1] * size) * machine * np.exp(0.03 * random.normal(size=10))) for size in SIZES}
         found = jb.fit_throughput(rounds)
         inside += [part.low <= true <= part.high for part, true in zip(found[:3], truth, strict=True)]
-    assert (inside / 200 >= 0.85).all(), inside
+    assert (inside / 200 >= 0.93).all(), inside
 
 
 def test_rounds_are_paired():

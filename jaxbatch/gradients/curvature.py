@@ -129,7 +129,7 @@ def hessian_trace(
     r"""The trace of the Hessian of the batch's mean loss, by Hutchinson's estimate, with a 95% interval.
 
     The mean of :math:`z^\top H z` over vectors z of random signs is the trace, and its variance is twice the sum of the squared
-    entries off the diagonal, divided by S. The interval is Student's.
+    entries off the diagonal, divided by S. The interval is that of :func:`jaxbatch.interval`, because few large eigenvalues make the products skew.
 
     Args:
         loss_fn, params, batch, microbatch_size, has_aux: as :func:`jaxbatch.hessian_vector_product` takes them.
@@ -159,7 +159,7 @@ def hessian_trace(
     multiply, (flat, _) = _multiplication(loss_fn, params, batch, microbatch_size, has_aux), ravel_pytree(widen(params))
     draw, sample = stochtrace.sampler_signs(flat, num=1), stochtrace.monte_carlo_trace()
     values = np.array([float(sample(multiply, draw(one)[0])) for one in jax.random.split(key, num_samples)])
-    return interval(values, scale="linear")
+    return interval(values)
 
 
 def _check(loss_fn: LossFn, params: PyTree, batch: PyTree, microbatch_size: int | None, has_aux: bool) -> None:
