@@ -55,7 +55,7 @@ def test_what_lies_on_the_device_while_fit_runs_is_what_was_counted(monkeypatch)
     monkeypatch.setattr(fitting, "compile_task_epoch", lambda *given, **settings: looking(compile_task_epoch(*given, **settings)))
     for record in jb.fit(task, jb.FitConfig(optimizer, 16, jb.epochs(3))):
         assert record["loss"] > 0
-    assert len(seen) == 6 and max(seen) <= memory.kept <= 1.02 * max(seen)
+    assert len(seen) == 6 and max(seen) == pytest.approx(memory.kept, rel=0.002)  # losses and keys are some bytes
 
 
 def test_evaluation_is_counted_and_named():
@@ -112,8 +112,7 @@ ONE_STEP = jb.FitConfig(SGD, 4, jb.steps(1))
 )
 def test_fit_evaluates_as_many_as_were_counted(task, config, size):
     assert seen_sizes(lambda watched: list(jb.fit(small_task(watched, **task), ONE_STEP._replace(**config)))) == {size}
-    own = {name: value for name, value in config.items()}
-    memory = jb.memory_profile(small_task(lambda metrics_fn: metrics_fn, **task), [4], optimizer=SGD, target="cpu", **own)[4]
+    memory = jb.memory_profile(small_task(lambda metrics_fn: metrics_fn, **task), [4], optimizer=SGD, target="cpu", **config)[4]
     assert memory.evaluation_batch_size == size
 
 
@@ -137,7 +136,7 @@ def test_branches_obey_the_bound_too():
 
 def test_means_are_those_of_any_size():
     plain = small_task(lambda metrics_fn: metrics_fn)
-    values = [[record["test_loss"] for record in jb.fit(plain, ONE_STEP._replace(evaluation_batch_size=size))][0] for size in (1, 7, 500, 5000)]
+    values = [next(jb.fit(plain, ONE_STEP._replace(evaluation_batch_size=size)))["test_loss"] for size in (1, 7, 500, 5000)]
     np.testing.assert_allclose(values, values[0], rtol=1e-6)
 
 
