@@ -20,7 +20,7 @@ from rich.console import Console
 import jaxbatch as jb
 from experiments.memory_task import shape_task
 from experiments.study import StudyConfig, describe_setting, open_study, run_study
-from jaxbatch.advice.memory import memory_profile
+from jaxbatch.advice.memory import make_measure
 from jaxbatch.advice.time_bound import make_step_bound, work_by_batch_size
 from jaxbatch.machine.cross_compiling import missing_compiler
 from jaxbatch.results.records import Record, RunFolder
@@ -59,7 +59,8 @@ def measure(config: Config, run: RunFolder) -> Iterator[Record]:
             target = jb.find_target(name)
             bound = make_step_bound(task, target, work)
             shares = {SIZES[model] * growth: -(-SIZES[model] * growth // count) for growth in GROWTHS}
-            profile = memory_profile(task, sorted(set(shares.values())), optimizer=optimizer, target=target)
+            memory = make_measure(task, optimizer=optimizer, target=target, step_alone=True)
+            profile = {share: memory(share) for share in sorted(set(shares.values()))}
             for size, share in shares.items():
                 step = bound(profile[share])
                 # A ring sends the gradient twice, less one share; a link carries half of its rate in each direction.

@@ -26,6 +26,7 @@ from experiments import language_model_report
 from experiments.study import StudyConfig, check_positive, open_study, run_study, show_results
 from jaxbatch.results.records import RunFolder
 from jaxbatch.results.report import progress_bar
+from jaxbatch.training.evaluation import choose_evaluation_size
 
 # text: (passes over it, largest rate), set after a few runs that were looked at on the validation text
 USUAL = {"generated": (3, 0.004), "tiny_shakespeare": (8, 0.003)}
@@ -101,7 +102,7 @@ def measure_seed(config: Config, task: jb.Task, test_data: jax.Array, seed: int,
         show(epoch - before, examples_per_second=task.num_examples / record["train_seconds"])
         before = epoch
         if epoch == config.epochs or diverged:  # written before the last state is kept, so that a kill does not lose it
-            metrics = jb.make_evaluate(task.metrics_fn, len(test_data))(record["state"].params, test_data)
+            metrics = jb.make_evaluate(task.metrics_fn, len(test_data), choose_evaluation_size(task))(record["state"].params, test_data)
             run.append({"kind": "end", "seed": seed, "diverged": diverged, **{f"test_{name}": float(value) for name, value in metrics.items()}})
 
 

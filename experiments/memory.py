@@ -27,7 +27,8 @@ from experiments.optimizers import OPTIMIZERS, OptimizerName
 from experiments.study import TaskConfig, open_study, run_study, show_results
 from experiments.user_task import load_user_task
 from jaxbatch.advice.largest_batch import MARGIN, find_largest_batch
-from jaxbatch.advice.memory import Effort, Memory, caveats, memory_profile
+from jaxbatch.advice.memory import Effort, caveats, memory_profile
+from jaxbatch.advice.memory_parts import Memory
 from jaxbatch.advice.time_bound import compute_takes_over, make_step_bound, work_by_batch_size
 from jaxbatch.machine.cores import num_cores
 from jaxbatch.machine.cross_compiling import missing_compiler
@@ -64,6 +65,8 @@ class Config(TaskConfig):
     """Number of updates from one batch, each from a group of its examples, see split_backward."""
     num_devices: int = 1
     """Number of devices that share every batch; batch sizes are those of all devices."""
+    evaluation_batch_size: int | None = None
+    """Test examples that are evaluated at a time. Default: as fit takes by itself, 500 at most."""
     effort: Effort = "least"
     """Effort of the TPU compiler. With least, it is 4 times as fast, and the memory is larger, by up to 5% with large batches."""
     seeds: int = 1
@@ -81,7 +84,8 @@ def resolve(config: Config) -> Config:
         missing = missing_compiler(jb.find_target(name))
         if missing:
             raise ValueError(f"--targets {missing}")
-    for flag, value in (("batch-size", config.batch_size), ("split", config.split), ("num-devices", config.num_devices)):
+    sizes = {"batch-size": config.batch_size, "split": config.split, "num-devices": config.num_devices}
+    for flag, value in (sizes | {"evaluation-batch-size": config.evaluation_batch_size}).items():
         if value is not None and value < 1:
             raise ValueError(f"--{flag} {value} must be at least 1.")
     if not 0 <= config.margin < 1:
@@ -102,6 +106,7 @@ def measure_target(config: Config, task: jb.Task, name: str, work: Callable[[int
     """Finds the largest batch of one target: a record for each compiled size, one for the answer, and one for the plan."""
     target, optimizer = jb.find_target(name), OPTIMIZERS[config.optimizer](RATE)
     settings = {"num_groups": config.split, "num_devices": config.num_devices, "effort": config.effort}
+    settings |= {"evaluation_batch_size": config.evaluation_batch_size}
     target_fields = {"target": name, "title": target.title}
     largest = find_largest_batch(task, optimizer=optimizer, target=target, budget=config.budget, margin=config.margin, **settings)
     unit = (config.split or 1) * config.num_devices

@@ -48,15 +48,14 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
                 f"{answer['compile_seconds']:.0f}",
             ]
         )
-        names = ("parameters", "optimizer_state", "model_state", "data", "temporaries", "results", "total")
-        parts.append([answer["title"], f"{answer['batch_size']:,}", *(format_bytes(memory[name]) for name in names)])
+        parts.append([answer["title"], f"{answer['batch_size']:,}", *map(format_bytes, _parts(memory))])
     columns = ["target", "largest batch", "limit", "per example", "fixed", "least ms", "compute-bound from", "sizes compiled", "compile s"]
     share = f", over {config.num_devices} devices; memory is that of each" if config.num_devices > 1 else ""
     print_table(console, f"Largest batch that fits{share}", columns, rows)
     print_table(
         console,
         "Memory of that batch, each device",
-        ["target", "batch", "parameters", "optimizer", "model state", "data", "activations etc.", "results", "total"],
+        ["target", "batch", "parameters", "optimizer", "model state", "last record", "data", "activations etc.", "a step", "in evaluation"],
         parts,
     )
     for plan in _of(records, "plan"):
@@ -72,6 +71,14 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
         ]
         title = f"A batch of {plan['batch_size']:,} on {plan['title']}: activations that are kept, and the largest microbatch"
         print_table(console, title, ["kept", "microbatch", "parts", "operations", "memory"], rows)
+
+
+def _parts(memory: Record) -> list[int]:
+    """The bytes of the parts of a step, of all of them, and of an evaluation; records of earlier versions hold fewer."""
+    more = {name: memory.get(name, 0) for name in ("last_state", "test_data", "evaluation")}
+    parts = [memory["parameters"], memory["optimizer_state"], memory["model_state"], more["last_state"]]
+    parts += [memory["data"] + more["test_data"], memory["temporaries"] + memory["results"]]
+    return [*parts, sum(parts), more["evaluation"]]
 
 
 def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> pathlib.Path:

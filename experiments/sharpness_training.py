@@ -13,6 +13,7 @@ from experiments import in_flight
 from experiments.optimizers import OPTIMIZERS
 from experiments.study_task import prepared_once
 from jaxbatch.results.records import Record, RunFolder
+from jaxbatch.training.evaluation import choose_evaluation_size
 from jaxbatch.training.goals import as_goal, metric_names
 from jaxbatch.training.tasks import Task
 
@@ -31,9 +32,10 @@ class Setup:
         self.metric = "loss" if "loss" in names else goal.metric  # on data that are not trained on
         self.names = list(dict.fromkeys([self.metric, goal.metric]))
         self._held_out = {"validation": task.test_data, "test": test_data}
-        self._evaluate = {kind: jb.make_evaluate(task.metrics_fn, len(jax.tree.leaves(data)[0])) for kind, data in self._held_out.items()}
+        at_a_time = choose_evaluation_size(task)
+        self._evaluate = {kind: jb.make_evaluate(task.metrics_fn, len(jax.tree.leaves(data)[0]), at_a_time) for kind, data in self._held_out.items()}
         losses = lambda params, batch: {"loss": task.loss_fn(params, batch)}
-        self._train_loss = jb.make_evaluate(losses, task.num_examples, self.microbatch_size or 500)
+        self._train_loss = jb.make_evaluate(losses, task.num_examples, self.microbatch_size or at_a_time)
 
     def make_optimizer(self, size: int):
         """The optimizer at the best rate of a batch size."""

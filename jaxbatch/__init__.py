@@ -6,7 +6,8 @@ from jaxbatch.advice.branches import Branches, branch
 from jaxbatch.advice.critical import CriticalFit, critical_batch_size
 from jaxbatch.advice.largest_batch import find_largest_batch, max_batch_size
 from jaxbatch.advice.learning_rates import RateResult, rate_exponent, tune_learning_rate
-from jaxbatch.advice.memory import Memory, memory_profile
+from jaxbatch.advice.memory import memory_profile
+from jaxbatch.advice.memory_parts import Memory
 from jaxbatch.advice.memory_plan import memory_plan
 from jaxbatch.advice.throughput import Throughput, fit_throughput, predicted_throughput
 from jaxbatch.advice.timed_updates import measure_throughput

@@ -138,7 +138,7 @@ def _status(name: str) -> int:
 def print_errors(records: list[dict]) -> None:
     """Prints predicted and used bytes, and the relative errors; below 8 MiB of difference an error does not count."""
     sys.path.insert(0, str(ROOT))
-    from jaxbatch.advice.memory import CPU_SCRATCH
+    from jaxbatch.advice.memory_parts import CPU_SCRATCH
     from jaxbatch.machine.cores import num_cores
 
     errors = []

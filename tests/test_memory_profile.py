@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 import jaxbatch as jb
 from jaxbatch.advice.largest_batch import find_largest_batch, search_largest
-from jaxbatch.advice.memory import CPU_SCRATCH, caveats
+from jaxbatch.advice.memory import caveats
+from jaxbatch.advice.memory_parts import CPU_SCRATCH
 from jaxbatch.machine.cores import num_cores
 from jaxbatch.training.steps import init_state, make_task_step
 
@@ -34,8 +35,10 @@ def test_parts_are_those_of_the_arrays(task):
         memory = jb.memory_profile(task, [48], optimizer=optimizer, target="cpu")[48]
         assert memory.parameters == bytes_of(state.params)
         assert memory.optimizer_state == bytes_of(state.opt_state)
-        assert memory.data == bytes_of(task.train_data) + 4 * 48  # the batch's indices are int32
-        assert memory.total == sum(memory[1:7])
+        assert memory.data == bytes_of(task.train_data) + 4 * task.num_examples  # an epoch's indices are int32
+        assert (memory.test_data, memory.last_state) == (bytes_of(task.test_data), bytes_of(state))
+        assert memory.step == sum(memory[1:7]) + memory.test_data + memory.last_state
+        assert memory.total == max(memory.step, memory.evaluation, memory.ordering)
         assert memory.temporaries > 48 * 64 * 4  # at least the activations
 
 
@@ -49,7 +52,8 @@ def test_total_is_that_of_the_program_that_fit_runs(task):
 
     program = jax.jit(one, donate_argnums=0).lower(state, task.train_data, jax.ShapeDtypeStruct((size,), jnp.int32)).compile()
     memory = jb.memory_profile(task, [size], optimizer=MOMENTUM, target="cpu")[size]
-    assert memory.total - CPU_SCRATCH * num_cores() == pytest.approx(jb.program_memory(program), rel=0.01)
+    own = memory.step - memory.test_data - memory.last_state - 4 * (task.num_examples - size)
+    assert own - CPU_SCRATCH * num_cores() == pytest.approx(jb.program_memory(program), rel=0.01)
 
 
 def test_microbatches_need_less(task):
@@ -124,7 +128,7 @@ def test_the_largest_batch_is_that_of_bisection(task, budget):
     assert found.batch_size == low
     assert found.next_memory.total > budget >= found.memory.total
     assert len(found.profile) <= 6
-    assert found.fixed_bytes + found.bytes_per_example * low == pytest.approx(found.memory.total, rel=0.02)
+    assert found.fixed_bytes + found.bytes_per_example * low == pytest.approx(found.memory.step, rel=0.02)
 
 
 def test_groups_keep_the_largest_batch_divisible(task):

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import jaxbatch as jb
-from jaxbatch.advice.memory import Memory
+from jaxbatch.advice.memory_parts import Memory
 from jaxbatch.advice.time_bound import StepBound, compute_takes_over, make_step_bound, step_work, work_by_batch_size
 from jaxbatch.machine.roofline import Bound, Work, count_work, time_bound
 

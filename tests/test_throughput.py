@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import jaxbatch as jb
-from jaxbatch.advice.memory import Memory
+from jaxbatch.advice.memory_parts import Memory
 from jaxbatch.advice.timed_updates import _Ready
 from tests.conftest import make_problem
 from tests.test_streams import Arrays
@@ -109,7 +109,7 @@ def test_streams_are_timed_with_and_without_decoding(monkeypatch):
 
 def test_bounds_for_a_device_that_is_not_here(monkeypatch):
     memory = lambda size: Memory(size, 1000, 2000, 0, 0, 0, 0, 0.0)
-    monkeypatch.setattr("jaxbatch.advice.throughput.make_measure", lambda task, optimizer, target: memory)
+    monkeypatch.setattr("jaxbatch.advice.throughput.make_measure", lambda task, optimizer, target, step_alone: memory)
     found = jb.predicted_throughput(task_of(arrays()), optax.sgd(0.1), [8, 64, 1024], "t4")
     moved = 2 * 3000 + 8 * 4 * (5 + 3)
     assert found.bound and found.seconds[8].value == pytest.approx(moved / jb.find_target("t4").bandwidth) and math.isnan(found.seconds[8].low)

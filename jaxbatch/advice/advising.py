@@ -222,7 +222,7 @@ def _middle(sizes: Sequence[int]) -> int:
 def _largest_that_fits(task: Task, optimizer: Any, sizes: Sequence[int], target: str, memory: str | float | None) -> int | None:
     """The largest batch that fits in memory; None if even the largest of the sizes does, 0 if the device's memory is not known."""
     device = find_target(target)
-    limit = device.usable if memory is None else as_bytes(memory)
+    limit = device.usable if memory is None else as_bytes(memory, "memory")
     if not limit:
         return 0
     if make_measure(task, optimizer=optimizer, target=device)(sizes[-1]).total <= 0.9 * limit:

@@ -35,7 +35,7 @@ from jaxbatch.schedules.rates import Rule, scale_learning_rate
 from jaxbatch.states import as_arrays
 from jaxbatch.training.divergence import first_nonfinite, make_is_finite
 from jaxbatch.training.epochs import compile_task_epoch
-from jaxbatch.training.evaluation import make_test
+from jaxbatch.training.evaluation import choose_evaluation_size, make_test
 from jaxbatch.training.goals import metric_names
 from jaxbatch.training.steps import TrainState
 from jaxbatch.training.tasks import Task
@@ -127,7 +127,7 @@ def branch(
     rates = {size: scale_learning_rate(rule, learning_rate, batch_size, size) for size in sizes}
     state = as_arrays(state)._replace(progress=())
     _check_state(make_optimizer, rates, state)
-    test, is_finite = make_test(task, min(500, microbatch_size or 500), eval_params), make_is_finite(state)
+    test, is_finite = make_test(task, choose_evaluation_size(task, microbatch_size), eval_params), make_is_finite(state)
     ends_by_size = {}
     for size in sizes:
         run = compile_task_epoch(task, make_optimizer(rates[size]), state, count // size, size, microbatch_size=microbatch_size)

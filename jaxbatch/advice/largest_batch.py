@@ -1,4 +1,4 @@
-"""The largest batch whose step fits in a device's memory: found on a line through compiled sizes, and verified by compiling.
+"""The largest batch whose training fits in a device's memory: found on a line through compiled sizes, and verified by compiling.
 
 Memory grows almost linearly with the batch, apart from small batches, where workspaces of fixed size weigh, and apart from
 TPUs near their limit, where the compiler starts to compute things twice in order to fit. So the answer is never taken from
@@ -10,7 +10,10 @@ import bisect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from jaxbatch.advice.memory import Memory, make_measure
+import numpy as np
+
+from jaxbatch.advice.memory import make_measure
+from jaxbatch.advice.memory_parts import Memory
 from jaxbatch.machine.targets import Target, as_bytes, find_target, format_bytes
 from jaxbatch.training.tasks import Task
 
@@ -24,7 +27,7 @@ class LargestBatch(NamedTuple):
     """The answer and what it rests on."""
 
     batch_size: int
-    memory: Memory  # of a step with this batch
+    memory: Memory  # of training with this batch
     next_memory: Memory | None  # of the next larger one, which does not fit; None: even the cap fits
     limit: int  # bytes that a step may need: the budget less the margin
     profile: dict[int, Memory]  # everything that was compiled
@@ -33,16 +36,16 @@ class LargestBatch(NamedTuple):
     def bytes_per_example(self) -> float:
         """The slope of the line between the smallest and the largest compiled size that fit."""
         small, large = self._ends()
-        return (large.total - small.total) / max(1, large.batch_size - small.batch_size)
+        return (large.step - small.step) / max(1, large.batch_size - small.batch_size)
 
     @property
     def fixed_bytes(self) -> float:
         """Where that line meets a batch of no example."""
         small, _ = self._ends()
-        return small.total - self.bytes_per_example * small.batch_size
+        return small.step - self.bytes_per_example * small.batch_size
 
     def _ends(self) -> tuple[Memory, Memory]:
-        fit = sorted(size for size, memory in self.profile.items() if memory.total <= self.limit)
+        fit = sorted(size for size, memory in self.profile.items() if memory.step <= self.limit)
         return self.profile[fit[0]], self.profile[fit[-1]]
 
 
@@ -55,18 +58,19 @@ def max_batch_size(
     margin: float = MARGIN,
     **settings: Any,
 ) -> int:
-    """The largest batch size, any integer, whose training step fits on a target. Nothing is run.
+    """The largest batch size, any integer, with which :func:`jaxbatch.fit` fits on a target, evaluation included. Nothing is run.
 
-    Both this size, which fits, and the next one, which does not, are compiled. The search ends at 2²⁴ = 16,777,216 examples; if this is the
+    Both this size, which fits, and the next one, which does not, are compiled. The test set is evaluated some examples at a time,
+    whatever the batch size: if that alone does not fit, the message says what to set. The search ends at 2²⁴ = 16,777,216 examples; if this is the
     answer, it is only known that at least so many fit.
 
     Args:
-        task, optimizer, target: as :func:`jaxbatch.memory_profile` takes them. A data set on the device counts.
-        budget: bytes that the step may need on each device, such as ``"8GiB"``. ``None``: what JAX's programs can use on the
+        task, optimizer, target: as :func:`jaxbatch.memory_profile` takes them. Data sets on the device count.
+        budget: bytes that training may need on each device, such as ``"8GiB"``. ``None``: what JAX's programs can use on the
             target (three quarters of a GPU's memory by default).
         margin: the share of the budget that is left free, because the compiler does not know the allocator's overhead.
-        settings: ``num_groups``, ``num_devices`` (the answer is a multiple of both), ``microbatch_size``, ``arguments``,
-            ``donate``: see :func:`jaxbatch.memory_profile`.
+        settings: ``num_groups``, ``num_devices`` (the answer is a multiple of both), ``microbatch_size``,
+            ``evaluation_batch_size``, ``monitor``, ``arguments``, ``donate``, ``effort``: see :func:`jaxbatch.memory_profile`.
 
     Raises:
         ValueError: not even the smallest batch fits (the message says how much is missing); memory does not depend on the size; or the settings are
@@ -94,28 +98,44 @@ def find_largest_batch(
     **settings: Any,
 ) -> LargestBatch:
     """:func:`max_batch_size` with everything that the answer rests on."""
-    device = find_target(target)
-    if not 0 <= margin < 1:
-        raise ValueError(f"margin={margin} must be at least 0 and below 1.")
-    limit = int((device.usable if budget is None else as_bytes(budget)) * (1 - margin))
-    if limit < 1:
-        raise ValueError(f"budget=None, and the memory of {device.title} is not known: give budget, for example '16GiB'.")
-    unit = (settings.get("num_groups") or 1) * (settings.get("num_devices") or 1)  # other sizes leave devices with fillers
+    device, limit = find_limit(target, budget, margin)
     measure = make_measure(task, optimizer=optimizer, target=device, **settings)
+    unit = (settings.get("num_groups") or 1) * (settings.get("num_devices") or 1)  # other sizes leave devices with fillers
     profile: dict[int, Memory] = {}
 
     def need(size: int) -> int:
         if size not in profile:
             profile[size] = measure(size)
-        return profile[size].total
+            if profile[size].kept <= limit < max(profile[size].evaluation, profile[size].ordering):  # whatever the batch size
+                raise ValueError(_too_large_beside(profile[size], device, limit, margin))
+        return profile[size].step
 
-    kept = lambda: min(sum(memory[1:5]) for memory in profile.values())  # parameters, states and data
+    kept = lambda: min(memory.kept for memory in profile.values())
     size = search_largest(need, limit, range(unit, max(unit, CAP) + 1, unit), FIRST, kept)
     if size == 0:
         raise ValueError(_too_large(profile[unit], device, limit, margin))
-    if len(profile) > 1 and len({memory.total for memory in profile.values()}) == 1:
+    if len(profile) > 1 and len({memory.step for memory in profile.values()}) == 1:
         raise ValueError("memory does not depend on the batch size: does the function `arguments` use the size that it gets?")
     return LargestBatch(size, profile[size], profile.get(size + unit), limit, dict(sorted(profile.items())))
+
+
+def find_limit(target: str | Target, budget: str | float | None, margin: float, name: str = "budget") -> tuple[Target, int]:
+    """The target, and the bytes that training may need there: the budget, or what the target has, less the margin.
+
+    Raises:
+        ValueError: one of them is wrong, or no budget is given and the target's memory is not known.
+
+    Example:
+        >>> find_limit("cpu", "100MB", 0.05)[1]
+        95000000
+    """
+    device = find_target(target)
+    if isinstance(margin, bool) or not isinstance(margin, int | float | np.number) or not 0 <= margin < 1:
+        raise ValueError(f"margin={margin!r} must be a number of at least 0 and below 1.")
+    limit = int((device.usable if budget is None else as_bytes(budget, name)) * (1 - margin))
+    if limit < 1:
+        raise ValueError(f"{name}=None, and the memory of {device.title} is not known: give {name}, for example '16GiB'.")
+    return device, limit
 
 
 def search_largest(need: Callable[[int], int], limit: int, sizes: Sequence[int], first: int, fixed: Callable[[], int] = lambda: 0) -> int:
@@ -175,10 +195,36 @@ def _meets_limit(known: dict[int, int], limit: int, fixed: Callable[[], int]) ->
 
 
 def _too_large(memory: Memory, target: Target, limit: int, margin: float) -> str:
-    free = f" (the budget less the margin of {margin:.0%})" if margin else ""
-    kept = format_bytes(memory.parameters + memory.optimizer_state)
     return (
-        f"batch_size={memory.batch_size} already needs {format_bytes(memory.total)} on {target.title}, but only {format_bytes(limit)}{free} "
-        f"are there: {format_bytes(memory.total - limit)} are missing. Parameters and optimizer state are {kept}, "
-        f"data {format_bytes(memory.data)}, activations and workspaces {format_bytes(memory.temporaries)}."
+        f"batch_size={memory.batch_size} already {_needs(memory.step, target, limit, margin)} {_kept(memory)}, activations and workspaces "
+        f"{format_bytes(memory.temporaries + memory.results)}."
+    )
+
+
+def _too_large_beside(memory: Memory, target: Target, limit: int, margin: float) -> str:
+    """Why training does not fit, although a step with some batch size might."""
+    if memory.evaluation > limit:
+        return (
+            f"evaluating {memory.evaluation_batch_size} test examples at a time {_needs(memory.evaluation, target, limit, margin)} "
+            f"{_kept(memory)}, activations and workspaces {format_bytes(memory.evaluation - memory.kept)}. Give a smaller "
+            "evaluation_batch_size, here and in FitConfig (memory_plan finds one that fits), or a task with a smaller microbatch_size."
+        )
+    return (
+        f"drawing the order of an epoch {_needs(memory.ordering, target, limit, margin)} {_kept(memory)}, the order and its copies "
+        f"{format_bytes(memory.ordering - memory.kept)}. Take a part of the data at a time."
+    )
+
+
+def _needs(count: int, target: Target, limit: int, margin: float) -> str:
+    free = f" (the budget less the margin of {margin:.0%})" if margin else ""
+    return (
+        f"needs {format_bytes(count)} on {target.title}, but only {format_bytes(limit)}{free} are there: {format_bytes(count - limit)} are missing."
+    )
+
+
+def _kept(memory: Memory) -> str:
+    last = f", those of the last record {format_bytes(memory.last_state)}" if memory.last_state else ""
+    test = f", test data {format_bytes(memory.test_data)}" if memory.test_data else ""
+    return (
+        f"Parameters and optimizer state are {format_bytes(memory.parameters + memory.optimizer_state)}{last}, data {format_bytes(memory.data)}{test}"
     )

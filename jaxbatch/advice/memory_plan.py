@@ -3,20 +3,25 @@
 Axes: B examples in a batch, N devices.
 """
 
+import functools
 import math
 from typing import Any, NamedTuple
 
 import jax
 
-from jaxbatch.advice.largest_batch import MARGIN, search_largest
-from jaxbatch.advice.memory import Memory, caveats, memory_profile
+from jaxbatch.advice.largest_batch import MARGIN, find_limit, search_largest
+from jaxbatch.advice.memory import caveats, make_measure, with_evaluation
+from jaxbatch.advice.memory_parts import Always, Memory, always_there, make_evaluation_memory
 from jaxbatch.advice.time_bound import step_work
 from jaxbatch.batches import even_part
 from jaxbatch.data.streams import is_stream
+from jaxbatch.gradients.groups import check_count
 from jaxbatch.gradients.independence import has_independent_prepare
 from jaxbatch.gradients.recompute import KEEPS, Keep, recompute
 from jaxbatch.gradients.updates import Optimizer
-from jaxbatch.machine.targets import Target, as_bytes, find_target, format_bytes
+from jaxbatch.machine.platform import compiling_for
+from jaxbatch.machine.targets import Target, format_bytes
+from jaxbatch.training.evaluation import choose_evaluation_size
 from jaxbatch.training.tasks import Task
 
 
@@ -39,6 +44,7 @@ class MemoryPlan(NamedTuple):
     limit: int  # bytes on each device
     chosen: Option
     options: tuple[Option, ...]  # in the order of their operations; without ``frontier`` it ends with the chosen one
+    evaluation_batch_size: int | None = None  # the test examples at a time, for FitConfig; None: what fit takes by itself fits
 
     def __str__(self) -> str:
         return " ".join([self.sentence, *caveats(self.target)])
@@ -51,8 +57,11 @@ class MemoryPlan(NamedTuple):
         cut = f"with microbatch_size={microbatch}, {parts} parts{devices}" if parts > 1 else "without microbatches"
         extra = "" if keep == "everything" else f", loss_fn=jaxbatch.recompute(loss_fn, {keep!r}) at {operations:.2f} times the operations"
         each = f"each of {self.num_devices} devices" if self.num_devices > 1 else "a step"
-        needs = f"{each} needs {format_bytes(memory.total)} of {format_bytes(self.limit)}"
-        return f"A batch of {self.batch_size:,} fits on {self.target.title} {cut}{extra}: {needs}."
+        needs = f"{each} needs {format_bytes(memory.step)} of {format_bytes(self.limit)}"
+        needs += f", an evaluation {format_bytes(memory.evaluation)}" if memory.evaluation else ""
+        size = self.evaluation_batch_size
+        smaller = "" if size is None else f" with evaluation_batch_size={size}, because more test examples at a time do not fit"
+        return f"A batch of {self.batch_size:,} fits on {self.target.title} {cut}{extra}: {needs}{smaller}."
 
 
 def memory_plan(
@@ -68,6 +77,9 @@ def memory_plan(
 ) -> MemoryPlan:
     """The largest microbatch that fits, and, only where not even one example does, which activations to compute again.
 
+    The test set is evaluated with as many examples at a time as :func:`jaxbatch.fit` takes by itself, or, where these do not fit, with the
+    most that do.
+
     Args:
         task, optimizer, target, budget, margin: as :func:`jaxbatch.max_batch_size` takes them.
         batch_size: B, over all devices.
@@ -76,10 +88,11 @@ def memory_plan(
             worth more operations.
 
     Returns:
-        The plan. ``plan.chosen.microbatch_size`` goes into :class:`jaxbatch.FitConfig`; ``str(plan)`` is a sentence.
+        The plan. ``plan.chosen.microbatch_size`` and ``plan.evaluation_batch_size`` go into :class:`jaxbatch.FitConfig`; ``str(plan)`` is
+        a sentence.
 
     Raises:
-        ValueError: nothing fits; the message says how much memory is missing.
+        ValueError: nothing fits; the message says how much memory is missing. Or an argument is wrong.
 
     Example:
         >>> import optax
@@ -91,10 +104,11 @@ def memory_plan(
     """
     if not isinstance(task, Task):
         raise ValueError(f"task={type(task).__name__} must be a jaxbatch.Task: only a task says how its batches can be cut.")
-    device = find_target(target)
-    limit = int((device.usable if budget is None else as_bytes(budget)) * (1 - margin))
-    share = -(-batch_size // num_devices)
-    settings: dict[str, Any] = {"optimizer": optimizer, "target": device, "num_devices": num_devices}
+    check_count("batch_size", batch_size)
+    check_count("num_devices", num_devices)
+    (device, limit), share = find_limit(target, budget, margin), -(-batch_size // num_devices)
+    settings: dict[str, Any] = {"optimizer": optimizer, "target": device, "num_devices": num_devices, "step_alone": True}
+    make_measure(task, **settings)  # raises an error if an argument is wrong, before anything is compiled
     options: list[Option] = []
     for keep in KEEPS:
         changed = task._replace(loss_fn=recompute(task.loss_fn, keep))
@@ -102,8 +116,8 @@ def memory_plan(
 
         def need(size: int, changed=changed, known=known) -> int:
             if size not in known:
-                known[size] = memory_profile(changed, [batch_size], microbatch_size=size, **settings)[batch_size]
-            return known[size].total
+                known[size] = make_measure(changed, microbatch_size=size, **settings)(batch_size)
+            return known[size].step
 
         sizes = even_parts(share)
         size = share if need(share) <= limit else search_largest(need, limit, sizes[:-1] or [1], sizes[len(sizes) // 2])
@@ -113,8 +127,43 @@ def memory_plan(
             break
     fitting = [option for option in options if option.microbatch_size]
     if not fitting:
-        raise ValueError(_no_way(min(options, key=lambda option: option.memory.total).memory, task, device, limit, share))
-    return MemoryPlan(batch_size, num_devices, device, limit, fitting[0], tuple(options))
+        raise ValueError(_no_way(min(options, key=lambda option: option.memory.step).memory, task, device, limit, share))
+    evaluations = _Evaluations(task, optimizer, device, limit)
+    options = [option._replace(memory=evaluations.beside(option)) for option in options]
+    chosen = next(option for option in options if option.microbatch_size)
+    asked = chosen.memory.evaluation_batch_size
+    smaller = asked if asked and asked < evaluations.size_by_itself(chosen) else None
+    return MemoryPlan(batch_size, num_devices, device, limit, chosen, tuple(options), smaller)
+
+
+class _Evaluations:
+    """The memory of evaluations, of as many test examples at a time as fit takes by itself, or of fewer where these do not fit."""
+
+    def __init__(self, task: Task, optimizer: Optimizer, target: Target, limit: int):
+        self._task, self._target, self._limit = task, target, limit
+        self._always: Always = always_there(task, optimizer)
+        self._need = functools.cache(make_evaluation_memory(task, optimizer, target, {}, self._always))
+        if self._always.ordering > limit:
+            raise ValueError(f"drawing the order of an epoch {self._missing(self._always.ordering)} Take a part of the data at a time.")
+
+    def size_by_itself(self, option: Option) -> int:
+        """The examples that fit evaluates at a time if it is not told."""
+        with compiling_for(self._target.platform):
+            return choose_evaluation_size(self._task, option.microbatch_size or None)
+
+    def beside(self, option: Option) -> Memory:
+        """The memory of an option with its evaluation."""
+        size = self.size_by_itself(option)
+        if self._need(size) > self._limit:
+            largest = search_largest(self._need, self._limit, range(1, size), max(1, size // 8), lambda: self._always.total)
+            if largest == 0:
+                raise ValueError(f"evaluating one test example at a time {self._missing(self._need(1))} Take a larger device or a smaller model.")
+            size = largest
+        return with_evaluation(option.memory, size, self._need(size), self._always)
+
+    def _missing(self, count: int) -> str:
+        there, missing = format_bytes(self._limit), format_bytes(count - self._limit)
+        return f"needs {format_bytes(count)} on {self._target.title}, {missing} more than the {there} that are there."
 
 
 def _no_way(least: Memory, task: Task, device: Target, limit: int, share: int) -> str:
@@ -122,7 +171,7 @@ def _no_way(least: Memory, task: Task, device: Target, limit: int, share: int) -
     # A prepare that changes an example with the others in its batch needs all of them at once.
     whole = [] if is_stream(task.train_data) or has_independent_prepare(task) else jax.tree.leaves(task.train_data)
     batch = share * sum(leaf.dtype.itemsize * math.prod(leaf.shape[1:]) for leaf in whole)
-    if kept + least.parameters > limit:  # the gradient is as large as the parameters
+    if kept + least.last_state + least.parameters > limit:  # the gradient is as large as the parameters
         remedy = "Parameters, optimizer state and gradient alone do not fit, whatever the batch"
     elif whole:
         remedy = (
@@ -135,8 +184,9 @@ def _no_way(least: Memory, task: Task, device: Target, limit: int, share: int) -
         remedy = "Take a larger device or a smaller model"
     return (
         f"batch_size={least.batch_size} does not fit on {device.title}, even with one example at a time and activations computed again: it needs "
-        f"{format_bytes(least.total)}, {format_bytes(least.total - limit)} more than the {format_bytes(limit)} that are there. {remedy}. "
-        f"(Parameters and optimizer state {format_bytes(kept)}, data {format_bytes(least.data)}, the rest {format_bytes(least.temporaries)}.)"
+        f"{format_bytes(least.step)}, {format_bytes(least.step - limit)} more than the {format_bytes(limit)} that are there. {remedy}. "
+        f"(Parameters and optimizer state {format_bytes(kept)}, those of the last record {format_bytes(least.last_state)}, data "
+        f"{format_bytes(least.data)}, test data {format_bytes(least.test_data)}, the rest {format_bytes(least.temporaries)}.)"
     )
 
 

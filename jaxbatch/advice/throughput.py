@@ -144,7 +144,7 @@ def predicted_throughput(task: Task, optimizer: Optimizer, batch_sizes: Iterable
     sizes, device = check_sizes(batch_sizes), find_target(target)
     if not device.peak or not device.bandwidth:
         raise ValueError(f"target={device.name!r}: its peak and bandwidth are not known, so there is no bound. measure_throughput times this device.")
-    memory = make_measure(task, optimizer=optimizer, target=device)
+    memory = make_measure(task, optimizer=optimizer, target=device, step_alone=True)
     bound = make_step_bound(task, device, work_by_batch_size(task, optimizer))
     return fit_throughput({size: [bound(memory(size)).seconds] for size in sizes})._replace(bound=True)
 

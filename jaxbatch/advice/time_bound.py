@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import jax
 
-from jaxbatch.advice.memory import Memory
+from jaxbatch.advice.memory_parts import Memory
 from jaxbatch.augment import batch_shapes
 from jaxbatch.data.streams import is_stream
 from jaxbatch.gradients.updates import Optimizer

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 
 from jaxbatch.sums import Losses, Weighted, counted
@@ -145,8 +146,24 @@ def check_num_groups(num_groups: int, batch_size: int) -> None:
 
 def check_microbatch_size(microbatch_size: int | None) -> None:
     """Raises a ValueError for a size below 1."""
-    if microbatch_size is not None and microbatch_size < 1:
-        raise ValueError(f"microbatch_size={microbatch_size} must be at least 1.")
+    check_count("microbatch_size", microbatch_size, optional=True)
+
+
+def check_count(name: str, count: Any, *, optional: bool = False) -> None:
+    """Refuses a count that is not a whole number of at least 1; ``optional`` allows None.
+
+    Raises:
+        ValueError: as said.
+
+    Example:
+        >>> check_count("num_devices", 2.0)
+        Traceback (most recent call last):
+        ValueError: num_devices=2.0 must be a whole number of at least 1.
+    """
+    if count is None and optional:
+        return
+    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
+        raise ValueError(f"{name}={count!r} must be a whole number of at least 1.")
 
 
 def check_one_aux(has_aux: bool, microbatch_size: int | None) -> None:

@@ -166,8 +166,8 @@ def memory_of_machine() -> int:
     return total
 
 
-def as_bytes(text: "str | float") -> int:
-    """Bytes from a number or a text such as ``"8GiB"``, ``"500 MB"``.
+def as_bytes(text: "str | float", name: str = "budget") -> int:
+    """Bytes from a number or a text such as ``"8GiB"``, ``"500 MB"``; ``name`` is what the user gave it as.
 
     Raises:
         ValueError: it is no number of bytes above 0.
@@ -177,14 +177,14 @@ def as_bytes(text: "str | float") -> int:
         (True, 1500000, 1000)
     """
     units = {"": 1, "b": 1, "k": 10, "m": 20, "g": 30, "t": 40}
-    match = re.fullmatch(r"\s*([\d.]+(?:e\d+)?)\s*([kmgt]?)(i?)b?\s*", str(text), re.IGNORECASE)
+    match = re.fullmatch(r"\s*([\d.]+(?:e\+?\d+)?)\s*([kmgt]?)(i?)b?\s*", str(text), re.IGNORECASE)
     try:
         number, unit, binary = float(match[1]), match[2].lower(), match[3]  # type: ignore[index]
         count = int(number * (2 ** units[unit] if binary else 1000 ** (units[unit] // 10))) if unit else int(number)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # no number, or an infinite one
         count = 0
     if count < 1:
-        raise ValueError(f"budget={text!r} is not an amount of memory. Write bytes or, for example, '8GiB' or '500MB'.")
+        raise ValueError(f"{name}={text!r} is not an amount of memory. Write bytes or, for example, '8GiB' or '500MB'.")
     return count
 
 

@@ -3,7 +3,8 @@
 Axes: N examples in the data set.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,18 +12,48 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, PyTree
 
-from jaxbatch.batches import cut_batches
+from jaxbatch.batches import IndexBatches, cut_batches
 from jaxbatch.data.streaming import prefetch
 from jaxbatch.data.streams import is_stream
+from jaxbatch.gradients.groups import check_count, check_microbatch_size
 from jaxbatch.layers import loops_are_slow
 from jaxbatch.sums import Weighted, counted, divisor, sum_losses, totals, widen
+from jaxbatch.training.layouts import Layout, shapes_of
 from jaxbatch.training.steps import TrainState
-from jaxbatch.training.tasks import Task, count_examples
+from jaxbatch.training.tasks import MetricsFn, Task, count_examples, smallest
+
+_MOST = 500  # examples at a time where nothing bounds them; more are hardly faster
+_AHEAD = 1  # parts of a stream that wait on the device
+PARTS_OF_A_TEST_STREAM = _AHEAD + 2  # on the device at a time: one in work, those that wait, and one that is offered to them
 
 
-def make_evaluate(
-    metrics_fn: Callable[[PyTree, PyTree], Mapping[str, Array | Weighted]], num_examples: int, batch_size: int = 500
-) -> Callable[[PyTree, PyTree], dict[str, Array]]:
+def choose_evaluation_size(task: Task, microbatch_size: int | None = None, evaluation_batch_size: int | None = None, *, at_once: int = 1) -> int:
+    """The number of test examples that are evaluated at a time: no more than training works on at a time where that is bounded.
+
+    So evaluation needs no more memory than training has, and on a CPU its activations stay in the cache, too.
+
+    Args:
+        task: its ``microbatch_size``, and on a CPU its ``cpu_microbatch_size``, are bounds.
+        microbatch_size: the run's own bound, see :class:`jaxbatch.FitConfig`.
+        evaluation_batch_size: what the user asks for, which holds; ``None``: the smallest bound, and 500 where there is none.
+        at_once: runs that are evaluated at the same time. The 500 are shared among them; the bounds are those of each, as in training.
+
+    Raises:
+        ValueError: a size is not a whole number of at least 1.
+
+    Example:
+        >>> task = Task(None, None, None, jnp.ones(9), jnp.ones(9), microbatch_size=8)
+        >>> choose_evaluation_size(task), choose_evaluation_size(task, 4), choose_evaluation_size(task, None, 100)
+        (8, 4, 100)
+    """
+    check_microbatch_size(microbatch_size)
+    check_count("evaluation_batch_size", evaluation_batch_size, optional=True)
+    if evaluation_batch_size is not None:
+        return int(evaluation_batch_size)
+    return min(-(-_MOST // at_once), smallest(microbatch_size, task.examples_at_a_time) or _MOST)
+
+
+def make_evaluate(metrics_fn: MetricsFn, num_examples: int, batch_size: int = _MOST) -> Callable[[PyTree, PyTree], dict[str, Array]]:
     """Makes a compiled ``evaluate(params, data) -> {name: scalar}``, which returns mean metrics over a data set.
 
     The last batch is padded and masked, so every example counts once. A metric of :class:`jaxbatch.Weighted` values has the
@@ -36,10 +67,51 @@ def make_evaluate(
         3.0
     """
 
+    programs = _programs(metrics_fn, num_examples, batch_size)
+    in_one_program, one_batch, one_part = jax.jit(programs.whole), jax.jit(programs.of_batch), jax.jit(programs.of_examples)
+    slow = None  # set at the first call, from the shapes
+
+    def evaluate(params, data):
+        nonlocal slow
+        size = count_examples(data, "data")
+        if size != num_examples:
+            raise ValueError(f"this evaluation was made for num_examples={num_examples} and got data of {size} examples.")
+        if is_stream(data):
+            batches = jax.tree.map(np.asarray, programs.cut())
+            examples = prefetch(data.parts(batches.indices), depth=_AHEAD)
+            # Wait for each part; otherwise parts that the device has not reached would fill the host's memory.
+            parts = [jax.block_until_ready(one_part(params, *pair)) for pair in zip(examples, batches.mask, strict=True)]
+            return programs.mean(_stack(parts))
+        if slow is None:
+            slow = programs.are_slow_in_a_loop(params, data)
+        if not slow:
+            return in_one_program(params, data)
+        batches = programs.cut()
+        parts = [one_batch(params, data, jax.tree.map(lambda leaf: leaf[number], batches)) for number in range(len(batches.mask))]
+        return programs.mean(_stack(parts))
+
+    return evaluate
+
+
+class _Programs(NamedTuple):
+    """What an evaluation runs, as pure functions."""
+
+    cut: Callable[[], IndexBatches]
+    of_examples: Callable[..., Any]  # (params, examples, mask) -> sums: of a part of a stream
+    of_batch: Callable[..., Any]  # (params, data, batch) -> sums: of one batch of arrays
+    mean: Callable[[Any], Any]  # sums of all parts -> means
+    whole: Callable[..., Any]  # (params, data) -> means: of arrays, in one loop
+
+    def are_slow_in_a_loop(self, params: PyTree, data: PyTree) -> bool:
+        """Whether a Python loop over batches is faster than the one program."""
+        return loops_are_slow(self.of_batch, params, data, jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[0], self.cut())))
+
+
+def _programs(metrics_fn: MetricsFn, num_examples: int, batch_size: int) -> _Programs:
     def cut():
         return cut_batches(jnp.arange(num_examples, dtype=jnp.int32), min(batch_size, num_examples), partial="pad")
 
-    def sums_of(params, examples, mask):
+    def of_examples(params, examples, mask):
         metrics = metrics_fn(params, examples)
         for name, values in metrics.items():
             parts = dict(zip((" (total)", " (weight)"), values, strict=True)) if isinstance(values, Weighted) else {"": values}
@@ -52,41 +124,42 @@ def make_evaluate(
         metrics = {name: counted(values) if isinstance(values, Weighted) else values for name, values in metrics.items()}
         return jax.tree.map(lambda values: jnp.where(mask, values, 0).sum(), widen(metrics))
 
-    def sums(params, data, batch):
-        return sums_of(params, jax.tree.map(lambda leaf: leaf[batch.indices], data), batch.mask)
+    def of_batch(params, data, batch):
+        return of_examples(params, jax.tree.map(lambda leaf: leaf[batch.indices], data), batch.mask)
 
     def mean(of_parts):
         summed = {name: sum_losses(values) for name, values in of_parts.items()}
         return {name: totals(values) / divisor(values, num_examples) for name, values in summed.items()}
 
-    @jax.jit
-    def in_one_program(params, data):
-        return mean(lax.map(lambda batch: sums(params, data, batch), cut()))  # cut here: closed over, it would be a constant
+    def whole(params, data):
+        return mean(lax.map(lambda batch: of_batch(params, data, batch), cut()))  # cut here: closed over, it would be a constant
 
-    one_batch, one_part = jax.jit(sums), jax.jit(sums_of)
+    return _Programs(cut, of_examples, of_batch, mean, whole)
 
-    slow = None  # set at the first call, from the shapes
 
-    def evaluate(params, data):
-        nonlocal slow
-        size = count_examples(data, "data")
-        if size != num_examples:
-            raise ValueError(f"this evaluation was made for num_examples={num_examples} and got data of {size} examples.")
-        if is_stream(data):
-            batches = jax.tree.map(np.asarray, cut())
-            examples = prefetch(data.parts(batches.indices), depth=1)
-            # Wait for each part; otherwise parts that the device has not reached would fill the host's memory.
-            parts = [jax.block_until_ready(one_part(params, *pair)) for pair in zip(examples, batches.mask, strict=True)]
-            return mean(_stack(parts))
-        if slow is None:
-            slow = loops_are_slow(sums, params, data, jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[0], cut())))
-        if not slow:
-            return in_one_program(params, data)
-        batches = cut()
-        parts = [one_batch(params, data, jax.tree.map(lambda leaf: leaf[number], batches)) for number in range(len(batches.mask))]
-        return mean(_stack(parts))
+def lay_out_evaluation(metrics_fn: MetricsFn, params: PyTree, data: PyTree, batch_size: int) -> Layout:
+    """The program with which :func:`make_evaluate` evaluates, of whose data only shapes are used, for the platform that is compiled for.
 
-    return evaluate
+    Args:
+        metrics_fn: see :func:`make_evaluate`.
+        params: its first argument, of which only the shapes are used.
+        data: arrays, their shapes, or a stream.
+        batch_size: examples at a time.
+
+    Example:
+        >>> laid = lay_out_evaluation(lambda w, x: {"loss": (x - w) ** 2}, jnp.array(0.0), jnp.ones(8), 4)
+        >>> {name: jax.tree.map(jnp.shape, shapes) for name, shapes in laid.arguments.items()}
+        {'params': (), 'data': (8,)}
+    """
+    programs, params = _programs(metrics_fn, count_examples(data, "test_data"), batch_size), shapes_of(params)
+    batch = jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[0], programs.cut()))
+    if is_stream(data):
+        examples = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*batch.mask.shape, *leaf.shape), leaf.dtype), data.example)
+        return Layout(programs.of_examples, {"params": params, "batch": examples, "mask": batch.mask}, (), ())
+    data = shapes_of(data)
+    if programs.are_slow_in_a_loop(params, data):
+        return Layout(programs.of_batch, {"params": params, "data": data, "index": batch}, (), ())
+    return Layout(programs.whole, {"params": params, "data": data}, (), ())
 
 
 def _stack(parts):
@@ -97,13 +170,13 @@ def _stack(parts):
 
 
 def make_test(
-    task: Task, batch_size: int = 500, eval_params: Callable[[PyTree, PyTree], PyTree] | None = None
+    task: Task, batch_size: int | None = None, eval_params: Callable[[PyTree, PyTree], PyTree] | None = None
 ) -> Callable[[PyTree, TrainState], dict[str, Array]]:
     """Makes ``test(test_data, state) -> {name: mean over the test set}``; it returns ``{}`` for a task without ``test_data``.
 
     Args:
         task: only its metrics and test data are used.
-        batch_size: examples at a time.
+        batch_size: examples at a time; ``None``: those of :func:`choose_evaluation_size`.
         eval_params: see :class:`jaxbatch.FitConfig`.
 
     Raises:
@@ -113,7 +186,7 @@ def make_test(
         return lambda data, state: {}
     if task.metrics_fn is None:
         raise ValueError("metrics_fn=None with test_data: give metrics_fn, or test_data=None to train without a test.")
-    evaluate = make_evaluate(task.metrics_fn, count_examples(task.test_data, "test_data"), batch_size)
+    evaluate = make_evaluate(task.metrics_fn, count_examples(task.test_data, "test_data"), batch_size or choose_evaluation_size(task))
 
     def test(data, state):
         if eval_params is not None:

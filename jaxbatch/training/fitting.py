@@ -17,7 +17,7 @@ from jaxbatch.states import as_arrays
 from jaxbatch.training.devices import find_devices
 from jaxbatch.training.divergence import first_nonfinite, make_is_finite
 from jaxbatch.training.epochs import compile_task_epoch
-from jaxbatch.training.evaluation import make_test
+from jaxbatch.training.evaluation import choose_evaluation_size, make_test
 from jaxbatch.training.monitor import track_noise
 from jaxbatch.training.plans import FitConfig, advance, plan_rest, plan_segments, settled, write_progress
 from jaxbatch.training.steps import TrainState, start_state
@@ -73,7 +73,7 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
     planned = plan_segments(config, num_examples)  # raises an error if the plan is wrong
     begun, state = state is not None, start_state(task, config.optimizer, config.seed, state)
     noise = track_noise(config.monitor, state, [segment.batch_size for segment in planned])
-    test = make_test(task, min(500, config.microbatch_size or 500), config.eval_params)
+    test = make_test(task, choose_evaluation_size(task, config.microbatch_size, config.evaluation_batch_size), config.eval_params)
     progress, segments = plan_rest(config, num_examples, state.progress, int(state.step))
     total = progress.batches + sum(segment.num_batches for segment in segments)
     state = state._replace(progress=(), noise=())  # only the host needs them

@@ -29,7 +29,9 @@ class FitConfig(NamedTuple):
     stages are shorter than compilation, or to compare times. ``eval_params`` is ``(opt_state, params) -> params`` and gives the
     parameters for the test metrics. Some optimizers need it because they average the parameters or train at others than the
     final ones, see ``optax.contrib.schedule_free_eval_params``. ``None`` takes the trained parameters. ``monitor`` measures the
-    noise of the gradient from the parts of each batch; ``None`` measures nothing and costs nothing.
+    noise of the gradient from the parts of each batch; ``None`` measures nothing and costs nothing. ``evaluation_batch_size`` is
+    the number of test examples that are evaluated at a time. ``None``: as many as training works on at a time where that is bounded,
+    by ``microbatch_size`` or by the task, and 500 at most (:func:`jaxbatch.memory_plan` says whether they fit).
     """
 
     optimizer: Optimizer
@@ -44,6 +46,7 @@ class FitConfig(NamedTuple):
     compile_first: bool = False
     eval_params: Callable[[PyTree, PyTree], PyTree] | None = None
     monitor: NoiseMonitor | None = None
+    evaluation_batch_size: int | None = None
 
 
 def settled(config: FitConfig, tokens_per_example: int | None) -> FitConfig:

@@ -1,4 +1,4 @@
-"""The programs of one training step as functions and shapes, to be compiled elsewhere than where they run.
+"""The programs of one training step, and of an evaluation, as functions and shapes, to be compiled elsewhere than where they run.
 
 :func:`jaxbatch.fit` loops over these steps, on accelerators within a compiled loop. The programs say what a step needs on each
 device: their own memory, and what lies there beside it.
@@ -11,9 +11,12 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import PyTree
 
+from jaxbatch.gradients.groups import check_count
+from jaxbatch.gradients.part_norms import NoiseMonitor
 from jaxbatch.gradients.updates import Optimizer
 from jaxbatch.machine.cross_compiling import AXIS, target_mesh
 from jaxbatch.training.epochs import choose_cut
+from jaxbatch.training.evaluation import PARTS_OF_A_TEST_STREAM, lay_out_evaluation, metrics_argument
 from jaxbatch.training.layouts import Layout, lay_out_step
 from jaxbatch.training.pieces import lay_out_pieces
 from jaxbatch.training.steps import make_task_step, state_shapes
@@ -23,7 +26,7 @@ _PARTS_OF_A_STREAM = 3  # on the device at a time: one in work, and as many ahea
 
 
 class StepProgram(NamedTuple):
-    """A program of a step, and the shapes of what else lies on the device while it runs."""
+    """A program of a step or of an evaluation, and the shapes of what else lies on the device while it runs."""
 
     layout: Layout
     beside: dict[str, PyTree]
@@ -37,6 +40,7 @@ def step_programs(
     num_groups: int | None = None,
     microbatch_size: int | None = None,
     num_devices: int = 1,
+    monitor: NoiseMonitor | None = None,
 ) -> list[StepProgram]:
     """The programs that :func:`jaxbatch.fit` runs for a batch, for the platform that is compiled for.
 
@@ -47,6 +51,7 @@ def step_programs(
         num_groups: K, the updates per batch; ``None``: one.
         microbatch_size: the most examples that a device works on at a time; ``None``: as the task says.
         num_devices: N.
+        monitor: see :class:`jaxbatch.FitConfig`.
 
     Returns:
         One program, or for streams and for Python loops over parts of a batch several, which run one after another.
@@ -55,16 +60,18 @@ def step_programs(
         ValueError: K does not divide B, or a size is below 1.
     """
     groups = 1 if num_groups is None else num_groups
-    if batch_size < 1 or num_devices < 1:
-        raise ValueError(f"batch_size={batch_size} and num_devices={num_devices} must be at least 1.")
+    check_count("batch_size", batch_size)
+    check_count("num_devices", num_devices)
     state = state_shapes(task, optimizer)
-    cut = choose_cut(task, state.params, batch_size, num_groups=groups, microbatch_size=microbatch_size, num_devices=num_devices)
+    measured: dict[str, Any] = {"num_groups": groups, "num_devices": num_devices, "monitor": monitor}
+    cut = choose_cut(task, state.params, batch_size, microbatch_size=microbatch_size, **measured)
     if not cut.in_pieces:
-        step = make_task_step(cut.task, optimizer, batch_size, num_groups=num_groups, axis=AXIS if num_devices > 1 else None)
+        noise: dict[str, Any] = {"monitor": monitor, "cut_to_measure": cut.to_measure}
+        step = make_task_step(cut.task, optimizer, batch_size, num_groups=num_groups, axis=AXIS if num_devices > 1 else None, **noise)
         over: dict[str, Any] = {"num_groups": groups, "num_devices": num_devices, "by_part": cut.by_part}
         laid = lay_out_step(step, state, task.train_data, batch_size, prepare=task.prepare, **over)
         return [StepProgram(_over_mesh(laid, num_devices), {})]
-    pieces = lay_out_pieces(cut.task, optimizer, state, batch_size // groups, num_groups=groups, num_devices=num_devices)
+    pieces = lay_out_pieces(cut.task, optimizer, state, batch_size // groups, **measured)
     add, beside = pieces.adds[pieces.size], {}
     if "batch" in add.arguments:
         one_device = lambda leaf: jax.ShapeDtypeStruct(leaf.shape[num_devices > 1 :], leaf.dtype)
@@ -75,6 +82,19 @@ def step_programs(
     data = {name: shapes for name, shapes in add.arguments.items() if name == "data"}
     programs = (add, unused | beside), (pieces.finish, data | beside)
     return [StepProgram(_over_mesh(layout, num_devices), others) for layout, others in programs]
+
+
+def evaluation_program(task: Task, optimizer: Optimizer, batch_size: int) -> StepProgram | None:
+    """The program with which :func:`jaxbatch.fit` evaluates ``batch_size`` test examples at a time; None: it evaluates nothing.
+
+    It runs on one device, whatever the number of those that train.
+    """
+    if task.test_data is None or task.metrics_fn is None:
+        return None
+    layout, beside = lay_out_evaluation(task.metrics_fn, metrics_argument(task, state_shapes(task, optimizer)), task.test_data, batch_size), {}
+    if "batch" in layout.arguments:
+        beside["batch ahead"] = [layout.arguments["batch"]] * (PARTS_OF_A_TEST_STREAM - 1)
+    return StepProgram(layout, beside)
 
 
 def _over_mesh(layout: Layout, count: int) -> Layout:

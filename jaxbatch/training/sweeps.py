@@ -25,7 +25,7 @@ from jaxbatch.machine.cores import num_cores
 from jaxbatch.machine.platform import compiled_platform
 from jaxbatch.training.divergence import make_is_finite
 from jaxbatch.training.epochs import takes_by_part
-from jaxbatch.training.evaluation import make_test
+from jaxbatch.training.evaluation import choose_evaluation_size, make_test
 from jaxbatch.training.loops import compile_epoch, make_epoch
 from jaxbatch.training.plans import FitConfig, plan_segments, progress_after
 from jaxbatch.training.steps import TrainState, init_state, make_task_step, start_shapes
@@ -110,7 +110,8 @@ def sweep(
         batches, failed = int(after["batches"]), np.array(after["diverged_at_batch"])
     segments = plan_segments(config, task.num_examples, start=progress_after(config, task.num_examples, batches))
     runs, used = runs or choose_runs(), set()
-    test = _over_runs(make_test(task, eval_params=eval_params), runs)
+    at_once = {"vmap": count, "threads": min(count, num_cores())}.get(runs, 1)
+    test = _over_runs(make_test(task, choose_evaluation_size(task, at_once=at_once), eval_params), runs)
     is_finite = make_is_finite(begun, runs=True)
     with Programs(_compiler(task, make_optimizer, settings, states, batch_size, num_groups, runs)) as programs:
         for segment in segments:
