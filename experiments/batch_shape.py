@@ -22,6 +22,7 @@ from rich.console import Console
 import jaxbatch as jb
 from experiments import batch_shape_report
 from experiments.batch_shape_report import window
+from experiments.resuming import first_missing_round
 from experiments.study import StudyConfig, check_positive, open_study, run_study, show_results
 from jaxbatch.machine.timing import timed_rounds
 from jaxbatch.results.records import Record, RunFolder
@@ -78,7 +79,7 @@ def measure(config: Config, dataset: jb.Dataset, run: RunFolder, console: Consol
     sizes = sorted(set().union(*(window(centre) for centre in config.centres)))
     pairs = [(model, dtype) for model in config.models for dtype in config.dtypes]
     per_round = len(sizes) * len(pairs)
-    done = len(run.find(kind="time")) // per_round  # whole rounds; an interrupted round is timed again
+    done = first_missing_round(run.find(kind="time"), config.rounds, model=config.models, dtype=config.dtypes, batch_size=sizes)
     if done >= config.rounds:
         return
     known = {(r["model"], r["dtype"], r["batch_size"]) for r in run.find(kind="memory")}

@@ -26,6 +26,7 @@ from experiments import contrastive_report
 from experiments.contrastive_report import chosen_rate
 from experiments.contrastive_training import gradient_on, halve, init_params, losses_within, make_arm_run, make_encode, make_order, represent
 from experiments.representations import nearest_accuracy, probe_accuracy
+from experiments.resuming import is_whole
 from experiments.study import StudyConfig, check_positive, open_study, run_study, show_results
 from experiments.tuned_runs import measure_arm
 from jaxbatch.augment import example_keys
@@ -177,7 +178,7 @@ def measure_cost(config: Config, images: jax.Array, run: RunFolder) -> None:
     params = init_params(jax.random.key(0), images[0].size)
     for size in config.cost_sizes:
         known = run.find(kind="cost", batch_size=size)
-        if size <= config.microbatch_size or len(known) >= config.cost_rounds or (known and "plain_ms" not in known[0]):
+        if size <= config.microbatch_size or is_whole(known, round=range(config.cost_rounds)) or (known and "plain_ms" not in known[0]):
             continue
         indices = jnp.arange(size) % len(images)
         batch = (indices, example_keys(0, 0, jnp.arange(size)))

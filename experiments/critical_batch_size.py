@@ -24,6 +24,7 @@ from experiments import critical_batch_size_report
 from experiments.advise_verify import RATES, run_sweep
 from experiments.critical_batch_size_report import best_rates
 from experiments.optimizers import OPTIMIZERS
+from experiments.resuming import append_missing
 from experiments.study import check_positive, open_study, run_study, show_results
 from experiments.study_target import GoalConfig, fill_target
 from experiments.study_task import load_choosing_task
@@ -134,9 +135,8 @@ def measure(config: Config, task: jb.Task, run: RunFolder, console: Console) -> 
     rates, goal = config.learning_rates or (), jb.as_goal(config.target or "")
     with progress_bar(console) as progress:
         bar = progress.add_task("sweep", total=len(config.batch_sizes) * len(rates) * config.seeds, rate="")
-        rows = run.find(kind="sweep")
-        whole = [row for row in rows if sum(other["batch_size"] == row["batch_size"] for other in rows) >= len(rates) * config.seeds]
-        progress.update(bar, completed=len(whole))
+        known = run.find(kind="sweep")
+        progress.update(bar, completed=len(known))
 
         def write(row):
             run.append({"kind": "sweep", **row})
@@ -144,7 +144,7 @@ def measure(config: Config, task: jb.Task, run: RunFolder, console: Console) -> 
 
         settings: dict[str, Any] = {"batch_sizes": config.batch_sizes, "learning_rates": rates, "seeds": config.seeds, "epochs": config.epochs}
         settings["evaluations_per_epoch"] = config.evaluations_per_epoch
-        run_sweep(task, OPTIMIZERS[config.optimizer], goal, known=whole, write=write, **settings)
+        run_sweep(task, OPTIMIZERS[config.optimizer], goal, known=known, write=write, **settings)
         best = best_rates(run.records)
         if config.base_batch_size not in best:
             return  # the report says that the target was not reached
@@ -152,8 +152,8 @@ def measure(config: Config, task: jb.Task, run: RunFolder, console: Console) -> 
         bar = progress.add_task("noise and branches", total=config.seeds, rate="")
         for seed in range(config.seeds):
             if not run.find(kind="run", seed=seed):
-                for record in list(measure_run(config, task, rate, seed, round(float(np.mean(updates))))):  # a run that was killed leaves nothing
-                    run.append(record)
+                records = list(measure_run(config, task, rate, seed, round(float(np.mean(updates)))))  # written once it has ended
+                append_missing(run, records, ("kind", "seed", "updates", "stage", "batch_size"))
             progress.update(bar, advance=1)
 
 

@@ -24,6 +24,7 @@ from rich.console import Console
 
 import jaxbatch as jb
 from experiments import gradient_smoothness_report
+from experiments.resuming import append_missing, is_whole
 from experiments.study import SizesConfig, check_positive, open_study, resolve_sizes, run_study, show_results
 from experiments.study_task import load_task, prepared_once, refuse_model_state
 from jaxbatch.batches import steps_per_epoch
@@ -35,6 +36,7 @@ from jaxbatch.training.steps import TrainState, init_state
 from jaxbatch.training.tasks import Task
 
 STRETCH = 50  # iterations in one compiled program; a kill loses at most these, and the progress bar moves by them
+STAGES = ("start", "trained")  # of training, where batches are compared with the full gradient
 TRAINING_BATCH = 60  # for all sizes, "after training" means the parameters after training with this batch size
 
 
@@ -148,11 +150,11 @@ def compared_params(task: Task, config: Config, seed: int) -> Iterator[tuple[str
     """The parameters at which batches are compared with the full gradient: at the start, and after some training."""
     optimizer = optax.sgd(config.learning_rate, config.momentum)
     state = init_state(task, optimizer, seed)
-    yield "start", state.params
+    yield STAGES[0], state.params
     size = min(TRAINING_BATCH, task.num_examples)
     duration = jb.steps(config.iterations)
     *_, last = jb.fit(task, jb.FitConfig(optimizer, size, duration, seed=seed), state=state)
-    yield "trained", last["state"].params
+    yield STAGES[1], last["state"].params
 
 
 def measure_errors(task: Task, config: Config, seed: int, programs: Programs) -> Iterator[Record]:
@@ -160,7 +162,7 @@ def measure_errors(task: Task, config: Config, seed: int, programs: Programs) ->
     for stage, params in compared_params(task, config, seed):
         full = programs.full_gradient(params, task.train_data)
         for number, batch_size in enumerate(config.batch_sizes):
-            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), stage == "trained")
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), stage == STAGES[1])
             draws = jax.random.randint(key, (config.batches_compared, batch_size), 0, task.num_examples)
             comparisons = [programs.compare(params, full, index, task.train_data) for index in draws]
             error, cosine = (rounded(np.array(part)) for part in zip(*comparisons, strict=True))
@@ -177,10 +179,8 @@ def measure(config: Config, task: Task, run: RunFolder, console: Console) -> Non
                 if not run.find(kind="curve", batch_size=batch_size, seed=seed):
                     run.append(measure_curve(task, config, batch_size, seed, programs))
                 progress.update(bar, advance=1)
-            if len(run.find(kind="error", seed=seed)) < 2 * len(config.batch_sizes):
-                for record in measure_errors(task, config, seed, programs):
-                    if not run.find(kind="error", seed=seed, place=record["place"], batch_size=record["batch_size"]):
-                        run.append(record)
+            if not is_whole(run.find(kind="error", seed=seed), place=STAGES, batch_size=config.batch_sizes):
+                append_missing(run, measure_errors(task, config, seed, programs), ("kind", "place", "batch_size", "seed"))
             progress.update(bar, advance=1)
 
 

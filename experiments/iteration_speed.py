@@ -24,6 +24,7 @@ from rich.console import Console
 
 import jaxbatch as jb
 from experiments import iteration_speed_report
+from experiments.resuming import first_missing_round, missing
 from experiments.study import SizesConfig, check_positive, open_study, resolve_sizes, run_study, show_results
 from experiments.study_task import has_text, load_task
 from jaxbatch.batches import even_part
@@ -173,11 +174,9 @@ def measure_speed(task: Task, config: Config, first_round: int = 0) -> Iterator[
 
 def measure_missing_speed(task: Task, config: Config, known: Sequence[Record]) -> Iterator[Record]:
     """The records of :func:`measure_speed` that are not in ``known``; its last round may be incomplete after a kill."""
-    done = {(record.get("round"), record["batch_size"], record["kind"]) for record in known if record["kind"] in ("speed", "compile")}
-    whole = [n for n in range(config.rounds) if all((n, size, "speed") in done for size in config.batch_sizes)]
-    for record in measure_speed(task, config, first_round=len(whole)):
-        if (record.get("round"), record["batch_size"], record["kind"]) not in done:
-            yield record
+    rows = [record for record in known if record["kind"] in ("speed", "compile")]
+    first = first_missing_round(rows, config.rounds, kind=["speed"], batch_size=config.batch_sizes or ())
+    yield from missing(rows, measure_speed(task, config, first_round=first), ("kind", "round", "batch_size"))
 
 
 def measure(config: Config, task: Task, run: RunFolder, console: Console) -> None:

@@ -27,6 +27,7 @@ from experiments.critical_batch_size import first_examples
 from experiments.large_batch_arms import ARMS, find_arm, nearest_divisor, why_undefined
 from experiments.large_batch_records import best_rate, pairs, rule_rate
 from experiments.large_batch_training import make_judge, train
+from experiments.resuming import append_missing, is_whole
 from experiments.study import TaskConfig, check_momentum, check_positive, open_study, run_study, show_results
 from experiments.study_task import load_choosing_task
 from jaxbatch.results.records import RunFolder
@@ -140,17 +141,15 @@ def measure(config: Config, task: jb.Task, test_data, run: RunFolder, console: C
     settings = list(itertools.product(config.learning_rates, range(config.tune_seeds)))
 
     def write(kind, rows):
-        known = {(row["arm"], row["learning_rate"], row["seed"]) for row in run.find(kind=kind)}
-        for row in rows:
-            if (row["arm"], row["learning_rate"], row["seed"]) not in known:
-                run.append({"kind": kind, **row})
+        append_missing(run, ({"kind": kind, **row} for row in rows), ("kind", "arm", "learning_rate", "seed"))
 
     with progress_bar(console) as progress:
         bar = progress.add_task("", total=2 * len(names) + 6, rate="")
 
         def tune(name):
             progress.update(bar, description=f"rates of {name}")
-            if find_arm(name).rule is None and len(run.find(kind="tune", arm=name)) < len(settings):
+            wanted = {"learning_rate": config.learning_rates, "seed": range(config.tune_seeds)}
+            if find_arm(name).rule is None and not is_whole(run.find(kind="tune", arm=name), **wanted):
                 write("tune", train(task, config, name, *zip(*settings, strict=True)).records)
             progress.update(bar, advance=1)
 
@@ -162,8 +161,8 @@ def measure(config: Config, task: jb.Task, test_data, run: RunFolder, console: C
         for name in [*names, *pair_names]:
             progress.update(bar, description=f"runs of {name}", advance=1)
             rate = rule_rate(config, run.records, name) if find_arm(name).rule else best_rate(config, run.records, name)
-            if rate is not None and len(run.find(kind="run", arm=name)) < config.seeds:
-                seeds = range(OTHER_SEEDS, OTHER_SEEDS + config.seeds)
+            seeds = range(OTHER_SEEDS, OTHER_SEEDS + config.seeds)
+            if rate is not None and not is_whole(run.find(kind="run", arm=name), learning_rate=[rate], seed=seeds):
                 write("run", judge(train(task, config, name, [rate] * config.seeds, seeds)))
 
 

@@ -24,6 +24,7 @@ import jaxbatch as jb
 from experiments import memory_report
 from experiments.memory_task import SHAPES, USUAL, DataName, Network, shape_task
 from experiments.optimizers import OPTIMIZERS, OptimizerName
+from experiments.resuming import append_missing
 from experiments.study import TaskConfig, open_study, run_study, show_results
 from experiments.user_task import load_user_task
 from jaxbatch.advice.largest_batch import MARGIN, find_largest_batch
@@ -171,8 +172,7 @@ def study(config: Config, console: Console) -> None:
     config = resolve(config)
     task = load_user_task(config.task) if config.task else shape_task(config.model, config.dataset, config.dtype)
     run = open_study("memory", config, console, task)
-    for record in measure(config, task, run):
-        run.append(record)
+    append_missing(run, measure(config, task, run), ("kind", "target", "batch_size"))
     show_results(console, config, run, memory_report)
 
 

@@ -20,6 +20,7 @@ from rich.console import Console
 from experiments import sharpness_figure, sharpness_report
 from experiments.advise_verify import RATES
 from experiments.critical_batch_size_report import best_rates
+from experiments.resuming import append_missing, is_whole
 from experiments.sharpness_measures import continued, line, solution, way_point
 from experiments.sharpness_training import Setup, choose_rate, find_states, train
 from experiments.study import check_positive, open_study, run_study, show_results
@@ -99,12 +100,7 @@ def resolve(config: Config, task: Task) -> Config:
 
 def append_new(run: RunFolder, rows: Sequence[Record]) -> None:
     """Writes rows without those that a call which was stopped has written already, found by all that is no measurement."""
-    names = ("kind", "comparison", "batch_size", "seed", "updates", "epoch", "point", "learning_rate", "with_batch_size")
-    identity = lambda row: tuple(row.get(name) for name in names)
-    known = {identity(row) for row in run.records}
-    for row in rows:
-        if identity(row) not in known:
-            run.append(row)
+    append_missing(run, rows, ("kind", "comparison", "batch_size", "seed", "updates", "epoch", "point", "learning_rate", "with_batch_size"))
 
 
 def measure(config: Config, task: Task, test_data, run: RunFolder, console: Console) -> None:
@@ -114,7 +110,7 @@ def measure(config: Config, task: Task, test_data, run: RunFolder, console: Cons
     with progress_bar(console) as progress:
         bar = progress.add_task("choosing rates", total=len(sizes), rate="")
         for size in sizes:
-            if len(run.find(kind="sweep", batch_size=size)) < len(rates) * len(seeds):
+            if not is_whole(run.find(kind="sweep", batch_size=size), learning_rate=rates, seed=seeds):
                 append_new(run, choose_rate(config, task, size, seeds))
             progress.update(bar, advance=1)
         best = best_rates(run.records)

@@ -29,6 +29,7 @@ from rich.console import Console
 
 import jaxbatch as jb
 from experiments import split_backward_figure, split_backward_report
+from experiments.resuming import append_missing, first_missing_round
 from experiments.split_backward_cost import measure_cost, measure_exactness
 from experiments.split_backward_records import chosen_rate
 from experiments.split_backward_steps import ARMS, OWN_RULES
@@ -97,21 +98,12 @@ def resolve(config: Config, task: jb.Task) -> Config:
 def measure(config: Config, task: jb.Task, test_data: PyTree, run: RunFolder, console: Console) -> None:
     """Makes the measurements that are not in the run folder yet."""
 
-    def identity(record):
-        names = ("kind", "round", "num_groups", "protocol", "arm", "learning_rate", "seed", "segment")
-        return tuple(record.get(name) for name in names)
-
-    known = {identity(record) for record in run.records}
-
     def keep(records):
-        for record in records:
-            if identity(record) not in known:
-                known.add(identity(record))
-                run.append(record)
+        append_missing(run, records, ("kind", "round", "num_groups", "protocol", "arm", "learning_rate", "seed", "segment"))
 
     ready = prepared_once(task)
     keep(measure_exactness(ready, config, {record["num_groups"] for record in run.find(kind="exactness")}))
-    keep(measure_cost(ready, config, len(run.find(kind="cost"))))
+    keep(measure_cost(ready, config, first_missing_round(run.find(kind="cost"), config.cost_rounds)))
     trainer = Trainer(task, config)
     tuning = len(OWN_RULES) * len(config.learning_rates) * config.tune_seeds if config.tune else 0
     with progress_bar(console) as progress:

@@ -7,6 +7,7 @@ from typing import Any
 import optax
 
 import jaxbatch as jb
+from experiments.resuming import is_whole
 from jaxbatch.results.records import RunFolder
 
 KEPT = ("batch_size", "updates", "loss", "diverged", "train_seconds", "compile_seconds", "stall_seconds")
@@ -34,7 +35,7 @@ def train_into(
     total = int(config.duration.amount)
     rows = run.find(kind="epoch", **identity)
     known = {record["epoch"] for record in rows}
-    if total in known or any(record["diverged"] for record in rows):
+    if is_whole(rows, epoch=range(1, total + 1)) or any(record["diverged"] for record in rows):
         show(total)
         return
     folder = run.path / "in_flight" / "_".join(f"{value:g}" if isinstance(value, float) else str(value) for value in identity.values())
