@@ -13,6 +13,7 @@ from rich.console import Console
 
 import jaxbatch as jb
 from experiments.advise_records import read_advice, read_throughput
+from experiments.optimizers import kind_of
 from experiments.resuming import append_missing, is_whole, missing
 from jaxbatch.advice.advice import Advice, cost_of_update
 from jaxbatch.intervals import Interval, interval, resampled
@@ -20,7 +21,6 @@ from jaxbatch.results.records import Record, RunFolder
 from jaxbatch.results.report import progress_bar
 
 JUDGING_SEEDS = 1000  # added to the seeds on which settings are judged
-RATES = {"sgd": (0.001, 0.00316, 0.01, 0.0316, 0.1, 0.316, 1.0), "adam": (0.0001, 0.000316, 0.001, 0.00316, 0.01, 0.0316, 0.1)}
 RUN = ("batch_size", "learning_rate", "seed")  # what identifies one
 SIZES = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
@@ -116,7 +116,7 @@ def run_sweep(
 def verify(config, task: jb.Task, make_optimizer: Callable[[Any], Any], advice: Advice, run: RunFolder, console: Console) -> None:
     """Makes the sweep and the judging runs that are not in the run folder yet."""
     sizes = [size for size in SIZES if size <= task.num_examples] if config.batch_sizes is None else config.batch_sizes
-    rates = config.learning_rates or RATES["adam" if config.optimizer.startswith("adam") else "sgd"]
+    rates = config.learning_rates or kind_of(config).rates
     common: dict[str, Any] = {"epochs": config.epochs, "evaluations_per_epoch": config.evaluations_per_epoch}
     with progress_bar(console) as progress:
         bar = progress.add_task("sweep", total=len(sizes) * len(rates) * config.seeds, completed=len(run.find(kind="sweep")), rate="")

@@ -22,7 +22,7 @@ from jaxbatch.machine.memory import program_memory
 from jaxbatch.machine.timing import timed_rounds
 from jaxbatch.results.records import RunFolder
 
-HUGE = SimpleNamespace(batch_size=65_536, identities=100_000, chunk_size=512, microbatch_size=4096, scale=16.0, margin=0.2)
+HUGE = SimpleNamespace(batch_size=65_536, identities=100_000, chunk_size=512, microbatch_size=4096, scale=16.0, margin=0.2, optimizer="adam")
 QUICK_HUGE = SimpleNamespace(**vars(HUGE) | {"batch_size": 8192, "identities": 10_000})
 
 

@@ -24,10 +24,13 @@ from rich.console import Console
 
 import jaxbatch as jb
 from experiments import gradient_smoothness_report
+from experiments.command_line import for_quick
+from experiments.optimizers import kind_of, make_optimizer
 from experiments.resuming import append_missing, is_whole
 from experiments.study import SizesConfig, check_positive, open_study, resolve_sizes, run_study, show_results
 from experiments.study_task import load_task, prepared_once, refuse_model_state
 from jaxbatch.batches import steps_per_epoch
+from jaxbatch.gradients.updates import update
 from jaxbatch.results.records import Record, RunFolder
 from jaxbatch.results.report import progress_bar
 from jaxbatch.sums import mean_loss
@@ -44,8 +47,8 @@ TRAINING_BATCH = 60  # for all sizes, "after training" means the parameters afte
 class Config(SizesConfig):
     """Flags of the study."""
 
-    learning_rate: float = 0.02
-    """Learning rate of SGD, the same for all sizes."""
+    learning_rate: float | None = None
+    """Learning rate, the same for all sizes. Default: 0.02 for SGD, 0.001 for Adam, 0.01 for an optimizer of your own."""
     iterations: int = 1000
     """Iterations of each run."""
     seeds: int = 3
@@ -56,10 +59,10 @@ class Config(SizesConfig):
 
 def resolve(config: Config, num_examples: int) -> Config:
     """Fills in what depends on the data set, shrinks for --quick, and checks."""
-    if config.quick:
-        config = dataclasses.replace(config, seeds=1, iterations=min(config.iterations, 100), batches_compared=8)
+    config = resolve_sizes(for_quick(config, seeds=1, iterations=100, batches_compared=8), num_examples)
+    config = dataclasses.replace(config, learning_rate=kind_of(config).rate if config.learning_rate is None else config.learning_rate)
     check_positive(config, "learning_rate", "iterations", "batches_compared")
-    return resolve_sizes(config, num_examples)
+    return config
 
 
 class Watched(NamedTuple):
@@ -75,8 +78,8 @@ def make_watched_step(task: Task, optimizer: optax.GradientTransformation):
     def step(watched, batch):
         state, before = watched
         losses, gradient = jb.losses_and_mean_gradient(task.loss_fn, state.params, batch, microbatch_size=task.examples_at_a_time)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        state = TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
+        params, opt_state = update(optimizer, gradient, state.opt_state, state.params, mean_loss(losses))
+        state = TrainState(params, opt_state, state.step + 1)
         seen = mean_loss(losses), jb.cosine_similarity(gradient, before), optax.tree.norm(gradient)
         return Watched(state, gradient), seen
 
@@ -93,7 +96,7 @@ class Programs(NamedTuple):
 
 def make_programs(task: Task, config: Config) -> Programs:
     """The study's programs."""
-    step = make_watched_step(task, optax.sgd(config.learning_rate, config.momentum))
+    step = make_watched_step(task, make_optimizer(config)(config.learning_rate))
     part = task.examples_at_a_time or task.num_examples
 
     def take(data, index):
@@ -112,7 +115,7 @@ def make_programs(task: Task, config: Config) -> Programs:
 
 def measure_curve(task: Task, config: Config, batch_size: int, seed: int, programs: Programs) -> Record:
     """The first iterations of one run: loss, cosine of successive gradients and gradient norm at each."""
-    optimizer = optax.sgd(config.learning_rate, config.momentum)
+    optimizer = make_optimizer(config)(config.learning_rate)
     state = init_state(task, optimizer, seed)
     watched = Watched(state, jax.tree.map(jnp.zeros_like, state.params))
     per_epoch = steps_per_epoch(task.num_examples, batch_size)
@@ -148,7 +151,7 @@ def rounded(values: np.ndarray) -> list[float | None]:
 
 def compared_params(task: Task, config: Config, seed: int) -> Iterator[tuple[str, Any]]:
     """The parameters at which batches are compared with the full gradient: at the start, and after some training."""
-    optimizer = optax.sgd(config.learning_rate, config.momentum)
+    optimizer = make_optimizer(config)(config.learning_rate)
     state = init_state(task, optimizer, seed)
     yield STAGES[0], state.params
     size = min(TRAINING_BATCH, task.num_examples)

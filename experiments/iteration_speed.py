@@ -19,11 +19,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from rich.console import Console
 
 import jaxbatch as jb
 from experiments import iteration_speed_report
+from experiments.command_line import for_quick
+from experiments.optimizers import kind_of, make_optimizer
 from experiments.resuming import first_missing_round, missing
 from experiments.study import SizesConfig, check_positive, open_study, resolve_sizes, run_study, show_results
 from experiments.study_task import has_text, load_task
@@ -45,8 +46,8 @@ LONGEST_SHIFT = 2  # pixels
 class Config(SizesConfig):
     """Flags of the study."""
 
-    learning_rate: float = 0.02
-    """Learning rate of SGD; it does not change the times."""
+    learning_rate: float | None = None
+    """Learning rate; it does not change the times. Default: 0.02 for SGD, 0.001 for Adam, 0.01 for an optimizer of your own."""
     seeds: int = 1
     """Not used by this study: it repeats its measurements in rounds, not with seeds."""
     rounds: int = 20
@@ -57,10 +58,10 @@ class Config(SizesConfig):
 
 def resolve(config: Config, num_examples: int) -> Config:
     """Fills in what depends on the data set, shrinks for --quick, and checks."""
-    if config.quick:
-        config = dataclasses.replace(config, rounds=min(config.rounds, 4), examples_per_round=600)
+    config = resolve_sizes(for_quick(config, rounds=4, examples_per_round=600), num_examples)
+    config = dataclasses.replace(config, learning_rate=kind_of(config).rate if config.learning_rate is None else config.learning_rate)
     check_positive(config, "learning_rate", "rounds", "examples_per_round")
-    return resolve_sizes(config, num_examples)
+    return config
 
 
 def host_batches(task: Task, blobs: list[bytes], indices: np.ndarray, seed: int = 0) -> Iterator[tuple]:
@@ -106,7 +107,7 @@ def contenders(task: Task, config: Config, blobs: list[bytes] | None, batch_size
 
     ``blobs`` are the images as PNG; None: the examples are no named images, and loading is not timed.
     """
-    optimizer = optax.sgd(config.learning_rate, config.momentum)
+    optimizer = make_optimizer(config)(config.learning_rate)
     step = make_task_step(task, optimizer, batch_size)
     state = init_state(task, optimizer, 0)
     order = np.asarray(jb.epoch_order(0, 0, task.num_examples))

@@ -7,6 +7,7 @@ import numpy as np
 from rich.console import Console
 
 from experiments.goal_words import heading, in_short, in_words, is_share, show
+from experiments.optimizers import optimizer_words
 from experiments.study import describe_setting, setting_of, size_cell, size_label
 from jaxbatch.advice.learning_rates import RateResult, rate_exponent
 from jaxbatch.intervals import interval
@@ -46,7 +47,7 @@ def best_rates(config, records: Sequence[Record]) -> dict[int, float]:
 
 def print_tables(console: Console, config, records: Sequence[Record], provenance: Record) -> None:
     """Prints the best rate of each size, its results, and the rates at which a run diverged."""
-    describe_setting(console, config, provenance, f"momentum {config.momentum:g}, up to {config.epochs} epochs")
+    describe_setting(console, config, provenance, f"{optimizer_words(config)}, up to {config.epochs} epochs")
     rows, goal = [], as_goal(config.target)
     for size, result in results(config, records).items():
         rate = result.best
@@ -144,7 +145,7 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
     right.set_ylim(min(rates) / 3, max(rates) * 3)
     plots.size_ticks(right, sizes)
     right.legend(loc="upper left", fontsize=9)
-    figure.suptitle(f"{setting_of(config)}, SGD with momentum {config.momentum:g}, mean of {config.seeds} seeds; × diverged, framed: best")
+    figure.suptitle(f"{setting_of(config)}, {optimizer_words(config)}, mean of {config.seeds} seeds; × diverged, framed: best")
     return plots.save(figure, folder)
 
 

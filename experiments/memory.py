@@ -23,7 +23,7 @@ from rich.console import Console
 import jaxbatch as jb
 from experiments import memory_report
 from experiments.memory_task import SHAPES, USUAL, DataName, Network, shape_task
-from experiments.optimizers import OPTIMIZERS, OptimizerName
+from experiments.optimizers import OptimizerFlags, fill_optimizer, make_optimizer
 from experiments.resuming import append_missing
 from experiments.study import TaskConfig, open_study, run_study, show_results
 from experiments.user_task import load_user_task
@@ -41,7 +41,7 @@ LADDER = (64, 256, 1024)  # sizes of the figure besides those of the search, whe
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(TaskConfig):
+class Config(OptimizerFlags, TaskConfig):
     """Flags of the study."""
 
     model: Network = "simple_cnn"
@@ -49,8 +49,9 @@ class Config(TaskConfig):
     dataset: DataName | None = None
     """Data set, whose shapes are used: digits, mnist, fashion_mnist, kmnist, cifar10, cifar100, imagenet (224 pixels, streamed).
     Default: mnist for simple_cnn and mlp, imagenet for resnet50, cifar10 for the others."""
-    optimizer: OptimizerName = "momentum"
-    """Optimizer: sgd, momentum, adam, adamw."""
+    optimizer: str = "momentum"
+    """Optimizer: sgd, momentum, nesterov, rmsprop, adam, adamw, lion, lars, lamb, muon; or a function of your own, learning rate ->
+    optimizer, as my_optimizer.py:make_optimizer."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type that the network computes in; parameters are float32."""
     targets: tuple[str, ...] | None = None
@@ -73,6 +74,7 @@ class Config(TaskConfig):
 
 def resolve(config: Config) -> Config:
     """Fills in the default targets and the data set, and checks."""
+    config = fill_optimizer(config)
     targets = config.targets
     if targets is None:
         targets = ("here", "h100") if missing_compiler(jb.find_target("h100")) is None and not config.quick else ("here",)
@@ -101,7 +103,7 @@ def resolve(config: Config) -> Config:
 
 def measure_target(config: Config, task: jb.Task, name: str, work: Callable[[int], Work]) -> Iterator[Record]:
     """Finds the largest batch of one target: a record for each compiled size, one for the answer, and one for the plan."""
-    target, optimizer = jb.find_target(name), OPTIMIZERS[config.optimizer](RATE)
+    target, optimizer = jb.find_target(name), make_optimizer(config)(RATE)
     settings = {"num_groups": config.split, "num_devices": config.num_devices, "effort": config.effort}
     target_fields = {"target": name, "title": target.title}
     largest = find_largest_batch(task, optimizer=optimizer, target=target, budget=config.budget, margin=config.margin, **settings)
@@ -160,7 +162,7 @@ def measure(config: Config, task: jb.Task, run: RunFolder) -> Iterator[Record]:
     """Works out the targets that are missing, on as many cores as there are."""
     known = {record["target"] for record in run.find(kind="plan" if config.batch_size else "largest")}
     wanted = [name for name in config.targets if name not in known]
-    work = work_by_batch_size(task, OPTIMIZERS[config.optimizer](RATE)) if wanted else None
+    work = work_by_batch_size(task, make_optimizer(config)(RATE)) if wanted else None
     with concurrent.futures.ThreadPoolExecutor(num_cores()) as pool:
         futures = [pool.submit(lambda name: list(measure_target(config, task, name, work)), name) for name in wanted]
         for done in concurrent.futures.as_completed(futures):

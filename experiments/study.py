@@ -6,17 +6,19 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import TypeVar
 
+import tyro
 from rich.console import Console
 
 import jaxbatch
 from experiments.command_line import one_line_errors, parse
+from experiments.optimizers import OptimizerFlags, fill_optimizer, is_named
 from experiments.study_task import SEQUENCE_LENGTH, Network
-from experiments.user_task import describe_user_task, title_of
+from experiments.user_task import describe_user_optimizer, describe_user_task, title_of
 from jaxbatch.data import TEXTS
 from jaxbatch.results.records import Record, RunFolder, describe_commit, open_run
 
 Config = TypeVar("Config", bound="StudyConfig")
-BATCH_SIZES = (1, 6, 60, 600, 6000)
+BATCH_SIZES, QUICK_SIZES = (1, 6, 60, 600, 6000), (60, 600)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +35,7 @@ class StudyConfig:
     output_dir: str = "results"
     """Folder in which run folders are made."""
     quick: bool = False
-    """Run a short version with fewer epochs, seeds and repeats. Its numbers only show that the study works."""
+    """Run a short version with fewer epochs, seeds and repeats, except where flags say otherwise. Its numbers only show that the study works."""
     resume: bool = True
     """Continue from the measurements that an earlier call of the same command has made."""
     overwrite: bool = False
@@ -42,6 +44,8 @@ class StudyConfig:
     """Keep compiled programs in the user's cache folder, so that the next call starts without compiling."""
     check_backend: bool = True
     """Stop if this machine fails one of jaxbatch.check_backend's checks, which take a second."""
+    given: tyro.conf.Suppress[tyro.conf.Fixed[tuple[str, ...]]] = ()
+    """The fields whose flags are given, which --quick does not change; no flag itself."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,18 +58,18 @@ class TaskConfig(StudyConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class SizesConfig(TaskConfig):
+class SizesConfig(OptimizerFlags, TaskConfig):
     """The flags of studies at several batch sizes."""
 
     model: Network = "simple_cnn"
     """The network: the study's convolutions, one hidden layer of 128 units, or a small transformer for texts."""
     batch_sizes: tuple[int, ...] | None = None
     """Batch sizes. Default: those of 1, 6, 60, 600 and 6000 that are not larger than the data set."""
-    momentum: float = 0.5
-    """Momentum of SGD, at least 0 and below 1."""
+
+    sgd_momentum = 0.5
 
 
-_NOT_RESULTS = ("data_dir", "output_dir", "resume", "overwrite", "keep_compiled", "check_backend")  # change no number
+_NOT_RESULTS = ("given", "data_dir", "output_dir", "resume", "overwrite", "keep_compiled", "check_backend")  # change no number
 
 
 def open_study(name: str, config: StudyConfig, console: Console, task: jaxbatch.Task | None = None) -> RunFolder:
@@ -76,6 +80,8 @@ def open_study(name: str, config: StudyConfig, console: Console, task: jaxbatch.
     fields = {key: value for key, value in dataclasses.asdict(config).items() if key not in _NOT_RESULTS}
     if fields.pop("task", None) is not None:
         fields = {key: value for key, value in fields.items() if key not in ("dataset", "model")} | describe_user_task(config.task, task)
+    if fields.get("optimizer") is not None and not is_named(config):
+        fields |= describe_user_optimizer(fields["optimizer"])
     fields["jaxbatch"] = jaxbatch.__version__
     facts = {"backend_checks": check_machine(config)}
     run = open_run(config.output_dir, name, fields, resume=config.resume, overwrite=config.overwrite, facts=facts)
@@ -104,25 +110,26 @@ def check_machine(config: StudyConfig) -> dict[str, dict[str, float | bool | Non
 
 
 def resolve_sizes(config: Config, num_examples: int) -> Config:
-    """Fills in the batch sizes, and checks the flags that all studies at several batch sizes share.
+    """Fills in batch sizes and optimizer, and checks the flags that all studies at several batch sizes share. --quick takes two sizes.
 
     Raises:
-        ValueError: a batch size below 1 or above the data set, a momentum outside [0, 1), or no seed.
+        ValueError: a batch size below 1 or above the data set, a wrong optimizer, or no seed.
     """
+    config = fill_optimizer(config)
     check_positive(config, "seeds")
-    check_momentum(config.momentum)
-    return dataclasses.replace(config, batch_sizes=resolve_batch_sizes(config.batch_sizes, num_examples))
+    sizes = QUICK_SIZES if config.quick and config.batch_sizes is None else BATCH_SIZES
+    return dataclasses.replace(config, batch_sizes=resolve_batch_sizes(config.batch_sizes, num_examples, sizes))
 
 
-def resolve_batch_sizes(batch_sizes: Sequence[int] | None, num_examples: int) -> tuple[int, ...]:
-    """The given sizes, sorted and without repeats; or those of the MNIST study that are not larger than the data set.
+def resolve_batch_sizes(batch_sizes: Sequence[int] | None, num_examples: int, usual: Sequence[int] = BATCH_SIZES) -> tuple[int, ...]:
+    """The given sizes, sorted and without repeats; or the usual ones, of the MNIST study, that are not larger than the data set.
 
     Example:
         >>> resolve_batch_sizes(None, 1442), resolve_batch_sizes((60, 1, 60), 1442)
         ((1, 6, 60, 600), (1, 60))
     """
     if batch_sizes is None:
-        return tuple(size for size in BATCH_SIZES if size <= num_examples)
+        return tuple(size for size in usual if size <= num_examples)
     for size in batch_sizes:
         if size < 1:
             raise ValueError(f"--batch-sizes {size} must be at least 1.")
@@ -131,12 +138,6 @@ def resolve_batch_sizes(batch_sizes: Sequence[int] | None, num_examples: int) ->
     if not batch_sizes:
         raise ValueError("--batch-sizes needs at least one number.")
     return tuple(sorted(set(batch_sizes)))
-
-
-def check_momentum(momentum: float) -> None:
-    """Raises a ValueError for a momentum that SGD cannot have."""
-    if not 0 <= momentum < 1:
-        raise ValueError(f"--momentum {momentum} must be at least 0 and below 1.")
 
 
 def check_positive(config: StudyConfig, *names: str) -> None:

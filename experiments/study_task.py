@@ -77,6 +77,21 @@ def prepared_once(task: Task) -> Task:
     return task._replace(train_data=jax.jit(task.prepare)(keys, task.train_data), prepare=None)
 
 
+def few_for_quick(config, task: Task, count: int) -> Task:
+    """The task on ``count`` of its training examples with --quick, from all over its data.
+
+    With the smallest network it keeps all of them, and where --examples says how many.
+    """
+    if (
+        not config.quick
+        or getattr(config, "examples", None) is not None
+        or task.num_examples <= count
+        or (config.task is None and config.model == "mlp")
+    ):
+        return task
+    return task._replace(train_data=jax.tree.map(lambda leaf: _spread(leaf, count), task.train_data))
+
+
 def refuse_model_state(config, task: Task, reason: str) -> None:
     """Raises a ValueError for a task whose model has a state that batches change."""
     if task.update_model_state is not None:

@@ -40,11 +40,11 @@ from tests.test_streams import Network
 COMMANDS = {
     adabatch: "--model mlp --epochs 2 --every 1 --num-examples 60 --batch-size 10 --max-batch-size 20 --seeds 1 --rounds 2 --tuned-rates 0.01,0.1",
     adabatch_bound: "--quick",
-    advise: "--quick --verify --model mlp --objective examples --target accuracy>0.6 --batch-sizes 32,64 --learning-rates 0.01,0.1,1 --epochs 2 --seeds 2",
+    advise: "--quick --verify --model mlp --objective examples --target accuracy>0.6 --batch-sizes 32,64 --learning-rates 0.01,0.1,1 --epochs 2",
     batch_shape: "--models mlp --centres 32 --dtypes float32 --rounds 2",
     contrastive: "--quick --batch-sizes 64,128 --learning-rates 0.01 --passes 0.2 --microbatch-size 64 --cost-sizes 128",
     convergence: "--quick --model mlp --batch-sizes 300,600 --seeds 2 --speed-rounds 2 --tuned-rates 0.01,0.1 --epochs 1",
-    critical_batch_size: "--quick --model mlp --target accuracy>0.3 --batch-sizes 16,32 --learning-rates 0.1 --factors 2 --epochs 2 --evaluations-per-epoch 2",
+    critical_batch_size: "--quick --model mlp --target accuracy>0.3 --batch-sizes 16,32 --learning-rates 0.1 --factors 2 --epochs 2",
     faces: "--quick --losses softmax --batch-sizes 64 --learning-rates 0.01,0.03 --passes 1 --identities 64 --verified 8",
     gradient_smoothness: "--model mlp --batch-sizes 300,600 --seeds 2 --iterations 3 --batches-compared 2",
     imagenet: "--quick --epochs 2 --every 1 --growths 1,2 --batch-size 8 --microbatch-size 8 --image-size 16 --num-workers 0 --seeds 2",
