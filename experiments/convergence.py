@@ -163,7 +163,7 @@ def measure_speed(config: Config, task: Task, run: RunFolder) -> None:
     speed = iteration_speed.Config(config.dataset, learning_rate=config.learning_rate, rounds=config.speed_rounds, **shared)
     if config.quick:
         speed = dataclasses.replace(speed, examples_per_round=600)
-    for record in iteration_speed.measure_missing_speed(task, speed, run.records):
+    for record in iteration_speed.measure_missing_speed(task, speed, run.records, parts=False):
         if record["kind"] == "speed":
             run.append(record)
 

@@ -102,10 +102,11 @@ def gradient_only(task: Task):
     return step
 
 
-def contenders(task: Task, config: Config, blobs: list[bytes] | None, batch_size: int) -> tuple[dict[str, Any], int, float]:
+def contenders(task: Task, config: Config, blobs: list[bytes] | None, batch_size: int, parts: bool = True) -> tuple[dict[str, Any], int, float]:
     """What is timed at one batch size, the number of iterations, and the seconds to compile the epoch.
 
-    ``blobs`` are the images as PNG; None: the examples are no named images, and loading is not timed.
+    ``blobs`` are the images as PNG; None: the examples are no named images, and loading is not timed. ``parts``: also what an iteration
+    consists of.
     """
     optimizer = make_optimizer(config)(config.learning_rate)
     step = make_task_step(task, optimizer, batch_size)
@@ -121,17 +122,15 @@ def contenders(task: Task, config: Config, blobs: list[bytes] | None, batch_size
     started = time.perf_counter()
     epoch = compiled(step, state)
     compile_seconds = time.perf_counter() - started
-    carry = (state.params, jax.tree.map(jnp.zeros_like, state.params))
-    forward, gradient = compiled(forward_only(task, batch_size), state.params), compiled(gradient_only(task), carry)
 
     def fresh(tree):
         return jax.tree.map(jnp.copy, tree)  # programs reuse the memory of their arguments
 
-    made = {
-        "resident": lambda: epoch(fresh(state), *rest),
-        "forward": lambda: forward(fresh(state.params), *rest),
-        "gradient": lambda: gradient(fresh(carry), *rest),
-    }
+    made = {"resident": lambda: epoch(fresh(state), *rest)}
+    if parts:
+        carry = (state.params, jax.tree.map(jnp.zeros_like, state.params))
+        forward, gradient = compiled(forward_only(task, batch_size), state.params), compiled(gradient_only(task), carry)
+        made |= {"forward": lambda: forward(fresh(state.params), *rest), "gradient": lambda: gradient(fresh(carry), *rest)}
     if blobs is None:
         return made, count, compile_seconds
     ready = list(prefetch(host_batches(task, blobs, indices)))
@@ -143,22 +142,20 @@ def contenders(task: Task, config: Config, blobs: list[bytes] | None, batch_size
             now, losses = one_step(now, batch)
         return now, losses
 
-    made |= {
-        "streamed": lambda: through(prefetch(host_batches(task, blobs, indices))),
-        "compute": lambda: through(ready),
-        "loading": lambda: list(prefetch(host_batches(task, blobs, indices))),
-    }
+    made["streamed"] = lambda: through(prefetch(host_batches(task, blobs, indices)))
+    if parts:
+        made |= {"compute": lambda: through(ready), "loading": lambda: list(prefetch(host_batches(task, blobs, indices)))}
     return made, count, compile_seconds
 
 
-def measure_speed(task: Task, config: Config, first_round: int = 0) -> Iterator[Record]:
+def measure_speed(task: Task, config: Config, first_round: int = 0, parts: bool = True) -> Iterator[Record]:
     """A record per round and batch size, in milliseconds per iteration; one per batch size with its compile time."""
     if first_round >= config.rounds:
         return
     blobs = None if config.task or has_text(config) else encode_png(np.asarray(task.train_data[0]))
     functions, counts = {}, {}
     for size in config.batch_sizes:
-        made, counts[size], compile_seconds = contenders(task, config, blobs, size)
+        made, counts[size], compile_seconds = contenders(task, config, blobs, size, parts)
         functions |= {(name, size): function for name, function in made.items()}
         yield {
             "kind": "compile",
@@ -173,11 +170,11 @@ def measure_speed(task: Task, config: Config, first_round: int = 0) -> Iterator[
             yield {"kind": "speed", "round": number, "batch_size": size} | per_iteration
 
 
-def measure_missing_speed(task: Task, config: Config, known: Sequence[Record]) -> Iterator[Record]:
+def measure_missing_speed(task: Task, config: Config, known: Sequence[Record], parts: bool = True) -> Iterator[Record]:
     """The records of :func:`measure_speed` that are not in ``known``; its last round may be incomplete after a kill."""
     rows = [record for record in known if record["kind"] in ("speed", "compile")]
     first = first_missing_round(rows, config.rounds, kind=["speed"], batch_size=config.batch_sizes or ())
-    yield from missing(rows, measure_speed(task, config, first_round=first), ("kind", "round", "batch_size"))
+    yield from missing(rows, measure_speed(task, config, first, parts), ("kind", "round", "batch_size"))
 
 
 def measure(config: Config, task: Task, run: RunFolder, console: Console) -> None:

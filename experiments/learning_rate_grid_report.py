@@ -83,7 +83,9 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
         )
     p = rate_exponent(rate_results)
     if not np.isfinite(p.value):
-        return [*sentences, "No exponent: fewer than two batch sizes have their best rate inside the grid."]
+        none = not any(result.arrived for result in rate_results.values())
+        few = "fewer than two batch sizes have a best rate that lies inside the grid and reaches the target"
+        return [*sentences, f"No exponent: {f'no run reaches {in_words(goal)} within the budget' if none else few}."]
     within = {"linear (1)": not p.excludes(1), "square root (0.5)": not p.excludes(0.5), "none (0)": not p.excludes(0)}
     allowed = [name for name, holds in within.items() if holds]
     sentences.append(
@@ -92,14 +94,15 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
         + f" (it covers seeds and the spacing of the grid, n = {config.seeds} seeds)."
     )
     rates = {size: config.learning_rates[rate] for size, rate in chosen.items() if rate is not None}
-    steps = [f"{a} to {b}: {np.log(rates[b] / rates[a]) / np.log(b / a):.2f}" for a, b in zip(rates, list(rates)[1:], strict=False)]
+    arrived = [size for size in rates if rate_results[size].arrived]
+    steps = [f"{a} to {b}: {np.log(rates[b] / rates[a]) / np.log(b / a):.2f}" for a, b in zip(arrived, arrived[1:], strict=False)]
     sentences.append(f"On this grid, the exponent between neighbouring sizes is {', '.join(steps)}.")
-    unreached = [size for size in rates if not np.isfinite(rate_results[size].updates_to_goal).any()]
+    unreached = [size for size in rates if size not in arrived]
     high, low = ("highest", "lowest") if goal.above else ("lowest", "highest")
     if unreached:
         sentences.append(
             f"No rate reaches {in_words(goal)} within the budget at B = {', '.join(map(str, unreached))}; there, the best rate is the one "
-            f"that ends {high}."
+            f"that ends {high}, and it is left out of the fit."
         )
     ends = {size: rate_results[size].metric[rate] for size, rate in chosen.items() if rate is not None}
     order = sorted(ends, key=lambda size: interval(ends[size]).value, reverse=goal.above)
@@ -131,8 +134,10 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
             if (best := rate_results[size].best) is not None:
                 plots.frame_cell(axes, column, best)
     best = best_rates(config, records)
-    inside = [size for size in best if rate_results[size].is_inside]
-    right.plot(list(best), list(best.values()), "o", color=plots.COLORS[0], mfc="white", ms=9, label="best, on the grid's edge")
+    inside = [size for size in best if rate_results[size].is_inside and rate_results[size].arrived]
+    right.plot(
+        list(best), list(best.values()), "o", color=plots.COLORS[0], mfc="white", ms=9, label="best, on the grid's edge or short of the target"
+    )
     right.plot(inside, [best[size] for size in inside], "o", color=plots.COLORS[0], ms=9, label="best")
     p = rate_exponent(rate_results)
     if np.isfinite(p.value):

@@ -71,6 +71,8 @@ class Config(OptimizerFlags, TaskConfig):
     seeds: int = 1
     """Not used by this study: nothing in it is random."""
 
+    quick_compiles = False  # the memory is that of the programs as they are
+
 
 def resolve(config: Config) -> Config:
     """Fills in the default targets and the data set, and checks."""

@@ -1,11 +1,13 @@
 """What all studies share: flags and their checks, the run folder, the order of the output."""
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
+import jax
 import tyro
 from rich.console import Console
 
@@ -46,6 +48,8 @@ class StudyConfig:
     """Stop if this machine fails one of jaxbatch.check_backend's checks, which take a second."""
     given: tyro.conf.Suppress[tyro.conf.Fixed[tuple[str, ...]]] = ()
     """The fields whose flags are given, which --quick does not change; no flag itself."""
+
+    quick_compiles: ClassVar[bool] = True  # whether --quick may compile other programs, see quick_to_compile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,6 +215,18 @@ def show_results(console: Console, config: StudyConfig, run: RunFolder, report: 
     console.print(f"{'Figures' if len(paths) > 1 else 'Figure'}: {', '.join(map(str, paths))}", soft_wrap=True)
 
 
+@contextlib.contextmanager
+def quick_to_compile(config: StudyConfig) -> Iterator[None]:
+    """Within it, --quick compiles for a CPU without most optimizations: it takes most of its time, and its numbers mean nothing."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    if config.quick and config.quick_compiles and jax.default_backend() == "cpu":
+        jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+
+
 def run_study(config_type: type[Config], description: str, study: Callable[[Config, Console], None], args: Sequence[str] | None) -> None:
     """Parses the flags, runs the study, and turns an error into one line."""
     config = parse(config_type, description, args)
@@ -218,4 +234,5 @@ def run_study(config_type: type[Config], description: str, study: Callable[[Conf
         console = Console(highlight=False)
         if config.keep_compiled and jaxbatch.keep_compiled_programs() is None:
             console.print("No compiled programs are kept between runs: no home folder can be written to. Set HOME or XDG_CACHE_HOME.", soft_wrap=True)
-        study(config, console)
+        with quick_to_compile(config):
+            study(config, console)

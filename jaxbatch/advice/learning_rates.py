@@ -52,6 +52,11 @@ class RateResult(NamedTuple):
         return int(np.argmin(np.where(ended == ended.max(), worse, np.inf)))
 
     @property
+    def arrived(self) -> bool:
+        """Whether a run at the best rate reached the goal, so that :attr:`best` was chosen by updates."""
+        return bool(np.isfinite(self.updates_to_goal).any())
+
+    @property
     def best_rate(self) -> float | None:
         """The rate at :attr:`best`."""
         return None if self.best is None else self.learning_rates[self.best]
@@ -127,7 +132,9 @@ def tune_learning_rate(
 
 
 def rate_exponent(results: Mapping[int, RateResult], *, resamples: int = 2000, seed: int = 0) -> Interval:
-    """The exponent p of rate ∝ B^p over the batch sizes whose best rate lies inside the grid, with a 95% interval.
+    """The exponent p of rate ∝ B^p over the batch sizes whose best rate lies inside the grid and reaches the goal, with a 95% interval.
+
+    Where no run reaches the goal, the rate that ends best is one of a training that has not arrived, and says nothing of the others.
 
     The interval covers the choice of seeds, which are resampled for every size, and the spacing of the grid: a best rate may
     lie anywhere within half a spacing of the one found.
@@ -148,7 +155,7 @@ def rate_exponent(results: Mapping[int, RateResult], *, resamples: int = 2000, s
         >>> round(rate_exponent({1: result(1), 10: result(2), 100: result(3)}).value, 3)
         1.0
     """
-    inside = {size: result for size, result in sorted(results.items()) if result.is_inside}
+    inside = {size: result for size, result in sorted(results.items()) if result.is_inside and result.arrived}
     if len(inside) < 2:
         return Interval(np.nan, np.nan, np.nan, len(inside))
     random, sizes = np.random.default_rng(seed), np.log(list(inside))
@@ -165,7 +172,7 @@ def rate_exponent(results: Mapping[int, RateResult], *, resamples: int = 2000, s
             count = result.metric.shape[1]
             members = random.integers(0, count, count)
             drawn = RateResult(result.goal, result.learning_rates, *(table[:, members] for table in result[2:]))
-            index, grid = drawn.best if drawn.is_inside and drawn.best else best[size], logs[size]
+            index, grid = drawn.best if drawn.is_inside and drawn.arrived and drawn.best else best[size], logs[size]
             rates.append(random.uniform((grid[index - 1] + grid[index]) / 2, (grid[index] + grid[index + 1]) / 2))
         draws.append(slope(rates))
     low, high = np.percentile(draws, [2.5, 97.5])
