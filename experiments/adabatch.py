@@ -33,14 +33,13 @@ from experiments.adabatch_tasks import Tasks, load, network_tasks, text_tasks, u
 from experiments.command_line import for_quick
 from experiments.optimizers import OptimizerFlags, fill_optimizer, kind_of
 from experiments.study import TaskConfig, check_positive, open_study, run_study, show_results
-from experiments.study_task import has_text
+from experiments.study_task import DEEP, has_text
 from experiments.training import train_into
 from jaxbatch.results.records import RunFolder
 from jaxbatch.results.report import progress_bar
 from jaxbatch.schedules.batch_sizes import count_steps
 from jaxbatch.training.devices import provide_devices
 
-DEEP = ("alexnet", "resnet20", "vgg19_bn")
 OTHER_SEED = 1000  # for the runs that choose the rate of (d)
 
 

@@ -71,7 +71,7 @@ class Config(OptimizerFlags, TaskConfig):
     seeds: int = 1
     """Not used by this study: nothing in it is random."""
 
-    quick_compiles = False  # the memory is that of the programs as they are
+    trains = False
 
 
 def resolve(config: Config) -> Config:

@@ -14,7 +14,7 @@ from rich.console import Console
 import jaxbatch
 from experiments.command_line import one_line_errors, parse
 from experiments.optimizers import OptimizerFlags, fill_optimizer, is_named
-from experiments.study_task import SEQUENCE_LENGTH, Network
+from experiments.study_task import DEEP, SEQUENCE_LENGTH, Network
 from experiments.user_task import describe_user_optimizer, describe_user_task, title_of
 from jaxbatch.data import TEXTS
 from jaxbatch.results.records import Record, RunFolder, describe_commit, open_run
@@ -49,7 +49,7 @@ class StudyConfig:
     given: tyro.conf.Suppress[tyro.conf.Fixed[tuple[str, ...]]] = ()
     """The fields whose flags are given, which --quick does not change; no flag itself."""
 
-    quick_compiles: ClassVar[bool] = True  # whether --quick may compile other programs, see quick_to_compile
+    trains: ClassVar[bool] = True  # whether what is compiled is there to be run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,9 +217,13 @@ def show_results(console: Console, config: StudyConfig, run: RunFolder, report: 
 
 @contextlib.contextmanager
 def quick_to_compile(config: StudyConfig) -> Iterator[None]:
-    """Within it, --quick compiles for a CPU without most optimizations: it takes most of its time, and its numbers mean nothing."""
+    """Within it, --quick compiles the deep networks for a CPU without most optimizations.
+
+    Their few examples take less time than the compiler, which is three times as fast. Where memory is asked for, programs are compiled as they are.
+    """
     before = jax.config.read("jax_disable_most_optimizations")
-    if config.quick and config.quick_compiles and jax.default_backend() == "cpu":
+    deep = getattr(config, "model", None) in DEEP and getattr(config, "task", None) is None and config.trains
+    if config.quick and deep and jax.default_backend() == "cpu":
         jax.config.update("jax_disable_most_optimizations", True)
     try:
         yield

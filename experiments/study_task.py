@@ -18,6 +18,7 @@ from jaxbatch.training.language import language_task
 from jaxbatch.training.tasks import Task
 
 NETWORKS = {"simple_cnn": jaxbatch.SimpleCNN, "mlp": functools.partial(jaxbatch.MLP, (128,)), "resnet20": jaxbatch.ResNet20}
+DEEP = ("alexnet", "resnet20", "vgg19_bn")  # networks that take long to compile
 Network = Literal["simple_cnn", "mlp", "transformer"]
 TRANSFORMER = functools.partial(jaxbatch.TransformerLM, width=64, num_layers=2)  # about 0.1 million parameters, of texts
 SEQUENCE_LENGTH, NUM_SEQUENCES, NUM_HELD_OUT = 64, 2048, 256  # an epoch takes seconds on a CPU; 64 tokens are two generated sentences
