@@ -120,7 +120,7 @@ def measure(config: Config, task: jb.Task, run: RunFolder, console: Console) -> 
 def study(config: Config, console: Console) -> None:
     """Measures what is missing, then shows what the files hold."""
     task, _ = load_choosing_task(config)
-    task = few_for_quick(config, task, 480)
+    task = few_for_quick(config, task, 600)
     config = resolve(config, task)
     run = open_study("advise", config, console, task)
     measure(config, task, run, console)

@@ -20,7 +20,7 @@ from jaxbatch.data import TEXTS
 from jaxbatch.results.records import Record, RunFolder, describe_commit, open_run
 
 Config = TypeVar("Config", bound="StudyConfig")
-BATCH_SIZES, QUICK_SIZES = (1, 6, 60, 600, 6000), (60, 600)
+BATCH_SIZES, LARGEST_QUICK = (1, 6, 60, 600, 6000), 600
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,19 +121,21 @@ def resolve_sizes(config: Config, num_examples: int) -> Config:
     """
     config = fill_optimizer(config)
     check_positive(config, "seeds")
-    sizes = QUICK_SIZES if config.quick and config.batch_sizes is None else BATCH_SIZES
-    return dataclasses.replace(config, batch_sizes=resolve_batch_sizes(config.batch_sizes, num_examples, sizes))
+    sizes = resolve_batch_sizes(config.batch_sizes, num_examples)
+    if config.quick and config.batch_sizes is None:
+        sizes = tuple(size for size in sizes if size <= LARGEST_QUICK)[-2:]
+    return dataclasses.replace(config, batch_sizes=sizes)
 
 
-def resolve_batch_sizes(batch_sizes: Sequence[int] | None, num_examples: int, usual: Sequence[int] = BATCH_SIZES) -> tuple[int, ...]:
-    """The given sizes, sorted and without repeats; or the usual ones, of the MNIST study, that are not larger than the data set.
+def resolve_batch_sizes(batch_sizes: Sequence[int] | None, num_examples: int) -> tuple[int, ...]:
+    """The given sizes, sorted and without repeats; or those of the MNIST study that are not larger than the data set.
 
     Example:
         >>> resolve_batch_sizes(None, 1442), resolve_batch_sizes((60, 1, 60), 1442)
         ((1, 6, 60, 600), (1, 60))
     """
     if batch_sizes is None:
-        return tuple(size for size in usual if size <= num_examples)
+        return tuple(size for size in BATCH_SIZES if size <= num_examples)
     for size in batch_sizes:
         if size < 1:
             raise ValueError(f"--batch-sizes {size} must be at least 1.")
