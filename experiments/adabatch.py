@@ -100,8 +100,8 @@ class Config(OptimizerFlags, TaskConfig):
 def shorten(config: Config) -> Config:
     """What --quick sets. The deep networks, which take long to compile, see few examples and two batch sizes."""
     deep = config.task is None and config.model in DEEP
-    few = {"num_examples": 64, "batch_size": 8, "max_batch_size": 16, "seeds": 1, "tuned_rates": (0.01,)} if deep else {"seeds": 2}
     rates = usual_rates(config)[1][1:3]
+    few = {"num_examples": 64, "batch_size": 8, "max_batch_size": 16, "seeds": 1, "tuned_rates": rates[:1]} if deep else {"seeds": 2}
     return for_quick(config, **{"epochs": 3 - deep, "rounds": 2, "tuned_rates": rates} | few)
 
 
