@@ -171,20 +171,25 @@ def make_optimizer(config: Any, name: str | None = None) -> Callable[[Any], Any]
         -0.2...
     """
     kind = KINDS[name] if name else kind_of(config)
-    momentum, decay, clip = momentum_of(config, name), getattr(config, "weight_decay", None), getattr(config, "clip_norm", None)
-    settings = {"momentum": momentum} if momentum else {}
+    settings, decay, clip = _settings(config, kind, name), getattr(config, "weight_decay", None), getattr(config, "clip_norm", None)
     before = [] if clip is None else [optax.clip_by_global_norm(clip)]
-    if decay is not None and kind.decays:
-        settings["weight_decay"] = decay
-        settings |= {"adam_weight_decay": decay} if kind.make is optax.contrib.muon else {}
-    elif decay:
-        before.append(optax.add_decayed_weights(decay))
+    before += [optax.add_decayed_weights(decay)] if decay and not kind.decays else []
 
     def make(rate):
         optimizer = kind.make(rate, **settings)
         return optax.chain(*before, optimizer) if before else optimizer
 
     return make
+
+
+def _settings(config: Any, kind: Kind, name: str | None = None) -> dict[str, float]:
+    """The arguments of an optimizer besides the rate."""
+    momentum, decay = momentum_of(config, name), getattr(config, "weight_decay", None)
+    settings = {"momentum": momentum} if momentum else {}
+    if decay is not None and kind.decays:
+        settings["weight_decay"] = decay
+        settings |= {"adam_weight_decay": decay} if kind.make is optax.contrib.muon else {}  # of the arrays that are no matrices
+    return settings
 
 
 def follow(config: Any, schedule: Callable[[Any], Any], start: Any, name: str | None = None) -> Any:
@@ -232,12 +237,8 @@ def code(config: Any) -> str:
         '(lambda rate: optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)))'
     """
     kind, decay, clip = KINDS.get(_name(config)), getattr(config, "weight_decay", None), getattr(config, "clip_norm", None)
-    if kind is None:
-        call, settings = _name(config).rpartition(":")[2], {}
-    else:
-        call, settings = kind.code, {"momentum": momentum_of(config)} if momentum_of(config) else {}
-        settings |= dict(kind.make.keywords) if isinstance(kind.make, functools.partial) else {}
-    settings |= {"weight_decay": decay} if decay is not None and kind is not None and kind.decays else {}
+    call, settings = _name(config).rpartition(":")[2] if kind is None else kind.code, {} if kind is None else _settings(config, kind)
+    settings |= dict(kind.make.keywords) if kind is not None and isinstance(kind.make, functools.partial) else {}
     before = [] if clip is None else [f"optax.clip_by_global_norm({clip})"]
     before += [f"optax.add_decayed_weights({decay})"] if decay and not (kind is not None and kind.decays) else []
     arguments = "".join(f", {name}={value}" for name, value in settings.items())

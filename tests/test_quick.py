@@ -200,6 +200,6 @@ def test_a_slip_in_an_optimizer_of_ones_own_is_one_line(text, message, tmp_path,
 def test_an_edited_optimizer_is_another_run(tmp_path, capsys):
     study, text = STUDIES["nose_game"], "import optax\n\ndef make(rate):\n    return optax.sgd(rate)\n"
     flags = ["--quick", "--batch-sizes", "1", "12", "--seeds", "2", "--num-steps", "3", "--output-dir", str(tmp_path)]
-    for content in (text, text, text.replace("(rate)", "(rate / 2)")):
+    for content in (text, text, text.replace("sgd(rate)", "sgd(rate / 2)")):
         study.main(["--optimizer", write(tmp_path, content, "mine.py").replace("make_task", "make"), *flags])
     assert len(list(tmp_path.glob("nose_game/*"))) == 2
