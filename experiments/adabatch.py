@@ -20,6 +20,7 @@ every batch size, side by side. Loading, loss and optimizer are left out.
 """
 
 import dataclasses
+import math
 import shutil
 from collections.abc import Sequence
 from typing import Literal
@@ -29,8 +30,10 @@ from rich.console import Console
 from experiments import adabatch_report
 from experiments.adabatch_arms import make_fit_config, make_schedule
 from experiments.adabatch_tasks import Tasks, load, network_tasks, text_tasks, user_tasks
-from experiments.study import TaskConfig, check_momentum, check_positive, open_study, run_study, show_results
-from experiments.study_task import has_text
+from experiments.command_line import for_quick
+from experiments.optimizers import OptimizerFlags, fill_optimizer, kind_of
+from experiments.study import TaskConfig, check_positive, open_study, run_study, show_results
+from experiments.study_task import DEEP, has_text
 from experiments.training import train_into
 from jaxbatch.results.records import RunFolder
 from jaxbatch.results.report import progress_bar
@@ -41,14 +44,15 @@ OTHER_SEED = 1000  # for the runs that choose the rate of (d)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(TaskConfig):
+class Config(OptimizerFlags, TaskConfig):
     """Flags of the study."""
 
     model: Literal["simple_cnn", "mlp", "transformer", "alexnet", "resnet20", "vgg19_bn"] = "simple_cnn"
     """The network; mlp has one hidden layer of 128 units; transformer is a small one, for texts. alexnet and vgg19_bn see smaller
     images padded to 32 x 32."""
-    optimizer: Literal["momentum", "adamw"] | None = None
-    """SGD with momentum, or AdamW. Default: adamw for texts, momentum for the others."""
+    optimizer: str | None = None  # type: ignore[assignment]
+    """Optimizer: sgd, momentum, nesterov, rmsprop, adam, adamw, lion, lars, lamb, muon; or a function of your own, learning rate ->
+    optimizer, as my_optimizer.py:make_optimizer. Default: adamw for texts, momentum for the others."""
     epochs: int | None = None
     """Passes over the training set. Default: 100 for CIFAR, 25 for the others."""
     every: int | None = None
@@ -60,18 +64,17 @@ class Config(TaskConfig):
     growth: float = 2.0
     """Factor by which (b) multiplies its batch at each change."""
     decay: float = 0.75
-    """Factor by which (b) multiplies its rate at each change; the others use decay / growth, with AdamW decay / √growth."""
+    """Factor by which (b) multiplies its rate at each change; the others use decay / growth, with Adam and its kin decay / √growth."""
     learning_rate: float | None = None
-    """Learning rate of (a), (b) and (c) at the start. Default: 0.01, with AdamW 0.00316."""
-    tuned_rates: tuple[float, ...] = (0.00316, 0.01, 0.0316, 0.1)
-    """Starting rates from which the one of (d) is chosen, on the validation part."""
+    """Learning rate of (a), (b) and (c) at the start. Default: 0.01 for SGD, 0.00316 for AdamW, 0.001 for Adam."""
+    tuned_rates: tuple[float, ...] | None = None
+    """Starting rates from which the one of (d) is chosen, on the validation part. Default: four, two in each power of ten; from 0.00316 to
+    0.1 for SGD and AdamW."""
     validation_seed: int = 0
     """Seed by which a sixth of the training set is held out while the rate of (d) is chosen."""
-    momentum: float = 0.9
-    """Momentum of SGD, at least 0 and below 1."""
-    weight_decay: float = 5e-4
-    """Factor of the L2 term that is added to the gradient of all parameters. With AdamW: factor of its weight decay, which is not part
-    of the gradient."""
+    weight_decay: float | None = 5e-4
+    """Factor of the L2 term that is added to the gradient of all parameters. With AdamW and others that have one: factor of their weight
+    decay, which is not part of the gradient."""
     num_examples: int | None = None
     """Use only this many training examples (the first ones), and two fifths as many test examples."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -94,6 +97,25 @@ class Config(TaskConfig):
     """Rounds in which forward and backward are timed."""
 
 
+def shorten(config: Config) -> Config:
+    """What --quick sets. The deep networks, which take long to compile, see few examples and two batch sizes."""
+    deep = config.task is None and config.model in DEEP
+    rates = usual_rates(config)[1][1:3]
+    few = {"num_examples": 64, "batch_size": 8, "max_batch_size": 16, "seeds": 1, "tuned_rates": rates[:1]} if deep else {"seeds": 2}
+    return for_quick(config, **{"epochs": 3 - deep, "rounds": 2, "tuned_rates": rates} | few)
+
+
+def usual_rates(config: Config) -> tuple[float, tuple[float, ...]]:
+    """The rate of (a), (b) and (c), and those from which the one of (d) is chosen."""
+    name = config.optimizer or ("adamw" if has_text(config) else "momentum")
+    rates = {"momentum": 0.01, "adamw": 0.00316}
+    if name in rates:
+        return rates[name], (0.00316, 0.01, 0.0316, 0.1)
+    kind = kind_of(dataclasses.replace(config, optimizer=name))
+    middle = min(range(len(kind.rates)), key=lambda index: abs(math.log(kind.rates[index] / kind.rate)))
+    return kind.rates[middle], kind.rates[middle - 1 : middle + 3]
+
+
 def shrink(config: Config) -> Config:
     """Sets the values that --small stands for, except where other flags set them."""
     if not config.small:
@@ -108,18 +130,13 @@ def shrink(config: Config) -> Config:
 def resolve(config: Config, num_examples: int) -> Config:
     """Fills in what depends on the data set and the network, shrinks for --quick, and checks."""
     is_cifar, is_text = config.dataset.startswith("cifar"), has_text(config)
-    optimizer = config.optimizer or ("adamw" if is_text else "momentum")
-    rate = (0.00316 if optimizer == "adamw" else 0.01) if config.learning_rate is None else config.learning_rate
-    config = dataclasses.replace(config, optimizer=optimizer, learning_rate=rate)
-    if config.quick:
-        config = dataclasses.replace(
-            config, epochs=min(config.epochs or 5, 5), seeds=min(config.seeds, 2), rounds=2, tuned_rates=config.tuned_rates[1:3] or config.tuned_rates
-        )
+    config, (rate, rates) = shorten(config), usual_rates(config)
+    config = fill_optimizer(dataclasses.replace(config, optimizer=config.optimizer or ("adamw" if is_text else "momentum")))
+    rate = rate if config.learning_rate is None else config.learning_rate
+    config = dataclasses.replace(config, learning_rate=rate, tuned_rates=config.tuned_rates or rates)
     check_positive(config, "epochs", "every", "batch_size", "max_batch_size", "learning_rate", "tuned_rates", "seeds", "rounds", "decay")
-    check_momentum(config.momentum)
-    for name in ("weight_decay", "warmup_epochs"):
-        if not getattr(config, name) >= 0:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(config, name)} must be at least 0.")
+    if not config.warmup_epochs >= 0:
+        raise ValueError(f"--warmup-epochs {config.warmup_epochs} must be at least 0.")
     epochs = config.epochs or (100 if is_cifar else 25)
     if config.warmup_epochs > epochs:
         raise ValueError(f"--warmup-epochs {config.warmup_epochs:g} is more than the {epochs} epochs of the run.")
@@ -192,7 +209,7 @@ def study(config: Config, console: Console) -> None:
         tasks = user_tasks(config) if config.task else text_tasks(config)
         config = resolve(config, tasks.whole.num_examples)
     else:
-        config = shrink(config)
+        config = shrink(shorten(config))
         dataset = load(config)
         config = resolve(config, len(dataset.train_labels))
         tasks = network_tasks(config, dataset)

@@ -1,12 +1,11 @@
 """The arms of the AdaBatch study: the network, the batch sizes, and the optimizer with the rate coupled to them."""
 
 import jax.numpy as jnp
-import optax
 
 import jaxbatch as jb
 from experiments import adabatch_report
+from experiments.optimizers import follow, kind_of
 from experiments.study_task import NETWORKS
-from experiments.training import sgd_config
 from jaxbatch.training.devices import AXIS
 
 MODELS = NETWORKS | {"alexnet": jb.AlexNet, "vgg19_bn": jb.VGG19BN}
@@ -30,15 +29,12 @@ def make_schedule(config, arm: str) -> jb.BatchSizeSchedule:
 def make_fit_config(config, arm: str, rate: float, seed: int, num_examples: int) -> jb.FitConfig:
     """The batch sizes of an arm, and the optimizer with a rate that is coupled to them."""
     schedule = make_schedule(config, arm)
-    alone = config.decay / (config.growth if config.optimizer == "momentum" else config.growth**0.5)  # without a growing batch
+    power = 1.0 if kind_of(config).rule == "linear" else 0.5  # of the batch, with which the rate grows
+    alone = config.decay / config.growth**power  # without a growing batch
     settings = {"decay": config.decay if arm.startswith("adaptive") else alone}
     if arm == "large" and config.warmup_epochs:
         settings |= {"warmup": jb.epochs(config.warmup_epochs), "warmup_init": rate}
-        larger = config.max_batch_size / config.batch_size
-        rate *= larger if config.optimizer == "momentum" else larger**0.5
+        rate *= (config.max_batch_size / config.batch_size) ** power
     learning_rate = jb.coupled_learning_rate(schedule, init=rate, num_examples=num_examples, num_epochs=config.epochs, **settings)
     settings = {"seed": seed, "num_devices": adabatch_report.devices_of(arm), "parallel": config.parallel, "compile_first": True}
-    if config.optimizer == "adamw":
-        optimizer = optax.adamw(learning_rate, weight_decay=config.weight_decay)
-        return jb.FitConfig(optimizer, schedule, jb.epochs(config.epochs), **settings)
-    return sgd_config(config, schedule, learning_rate, **settings)
+    return jb.FitConfig(follow(config, learning_rate, rate), schedule, jb.epochs(config.epochs), **settings)

@@ -19,6 +19,7 @@ from rich.console import Console
 
 import jaxbatch as jb
 from experiments.memory_task import shape_task
+from experiments.resuming import append_missing, is_whole
 from experiments.study import StudyConfig, describe_setting, open_study, run_study
 from jaxbatch.advice.memory import make_measure
 from jaxbatch.advice.time_bound import make_step_bound, work_by_batch_size
@@ -49,12 +50,11 @@ class Config(StudyConfig):
 def measure(config: Config, run: RunFolder) -> Iterator[Record]:
     """A record for each network, machine and batch size: the bound on a step, and what it consists of."""
     optimizer = optax.sgd(0.01, 0.9)
-    known = {(record["model"], record["machine"]) for record in run.records}
-    for model in list(SIZES)[: 1 if config.quick else None]:
+    for model in ("alexnet",) if config.quick else SIZES:
         task = shape_task(model, "cifar100", "float32")
         work = work_by_batch_size(task, optimizer)
-        for machine, (name, count) in MACHINES.items():
-            if (model, machine) in known:
+        for machine, (name, count) in list(MACHINES.items())[: 1 if config.quick else None]:
+            if is_whole(run.find(model=model, machine=machine), batch_size=[SIZES[model] * growth for growth in GROWTHS]):
                 continue
             target = jb.find_target(name)
             bound = make_step_bound(task, target, work)
@@ -97,8 +97,7 @@ def study(config: Config, console: Console) -> None:
     if missing:
         raise ValueError(missing)
     run = open_study("adabatch_bound", config, console)
-    for record in measure(config, run):
-        run.append(record)
+    append_missing(run, measure(config, run), ("model", "machine", "batch_size"))
     describe_setting(console, SimpleNamespace(dataset="cifar100", seeds=1), run.provenance, "float32", "momentum")
     rows = []
     for model, machine in dict.fromkeys((record["model"], record["machine"]) for record in run.records):

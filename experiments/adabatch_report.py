@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from rich.console import Console
 
+from experiments.optimizers import optimizer_words
 from experiments.sentences import compare_errors
 from experiments.study import data_of, describe_setting, size_cell
 from jaxbatch.intervals import Interval, interval
@@ -144,8 +145,7 @@ def save_arrays(config, run: RunFolder) -> None:
 
 def print_tables(console: Console, config, records: Sequence[Record], provenance: Record) -> None:
     """Errors, seconds and speed-ups of the arms; the cost of an example at each batch size."""
-    name = "AdamW" if config.optimizer == "adamw" else f"SGD with momentum {config.momentum:g}"
-    setting = f"{name}, {config.epochs} epochs, a change every {config.every}"
+    setting = f"{optimizer_words(config)}, {config.epochs} epochs, a change every {config.every}"
     describe_setting(console, config, provenance, *([] if config.task else [config.dtype]), setting)
     what, unit = JUDGES[judged_by(records)]
     everything = arms(config).items()

@@ -19,10 +19,11 @@ from rich.console import Console
 
 import jaxbatch as jb
 from experiments import advise_figure, advise_records, advise_report, advise_verify
-from experiments.optimizers import CODE, OPTIMIZERS
+from experiments.command_line import for_quick
+from experiments.optimizers import code, make_optimizer
 from experiments.study import check_positive, open_study, run_study, show_results
 from experiments.study_target import GoalConfig, fill_target
-from experiments.study_task import load_choosing_task
+from experiments.study_task import few_for_quick, load_choosing_task
 from jaxbatch.advice.advice import Objective
 from jaxbatch.advice.advising import LEARNING_RATES, find_throughput, settle
 from jaxbatch.results.records import RunFolder
@@ -57,24 +58,22 @@ class Config(GoalConfig):
 
 def resolve(config: Config, task: jb.Task) -> Config:
     """Fills in the target, shrinks for --quick, and checks."""
-    config = fill_target(config, task)
-    if config.quick:
-        sizes = config.batch_sizes or tuple(2**power for power in range(2, 24, 3) if 2**power <= max(32, task.num_examples // 2))
-        config = dataclasses.replace(config, max_probes=min(config.max_probes, 9), evaluations_per_epoch=4, batch_sizes=sizes)
-        config = dataclasses.replace(config, seeds=min(config.seeds, 2), learning_rates=config.learning_rates or LEARNING_RATES[::2])
+    sizes = tuple(2**power for power in range(2, 24, 3) if 2**power <= max(32, task.num_examples // 2))
+    short = {"max_probes": 9, "evaluations_per_epoch": 4, "seeds": 2, "batch_sizes": sizes, "learning_rates": LEARNING_RATES[::2]}
+    config = fill_target(for_quick(config, **short), task)
     check_positive(config, "epochs", "evaluations_per_epoch", "max_probes", "budget", "seeds", "batch_sizes", "learning_rates")
     return config
 
 
 def measure(config: Config, task: jb.Task, run: RunFolder, console: Console) -> None:
     """Makes the measurements that are not in the run folder yet: the setting, the times of an update, then run after run."""
-    make_optimizer = OPTIMIZERS[config.optimizer]
+    by_rate = make_optimizer(config)
     rates = config.learning_rates or LEARNING_RATES
     if not run.find(kind="setting"):
         setting, *_ = settle(
             task,
             config.target or "",
-            optimizer=make_optimizer,
+            optimizer=by_rate,
             objective=config.objective,
             batch_sizes=config.batch_sizes,
             evaluations_per_epoch=config.evaluations_per_epoch,
@@ -86,7 +85,7 @@ def measure(config: Config, task: jb.Task, run: RunFolder, console: Console) -> 
         run.append(advise_records.write_setting(setting))
     setting = advise_records.read_setting(run.records)
     if not run.find(kind="throughput"):
-        throughput = find_throughput(task, make_optimizer(setting.learning_rates[0]), setting.batch_sizes, config.device)
+        throughput = find_throughput(task, by_rate(setting.learning_rates[0]), setting.batch_sizes, config.device)
         run.append(advise_records.write_throughput(throughput))
     with progress_bar(console) as progress:
         bar = progress.add_task("runs", total=config.max_probes, rate="")
@@ -99,7 +98,7 @@ def measure(config: Config, task: jb.Task, run: RunFolder, console: Console) -> 
         advice = jb.advise(
             task,
             setting.goal,
-            optimizer=make_optimizer,
+            optimizer=by_rate,
             objective=config.objective,
             batch_sizes=setting.batch_sizes,
             longest=jb.epochs(config.epochs),
@@ -115,19 +114,20 @@ def measure(config: Config, task: jb.Task, run: RunFolder, console: Console) -> 
             learning_rates=rates,
         )
     if config.verify and advice.batch_size is not None:
-        advise_verify.verify(config, task, make_optimizer, advice, run, console)
+        advise_verify.verify(config, task, by_rate, advice, run, console)
 
 
 def study(config: Config, console: Console) -> None:
     """Measures what is missing, then shows what the files hold."""
     task, _ = load_choosing_task(config)
+    task = few_for_quick(config, task, 600)
     config = resolve(config, task)
     run = open_study("advise", config, console, task)
     measure(config, task, run, console)
     show_results(console, config, run, advise_report, advise_figure)
     advice = advise_records.read_advice(run.records)
     if advice.batch_size is not None:
-        console.print(f"\nimport functools, optax\nimport jaxbatch as jb\n\n{advice.snippet(CODE[config.optimizer])}", soft_wrap=True, markup=False)
+        console.print(f"\nimport functools, optax\nimport jaxbatch as jb\n\n{advice.snippet(code(config))}", soft_wrap=True, markup=False)
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -6,6 +6,7 @@ from rich.console import Console
 
 from experiments.advise_records import read_advice
 from experiments.advise_verify import read_verification
+from experiments.optimizers import optimizer_words
 from experiments.study import describe_setting, size_cell
 from jaxbatch.results.records import Record
 from jaxbatch.results.report import print_table
@@ -14,7 +15,7 @@ from jaxbatch.results.report import print_table
 def print_tables(console: Console, config, records: Sequence[Record], provenance: Record) -> None:
     """What is expected of every batch size; with --verify, the sweep's best against it."""
     advice = read_advice(records)
-    describe_setting(console, config, provenance, config.optimizer, f"to {advice.goal}, objective {config.objective}")
+    describe_setting(console, config, provenance, optimizer_words(config), f"to {advice.goal}, objective {config.objective}")
     rows = []
     for choice in advice.choices:
         mark = " ←" if choice.batch_size == advice.batch_size else ""

@@ -13,6 +13,8 @@ from rich.console import Console
 
 import jaxbatch as jb
 from experiments.advise_records import read_advice, read_throughput
+from experiments.optimizers import kind_of
+from experiments.resuming import append_missing, is_whole, missing
 from jaxbatch.advice.advice import Advice, cost_of_update
 from jaxbatch.intervals import Interval, interval
 from jaxbatch.results.records import Record, RunFolder
@@ -20,7 +22,7 @@ from jaxbatch.results.report import progress_bar
 from jaxbatch.separate_groups import ratio_of_separate_means
 
 JUDGING_SEEDS = 1000  # added to the seeds on which settings are judged
-RATES = {"sgd": (0.001, 0.00316, 0.01, 0.0316, 0.1, 0.316, 1.0), "adam": (0.0001, 0.000316, 0.001, 0.00316, 0.01, 0.0316, 0.1)}
+RUN = ("batch_size", "learning_rate", "seed")  # what identifies one
 SIZES = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -96,44 +98,43 @@ def run_sweep(
     known: Sequence[Record],
     write: Callable[[Record], None],
 ) -> None:
-    """Makes the runs of the sizes that are not known, from the middle outwards; each size is written whole."""
-    rows = list(known)
-    for size in sorted(batch_sizes, key=lambda size: abs(np.log(size / 48))):
-        if size not in {row["batch_size"] for row in rows}:
-            settings: dict[str, Any] = {"epochs": epochs, "evaluations_per_epoch": evaluations_per_epoch}
-            most = 4 * fewest_examples(rows)
-            fresh = sweep_size(task, make_optimizer, goal, size, learning_rates, range(seeds), most_examples=most, **settings)
-            for row in fresh:
-                write(row)
-            rows += fresh
+    """Makes the runs that are not known, size by size from the middle outwards.
+
+    A size of which some runs are known is trained again whole, because its runs end together, and only the others are written.
+    """
+    by_size = {size: [row for row in known if row["batch_size"] == size] for size in batch_sizes}
+    whole = {size for size, of in by_size.items() if is_whole(of, learning_rate=learning_rates, seed=range(seeds))}
+    rows = [row for size in whole for row in by_size[size]]
+    for size in sorted(set(batch_sizes) - whole, key=lambda size: abs(np.log(size / 48))):
+        settings: dict[str, Any] = {"epochs": epochs, "evaluations_per_epoch": evaluations_per_epoch}
+        most = 4 * fewest_examples(rows)
+        fresh = sweep_size(task, make_optimizer, goal, size, learning_rates, range(seeds), most_examples=most, **settings)
+        for row in missing(by_size[size], fresh, RUN):
+            write(row)
+        rows += fresh
 
 
 def verify(config, task: jb.Task, make_optimizer: Callable[[Any], Any], advice: Advice, run: RunFolder, console: Console) -> None:
     """Makes the sweep and the judging runs that are not in the run folder yet."""
     sizes = [size for size in SIZES if size <= task.num_examples] if config.batch_sizes is None else config.batch_sizes
-    rates = config.learning_rates or RATES["adam" if config.optimizer.startswith("adam") else "sgd"]
+    rates = config.learning_rates or kind_of(config).rates
     common: dict[str, Any] = {"epochs": config.epochs, "evaluations_per_epoch": config.evaluations_per_epoch}
     with progress_bar(console) as progress:
-        bar = progress.add_task("sweep", total=len(sizes) * len(rates) * config.seeds, rate="")
+        bar = progress.add_task("sweep", total=len(sizes) * len(rates) * config.seeds, completed=len(run.find(kind="sweep")), rate="")
 
         def write(row):
             run.append({"kind": "sweep", **row})
             progress.update(bar, advance=1)
 
         settings: dict[str, Any] = {"batch_sizes": sizes, "learning_rates": rates, "seeds": config.seeds, **common}
-        run_sweep(task, make_optimizer, advice.goal, known=_whole_sizes(run, len(rates) * config.seeds), write=write, **settings)
+        run_sweep(task, make_optimizer, advice.goal, known=run.find(kind="sweep"), write=write, **settings)
         unit = cost_of_update(config.objective, advice.throughput, sizes)
         costs = mean_costs(run.find(kind="sweep"), unit)
         for size, rate in dict.fromkeys([(advice.batch_size, advice.learning_rate), *([min(costs, key=costs.__getitem__)] if costs else [])]):
-            if not run.find(kind="judged", batch_size=size, learning_rate=rate):
-                seeds = range(JUDGING_SEEDS, JUDGING_SEEDS + config.seeds)
-                for row in sweep_size(task, make_optimizer, advice.goal, size, [rate], seeds, **common):
-                    run.append({"kind": "judged", **row})
-
-
-def _whole_sizes(run: RunFolder, count: int) -> list[Record]:
-    rows = run.find(kind="sweep")
-    return [row for row in rows if sum(other["batch_size"] == row["batch_size"] for other in rows) >= count]
+            seeds = range(JUDGING_SEEDS, JUDGING_SEEDS + config.seeds)
+            if not is_whole(run.find(kind="judged", batch_size=size, learning_rate=rate), seed=seeds):
+                judged = sweep_size(task, make_optimizer, advice.goal, size, [rate], seeds, **common)
+                append_missing(run, [{"kind": "judged", **row} for row in judged], ("kind", *RUN))
 
 
 class Verification(NamedTuple):

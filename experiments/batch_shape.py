@@ -16,12 +16,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from rich.console import Console
 
 import jaxbatch as jb
 from experiments import batch_shape_report
 from experiments.batch_shape_report import window
+from experiments.command_line import for_quick
+from experiments.optimizers import OptimizerFlags, fill_optimizer, kind_of, make_optimizer
+from experiments.resuming import first_missing_round
 from experiments.study import StudyConfig, check_positive, open_study, run_study, show_results
 from jaxbatch.machine.timing import timed_rounds
 from jaxbatch.results.records import Record, RunFolder
@@ -33,7 +35,7 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(StudyConfig):
+class Config(OptimizerFlags, StudyConfig):
     """Flags of the study."""
 
     centres: tuple[int, ...] = (64, 128, 256, 512)
@@ -47,11 +49,12 @@ class Config(StudyConfig):
     seeds: int = 1
     """Not used by this study: it repeats its measurements in rounds, not with seeds."""
 
+    sgd_momentum = 0.5
+
 
 def resolve(config: Config, num_examples: int) -> Config:
     """Shrinks for --quick, and checks."""
-    if config.quick:
-        config = dataclasses.replace(config, centres=config.centres[:1], dtypes=config.dtypes[:1], rounds=min(config.rounds, 4))
+    config = fill_optimizer(for_quick(config, centres=(64,), dtypes=("float32",), models=("mlp",), rounds=4))
     check_positive(config, "centres", "rounds")
     for flag, chosen, known in (("models", config.models, MODELS), ("dtypes", config.dtypes, DTYPES)):
         if not chosen or not set(chosen) <= set(known):
@@ -64,10 +67,10 @@ def resolve(config: Config, num_examples: int) -> Config:
     return dataclasses.replace(config, centres=tuple(sorted(set(config.centres))))
 
 
-def compile_step(dataset: jb.Dataset, model: str, dtype: str, batch_size: int) -> tuple[Any, tuple]:
+def compile_step(config: Config, dataset: jb.Dataset, model: str, dtype: str, batch_size: int) -> tuple[Any, tuple]:
     """A compiled training step on a batch of this size, and its arguments."""
     task = jb.classification_task(MODELS[model](num_classes=dataset.num_classes, dtype=DTYPES[dtype]), dataset)
-    optimizer = optax.sgd(0.02, 0.5)
+    optimizer = make_optimizer(config)(kind_of(config).rate)
     state = init_state(task, optimizer, 0)
     batch = jax.tree.map(lambda leaf: leaf[:batch_size], task.train_data)
     return make_task_step(task, optimizer, batch_size).lower(state, batch).compile(), (state, batch)
@@ -78,7 +81,7 @@ def measure(config: Config, dataset: jb.Dataset, run: RunFolder, console: Consol
     sizes = sorted(set().union(*(window(centre) for centre in config.centres)))
     pairs = [(model, dtype) for model in config.models for dtype in config.dtypes]
     per_round = len(sizes) * len(pairs)
-    done = len(run.find(kind="time")) // per_round  # whole rounds; an interrupted round is timed again
+    done = first_missing_round(run.find(kind="time"), config.rounds, model=config.models, dtype=config.dtypes, batch_size=sizes)
     if done >= config.rounds:
         return
     known = {(r["model"], r["dtype"], r["batch_size"]) for r in run.find(kind="memory")}
@@ -88,7 +91,7 @@ def measure(config: Config, dataset: jb.Dataset, run: RunFolder, console: Consol
         bar = progress.add_task("compiling", total=per_round, rate="")
         for model, dtype in pairs:
             for size in sizes:
-                program, arguments = compile_step(dataset, model, dtype, size)
+                program, arguments = compile_step(config, dataset, model, dtype, size)
                 functions[model, dtype, size] = lambda program=program, arguments=arguments: program(*arguments)
                 if (model, dtype, size) not in known:
                     key_fields = {"model": model, "dtype": dtype, "batch_size": size}

@@ -22,10 +22,10 @@ Config = TypeVar("Config")
 def parse(config_type: type[Config], description: str | None, args: Sequence[str] | None = None) -> Config:
     """The configuration from the command line; a wrong flag ends the program with one line and exit code 2."""
     show_plainly()
-    args, box = split_lists(config_type, sys.argv[1:] if args is None else args), io.StringIO()
+    args, box, given = split_lists(config_type, sys.argv[1:] if args is None else args), io.StringIO(), set()
     with one_line_errors():
         if not {"-h", "--help"} & set(args):
-            check_values(config_type, args)
+            given = check_values(config_type, args)
         try:
             with contextlib.redirect_stderr(box):
                 config, unknown = tyro.cli(config_type, description=description, args=args, return_unknown_args=True)
@@ -38,7 +38,7 @@ def parse(config_type: type[Config], description: str | None, args: Sequence[str
         texts = TEXTS if "transformer" in typing.get_args(typing.get_type_hints(config_type).get("model")) else ()
         if getattr(config_type, "dataset", None) in DATASETS and config.dataset not in (*DATASETS, *texts):  # streamed data: other names
             load_dataset(config.dataset)  # raises an error that names the nearest data set
-    return config
+    return dataclasses.replace(config, given=tuple(sorted(given))) if hasattr(config_type, "given") else config
 
 
 def describe_unknown(config_type: type, argument: str) -> str:
@@ -61,6 +61,8 @@ def flags_of(config_type: type) -> dict[str, str]:
     hints = typing.get_type_hints(config_type)
     flags = {}
     for field in dataclasses.fields(config_type):
+        if field.name == "given":  # the other flags that were given
+            continue
         name = field.name.replace("_", "-")
         flags[f"--{name}"] = field.name
         if hints[field.name] is bool:
@@ -68,8 +70,8 @@ def flags_of(config_type: type) -> dict[str, str]:
     return flags
 
 
-def check_values(config_type: type, args: Sequence[str]) -> None:
-    """Raises a ValueError for an unknown flag, a missing or wrong value, or a flag that is needed and not given.
+def check_values(config_type: type, args: Sequence[str]) -> set[str]:
+    """The fields whose flags are given; raises a ValueError for an unknown flag, a missing or wrong value, or a flag that is needed.
 
     Example:
         >>> check_values(dataclasses.make_dataclass("Config", [("seeds", int, 3)]), ["--seeds", "three"])
@@ -101,6 +103,40 @@ def check_values(config_type: type, args: Sequence[str]) -> None:
     for field in dataclasses.fields(config_type):
         if field.default is field.default_factory is dataclasses.MISSING and field.name not in given:
             raise ValueError(f"--{field.name.replace('_', '-')} is needed.")
+    return set(given)
+
+
+def is_given(config: Any, name: str) -> bool:
+    """Whether a flag stands on the command line, or a field was set in Python to another value than its default.
+
+    Example:
+        >>> Config = dataclasses.make_dataclass("Config", [("seeds", int, 3), ("quick", bool, False), ("given", tuple, ())], frozen=True)
+        >>> is_given(Config(given=("seeds",)), "seeds"), is_given(Config(seeds=4), "seeds"), is_given(Config(), "seeds")
+        (True, True, False)
+    """
+    return name in config.given or getattr(config, name) != type(config).__dataclass_fields__[name].default
+
+
+def for_quick(config: Config, **short: Any) -> Config:
+    """What --quick sets where no flag says otherwise. To be called before other defaults are filled in.
+
+    Args:
+        config: as it comes from the command line.
+        short: the values of a short run.
+
+    Returns:
+        The configuration with these values, except where a flag is given; without --quick as it was.
+
+    Example:
+        >>> fields = [("seeds", int, 3), ("epochs", int, 5), ("quick", bool, True), ("given", tuple, ("seeds",))]
+        >>> config = for_quick(dataclasses.make_dataclass("Config", fields, frozen=True)(), seeds=1, epochs=2)
+        >>> config.seeds, config.epochs
+        (3, 2)
+    """
+    flags: Any = config
+    if not flags.quick:
+        return config
+    return dataclasses.replace(flags, **{name: value for name, value in short.items() if not is_given(flags, name)})
 
 
 def _kind_of(hint: Any) -> tuple[bool, bool, Any]:

@@ -23,9 +23,12 @@ import jax.numpy as jnp
 from rich.console import Console
 
 from experiments import contrastive_report
+from experiments.command_line import for_quick
 from experiments.contrastive_report import chosen_rate
 from experiments.contrastive_training import gradient_on, halve, init_params, losses_within, make_arm_run, make_encode, make_order, represent
+from experiments.optimizers import OptimizerFlags, fill_optimizer, kind_of
 from experiments.representations import nearest_accuracy, probe_accuracy
+from experiments.resuming import is_whole
 from experiments.study import StudyConfig, check_positive, open_study, run_study, show_results
 from experiments.tuned_runs import measure_arm
 from jaxbatch.augment import example_keys
@@ -36,11 +39,12 @@ from jaxbatch.machine.timing import timed_rounds
 from jaxbatch.results.records import RunFolder
 from jaxbatch.results.report import progress_bar
 
+RATES = (0.003, 0.01, 0.03, 0.1)  # of Adam
 USUAL = {"digits": (64, 256, 1024), "mnist": (64, 256, 1024, 4096, 16384)}
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(StudyConfig):
+class Config(OptimizerFlags, StudyConfig):
     """Flags of the study."""
 
     batch_sizes: tuple[int, ...] | None = None
@@ -49,8 +53,12 @@ class Config(StudyConfig):
     """Number of examples in a group. The control takes its negatives from within a group. It must divide all batch sizes."""
     passes: float = 80
     """Examples that a run sees, as passes over the training set; rounded up to whole batches of the largest size."""
-    learning_rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1)
-    """Learning rates of Adam that are tried for every batch size, with and without groups."""
+    optimizer: str = "adam"
+    """Optimizer: sgd, momentum, nesterov, rmsprop, adam, adamw, lion, lars, lamb, muon; or a function of your own, learning rate ->
+    optimizer, as my_optimizer.py:make_optimizer."""
+    learning_rates: tuple[float, ...] | None = None
+    """Learning rates that are tried for every batch size, with and without groups. Default: 0.003, 0.01, 0.03 and 0.1 for Adam; else two in each
+    power of ten, over the powers that suit the optimizer."""
     temperature: float = 0.5
     """Temperature of NT-Xent."""
     microbatch_size: int = 256
@@ -88,13 +96,11 @@ def load(config: Config) -> dict[str, Data]:
 
 def resolve(config: Config, num_examples: int) -> Config:
     """Fills in the sizes, shrinks for --quick, and checks."""
-    sizes = config.batch_sizes or USUAL.get(config.dataset, USUAL["mnist"])
-    if config.quick:
-        sizes = config.batch_sizes or sizes[:3:2]
-        quick: dict[str, Any] = {"passes": min(config.passes, 2), "seeds": min(config.seeds, 2), "choosing_seeds": 1, "cost_rounds": 2}
-        rates = config.learning_rates[::2] if len(config.learning_rates) > 2 else config.learning_rates
-        config = dataclasses.replace(config, **quick, learning_rates=rates, cost_sizes=config.cost_sizes[:1])
-    config = dataclasses.replace(config, batch_sizes=tuple(sorted(set(sizes))), learning_rates=tuple(sorted(set(config.learning_rates))))
+    usual, rates = USUAL.get(config.dataset, USUAL["mnist"]), RATES if config.optimizer == "adam" else kind_of(config).rates
+    short: dict[str, Any] = {"passes": 2, "seeds": 2, "choosing_seeds": 1, "cost_rounds": 2, "cost_sizes": (1024,)}
+    config = fill_optimizer(for_quick(config, **short, batch_sizes=usual[:3:2], learning_rates=rates[::2]))
+    sizes, rates = config.batch_sizes or usual, config.learning_rates or rates
+    config = dataclasses.replace(config, batch_sizes=tuple(sorted(set(sizes))), learning_rates=tuple(sorted(set(rates))))
     check_positive(config, "batch_sizes", "group", "passes", "learning_rates", "temperature", "microbatch_size", "choosing_seeds", "seeds")
     check_positive(config, "cost_rounds", "plain_limit")
     largest = max(sizes)
@@ -177,7 +183,7 @@ def measure_cost(config: Config, images: jax.Array, run: RunFolder) -> None:
     params = init_params(jax.random.key(0), images[0].size)
     for size in config.cost_sizes:
         known = run.find(kind="cost", batch_size=size)
-        if size <= config.microbatch_size or len(known) >= config.cost_rounds or (known and "plain_ms" not in known[0]):
+        if size <= config.microbatch_size or is_whole(known, round=range(config.cost_rounds)) or (known and "plain_ms" not in known[0]):
             continue
         indices = jnp.arange(size) % len(images)
         batch = (indices, example_keys(0, 0, jnp.arange(size)))

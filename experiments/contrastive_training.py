@@ -121,4 +121,4 @@ def gradient_on(images, microbatch_size: int, group: int, temperature: float, ba
 def make_arm_run(config: Any, batch_size: int, group: int, updates: int) -> Callable:
     """The compiled run of a size and a way, see :func:`make_run`."""
     on = lambda images: gradient_on(images, config.microbatch_size, group, config.temperature, batch_size)
-    return make_run(on, example_keys, updates)
+    return make_run(config, on, example_keys, updates)

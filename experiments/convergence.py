@@ -18,14 +18,15 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
-import optax
 from rich.console import Console
 
 import jaxbatch as jb
 from experiments import convergence_figure, convergence_report, iteration_speed, learning_rate_grid
+from experiments.command_line import for_quick
 from experiments.convergence_report import rate_of
 from experiments.goal_words import better, is_share
 from experiments.learning_rate_grid_report import best_rates
+from experiments.optimizers import kind_of, make_optimizer
 from experiments.study import check_positive, open_study, run_study, show_results
 from experiments.study_target import TargetConfig, num_updates, resolve_target
 from experiments.study_task import load_choosing_task
@@ -37,7 +38,7 @@ from jaxbatch.training.steps import TrainState, start_shapes
 from jaxbatch.training.tasks import Task, count_examples
 
 OTHER_SEEDS = 1000  # added to the seeds, so that no rate is judged by the runs that chose it
-NOISE_EXAMPLES = 600  # drawn at each evaluation for the gradient noise scale
+NOISE_EXAMPLES, QUICK_NOISE_EXAMPLES = 600, 60  # drawn at each evaluation for the gradient noise scale
 TABLES = ("same", "tuned")
 
 
@@ -45,8 +46,8 @@ TABLES = ("same", "tuned")
 class Config(TargetConfig):
     """Flags of the study."""
 
-    learning_rate: float = 0.02
-    """Learning rate of table 1, the same for all sizes."""
+    learning_rate: float | None = None
+    """Learning rate of table 1, the same for all sizes. Default: 0.02 for SGD, 0.001 for Adam, 0.01 for an optimizer of your own."""
     tuned_rates: tuple[float, ...] | None = None
     """Rates of table 2, in the order of the batch sizes. Default: the best of experiments.learning_rate_grid."""
     seeds: int = 3
@@ -62,9 +63,8 @@ def resolve(config: Config, task: Task) -> Config:
     if config.tuned_rates is not None and config.batch_sizes is not None and len(config.tuned_rates) == len(config.batch_sizes):
         pairs = sorted(zip(config.batch_sizes, config.tuned_rates, strict=True))  # sizes are sorted below
         config = dataclasses.replace(config, tuned_rates=tuple(rate for _, rate in pairs))
-    config = resolve_target(config, task)
-    if config.quick:
-        config = dataclasses.replace(config, seeds=min(config.seeds, 2), speed_rounds=2)
+    config = resolve_target(for_quick(config, seeds=2, grid_seeds=2, speed_rounds=2), task)
+    config = dataclasses.replace(config, learning_rate=kind_of(config).rate if config.learning_rate is None else config.learning_rate)
     check_positive(config, "grid_seeds", "learning_rate", "speed_rounds", "tuned_rates")
     if config.tuned_rates is not None and len(config.tuned_rates) != len(config.batch_sizes):
         raise ValueError(f"--tuned-rates: {len(config.tuned_rates)} rates for {len(config.batch_sizes)} batch sizes. Give one rate for each.")
@@ -76,7 +76,8 @@ def find_tuned_rates(config: Config, task: Task, console: Console) -> dict[int, 
     if config.tuned_rates is not None:
         return dict(zip(config.batch_sizes, config.tuned_rates, strict=True))
     shared = {field.name for field in dataclasses.fields(TargetConfig)} - {"seeds", "overwrite", "resume", "evaluations_per_epoch"}
-    grid = learning_rate_grid.Config(**{name: getattr(config, name) for name in shared}, seeds=config.grid_seeds)
+    settled = tuple(sorted({*shared, "seeds"}))  # by this study, also where the grid's --quick would be shorter
+    grid = learning_rate_grid.Config(**{name: getattr(config, name) for name in shared} | {"seeds": config.grid_seeds, "given": settled})
     grid = learning_rate_grid.resolve(grid, task)
     run = open_study("learning_rate_grid", grid, console, task)
     learning_rate_grid.measure(grid, task, run, console)
@@ -95,7 +96,7 @@ def measure_run(task: Task, config: Config, key_fields: Record, test: Callable[[
     """
     batch_size, seed = key_fields["batch_size"], OTHER_SEEDS + key_fields["seed"]
     fit_config = jb.FitConfig(
-        optax.sgd(key_fields["learning_rate"], config.momentum),
+        make_optimizer(config)(key_fields["learning_rate"]),
         batch_size,
         jb.steps(num_updates(config, task.num_examples, batch_size)),
         seed=seed,
@@ -109,7 +110,7 @@ def measure_run(task: Task, config: Config, key_fields: Record, test: Callable[[
         measured = goal.in_record(last)  # the task's test data are the validation part
         best = better(goal, measured, best)
         if with_noise and key_fields["table"] == "tuned" and not last["diverged"]:
-            noise = measure_noise(task, last["state"].params, seed, last["updates"])
+            noise = measure_noise(task, last["state"].params, seed, last["updates"], QUICK_NOISE_EXAMPLES if config.quick else NOISE_EXAMPLES)
             yield {"kind": "noise", **key_fields, "updates": last["updates"], validated: measured} | noise
     yield {
         "kind": "run",
@@ -126,9 +127,9 @@ def measure_run(task: Task, config: Config, key_fields: Record, test: Callable[[
     }
 
 
-def has_noise(task: Task) -> bool:
+def has_noise(task: Task, count: int = NOISE_EXAMPLES) -> bool:
     """Whether every example has a gradient of its own: not where the loss of one depends on the others in its batch."""
-    batch = batch_shapes(task.train_data, NOISE_EXAMPLES, task.prepare)
+    batch = batch_shapes(task.train_data, count, task.prepare)
     try:
         jax.eval_shape(functools.partial(jb.gradient_statistics, task.loss_fn), start_shapes(task), batch)
     except ValueError:
@@ -136,13 +137,13 @@ def has_noise(task: Task) -> bool:
     return True
 
 
-def measure_noise(task: Task, params, seed: int, updates: int) -> Record:
+def measure_noise(task: Task, params, seed: int, updates: int, count: int = NOISE_EXAMPLES) -> Record:
     """Signal and trace of the gradient at ``params``, per example, on examples drawn with replacement."""
     key = jax.random.fold_in(jax.random.key(seed), updates)
-    index = jax.random.randint(key, (NOISE_EXAMPLES,), 0, task.num_examples)
+    index = jax.random.randint(key, (count,), 0, task.num_examples)
     batch = jax.tree.map(lambda leaf: leaf[index], task.train_data)
     if task.prepare is not None:
-        batch = task.prepare(jax.random.split(key, NOISE_EXAMPLES), batch)
+        batch = task.prepare(jax.random.split(key, count), batch)
     statistics = _statistics(task.loss_fn, params, batch)
     return {"signal": float(statistics.signal), "trace": float(statistics.trace)}
 
@@ -158,10 +159,11 @@ def note_rate(run: RunFolder, table: str, batch_size: int, rate: float) -> None:
 
 def measure_speed(config: Config, task: Task, run: RunFolder) -> None:
     """Times the iterations of all sizes side by side, for the rounds that are not in the run folder yet."""
-    speed = iteration_speed.Config(config.dataset, model=config.model, task=config.task, batch_sizes=config.batch_sizes, rounds=config.speed_rounds)
+    shared = {name: getattr(config, name) for name in ("model", "task", "batch_sizes", "optimizer", "momentum", "weight_decay", "clip_norm")}
+    speed = iteration_speed.Config(config.dataset, learning_rate=config.learning_rate, rounds=config.speed_rounds, **shared)
     if config.quick:
         speed = dataclasses.replace(speed, examples_per_round=600)
-    for record in iteration_speed.measure_missing_speed(task, speed, run.records):
+    for record in iteration_speed.measure_missing_speed(task, speed, run.records, parts=False):
         if record["kind"] == "speed":
             run.append(record)
 

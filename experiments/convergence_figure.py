@@ -9,6 +9,7 @@ import numpy as np
 from experiments.convergence_report import NAMES, fit_critical, runs_of, seconds, sizes_of, stretch_in_words, stretches, to_target
 from experiments.goal_words import in_words, is_share
 from experiments.iteration_speed_report import has_loading, times
+from experiments.optimizers import optimizer_words
 from experiments.study import setting_of
 from jaxbatch.advice.critical import CriticalFit
 from jaxbatch.results import plots
@@ -37,7 +38,7 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
         plots.size_ticks(axes, sizes)
         axes.legend(fontsize=9, loc="upper right")
     _draw_noise(right, records, goal, fit)
-    figure.suptitle(f"{setting_of(config)}, SGD with momentum {config.momentum:g}, {config.seeds} seeds, 95% intervals")
+    figure.suptitle(f"{setting_of(config)}, {optimizer_words(config)}, {config.seeds} seeds, 95% intervals")
     return plots.save(figure, folder)
 
 

@@ -21,12 +21,14 @@ from rich.console import Console
 
 import jaxbatch as jb
 from experiments import critical_batch_size_report
-from experiments.advise_verify import RATES, run_sweep
+from experiments.advise_verify import run_sweep
+from experiments.command_line import for_quick
 from experiments.critical_batch_size_report import best_rates
-from experiments.optimizers import OPTIMIZERS
+from experiments.optimizers import kind_of, make_optimizer
+from experiments.resuming import append_missing
 from experiments.study import check_positive, open_study, run_study, show_results
 from experiments.study_target import GoalConfig, fill_target
-from experiments.study_task import load_choosing_task
+from experiments.study_task import few_for_quick, load_choosing_task
 from jaxbatch.results.records import Record, RunFolder
 from jaxbatch.results.report import progress_bar
 from jaxbatch.training.goals import metric_names
@@ -61,13 +63,10 @@ class Config(GoalConfig):
 
 def resolve(config: Config, task: jb.Task) -> Config:
     """Fills in target and rates, shrinks for --quick, and checks."""
-    config = fill_target(config, task)
-    usual = RATES["adam" if config.optimizer.startswith("adam") else "sgd"]
-    rates = config.learning_rates or (usual[2::2] if config.quick else usual)
-    sizes, factors = config.batch_sizes or (SIZES[1::2] if config.quick else SIZES), config.factors or (FACTORS[::2] if config.quick else FACTORS)
-    if config.quick:
-        config = dataclasses.replace(config, seeds=min(config.seeds, 2), epochs=min(config.epochs or 8, 8), evaluations_per_epoch=4)
-    settings = {"learning_rates": rates, "batch_sizes": sizes, "factors": factors}
+    short = {"learning_rates": kind_of(config).rates[2::2], "batch_sizes": SIZES[1::2], "factors": (2, 8), "seeds": 2, "epochs": 8}
+    config = fill_target(for_quick(config, **short, evaluations_per_epoch=4), task)
+    settings = {"learning_rates": config.learning_rates or kind_of(config).rates, "batch_sizes": config.batch_sizes or SIZES}
+    settings["factors"] = config.factors or FACTORS
     config = dataclasses.replace(config, **{name: tuple(sorted(set(values))) for name, values in settings.items()})
     check_positive(config, "epochs", "evaluations_per_epoch", "seeds", "batch_sizes", "learning_rates", "factors", "tolerance", "base_batch_size")
     sizes = (*config.batch_sizes, config.base_batch_size * max(config.factors))
@@ -89,9 +88,9 @@ def first_examples(task: jb.Task, count: int | None) -> jb.Task:
 
 def measure_run(config: Config, task: jb.Task, rate: float, seed: int, updates: int) -> Iterator[Record]:
     """The noise at every evaluation of a run at the base size, and branches from its states at a quarter, a half, and the end."""
-    make_optimizer = OPTIMIZERS[config.optimizer]
+    by_rate = make_optimizer(config)
     fit_config = jb.FitConfig(
-        make_optimizer(rate),
+        by_rate(rate),
         config.base_batch_size,
         jb.steps(updates),
         seed=seed,
@@ -110,13 +109,13 @@ def measure_run(config: Config, task: jb.Task, rate: float, seed: int, updates: 
             largest = config.base_batch_size * max(config.factors)
             branches = jb.branch(
                 task,
-                make_optimizer,
+                by_rate,
                 record["state"],
                 learning_rate=rate,
                 batch_size=config.base_batch_size,
                 examples=min(16 * largest, task.num_examples // largest * largest),
                 factors=config.factors,
-                rule="sqrt" if config.optimizer.startswith("adam") else "linear",
+                rule=kind_of(config).rule,
                 metric=metric,
                 above=above,
                 seeds=(seed,),
@@ -134,9 +133,8 @@ def measure(config: Config, task: jb.Task, run: RunFolder, console: Console) -> 
     rates, goal = config.learning_rates or (), jb.as_goal(config.target or "")
     with progress_bar(console) as progress:
         bar = progress.add_task("sweep", total=len(config.batch_sizes) * len(rates) * config.seeds, rate="")
-        rows = run.find(kind="sweep")
-        whole = [row for row in rows if sum(other["batch_size"] == row["batch_size"] for other in rows) >= len(rates) * config.seeds]
-        progress.update(bar, completed=len(whole))
+        known = run.find(kind="sweep")
+        progress.update(bar, completed=len(known))
 
         def write(row):
             run.append({"kind": "sweep", **row})
@@ -144,7 +142,7 @@ def measure(config: Config, task: jb.Task, run: RunFolder, console: Console) -> 
 
         settings: dict[str, Any] = {"batch_sizes": config.batch_sizes, "learning_rates": rates, "seeds": config.seeds, "epochs": config.epochs}
         settings["evaluations_per_epoch"] = config.evaluations_per_epoch
-        run_sweep(task, OPTIMIZERS[config.optimizer], goal, known=whole, write=write, **settings)
+        run_sweep(task, make_optimizer(config), goal, known=known, write=write, **settings)
         best = best_rates(run.records)
         if config.base_batch_size not in best:
             return  # the report says that the target was not reached
@@ -152,15 +150,15 @@ def measure(config: Config, task: jb.Task, run: RunFolder, console: Console) -> 
         bar = progress.add_task("noise and branches", total=config.seeds, rate="")
         for seed in range(config.seeds):
             if not run.find(kind="run", seed=seed):
-                for record in list(measure_run(config, task, rate, seed, round(float(np.mean(updates))))):  # a run that was killed leaves nothing
-                    run.append(record)
+                records = list(measure_run(config, task, rate, seed, round(float(np.mean(updates)))))  # written once it has ended
+                append_missing(run, records, ("kind", "seed", "updates", "stage", "batch_size"))
             progress.update(bar, advance=1)
 
 
 def study(config: Config, console: Console) -> None:
     """Measures what is missing, then shows what the files hold."""
     task, _ = load_choosing_task(config)
-    task = first_examples(task, config.examples)
+    task = few_for_quick(config, first_examples(task, config.examples), 480)
     config = resolve(config, task)
     run = open_study("critical_batch_size", config, console, task)
     measure(config, task, run, console)

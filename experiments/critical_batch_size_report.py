@@ -10,6 +10,7 @@ from rich.console import Console
 
 import jaxbatch as jb
 from experiments.advise_verify import by_setting
+from experiments.optimizers import optimizer_words
 from experiments.study import describe_setting, setting_of, size_cell
 from jaxbatch.advice.branches import critical_of_branches
 from jaxbatch.intervals import Interval, interval, unknown
@@ -83,7 +84,7 @@ def of_branches(config, rows: Sequence[Record]) -> Interval:
 
 def print_tables(console: Console, config, records: Sequence[Record], provenance: Record) -> None:
     """The updates of each size at its best rate, then the three ways."""
-    describe_setting(console, config, provenance, config.optimizer, f"to {config.target}")
+    describe_setting(console, config, provenance, optimizer_words(config), f"to {config.target}")
     rows, best = [], best_rates(records)
     for size in sorted({record["batch_size"] for record in records if record["kind"] == "sweep"}):
         if size in best:
@@ -142,7 +143,7 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
     plots.log_values(right.yaxis)
     for axes in (left, right):
         axes.legend(fontsize=9)
-    figure.suptitle(f"{setting_of(config)}, {config.optimizer}, {config.seeds} seeds")
+    figure.suptitle(f"{setting_of(config)}, {optimizer_words(config)}, {config.seeds} seeds")
     return plots.save(figure, folder)
 
 

@@ -21,6 +21,7 @@ import tempfile
 from collections.abc import Sequence
 
 import jax
+import tyro
 from rich.console import Console
 
 import jaxbatch
@@ -29,7 +30,7 @@ from experiments.checks.case import ROUNDING
 from experiments.checks.cases import all_cases
 from experiments.checks.files import check_save, compare, load, load_others, save
 from experiments.checks.run import Output, run_cases
-from experiments.command_line import one_line_errors, parse
+from experiments.command_line import for_quick, one_line_errors, parse
 from jaxbatch.machine.cross_compiling import missing_compiler
 from jaxbatch.paths import local_path
 from jaxbatch.results.records import describe_provenance, make_run_folder, open_run
@@ -60,12 +61,13 @@ class Config:
     """Check only this backend: cpu, gpu or tpu. Default: all that JAX finds."""
     compile_for: tuple[str, ...] = ()
     """Compute nothing; compile every step for these targets, such as h100 v5e, and list what is suspicious in the programs."""
+    given: tyro.conf.Suppress[tyro.conf.Fixed[tuple[str, ...]]] = ()
+    """The fields whose flags are given, which --quick does not change; no flag itself."""
 
 
 def resolve(config: Config) -> Config:
     """Checks the flags."""
-    if config.quick and config.precision == tuple(ROUNDING):
-        config = dataclasses.replace(config, precision=("float32",))
+    config = for_quick(config, precision=("float32",))
     for name in config.precision:
         if name not in ROUNDING:
             raise ValueError(f"--precision {name} must be one of {', '.join(ROUNDING)}.")

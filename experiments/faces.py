@@ -23,10 +23,12 @@ import numpy as np
 from rich.console import Console
 
 from experiments import faces_report
+from experiments.command_line import for_quick
 from experiments.faces_cost import measure_memory, measure_times
 from experiments.faces_identities import sources_of
 from experiments.faces_report import chosen_rate
 from experiments.faces_training import embeddings_of, init_params, make_arm_run, make_order, verification
+from experiments.optimizers import OptimizerFlags, fill_optimizer, kind_of
 from experiments.study import StudyConfig, check_positive, open_study, run_study, show_results
 from experiments.tuned_runs import measure_arm
 from jaxbatch.data import load_dataset
@@ -34,11 +36,12 @@ from jaxbatch.data.held_out import hold_out
 from jaxbatch.results.records import RunFolder
 from jaxbatch.results.report import progress_bar
 
+RATES = (0.003, 0.01, 0.03, 0.1)  # of Adam
 FIRST_IDENTITY = {"held_out": 1 << 24, "test": 1 << 25}  # numbers that no training set reaches
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(StudyConfig):
+class Config(OptimizerFlags, StudyConfig):
     """Flags of the study."""
 
     dataset: Literal["digits"] = "digits"
@@ -55,8 +58,12 @@ class Config(StudyConfig):
     """Margin of the cosine (CosFace), or of the angle in radians (ArcFace)."""
     scale: float = 16.0
     """Factor by which cosines are multiplied."""
-    learning_rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1)
-    """Learning rates of Adam that are tried for every loss and batch size."""
+    optimizer: str = "adam"
+    """Optimizer: sgd, momentum, nesterov, rmsprop, adam, adamw, lion, lars, lamb, muon; or a function of your own, learning rate ->
+    optimizer, as my_optimizer.py:make_optimizer."""
+    learning_rates: tuple[float, ...] | None = None
+    """Learning rates that are tried for every loss and batch size. Default: 0.003, 0.01, 0.03 and 0.1 for Adam; else two in each
+    power of ten, over the powers that suit the optimizer."""
     choosing_seeds: int = 1
     """Number of seeds with which rates are chosen. They differ from the seeds of the reported runs."""
     seeds: int = 3
@@ -72,7 +79,7 @@ class Config(StudyConfig):
     cost_rounds: int = 5
     """Rounds in which the gradient is timed, in chunks and with all logits at once."""
     huge_updates: int = 0
-    """Updates with 65,536 examples of 100,000 identities, made in a process of their own, whose memory is measured; 0: none."""
+    """Updates of Adam with 65,536 examples of 100,000 identities, made in a process of their own, whose memory is measured; 0: none."""
 
 
 def load(config: Config) -> dict[str, jax.Array]:
@@ -85,12 +92,10 @@ def load(config: Config) -> dict[str, jax.Array]:
 
 def resolve(config: Config) -> Config:
     """Shrinks for --quick, and checks."""
-    if config.quick:
-        rates = config.learning_rates[1::2] if len(config.learning_rates) > 2 else config.learning_rates
-        sizes = tuple(size for size in config.batch_sizes if size <= 1024) or config.batch_sizes
-        small: dict[str, Any] = {"passes": min(config.passes, 8), "identities": min(config.identities, 200), "seeds": min(config.seeds, 2)}
-        config = dataclasses.replace(config, learning_rates=rates, batch_sizes=sizes, verified=min(config.verified, 100), cost_rounds=2, **small)
-        config = dataclasses.replace(config, losses=config.losses[:2])
+    rates = RATES if config.optimizer == "adam" else kind_of(config).rates
+    short: dict[str, Any] = {"passes": 8, "identities": 200, "seeds": 2, "verified": 100, "cost_rounds": 2, "losses": ("softmax", "cosface")}
+    config = fill_optimizer(for_quick(config, **short, batch_sizes=(256,), learning_rates=rates[1::2]))
+    config = dataclasses.replace(config, learning_rates=config.learning_rates or rates)
     ordered = {name: tuple(sorted(set(getattr(config, name)))) for name in ("batch_sizes", "learning_rates")}
     config = dataclasses.replace(config, **ordered)
     check_positive(

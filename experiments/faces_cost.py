@@ -16,12 +16,13 @@ import numpy as np
 
 from experiments.faces_identities import keys_of, sources_of
 from experiments.faces_training import Order, gradient_on, init_params, make_arm_run, make_order
+from experiments.resuming import is_whole
 from jaxbatch.data import load_dataset
 from jaxbatch.machine.memory import program_memory
 from jaxbatch.machine.timing import timed_rounds
 from jaxbatch.results.records import RunFolder
 
-HUGE = SimpleNamespace(batch_size=65_536, identities=100_000, chunk_size=512, microbatch_size=4096, scale=16.0, margin=0.2)
+HUGE = SimpleNamespace(batch_size=65_536, identities=100_000, chunk_size=512, microbatch_size=4096, scale=16.0, margin=0.2, optimizer="adam")
 QUICK_HUGE = SimpleNamespace(**vars(HUGE) | {"batch_size": 8192, "identities": 10_000})
 
 
@@ -47,7 +48,7 @@ def measure_times(config: Any, sources, run: RunFolder) -> None:
     """The gradient of a batch in chunks and by all logits, in rounds."""
     params = init_params(jax.random.key(0), config.identities)
     for size in config.batch_sizes:
-        if len(run.find(kind="time", batch_size=size)) >= config.cost_rounds:
+        if is_whole(run.find(kind="time", batch_size=size), round=range(config.cost_rounds)):
             continue
         identities = jnp.arange(size) % config.identities
         batch = (identities, keys_of(0, jnp.arange(size) // config.identities, identities))

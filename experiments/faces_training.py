@@ -82,7 +82,7 @@ def make_order(seed: int, num_identities: int, batch_size: int, total: int) -> O
 
 def make_arm_run(config: Any, loss: str, batch_size: int, updates: int) -> Callable:
     """The compiled run of a loss and a size, see :func:`make_run`."""
-    return make_run(lambda sources: gradient_on(config, sources, loss, batch_size), keys_of, updates)
+    return make_run(config, lambda sources: gradient_on(config, sources, loss, batch_size), keys_of, updates)
 
 
 @functools.partial(jax.jit, static_argnames=("count", "examples"))

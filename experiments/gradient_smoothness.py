@@ -24,9 +24,13 @@ from rich.console import Console
 
 import jaxbatch as jb
 from experiments import gradient_smoothness_report
+from experiments.command_line import for_quick
+from experiments.optimizers import kind_of, make_optimizer
+from experiments.resuming import append_missing, is_whole
 from experiments.study import SizesConfig, check_positive, open_study, resolve_sizes, run_study, show_results
 from experiments.study_task import load_task, prepared_once, refuse_model_state
 from jaxbatch.batches import steps_per_epoch
+from jaxbatch.gradients.updates import update
 from jaxbatch.results.records import Record, RunFolder
 from jaxbatch.results.report import progress_bar
 from jaxbatch.sums import mean_loss
@@ -35,6 +39,7 @@ from jaxbatch.training.steps import TrainState, init_state
 from jaxbatch.training.tasks import Task
 
 STRETCH = 50  # iterations in one compiled program; a kill loses at most these, and the progress bar moves by them
+STAGES = ("start", "trained")  # of training, where batches are compared with the full gradient
 TRAINING_BATCH = 60  # for all sizes, "after training" means the parameters after training with this batch size
 
 
@@ -42,8 +47,8 @@ TRAINING_BATCH = 60  # for all sizes, "after training" means the parameters afte
 class Config(SizesConfig):
     """Flags of the study."""
 
-    learning_rate: float = 0.02
-    """Learning rate of SGD, the same for all sizes."""
+    learning_rate: float | None = None
+    """Learning rate, the same for all sizes. Default: 0.02 for SGD, 0.001 for Adam, 0.01 for an optimizer of your own."""
     iterations: int = 1000
     """Iterations of each run."""
     seeds: int = 3
@@ -54,10 +59,10 @@ class Config(SizesConfig):
 
 def resolve(config: Config, num_examples: int) -> Config:
     """Fills in what depends on the data set, shrinks for --quick, and checks."""
-    if config.quick:
-        config = dataclasses.replace(config, seeds=1, iterations=min(config.iterations, 100), batches_compared=8)
+    config = resolve_sizes(for_quick(config, seeds=1, iterations=100, batches_compared=8), num_examples)
+    config = dataclasses.replace(config, learning_rate=kind_of(config).rate if config.learning_rate is None else config.learning_rate)
     check_positive(config, "learning_rate", "iterations", "batches_compared")
-    return resolve_sizes(config, num_examples)
+    return config
 
 
 class Watched(NamedTuple):
@@ -73,8 +78,8 @@ def make_watched_step(task: Task, optimizer: optax.GradientTransformation):
     def step(watched, batch):
         state, before = watched
         losses, gradient = jb.losses_and_mean_gradient(task.loss_fn, state.params, batch, microbatch_size=task.examples_at_a_time)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        state = TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
+        params, opt_state = update(optimizer, gradient, state.opt_state, state.params, mean_loss(losses))
+        state = TrainState(params, opt_state, state.step + 1)
         seen = mean_loss(losses), jb.cosine_similarity(gradient, before), optax.tree.norm(gradient)
         return Watched(state, gradient), seen
 
@@ -91,7 +96,7 @@ class Programs(NamedTuple):
 
 def make_programs(task: Task, config: Config) -> Programs:
     """The study's programs."""
-    step = make_watched_step(task, optax.sgd(config.learning_rate, config.momentum))
+    step = make_watched_step(task, make_optimizer(config)(config.learning_rate))
     part = task.examples_at_a_time or task.num_examples
 
     def take(data, index):
@@ -110,7 +115,7 @@ def make_programs(task: Task, config: Config) -> Programs:
 
 def measure_curve(task: Task, config: Config, batch_size: int, seed: int, programs: Programs) -> Record:
     """The first iterations of one run: loss, cosine of successive gradients and gradient norm at each."""
-    optimizer = optax.sgd(config.learning_rate, config.momentum)
+    optimizer = make_optimizer(config)(config.learning_rate)
     state = init_state(task, optimizer, seed)
     watched = Watched(state, jax.tree.map(jnp.zeros_like, state.params))
     per_epoch = steps_per_epoch(task.num_examples, batch_size)
@@ -146,13 +151,13 @@ def rounded(values: np.ndarray) -> list[float | None]:
 
 def compared_params(task: Task, config: Config, seed: int) -> Iterator[tuple[str, Any]]:
     """The parameters at which batches are compared with the full gradient: at the start, and after some training."""
-    optimizer = optax.sgd(config.learning_rate, config.momentum)
+    optimizer = make_optimizer(config)(config.learning_rate)
     state = init_state(task, optimizer, seed)
-    yield "start", state.params
+    yield STAGES[0], state.params
     size = min(TRAINING_BATCH, task.num_examples)
     duration = jb.steps(config.iterations)
     *_, last = jb.fit(task, jb.FitConfig(optimizer, size, duration, seed=seed), state=state)
-    yield "trained", last["state"].params
+    yield STAGES[1], last["state"].params
 
 
 def measure_errors(task: Task, config: Config, seed: int, programs: Programs) -> Iterator[Record]:
@@ -160,7 +165,7 @@ def measure_errors(task: Task, config: Config, seed: int, programs: Programs) ->
     for stage, params in compared_params(task, config, seed):
         full = programs.full_gradient(params, task.train_data)
         for number, batch_size in enumerate(config.batch_sizes):
-            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), stage == "trained")
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), stage == STAGES[1])
             draws = jax.random.randint(key, (config.batches_compared, batch_size), 0, task.num_examples)
             comparisons = [programs.compare(params, full, index, task.train_data) for index in draws]
             error, cosine = (rounded(np.array(part)) for part in zip(*comparisons, strict=True))
@@ -177,10 +182,8 @@ def measure(config: Config, task: Task, run: RunFolder, console: Console) -> Non
                 if not run.find(kind="curve", batch_size=batch_size, seed=seed):
                     run.append(measure_curve(task, config, batch_size, seed, programs))
                 progress.update(bar, advance=1)
-            if len(run.find(kind="error", seed=seed)) < 2 * len(config.batch_sizes):
-                for record in measure_errors(task, config, seed, programs):
-                    if not run.find(kind="error", seed=seed, place=record["place"], batch_size=record["batch_size"]):
-                        run.append(record)
+            if not is_whole(run.find(kind="error", seed=seed), place=STAGES, batch_size=config.batch_sizes):
+                append_missing(run, measure_errors(task, config, seed, programs), ("kind", "place", "batch_size", "seed"))
             progress.update(bar, advance=1)
 
 

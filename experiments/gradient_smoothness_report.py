@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from rich.console import Console
 
+from experiments.optimizers import optimizer_words
 from experiments.study import data_of, describe_setting, setting_of, size_cell, size_label
 from jaxbatch.interval_ends import Scale
 from jaxbatch.intervals import Interval, interval, unknown
@@ -96,7 +97,7 @@ def _each(records, batch_size: int, key: str, number: Callable) -> Interval:
 
 def print_tables(console: Console, config, records: Sequence[Record], provenance: Record) -> None:
     """Prints jumps of the loss, angles between gradients, and errors relative to the full gradient."""
-    setting = f"SGD at rate {config.learning_rate:g} with momentum {config.momentum:g}, {config.iterations:,} iterations"
+    setting = f"{optimizer_words(config)} at rate {config.learning_rate:g}, {config.iterations:,} iterations"
     describe_setting(console, config, provenance, setting)
     rows = []
     for size in config.batch_sizes:
@@ -188,7 +189,7 @@ def _draw_overlaid(config, records, folder) -> pathlib.Path:
         loss = curves(records, size, "loss")[0]
         axes.plot(np.arange(1, len(loss) + 1), loss, color=color, lw=0.8, label=f"B = {size:,}")
     axes.set(xlabel="iteration", ylabel="loss of the batch", ylim=_limits(config, records), xlim=(0, config.iterations))
-    axes.set_title(f"{data_of(config)}, SGD at rate {config.learning_rate:g}, momentum {config.momentum:g}, one seed")
+    axes.set_title(f"{data_of(config)}, {optimizer_words(config)} at rate {config.learning_rate:g}, one seed")
     legend = axes.legend(loc="upper right", frameon=True, framealpha=0.9)
     for line in legend.get_lines():
         line.set_linewidth(3)
@@ -216,8 +217,7 @@ def _draw_panels(config, records, folder) -> pathlib.Path:
     panels[1][0].set(ylabel="cosine with the\ngradient before", ylim=(-1.05, 1.05))
     figure.supxlabel("iteration", fontsize=11)
     figure.suptitle(
-        f"{setting_of(config)}, SGD at rate {config.learning_rate:g}, momentum {config.momentum:g}, one seed; "
-        f"numbers: second half, {config.seeds} seeds"
+        f"{setting_of(config)}, {optimizer_words(config)} at rate {config.learning_rate:g}, one seed; numbers: second half, {config.seeds} seeds"
     )
     return plots.save(figure, folder, "figure")
 

@@ -22,8 +22,10 @@ from rich.console import Console
 
 import jaxbatch as jb
 from experiments import imagenet_report
-from experiments.study import StudyConfig, check_momentum, check_positive, open_study, run_study, show_results
-from experiments.training import sgd_config, train_into
+from experiments.command_line import for_quick
+from experiments.optimizers import OptimizerFlags, fill_optimizer, follow
+from experiments.study import StudyConfig, check_positive, open_study, run_study, show_results
+from experiments.training import train_into
 from jaxbatch.results.records import RunFolder
 from jaxbatch.results.report import progress_bar
 from jaxbatch.schedules.batch_sizes import count_steps
@@ -32,7 +34,7 @@ from jaxbatch.training.tasks import Task
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(StudyConfig):
+class Config(OptimizerFlags, StudyConfig):
     """Flags of the study."""
 
     dataset: str = "imagenet2012"
@@ -51,10 +53,11 @@ class Config(StudyConfig):
     """Factor by which rate ÷ batch is multiplied at each change, the same in all arms."""
     warmup_epochs: float = 5.0
     """Number of epochs over which the rate rises from 0."""
-    momentum: float = 0.9
-    """Momentum of SGD, at least 0 and below 1."""
-    weight_decay: float = 1e-4
-    """Factor of the L2 term that is added to the gradient of all parameters."""
+    optimizer: str = "momentum"
+    """Optimizer: sgd, momentum, nesterov, rmsprop, adam, adamw, lion, lars, lamb, muon; or a function of your own, learning rate ->
+    optimizer, as my_optimizer.py:make_optimizer."""
+    weight_decay: float | None = 1e-4
+    """Factor of the L2 term that is added to the gradient of all parameters, or of the optimizer's own weight decay."""
     microbatch_size: int = 256
     """Examples on each device at a time; gradients of larger batches are accumulated."""
     devices: int = 1
@@ -71,14 +74,10 @@ class Config(StudyConfig):
 
 def resolve(config: Config, num_examples: int) -> Config:
     """Fills in what depends on the data set, shrinks for --quick, and checks."""
-    if config.quick:
-        config = dataclasses.replace(
-            config, epochs=min(config.epochs, 3), image_size=min(config.image_size, 32), growths=config.growths[:2], warmup_epochs=1.0
-        )
+    config = fill_optimizer(for_quick(config, epochs=3, image_size=32, growths=(1.0, 2.0), warmup_epochs=1.0))
     names = ("growths", "epochs", "every", "batch_size", "learning_rate", "decay", "microbatch_size", "devices", "image_size", "seeds")
     check_positive(config, *names)
-    check_momentum(config.momentum)
-    for name in ("weight_decay", "warmup_epochs", "num_workers"):
+    for name in ("warmup_epochs", "num_workers"):
         value = getattr(config, name)
         if value is not None and not value >= 0:
             raise ValueError(f"--{name.replace('_', '-')} {value} must be at least 0.")
@@ -114,10 +113,10 @@ def make_fit_config(config: Config, growth: float, seed: int, num_examples: int)
         num_epochs=config.epochs,
         warmup=jb.epochs(config.warmup_epochs),
     )
-    return sgd_config(
-        config,
+    return jb.FitConfig(
+        follow(config, learning_rate, config.learning_rate),
         schedule,
-        learning_rate,
+        jb.epochs(config.epochs),
         seed=seed,
         microbatch_size=config.microbatch_size,
         num_devices=config.devices,

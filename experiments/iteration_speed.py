@@ -19,11 +19,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from rich.console import Console
 
 import jaxbatch as jb
 from experiments import iteration_speed_report
+from experiments.command_line import for_quick
+from experiments.optimizers import kind_of, make_optimizer
+from experiments.resuming import first_missing_round, missing
 from experiments.study import SizesConfig, check_positive, open_study, resolve_sizes, run_study, show_results
 from experiments.study_task import has_text, load_task
 from jaxbatch.batches import even_part
@@ -44,8 +46,8 @@ LONGEST_SHIFT = 2  # pixels
 class Config(SizesConfig):
     """Flags of the study."""
 
-    learning_rate: float = 0.02
-    """Learning rate of SGD; it does not change the times."""
+    learning_rate: float | None = None
+    """Learning rate; it does not change the times. Default: 0.02 for SGD, 0.001 for Adam, 0.01 for an optimizer of your own."""
     seeds: int = 1
     """Not used by this study: it repeats its measurements in rounds, not with seeds."""
     rounds: int = 20
@@ -56,10 +58,10 @@ class Config(SizesConfig):
 
 def resolve(config: Config, num_examples: int) -> Config:
     """Fills in what depends on the data set, shrinks for --quick, and checks."""
-    if config.quick:
-        config = dataclasses.replace(config, rounds=min(config.rounds, 4), examples_per_round=600)
+    config = resolve_sizes(for_quick(config, rounds=4, examples_per_round=600), num_examples)
+    config = dataclasses.replace(config, learning_rate=kind_of(config).rate if config.learning_rate is None else config.learning_rate)
     check_positive(config, "learning_rate", "rounds", "examples_per_round")
-    return resolve_sizes(config, num_examples)
+    return config
 
 
 def host_batches(task: Task, blobs: list[bytes], indices: np.ndarray, seed: int = 0) -> Iterator[tuple]:
@@ -100,12 +102,13 @@ def gradient_only(task: Task):
     return step
 
 
-def contenders(task: Task, config: Config, blobs: list[bytes] | None, batch_size: int) -> tuple[dict[str, Any], int, float]:
+def contenders(task: Task, config: Config, blobs: list[bytes] | None, batch_size: int, parts: bool = True) -> tuple[dict[str, Any], int, float]:
     """What is timed at one batch size, the number of iterations, and the seconds to compile the epoch.
 
-    ``blobs`` are the images as PNG; None: the examples are no named images, and loading is not timed.
+    ``blobs`` are the images as PNG; None: the examples are no named images, and loading is not timed. ``parts``: also what an iteration
+    consists of.
     """
-    optimizer = optax.sgd(config.learning_rate, config.momentum)
+    optimizer = make_optimizer(config)(config.learning_rate)
     step = make_task_step(task, optimizer, batch_size)
     state = init_state(task, optimizer, 0)
     order = np.asarray(jb.epoch_order(0, 0, task.num_examples))
@@ -119,17 +122,15 @@ def contenders(task: Task, config: Config, blobs: list[bytes] | None, batch_size
     started = time.perf_counter()
     epoch = compiled(step, state)
     compile_seconds = time.perf_counter() - started
-    carry = (state.params, jax.tree.map(jnp.zeros_like, state.params))
-    forward, gradient = compiled(forward_only(task, batch_size), state.params), compiled(gradient_only(task), carry)
 
     def fresh(tree):
         return jax.tree.map(jnp.copy, tree)  # programs reuse the memory of their arguments
 
-    made = {
-        "resident": lambda: epoch(fresh(state), *rest),
-        "forward": lambda: forward(fresh(state.params), *rest),
-        "gradient": lambda: gradient(fresh(carry), *rest),
-    }
+    made = {"resident": lambda: epoch(fresh(state), *rest)}
+    if parts:
+        carry = (state.params, jax.tree.map(jnp.zeros_like, state.params))
+        forward, gradient = compiled(forward_only(task, batch_size), state.params), compiled(gradient_only(task), carry)
+        made |= {"forward": lambda: forward(fresh(state.params), *rest), "gradient": lambda: gradient(fresh(carry), *rest)}
     if blobs is None:
         return made, count, compile_seconds
     ready = list(prefetch(host_batches(task, blobs, indices)))
@@ -141,22 +142,20 @@ def contenders(task: Task, config: Config, blobs: list[bytes] | None, batch_size
             now, losses = one_step(now, batch)
         return now, losses
 
-    made |= {
-        "streamed": lambda: through(prefetch(host_batches(task, blobs, indices))),
-        "compute": lambda: through(ready),
-        "loading": lambda: list(prefetch(host_batches(task, blobs, indices))),
-    }
+    made["streamed"] = lambda: through(prefetch(host_batches(task, blobs, indices)))
+    if parts:
+        made |= {"compute": lambda: through(ready), "loading": lambda: list(prefetch(host_batches(task, blobs, indices)))}
     return made, count, compile_seconds
 
 
-def measure_speed(task: Task, config: Config, first_round: int = 0) -> Iterator[Record]:
+def measure_speed(task: Task, config: Config, first_round: int = 0, parts: bool = True) -> Iterator[Record]:
     """A record per round and batch size, in milliseconds per iteration; one per batch size with its compile time."""
     if first_round >= config.rounds:
         return
     blobs = None if config.task or has_text(config) else encode_png(np.asarray(task.train_data[0]))
     functions, counts = {}, {}
     for size in config.batch_sizes:
-        made, counts[size], compile_seconds = contenders(task, config, blobs, size)
+        made, counts[size], compile_seconds = contenders(task, config, blobs, size, parts)
         functions |= {(name, size): function for name, function in made.items()}
         yield {
             "kind": "compile",
@@ -171,13 +170,11 @@ def measure_speed(task: Task, config: Config, first_round: int = 0) -> Iterator[
             yield {"kind": "speed", "round": number, "batch_size": size} | per_iteration
 
 
-def measure_missing_speed(task: Task, config: Config, known: Sequence[Record]) -> Iterator[Record]:
+def measure_missing_speed(task: Task, config: Config, known: Sequence[Record], parts: bool = True) -> Iterator[Record]:
     """The records of :func:`measure_speed` that are not in ``known``; its last round may be incomplete after a kill."""
-    done = {(record.get("round"), record["batch_size"], record["kind"]) for record in known if record["kind"] in ("speed", "compile")}
-    whole = [n for n in range(config.rounds) if all((n, size, "speed") in done for size in config.batch_sizes)]
-    for record in measure_speed(task, config, first_round=len(whole)):
-        if (record.get("round"), record["batch_size"], record["kind"]) not in done:
-            yield record
+    rows = [record for record in known if record["kind"] in ("speed", "compile")]
+    first = first_missing_round(rows, config.rounds, kind=["speed"], batch_size=config.batch_sizes or ())
+    yield from missing(rows, measure_speed(task, config, first, parts), ("kind", "round", "batch_size"))
 
 
 def measure(config: Config, task: Task, run: RunFolder, console: Console) -> None:

@@ -20,7 +20,7 @@ def rounds_of(records: Sequence[Record], batch_size: int) -> list[Record]:
 
 def has_loading(records: Sequence[Record]) -> bool:
     """Whether loading was timed: only for images, and so not for a task of the user's own."""
-    return any("loading_ms" in record for record in records if record["kind"] == "speed")
+    return any("streamed_ms" in record for record in records if record["kind"] == "speed")
 
 
 def times(records: Sequence[Record], batch_size: int, name: str) -> Interval:

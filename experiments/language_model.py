@@ -23,6 +23,8 @@ from rich.console import Console
 
 import jaxbatch as jb
 from experiments import language_model_report
+from experiments.command_line import for_quick
+from experiments.optimizers import OptimizerFlags, fill_optimizer, follow, kind_of
 from experiments.study import StudyConfig, check_positive, open_study, run_study, show_results
 from jaxbatch.results.records import RunFolder
 from jaxbatch.results.report import progress_bar
@@ -34,7 +36,7 @@ GENERATED_TOKENS = 4_000_000  # with the 1,000,000 of the other studies, more pa
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(StudyConfig):
+class Config(OptimizerFlags, StudyConfig):
     """Flags of the study."""
 
     dataset: str = "generated"
@@ -52,9 +54,14 @@ class Config(StudyConfig):
     epochs: int | None = None
     """Passes over the training text. Default: 3 over the 4,000,000 tokens of the generated language, 8 over tiny_shakespeare."""
     learning_rate: float | None = None
-    """Largest learning rate. Default: 0.004 for generated, 0.003 for tiny_shakespeare."""
-    weight_decay: float = 0.1
-    """Factor of AdamW's weight decay. It applies to all matrices, but not to the scales of the norms."""
+    """Largest learning rate. Default: 0.004 for generated, 0.003 for tiny_shakespeare; with another optimizer than AdamW its usual one."""
+    optimizer: str = "adamw"
+    """Optimizer: sgd, momentum, nesterov, rmsprop, adam, adamw, lion, lars, lamb, muon; or a function of your own, learning rate ->
+    optimizer, as my_optimizer.py:make_optimizer. The decay of AdamW's second moment is 0.98."""
+    weight_decay: float | None = None
+    """Factor of the weight decay. AdamW's applies to all matrices, but not to the scales of the norms. Default: 0.1 with AdamW."""
+    clip_norm: float | None = 1.0
+    """Largest norm of a gradient; a longer one is scaled down to it."""
     seeds: int = 3
     """Number of seeds; each has its own initial weights and its own order of sequences."""
 
@@ -62,9 +69,12 @@ class Config(StudyConfig):
 def resolve(config: Config, dataset: jb.TextDataset) -> Config:
     """Fills in what depends on the text, shrinks for --quick, and checks."""
     epochs, rate = USUAL[dataset.name]
+    config = fill_optimizer(for_quick(config, epochs=2, seeds=2))
+    if config.optimizer == "adamw":
+        config = dataclasses.replace(config, weight_decay=0.1 if config.weight_decay is None else config.weight_decay)
+    else:
+        rate = kind_of(config).rate
     config = dataclasses.replace(config, epochs=config.epochs or epochs, learning_rate=config.learning_rate or rate)
-    if config.quick:
-        config = dataclasses.replace(config, epochs=min(config.epochs or 2, 2), seeds=min(config.seeds, 2))
     check_positive(config, "width", "num_layers", "num_heads", "sequence_length", "batch_size", "epochs", "learning_rate", "seeds")
     return config
 
@@ -82,10 +92,13 @@ def load(config: Config) -> tuple[jb.Task, jax.Array, jb.TextDataset]:
 
 
 def make_optimizer(config: Any, num_updates: int) -> optax.GradientTransformation:
-    """AdamW with a rate that warms up over a twentieth of the updates and falls to a twentieth of its largest value."""
+    """The optimizer with a rate that warms up over a twentieth of the updates and falls to a twentieth of its largest value."""
     rate = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, num_updates // 20, num_updates, config.learning_rate / 20)
+    if config.optimizer != "adamw":
+        return follow(config, rate, config.learning_rate)
     matrices = functools.partial(jax.tree.map, lambda leaf: leaf.ndim > 1)
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.98, weight_decay=config.weight_decay, mask=matrices))
+    adamw = optax.adamw(rate, b2=0.98, weight_decay=config.weight_decay, mask=matrices)
+    return adamw if config.clip_norm is None else optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
 
 
 def measure_seed(config: Config, task: jb.Task, test_data: jax.Array, seed: int, run: RunFolder, show) -> None:

@@ -23,12 +23,15 @@ from rich.console import Console
 
 import jaxbatch as jb
 from experiments import large_batch_report
+from experiments.command_line import for_quick
 from experiments.critical_batch_size import first_examples
 from experiments.large_batch_arms import ARMS, find_arm, nearest_divisor, why_undefined
 from experiments.large_batch_records import best_rate, pairs, rule_rate
 from experiments.large_batch_training import make_judge, train
-from experiments.study import TaskConfig, check_momentum, check_positive, open_study, run_study, show_results
-from experiments.study_task import load_choosing_task
+from experiments.optimizers import OptimizerFlags, fill_optimizer, kind_of
+from experiments.resuming import append_missing, is_whole
+from experiments.study import TaskConfig, check_positive, open_study, run_study, show_results
+from experiments.study_task import few_for_quick, load_choosing_task
 from jaxbatch.results.records import RunFolder
 from jaxbatch.results.report import progress_bar
 from jaxbatch.training.goals import metric_names
@@ -38,10 +41,11 @@ OTHER_SEEDS = 1000  # added to the seeds of the runs that are reported, so that 
 PROTOCOLS = {"digits": (600, 24, 10, 25.0), "cifar10": (2048, 32, 15, 4.0), "cifar100": (2048, 32, 15, 4.0)}
 USUAL = (6000, 60, 10, 4.0)
 QUICK = ("linear rule", "cosine", "growth", "split", "noise")  # an arm of each form
+QUICK_DEEP = ("cosine",)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(TaskConfig):
+class Config(OptimizerFlags, TaskConfig):
     """Flags of the study."""
 
     model: Literal["simple_cnn", "mlp", "transformer", "resnet20"] = "mlp"
@@ -60,10 +64,12 @@ class Config(TaskConfig):
     """The arm "longer" trains for at most this many times the epochs. Default: 25 for digits, 4 for the others."""
     examples: int | None = None
     """Use only this many of the training examples. Default: all, down to a whole number of huge batches."""
-    learning_rates: tuple[float, ...] = (0.001, 0.00316, 0.01, 0.0316, 0.1, 0.316, 1.0)
-    """Learning rates that are tried for every arm."""
-    momentum: float = 0.9
-    """Momentum of SGD and LARS, at least 0 and below 1."""
+    learning_rates: tuple[float, ...] | None = None
+    """Learning rates that are tried for every arm. Default: two in each power of ten, over the powers that suit the optimizer; from 0.001 to
+    1 for SGD, from 0.0001 to 0.1 for Adam."""
+    optimizer: str = "momentum"
+    """Optimizer of all arms but lars and lamb: sgd, momentum, nesterov, rmsprop, adam, adamw, lion, lars, lamb, muon; or a function of your
+    own, learning rate -> optimizer, as my_optimizer.py:make_optimizer."""
     metric: str | None = None
     """The metric by which arms are judged, with > if larger values are better, else <, as "loss<" (quoted, because of the shell).
     Default: the accuracy if there is one, else the loss, else the first."""
@@ -81,13 +87,11 @@ class Config(TaskConfig):
 
 def resolve(config: Config, task: jb.Task) -> Config:
     """Fills in what depends on the data, shrinks for --quick, and checks."""
+    rates = kind_of(config).rates
+    few = {"arms": QUICK} if config.task or config.model == "mlp" else {"arms": QUICK_DEEP, "pairs": False}  # others compile long
+    config = fill_optimizer(for_quick(config, epochs=2, longest=2.0, seeds=2, tune_seeds=1, learning_rates=rates[2:5:2], **few))
     check_positive(config, "batch_size", "small_batch_size", "num_groups", "epochs", "longest", "learning_rates", "seeds", "tune_seeds")
-    check_momentum(config.momentum)
     huge, small, epochs, longest = USUAL if config.task else PROTOCOLS.get(config.dataset, USUAL)
-    if config.quick:
-        short = {"epochs": min(config.epochs or 2, 2), "longest": min(config.longest or 2, 2), "seeds": min(config.seeds, 2), "tune_seeds": 1}
-        short |= {"arms": config.arms or QUICK, "learning_rates": config.learning_rates[2::2] or config.learning_rates}
-        config = dataclasses.replace(config, **short)
     most = max(1, task.num_examples // 2)
     size = config.batch_size or min(huge, most // 24 * 24 or most)
     if size > task.num_examples:
@@ -99,7 +103,7 @@ def resolve(config: Config, task: jb.Task) -> Config:
         num_groups=config.num_groups or nearest_divisor(size, 10),
         epochs=config.epochs or epochs,
         longest=config.longest or longest,
-        learning_rates=tuple(sorted(set(config.learning_rates))),
+        learning_rates=tuple(sorted(set(config.learning_rates or rates))),
         metric=resolve_metric(config.metric, metric_names(task)),
     )
     for name in ("small_batch_size", "num_groups"):
@@ -140,17 +144,15 @@ def measure(config: Config, task: jb.Task, test_data, run: RunFolder, console: C
     settings = list(itertools.product(config.learning_rates, range(config.tune_seeds)))
 
     def write(kind, rows):
-        known = {(row["arm"], row["learning_rate"], row["seed"]) for row in run.find(kind=kind)}
-        for row in rows:
-            if (row["arm"], row["learning_rate"], row["seed"]) not in known:
-                run.append({"kind": kind, **row})
+        append_missing(run, ({"kind": kind, **row} for row in rows), ("kind", "arm", "learning_rate", "seed"))
 
     with progress_bar(console) as progress:
         bar = progress.add_task("", total=2 * len(names) + 6, rate="")
 
         def tune(name):
             progress.update(bar, description=f"rates of {name}")
-            if find_arm(name).rule is None and len(run.find(kind="tune", arm=name)) < len(settings):
+            wanted = {"learning_rate": config.learning_rates, "seed": range(config.tune_seeds)}
+            if find_arm(name).rule is None and not is_whole(run.find(kind="tune", arm=name), **wanted):
                 write("tune", train(task, config, name, *zip(*settings, strict=True)).records)
             progress.update(bar, advance=1)
 
@@ -162,15 +164,15 @@ def measure(config: Config, task: jb.Task, test_data, run: RunFolder, console: C
         for name in [*names, *pair_names]:
             progress.update(bar, description=f"runs of {name}", advance=1)
             rate = rule_rate(config, run.records, name) if find_arm(name).rule else best_rate(config, run.records, name)
-            if rate is not None and len(run.find(kind="run", arm=name)) < config.seeds:
-                seeds = range(OTHER_SEEDS, OTHER_SEEDS + config.seeds)
+            seeds = range(OTHER_SEEDS, OTHER_SEEDS + config.seeds)
+            if rate is not None and not is_whole(run.find(kind="run", arm=name), learning_rate=[rate], seed=seeds):
                 write("run", judge(train(task, config, name, [rate] * config.seeds, seeds)))
 
 
 def study(config: Config, console: Console) -> None:
     """Measures what is missing, then shows what the files hold."""
     task, test_data = load_choosing_task(config)
-    task = first_examples(task, config.examples)
+    task = few_for_quick(config, first_examples(task, config.examples), 48 if config.model == "resnet20" else 240)
     config = resolve(config, task)
     run = open_study("large_batch", config, console, task)
     task = first_examples(task, task.num_examples // config.batch_size * config.batch_size)

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, Key
 
 import jaxbatch as jb
+from experiments import optimizers
 from jaxbatch.augment import Prepare
 
 WARMUP = 0.1  # of the run
@@ -23,7 +23,7 @@ class Arm(NamedTuple):
     """What an arm changes against plain training with the huge batch."""
 
     shape: str = "constant"  # of the rate along the run
-    optimizer: str = "sgd"
+    optimizer: str | None = None  # None: the study's
     small: bool = False  # the small batch
     grows: bool = False  # from the small batch to the huge one
     split: bool = False  # several updates from each batch
@@ -141,10 +141,9 @@ def make_optimizer(config, arm: Arm, num_examples: int) -> Callable[[Any], Any]:
     by_update = rate_by_update(config, arm, num_examples)
 
     def make(rate):
-        learning_rate = rate if arm.shape == "constant" else lambda count: rate * by_update(count)
-        if arm.optimizer == "lars":
-            return optax.lars(learning_rate, trust_coefficient=1.0, momentum=config.momentum)
-        return optax.lamb(learning_rate) if arm.optimizer == "lamb" else optax.sgd(learning_rate, config.momentum)
+        if arm.shape == "constant":
+            return optimizers.make_optimizer(config, arm.optimizer)(rate)
+        return optimizers.follow(config, lambda count: rate * by_update(count), rate, arm.optimizer)
 
     return make
 

@@ -12,18 +12,18 @@ The measured answer is in docs/mnist_study.md.
 """
 
 import dataclasses
-import functools
 import itertools
 import pathlib
 from collections.abc import Iterator, Sequence
 
 import jax.numpy as jnp
 import numpy as np
-import optax
 from rich.console import Console
 
 import jaxbatch as jb
 from experiments import in_flight, learning_rate_grid_report
+from experiments.command_line import for_quick
+from experiments.optimizers import kind_of, make_optimizer, quick_rates
 from experiments.study import check_positive, open_study, run_study, show_results
 from experiments.study_target import TargetConfig, num_updates, resolve_target
 from experiments.study_task import load_choosing_task
@@ -40,20 +40,18 @@ class Config(TargetConfig):
 
     seeds: int = 3
     """Number of seeds; each has its own initial weights and its own order of examples."""
-    learning_rates: tuple[float, ...] = (0.001, 0.00316, 0.01, 0.0316, 0.1, 0.316, 1.0)
-    """Learning rates that are tried at every batch size."""
+    learning_rates: tuple[float, ...] | None = None
+    """Learning rates that are tried at every batch size. Default: two in each power of ten, over the powers that suit the optimizer; from
+    0.001 to 1 for SGD, from 0.0001 to 0.1 for Adam."""
     evaluations_per_epoch: int = 2
     """Number of evaluations on the validation part in an epoch."""
 
 
 def resolve(config: Config, task: Task) -> Config:
     """Fills in what depends on the data set, shrinks for --quick, and checks."""
-    if config.quick:
-        rates = config.learning_rates[1::2] if len(config.learning_rates) > 4 else config.learning_rates
-        config = dataclasses.replace(config, learning_rates=rates, seeds=min(config.seeds, 2))
-    config = resolve_target(config, task)
+    config = resolve_target(for_quick(config, learning_rates=quick_rates(config), seeds=2), task)
     check_positive(config, "learning_rates")
-    return dataclasses.replace(config, learning_rates=tuple(sorted(set(config.learning_rates))))
+    return dataclasses.replace(config, learning_rates=tuple(sorted(set(config.learning_rates or kind_of(config).rates))))
 
 
 def file_of(run: RunFolder, batch_size: int) -> pathlib.Path:
@@ -64,16 +62,16 @@ def file_of(run: RunFolder, batch_size: int) -> pathlib.Path:
 def measure_size(task: Task, config: Config, batch_size: int, run: RunFolder, progress) -> Iterator[dict]:
     """Trains all rates and seeds at one batch size; keeps in the run folder what is needed to continue."""
     shape = (len(config.learning_rates), config.seeds)
-    make_optimizer = functools.partial(optax.sgd, momentum=config.momentum)
+    by_rate = make_optimizer(config)
     path, after = file_of(run, batch_size), None
     if path.exists():
         rates, seeds = np.repeat(np.float32(config.learning_rates), config.seeds), [*range(config.seeds)] * shape[0]
-        start = start_states(task, make_optimizer, jnp.array(rates), seeds)
+        start = start_states(task, by_rate, jnp.array(rates), seeds)
         state, rest = in_flight.from_bytes(start, path.read_bytes())
         after = {"state": state, **rest}
     records = jb.tune_learning_rate(
         task,
-        make_optimizer,
+        by_rate,
         config.learning_rates,
         batch_size=batch_size,
         seeds=range(config.seeds),

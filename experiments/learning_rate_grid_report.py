@@ -7,6 +7,7 @@ import numpy as np
 from rich.console import Console
 
 from experiments.goal_words import heading, in_short, in_words, is_share, show
+from experiments.optimizers import optimizer_words
 from experiments.study import describe_setting, setting_of, size_cell, size_label
 from jaxbatch.advice.learning_rates import RateResult, rate_exponent
 from jaxbatch.intervals import interval
@@ -46,7 +47,7 @@ def best_rates(config, records: Sequence[Record]) -> dict[int, float]:
 
 def print_tables(console: Console, config, records: Sequence[Record], provenance: Record) -> None:
     """Prints the best rate of each size, its results, and the rates at which a run diverged."""
-    describe_setting(console, config, provenance, f"momentum {config.momentum:g}, up to {config.epochs} epochs")
+    describe_setting(console, config, provenance, f"{optimizer_words(config)}, up to {config.epochs} epochs")
     rows, goal = [], as_goal(config.target)
     for size, result in results(config, records).items():
         rate = result.best
@@ -82,7 +83,9 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
         )
     p = rate_exponent(rate_results)
     if not np.isfinite(p.value):
-        return [*sentences, "No exponent: fewer than two batch sizes have their best rate inside the grid."]
+        none = not any(result.arrived for result in rate_results.values())
+        few = "fewer than two batch sizes have a best rate that lies inside the grid and reaches the target"
+        return [*sentences, f"No exponent: {f'no run reaches {in_words(goal)} within the budget' if none else few}."]
     within = {"linear (1)": not p.excludes(1), "square root (0.5)": not p.excludes(0.5), "none (0)": not p.excludes(0)}
     allowed = [name for name, holds in within.items() if holds]
     sentences.append(
@@ -91,14 +94,15 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
         + f" (it covers seeds and the spacing of the grid, n = {config.seeds} seeds)."
     )
     rates = {size: config.learning_rates[rate] for size, rate in chosen.items() if rate is not None}
-    steps = [f"{a} to {b}: {np.log(rates[b] / rates[a]) / np.log(b / a):.2f}" for a, b in zip(rates, list(rates)[1:], strict=False)]
+    arrived = [size for size in rates if rate_results[size].arrived]
+    steps = [f"{a} to {b}: {np.log(rates[b] / rates[a]) / np.log(b / a):.2f}" for a, b in zip(arrived, arrived[1:], strict=False)]
     sentences.append(f"On this grid, the exponent between neighbouring sizes is {', '.join(steps)}.")
-    unreached = [size for size in rates if not np.isfinite(rate_results[size].updates_to_goal).any()]
+    unreached = [size for size in rates if size not in arrived]
     high, low = ("highest", "lowest") if goal.above else ("lowest", "highest")
     if unreached:
         sentences.append(
             f"No rate reaches {in_words(goal)} within the budget at B = {', '.join(map(str, unreached))}; there, the best rate is the one "
-            f"that ends {high}."
+            f"that ends {high}, and it is left out of the fit."
         )
     ends = {size: rate_results[size].metric[rate] for size, rate in chosen.items() if rate is not None}
     order = sorted(ends, key=lambda size: interval(ends[size]).value, reverse=goal.above)
@@ -130,8 +134,10 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
             if (best := rate_results[size].best) is not None:
                 plots.frame_cell(axes, column, best)
     best = best_rates(config, records)
-    inside = [size for size in best if rate_results[size].is_inside]
-    right.plot(list(best), list(best.values()), "o", color=plots.COLORS[0], mfc="white", ms=9, label="best, on the grid's edge")
+    inside = [size for size in best if rate_results[size].is_inside and rate_results[size].arrived]
+    right.plot(
+        list(best), list(best.values()), "o", color=plots.COLORS[0], mfc="white", ms=9, label="best, on the grid's edge or short of the target"
+    )
     right.plot(inside, [best[size] for size in inside], "o", color=plots.COLORS[0], ms=9, label="best")
     p = rate_exponent(rate_results)
     if np.isfinite(p.value):
@@ -144,7 +150,7 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
     right.set_ylim(min(rates) / 3, max(rates) * 3)
     plots.size_ticks(right, sizes)
     right.legend(loc="upper left", fontsize=9)
-    figure.suptitle(f"{setting_of(config)}, SGD with momentum {config.momentum:g}, mean of {config.seeds} seeds; × diverged, framed: best")
+    figure.suptitle(f"{setting_of(config)}, {optimizer_words(config)}, mean of {config.seeds} seeds; × diverged, framed: best")
     return plots.save(figure, folder)
 
 

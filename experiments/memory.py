@@ -23,7 +23,8 @@ from rich.console import Console
 import jaxbatch as jb
 from experiments import memory_report
 from experiments.memory_task import SHAPES, USUAL, DataName, Network, shape_task
-from experiments.optimizers import OPTIMIZERS, OptimizerName
+from experiments.optimizers import OptimizerFlags, fill_optimizer, make_optimizer
+from experiments.resuming import append_missing
 from experiments.study import TaskConfig, open_study, run_study, show_results
 from experiments.user_task import load_user_task
 from jaxbatch.advice.largest_batch import MARGIN, find_largest_batch
@@ -41,7 +42,7 @@ LADDER = (64, 256, 1024)  # sizes of the figure besides those of the search, whe
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(TaskConfig):
+class Config(OptimizerFlags, TaskConfig):
     """Flags of the study."""
 
     model: Network = "simple_cnn"
@@ -49,8 +50,9 @@ class Config(TaskConfig):
     dataset: DataName | None = None
     """Data set, whose shapes are used: digits, mnist, fashion_mnist, kmnist, cifar10, cifar100, imagenet (224 pixels, streamed).
     Default: mnist for simple_cnn and mlp, imagenet for resnet50, cifar10 for the others."""
-    optimizer: OptimizerName = "momentum"
-    """Optimizer: sgd, momentum, adam, adamw."""
+    optimizer: str = "momentum"
+    """Optimizer: sgd, momentum, nesterov, rmsprop, adam, adamw, lion, lars, lamb, muon; or a function of your own, learning rate ->
+    optimizer, as my_optimizer.py:make_optimizer."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type that the network computes in; parameters are float32."""
     targets: tuple[str, ...] | None = None
@@ -72,9 +74,12 @@ class Config(TaskConfig):
     seeds: int = 1
     """Not used by this study: nothing in it is random."""
 
+    trains = False
+
 
 def resolve(config: Config) -> Config:
     """Fills in the default targets and the data set, and checks."""
+    config = fill_optimizer(config)
     targets = config.targets
     if targets is None:
         targets = ("here", "h100") if missing_compiler(jb.find_target("h100")) is None and not config.quick else ("here",)
@@ -104,7 +109,7 @@ def resolve(config: Config) -> Config:
 
 def measure_target(config: Config, task: jb.Task, name: str, work: Callable[[int], Work]) -> Iterator[Record]:
     """Finds the largest batch of one target: a record for each compiled size, one for the answer, and one for the plan."""
-    target, optimizer = jb.find_target(name), OPTIMIZERS[config.optimizer](RATE)
+    target, optimizer = jb.find_target(name), make_optimizer(config)(RATE)
     settings = {"num_groups": config.split, "num_devices": config.num_devices, "effort": config.effort}
     settings |= {"evaluation_batch_size": config.evaluation_batch_size}
     target_fields = {"target": name, "title": target.title}
@@ -164,7 +169,7 @@ def measure(config: Config, task: jb.Task, run: RunFolder) -> Iterator[Record]:
     """Works out the targets that are missing, on as many cores as there are."""
     known = {record["target"] for record in run.find(kind="plan" if config.batch_size else "largest")}
     wanted = [name for name in config.targets if name not in known]
-    work = work_by_batch_size(task, OPTIMIZERS[config.optimizer](RATE)) if wanted else None
+    work = work_by_batch_size(task, make_optimizer(config)(RATE)) if wanted else None
     with concurrent.futures.ThreadPoolExecutor(num_cores()) as pool:
         futures = [pool.submit(lambda name: list(measure_target(config, task, name, work)), name) for name in wanted]
         failures = []
@@ -186,8 +191,7 @@ def study(config: Config, console: Console) -> None:
     task = load_user_task(config.task) if config.task else shape_task(config.model, config.dataset, config.dtype)
     run = open_study("memory", config, console, task)
     try:
-        for record in measure(config, task, run):
-            run.append(record)
+        append_missing(run, measure(config, task, run), ("kind", "target", "batch_size"))
     except ValueError:
         if run.records:  # of the targets that fit
             show_results(console, config, run, memory_report)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from experiments.optimizers import optimizer_words
 from experiments.study import describe_setting
 from jaxbatch.machine.targets import format_bytes
 from jaxbatch.results import plots
@@ -26,7 +27,7 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
     """The largest batch by target, the parts of its memory, and how to fit a batch that was asked for."""
     extra = [f"{config.num_devices} devices"] if config.num_devices > 1 else []
     extra += [f"split in {config.split}"] if config.split else []
-    describe_setting(console, config, provenance, *([] if config.task else [config.dtype]), config.optimizer, *extra)
+    describe_setting(console, config, provenance, *([] if config.task else [config.dtype]), optimizer_words(config), *extra)
     rows, parts = [], []
     for answer in _of(records, "largest"):
         mine = {record["batch_size"]: record for record in _sizes(records, answer["target"])}

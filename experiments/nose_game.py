@@ -14,11 +14,12 @@ from collections.abc import Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float
 from rich.console import Console
 
 import jaxbatch as jb
+from experiments.command_line import for_quick
+from experiments.optimizers import OptimizerFlags, fill_optimizer, make_optimizer
 from experiments.study import StudyConfig, check_positive, open_study, run_study
 from jaxbatch.intervals import interval
 from jaxbatch.results import plots
@@ -27,7 +28,7 @@ from jaxbatch.results.report import print_table
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(StudyConfig):
+class Config(OptimizerFlags, StudyConfig):
     """Flags of the study. It has no data set: the helpers are drawn from the seed."""
 
     num_helpers: int = 12
@@ -38,8 +39,6 @@ class Config(StudyConfig):
     """Number of steps that the child takes."""
     learning_rate: float = 0.3
     """Share of the called-out correction that the child walks."""
-    momentum: float = 0.0
-    """Momentum of SGD, at least 0 and below 1."""
     disagreement: float = 0.35
     """Spread of the places where helpers think the nose belongs; the child starts at a distance of 2.2."""
     seeds: int = 50
@@ -76,7 +75,7 @@ START = (-1.8, 1.3)
 def play(config: Config, seed: int, batch_size: int) -> Float[np.ndarray, "T 2"]:
     """The child's path, including its start, when it asks ``batch_size`` helpers at each step."""
     helpers = make_helpers(config, seed)
-    optimizer = optax.sgd(config.learning_rate, config.momentum)
+    optimizer = make_optimizer(config)(config.learning_rate)
     step = jb.make_train_step(loss_fn, optimizer, batch_size)
     start = jnp.array(START)
     state = jb.TrainState(start, optimizer.init(start), jnp.zeros((), jnp.int32))
@@ -118,11 +117,8 @@ def describe_path(path: Float[np.ndarray, "T 2"], nose: Float[np.ndarray, "2"]) 
 
 def resolve(config: Config) -> Config:
     """Shrinks for --quick, and checks."""
-    if config.quick:
-        config = dataclasses.replace(config, seeds=min(config.seeds, 5))
+    config = fill_optimizer(for_quick(config, seeds=5))
     check_positive(config, "num_helpers", "num_steps", "learning_rate", "seeds", "batch_sizes")
-    if not 0 <= config.momentum < 1:
-        raise ValueError(f"--momentum {config.momentum} must be at least 0 and below 1.")
     if max(config.batch_sizes) > config.num_helpers:
         raise ValueError(f"--batch-sizes {max(config.batch_sizes)} is more than there are helpers ({config.num_helpers}).")
     return dataclasses.replace(config, batch_sizes=tuple(sorted(set(config.batch_sizes))))

@@ -18,13 +18,15 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from experiments import sharpness_figure, sharpness_report
-from experiments.advise_verify import RATES
+from experiments.command_line import for_quick
 from experiments.critical_batch_size_report import best_rates
+from experiments.optimizers import kind_of
+from experiments.resuming import append_missing, is_whole
 from experiments.sharpness_measures import continued, line, solution, way_point
 from experiments.sharpness_training import Setup, choose_rate, find_states, train
 from experiments.study import check_positive, open_study, run_study, show_results
 from experiments.study_target import GoalConfig, fill_target
-from experiments.study_task import load_choosing_task, refuse_model_state
+from experiments.study_task import few_for_quick, load_choosing_task, refuse_model_state
 from jaxbatch.results.records import Record, RunFolder
 from jaxbatch.results.report import progress_bar
 from jaxbatch.training.goals import as_goal
@@ -67,20 +69,19 @@ def resolve(config: Config, task: Task) -> Config:
     refuse_model_state(config, task, "a loss that depends on a state of the model, or on a batch's moments, has the curvature of that batch alone")
     if config.task and config.train_loss is None:
         raise ValueError("--train-loss is needed with --task: a mean training loss that both batch sizes reach.")
+    usual, quick = kind_of(config).rates, config.quick
+    short = {"lanczos_steps": 6, "trace_samples": 4, "points": 13, "continue_epochs": 1, "seeds": 2, "epochs": 4, "max_epochs": 40}
+    config = for_quick(config, **short, learning_rates=usual[3:5], train_loss=0.5)
     own_target, config = config.target, fill_target(config, task)
-    if config.quick:
-        goal = as_goal(config.target or "")
-        if own_target is None and goal.metric == "accuracy":  # a few epochs of a huge batch do not reach the usual one
-            config = dataclasses.replace(config, target=f"accuracy>{goal.value / 2:g}")
-        small = {"lanczos_steps": 6, "trace_samples": 4, "points": 13, "continue_epochs": 1, "seeds": min(config.seeds, 2)}
-        config = dataclasses.replace(config, epochs=min(config.epochs or 4, 4), max_epochs=config.max_epochs or 40, **small)
-    usual = RATES["adam" if config.optimizer.startswith("adam") else "sgd"]
-    rates = config.learning_rates or (usual[3:5] if config.quick else usual[1:6] if config.optimizer.startswith("adam") else usual[2:])
+    goal = as_goal(config.target or "")
+    if quick and own_target is None and goal.metric == "accuracy":  # a few epochs of a huge batch do not reach the usual one
+        config = dataclasses.replace(config, target=f"accuracy>{goal.value / 2:g}")
+    rates = config.learning_rates or (usual[1:6] if kind_of(config).rule == "sqrt" else usual[2:])
     config = dataclasses.replace(
         config,
         learning_rates=tuple(sorted(set(rates))),
         large_batch_size=config.large_batch_size or min(4096, 2 ** (task.num_examples.bit_length() - 1)),
-        train_loss=(0.5 if config.quick else TRAIN_LOSS) if config.train_loss is None else config.train_loss,
+        train_loss=TRAIN_LOSS if config.train_loss is None else config.train_loss,
         max_epochs=20 * (config.epochs or 1) if config.max_epochs is None else config.max_epochs,
     )
     names = ("small_batch_size", "large_batch_size", "learning_rates", "epochs", "train_loss", "max_epochs", "lanczos_steps", "trace_samples")
@@ -99,12 +100,7 @@ def resolve(config: Config, task: Task) -> Config:
 
 def append_new(run: RunFolder, rows: Sequence[Record]) -> None:
     """Writes rows without those that a call which was stopped has written already, found by all that is no measurement."""
-    names = ("kind", "comparison", "batch_size", "seed", "updates", "epoch", "point", "learning_rate", "with_batch_size")
-    identity = lambda row: tuple(row.get(name) for name in names)
-    known = {identity(row) for row in run.records}
-    for row in rows:
-        if identity(row) not in known:
-            run.append(row)
+    append_missing(run, rows, ("kind", "comparison", "batch_size", "seed", "updates", "epoch", "point", "learning_rate", "with_batch_size"))
 
 
 def measure(config: Config, task: Task, test_data, run: RunFolder, console: Console) -> None:
@@ -114,7 +110,7 @@ def measure(config: Config, task: Task, test_data, run: RunFolder, console: Cons
     with progress_bar(console) as progress:
         bar = progress.add_task("choosing rates", total=len(sizes), rate="")
         for size in sizes:
-            if len(run.find(kind="sweep", batch_size=size)) < len(rates) * len(seeds):
+            if not is_whole(run.find(kind="sweep", batch_size=size), learning_rate=rates, seed=seeds):
                 append_new(run, choose_rate(config, task, size, seeds))
             progress.update(bar, advance=1)
         best = best_rates(run.records)
@@ -140,6 +136,7 @@ def measure(config: Config, task: Task, test_data, run: RunFolder, console: Cons
 def study(config: Config, console: Console) -> None:
     """Measures what is missing, then shows what the files hold."""
     task, test_data = load_choosing_task(config)
+    task = few_for_quick(config, task, 240)
     config = resolve(config, task)
     run = open_study("sharpness", config, console, task)
     measure(config, task, test_data, run, console)

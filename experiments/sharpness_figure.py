@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Sequence
 
 from experiments.critical_batch_size_report import best_rates
+from experiments.optimizers import optimizer_words
 from experiments.sharpness_report import held_out_metric, solutions, stability_limit, title_of
 from experiments.study import setting_of
 from jaxbatch.intervals import Interval, interval
@@ -30,7 +31,7 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
     for axes in (eigenvalue, ends, line, on):
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=9, loc="center right" if axes is ends else "best")
-    figure.suptitle(f"{setting_of(config)}, {config.optimizer}, {config.seeds} seeds")
+    figure.suptitle(f"{setting_of(config)}, {optimizer_words(config)}, {config.seeds} seeds")
     return plots.save(figure, folder)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from rich.console import Console
 
 from experiments.critical_batch_size_report import best_rates
+from experiments.optimizers import heavy_ball, optimizer_words
 from experiments.study import describe_setting
 from jaxbatch.gradients.split import largest_stable_curvature
 from jaxbatch.intervals import Interval, interval, ratio_of_means
@@ -13,7 +14,6 @@ from jaxbatch.results.records import Record, as_number
 from jaxbatch.results.report import print_table
 from jaxbatch.training.goals import as_goal
 
-MOMENTUM = {"sgd": 0.0, "momentum": 0.9}
 ROUNDING = 1e-5  # of the largest eigenvalue: a smallest one above minus this may be 0
 
 
@@ -23,9 +23,9 @@ def title_of(config, comparison: str) -> str:
 
 
 def stability_limit(config, rate: float) -> float | None:
-    """The curvature at which a run with this rate is no longer stable, 2 (1 + momentum) / rate; None for Adam, which scales the gradient."""
-    momentum = MOMENTUM.get(config.optimizer)
-    return None if momentum is None else largest_stable_curvature(rate, momentum)
+    """The curvature at which a run with this rate is no longer stable, 2 (1 + momentum) / rate; None where the optimizer is not SGD."""
+    momentum = heavy_ball(config)
+    return None if momentum is None else largest_stable_curvature(rate, momentum) - (getattr(config, "weight_decay", None) or 0.0)
 
 
 def held_out_metric(records: Sequence[Record]) -> str:
@@ -86,7 +86,7 @@ def is_no_minimum(row: Record) -> bool:
 
 def print_tables(console: Console, config, records: Sequence[Record], provenance: Record) -> None:
     """The rates, then both comparisons."""
-    describe_setting(console, config, provenance, config.optimizer, f"rates chosen by updates to {config.target}")
+    describe_setting(console, config, provenance, optimizer_words(config), f"rates chosen by updates to {config.target}")
     rates, metric = {size: rate for size, (rate, _) in best_rates(records).items()}, as_goal(config.target).metric
     for comparison in ("epochs", "loss"):
         pairs, rows = solutions(records, comparison), []

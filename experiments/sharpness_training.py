@@ -10,7 +10,7 @@ import numpy as np
 
 import jaxbatch as jb
 from experiments import in_flight
-from experiments.optimizers import OPTIMIZERS
+from experiments.optimizers import make_optimizer
 from experiments.study_task import prepared_once
 from jaxbatch.results.records import Record, RunFolder
 from jaxbatch.training.evaluation import choose_evaluation_size
@@ -39,7 +39,7 @@ class Setup:
 
     def make_optimizer(self, size: int):
         """The optimizer at the best rate of a batch size."""
-        return OPTIMIZERS[self.config.optimizer](self.rates[size])
+        return make_optimizer(self.config)(self.rates[size])
 
     def loss(self, params) -> float:
         """The mean training loss."""
@@ -60,7 +60,7 @@ def choose_rate(config, task: Task, size: int, seeds: Sequence[int]) -> list[Rec
     """Trains all rates at one size until none can reach the target in fewer updates, on average over seeds, than the best has."""
     settings = {"batch_size": size, "seeds": seeds, "duration": jb.epochs(config.max_epochs), "goal": config.target}
     per_epoch = max(1, min(4, task.num_examples // size))
-    for record in jb.tune_learning_rate(task, OPTIMIZERS[config.optimizer], config.learning_rates, **settings, evaluations_per_epoch=per_epoch):
+    for record in jb.tune_learning_rate(task, make_optimizer(config), config.learning_rates, **settings, evaluations_per_epoch=per_epoch):
         result = record["result"]
         if is_settled(result.updates_to_goal, result.diverged, record["batches"]):
             break

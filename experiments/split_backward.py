@@ -22,18 +22,20 @@ The measured answer is in docs/split_backward.md.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
 
 from jaxtyping import PyTree
 from rich.console import Console
 
 import jaxbatch as jb
 from experiments import split_backward_figure, split_backward_report
+from experiments.command_line import for_quick
+from experiments.optimizers import OptimizerFlags, kind_of, quick_rates
+from experiments.resuming import append_missing, first_missing_round
 from experiments.split_backward_cost import measure_cost, measure_exactness
 from experiments.split_backward_records import chosen_rate
 from experiments.split_backward_steps import ARMS, OWN_RULES
 from experiments.split_backward_training import Trainer, measure_training, measure_tuning
-from experiments.study import TaskConfig, check_momentum, check_positive, open_study, run_study, show_results
+from experiments.study import TaskConfig, check_positive, open_study, run_study, show_results
 from experiments.study_target import fill_target
 from experiments.study_task import Network, load_choosing_task, prepared_once, refuse_model_state
 from jaxbatch.batches import steps_per_epoch
@@ -44,7 +46,7 @@ from jaxbatch.training.goals import as_goal
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(TaskConfig):
+class Config(OptimizerFlags, TaskConfig):
     """Flags of the study."""
 
     model: Network = "simple_cnn"
@@ -53,18 +55,16 @@ class Config(TaskConfig):
     """B: examples in a large batch."""
     num_groups: int = 4
     """K: groups of a batch, a divisor of B."""
-    learning_rate: float = 0.02
-    """The same learning rate for arms (a), (b) and (d); (c) uses K times this rate."""
+    learning_rate: float | None = None
+    """The same learning rate for arms (a), (b) and (d); (c) uses K times this rate. Default: 0.02 for SGD, 0.001 for Adam, 0.01 for an
+    optimizer of your own."""
     tune: bool = True
     """Also compare the arms at the best rate of each."""
-    learning_rates: tuple[float, ...] = (0.001, 0.00316, 0.01, 0.0316, 0.1, 0.316, 1.0)
-    """Rates from which each arm's best is chosen, the same for all arms."""
+    learning_rates: tuple[float, ...] | None = None
+    """Rates from which each arm's best is chosen, the same for all arms. Default: two in each power of ten, over the powers that suit the
+    optimizer; from 0.001 to 1 for SGD, from 0.0001 to 0.1 for Adam."""
     tune_seeds: int = 2
     """Number of seeds that choose the rates; they are different from the seeds of the compared runs."""
-    momentum: float = 0.5
-    """Momentum of SGD; not used by Adam."""
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    """The optimizer of all arms."""
     epochs: int | None = None
     """Passes over the training set. Default: 30 for digits, 15 for the others."""
     target: str | None = None
@@ -77,19 +77,18 @@ class Config(TaskConfig):
     cost_rounds: int = 40
     """Rounds of the cost measurement; each runs every kind of step once."""
 
+    sgd_momentum = 0.5
+
 
 def resolve(config: Config, task: jb.Task) -> Config:
     """Fills in what depends on the data, shrinks for --quick, and checks."""
-    config = fill_target(config, task)
-    if config.quick:
-        rates = config.learning_rates[1::2] if len(config.learning_rates) > 4 else config.learning_rates
-        config = dataclasses.replace(config, learning_rates=rates, tune_seeds=1)
-        config = dataclasses.replace(config, seeds=min(config.seeds, 2), epochs=min(config.epochs, 3), cost_rounds=5)
+    config = fill_target(for_quick(config, learning_rates=quick_rates(config), tune_seeds=1, seeds=2, epochs=3, cost_rounds=5), task)
+    kind = kind_of(config)
+    rate, rates = config.learning_rate, config.learning_rates or kind.rates
+    config = dataclasses.replace(config, learning_rate=kind.rate if rate is None else rate, learning_rates=tuple(sorted(set(rates))))
     names = ("batch_size", "num_groups", "learning_rate", "learning_rates", "tune_seeds", "epochs", "seeds")
     check_positive(config, *names, "evaluations_per_epoch", "cost_rounds")
-    config = dataclasses.replace(config, learning_rates=tuple(sorted(set(config.learning_rates))))
     check_num_groups(config.num_groups, config.batch_size)
-    check_momentum(config.momentum)
     steps_per_epoch(task.num_examples, config.batch_size)  # raises if the batch is too large
     return config
 
@@ -97,21 +96,12 @@ def resolve(config: Config, task: jb.Task) -> Config:
 def measure(config: Config, task: jb.Task, test_data: PyTree, run: RunFolder, console: Console) -> None:
     """Makes the measurements that are not in the run folder yet."""
 
-    def identity(record):
-        names = ("kind", "round", "num_groups", "protocol", "arm", "learning_rate", "seed", "segment")
-        return tuple(record.get(name) for name in names)
-
-    known = {identity(record) for record in run.records}
-
     def keep(records):
-        for record in records:
-            if identity(record) not in known:
-                known.add(identity(record))
-                run.append(record)
+        append_missing(run, records, ("kind", "round", "num_groups", "protocol", "arm", "learning_rate", "seed", "segment"))
 
     ready = prepared_once(task)
     keep(measure_exactness(ready, config, {record["num_groups"] for record in run.find(kind="exactness")}))
-    keep(measure_cost(ready, config, len(run.find(kind="cost"))))
+    keep(measure_cost(ready, config, first_missing_round(run.find(kind="cost"), config.cost_rounds)))
     trainer = Trainer(task, config)
     tuning = len(OWN_RULES) * len(config.learning_rates) * config.tune_seeds if config.tune else 0
     with progress_bar(console) as progress:

@@ -6,6 +6,7 @@ import numpy as np
 from rich.console import Console
 
 from experiments.goal_words import heading, in_short, in_words, is_share, lost_in_words, show
+from experiments.optimizers import optimizer_words
 from experiments.split_backward_records import (
     PROTOCOLS,
     chosen_rate,
@@ -35,10 +36,9 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
     """Prints the rates tried, the way to the target, the end, the cost of a step, distances; with 95% intervals."""
     where = f"{provenance['device']}, {provenance['num_cores']} cores, jax {provenance['jax']}"
     console.print(
-        f"\n{setting_of(config)}, B = {config.batch_size}, K = {config.num_groups}, {config.optimizer} at rate "
+        f"\n{setting_of(config)}, B = {config.batch_size}, K = {config.num_groups}, {optimizer_words(config)} at rate "
         f"{config.learning_rate:g}"
         + (" and at each arm's best rate" if config.tune else "")
-        + (f", momentum {config.momentum:g}" if config.optimizer == "sgd" else "")
         + f", {config.epochs} epochs, {len(seeds_of(records, 'original'))} seeds; {where}",
         soft_wrap=True,
     )

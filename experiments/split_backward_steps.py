@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from experiments import optimizers
 from jaxbatch.gradients.groups import losses_and_aux
+from jaxbatch.gradients.updates import update
 from jaxbatch.sums import divisor, totals
 from jaxbatch.training.steps import TrainState, make_task_step
 from jaxbatch.training.tasks import Task
@@ -17,7 +19,7 @@ OWN_RULES = tuple(arm for arm in ARMS if RULES[arm] == arm)
 
 def make_optimizer(config, rate) -> optax.GradientTransformation:
     """The study's optimizer at a learning rate."""
-    return optax.sgd(rate, config.momentum) if config.optimizer == "sgd" else optax.adam(rate)
+    return optimizers.make_optimizer(config)(rate)
 
 
 def make_step(task: Task, config, arm: str, rate):
@@ -55,8 +57,7 @@ def make_masked_step(loss_fn, optimizer: optax.GradientTransformation, num_group
         for group in jnp.arange(values.shape[0]).reshape(num_groups, -1):
             count = divisor(jax.tree.map(lambda leaf: leaf[group], losses), group.size)
             (gradient,) = backward(jnp.zeros_like(values).at[group].set(1 / count))
-            updates, opt_state = optimizer.update(gradient, opt_state, params)
-            params = optax.apply_updates(params, updates)
+            params, opt_state = update(optimizer, gradient, opt_state, params, values.sum() / divisor(losses, values.size))
         return params, opt_state, losses
 
     return step

@@ -10,6 +10,7 @@ import numpy as np
 
 from experiments import in_flight
 from experiments.goal_words import better, is_share
+from experiments.resuming import is_whole
 from experiments.split_backward_steps import RULES, compare, is_finite, make_optimizer, make_step
 from experiments.study_task import prepared_once
 from jaxbatch.batches import cut_batches, epoch_order, steps_per_epoch
@@ -102,7 +103,7 @@ def measure_training(trainer: Trainer, test_data, protocol: str, rates: Mapping[
     drawn = prepared_once(task).train_data
     path = run.path / f"in_flight_{protocol}.msgpack"
     for seed in range(config.seeds):
-        if len(run.find(kind="end", protocol=protocol, seed=seed)) == len(arms):
+        if is_whole(run.find(kind="end", protocol=protocol, seed=seed), arm=arms):
             show(len(trainer.segments))
             continue
         begin = {arm: trainer.start(seed) for arm in arms}

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from experiments.goal_words import in_words, is_share, scale
+from experiments.optimizers import heavy_ball
 from experiments.split_backward_records import cost_ratio, final, num_lost, protocols_of, rate_of, rates_on_edge, seeds_of, to_target
 from experiments.split_backward_steps import OWN_RULES
 from jaxbatch.gradients.split import largest_stable_curvature
@@ -83,9 +84,10 @@ def at_one_rate(config, records: Sequence[Record]) -> list[str]:
             f"After one batch from the same state, (b) and (c) differ by {100 * scaled.value:.1f}% of the step, and (b) and "
             f"(d) by {100 * other.value:.1f}%."
         )
-    if config.optimizer == "sgd" and config.momentum > 0:
-        split_limit = largest_stable_curvature(config.learning_rate, config.momentum, k)
-        scaled_limit = largest_stable_curvature(k * config.learning_rate, config.momentum)
+    momentum = heavy_ball(config)
+    if momentum:
+        split_limit = largest_stable_curvature(config.learning_rate, momentum, k)
+        scaled_limit = largest_stable_curvature(k * config.learning_rate, momentum)
         sentences.append(f"Theory: on a quadratic loss (b) is stable up to curvature {split_limit:.3g}, (c) up to {scaled_limit:.3g}.")
     only = {
         "identical": f"it is a {k} times larger learning rate and nothing else",

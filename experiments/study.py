@@ -1,22 +1,26 @@
 """What all studies share: flags and their checks, the run folder, the order of the output."""
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
+import jax
+import tyro
 from rich.console import Console
 
 import jaxbatch
 from experiments.command_line import one_line_errors, parse
-from experiments.study_task import SEQUENCE_LENGTH, Network
-from experiments.user_task import describe_user_task, title_of
+from experiments.optimizers import OptimizerFlags, fill_optimizer, is_named
+from experiments.study_task import DEEP, SEQUENCE_LENGTH, Network
+from experiments.user_task import describe_user_optimizer, describe_user_task, title_of
 from jaxbatch.data import TEXTS
 from jaxbatch.results.records import Record, RunFolder, describe_commit, open_run
 
 Config = TypeVar("Config", bound="StudyConfig")
-BATCH_SIZES = (1, 6, 60, 600, 6000)
+BATCH_SIZES, LARGEST_QUICK = (1, 6, 60, 600, 6000), 600
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +37,7 @@ class StudyConfig:
     output_dir: str = "results"
     """Folder in which run folders are made."""
     quick: bool = False
-    """Run a short version with fewer epochs, seeds and repeats. Its numbers only show that the study works."""
+    """Run a short version with fewer epochs, seeds and repeats, except where flags say otherwise. Its numbers only show that the study works."""
     resume: bool = True
     """Continue from the measurements that an earlier call of the same command has made."""
     overwrite: bool = False
@@ -42,6 +46,10 @@ class StudyConfig:
     """Keep compiled programs in the user's cache folder, so that the next call starts without compiling."""
     check_backend: bool = True
     """Stop if this machine fails one of jaxbatch.check_backend's checks, which take a second."""
+    given: tyro.conf.Suppress[tyro.conf.Fixed[tuple[str, ...]]] = ()
+    """The fields whose flags are given, which --quick does not change; no flag itself."""
+
+    trains: ClassVar[bool] = True  # whether what is compiled is there to be run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,18 +62,18 @@ class TaskConfig(StudyConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class SizesConfig(TaskConfig):
+class SizesConfig(OptimizerFlags, TaskConfig):
     """The flags of studies at several batch sizes."""
 
     model: Network = "simple_cnn"
     """The network: the study's convolutions, one hidden layer of 128 units, or a small transformer for texts."""
     batch_sizes: tuple[int, ...] | None = None
     """Batch sizes. Default: those of 1, 6, 60, 600 and 6000 that are not larger than the data set."""
-    momentum: float = 0.5
-    """Momentum of SGD, at least 0 and below 1."""
+
+    sgd_momentum = 0.5
 
 
-_NOT_RESULTS = ("data_dir", "output_dir", "resume", "overwrite", "keep_compiled", "check_backend")  # change no number
+_NOT_RESULTS = ("given", "data_dir", "output_dir", "resume", "overwrite", "keep_compiled", "check_backend")  # change no number
 
 
 def open_study(name: str, config: StudyConfig, console: Console, task: jaxbatch.Task | None = None) -> RunFolder:
@@ -76,6 +84,8 @@ def open_study(name: str, config: StudyConfig, console: Console, task: jaxbatch.
     fields = {key: value for key, value in dataclasses.asdict(config).items() if key not in _NOT_RESULTS}
     if fields.pop("task", None) is not None:
         fields = {key: value for key, value in fields.items() if key not in ("dataset", "model")} | describe_user_task(config.task, task)
+    if fields.get("optimizer") is not None and not is_named(config):
+        fields |= describe_user_optimizer(fields["optimizer"])
     fields["jaxbatch"] = jaxbatch.__version__
     facts = {"backend_checks": check_machine(config)}
     run = open_run(config.output_dir, name, fields, resume=config.resume, overwrite=config.overwrite, facts=facts)
@@ -104,14 +114,17 @@ def check_machine(config: StudyConfig) -> dict[str, dict[str, float | bool | Non
 
 
 def resolve_sizes(config: Config, num_examples: int) -> Config:
-    """Fills in the batch sizes, and checks the flags that all studies at several batch sizes share.
+    """Fills in batch sizes and optimizer, and checks the flags that all studies at several batch sizes share. --quick takes two sizes.
 
     Raises:
-        ValueError: a batch size below 1 or above the data set, a momentum outside [0, 1), or no seed.
+        ValueError: a batch size below 1 or above the data set, a wrong optimizer, or no seed.
     """
+    config = fill_optimizer(config)
     check_positive(config, "seeds")
-    check_momentum(config.momentum)
-    return dataclasses.replace(config, batch_sizes=resolve_batch_sizes(config.batch_sizes, num_examples))
+    sizes = resolve_batch_sizes(config.batch_sizes, num_examples)
+    if config.quick and config.batch_sizes is None:
+        sizes = tuple(size for size in sizes if size <= LARGEST_QUICK)[-2:]
+    return dataclasses.replace(config, batch_sizes=sizes)
 
 
 def resolve_batch_sizes(batch_sizes: Sequence[int] | None, num_examples: int) -> tuple[int, ...]:
@@ -131,12 +144,6 @@ def resolve_batch_sizes(batch_sizes: Sequence[int] | None, num_examples: int) ->
     if not batch_sizes:
         raise ValueError("--batch-sizes needs at least one number.")
     return tuple(sorted(set(batch_sizes)))
-
-
-def check_momentum(momentum: float) -> None:
-    """Raises a ValueError for a momentum that SGD cannot have."""
-    if not 0 <= momentum < 1:
-        raise ValueError(f"--momentum {momentum} must be at least 0 and below 1.")
 
 
 def check_positive(config: StudyConfig, *names: str) -> None:
@@ -210,6 +217,22 @@ def show_results(console: Console, config: StudyConfig, run: RunFolder, report: 
     console.print(f"{'Figures' if len(paths) > 1 else 'Figure'}: {', '.join(map(str, paths))}", soft_wrap=True)
 
 
+@contextlib.contextmanager
+def quick_to_compile(config: StudyConfig) -> Iterator[None]:
+    """Within it, --quick compiles the deep networks for a CPU without most optimizations.
+
+    Their few examples take less time than the compiler, which is three times as fast. Where memory is asked for, programs are compiled as they are.
+    """
+    before = jax.config.read("jax_disable_most_optimizations")
+    deep = getattr(config, "model", None) in DEEP and getattr(config, "task", None) is None and config.trains
+    if config.quick and deep and jax.default_backend() == "cpu":
+        jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+
+
 def run_study(config_type: type[Config], description: str, study: Callable[[Config, Console], None], args: Sequence[str] | None) -> None:
     """Parses the flags, runs the study, and turns an error into one line."""
     config = parse(config_type, description, args)
@@ -217,4 +240,5 @@ def run_study(config_type: type[Config], description: str, study: Callable[[Conf
         console = Console(highlight=False)
         if config.keep_compiled and jaxbatch.keep_compiled_programs() is None:
             console.print("No compiled programs are kept between runs: no home folder can be written to. Set HOME or XDG_CACHE_HOME.", soft_wrap=True)
-        study(config, console)
+        with quick_to_compile(config):
+            study(config, console)

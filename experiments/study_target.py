@@ -4,7 +4,8 @@ import dataclasses
 from typing import TypeVar
 
 import jaxbatch as jb
-from experiments.optimizers import OptimizerName
+from experiments.command_line import for_quick
+from experiments.optimizers import OptimizerFlags, fill_optimizer
 from experiments.study import SizesConfig, TaskConfig, check_positive, resolve_sizes
 from experiments.study_task import Network
 from jaxbatch.batches import steps_per_epoch
@@ -43,13 +44,14 @@ class TargetConfig(SizesConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class GoalConfig(TaskConfig):
+class GoalConfig(OptimizerFlags, TaskConfig):
     """The flags of studies that choose batch sizes and rates themselves to reach a target, with any optimizer."""
 
     model: Network = "simple_cnn"
     """The network: the study's convolutions, one hidden layer of 128 units, or a small transformer for texts."""
-    optimizer: OptimizerName = "momentum"
-    """Optimizer: sgd, momentum (0.9), adam, adamw."""
+    optimizer: str = "momentum"
+    """Optimizer: sgd, momentum, nesterov, rmsprop, adam, adamw, lion, lars, lamb, muon; or a function of your own, learning rate ->
+    optimizer, as my_optimizer.py:make_optimizer."""
     target: str | None = None
     """Metric to reach on the held-out part, with its direction, such as "accuracy>0.98" or "loss<0.4" (quoted, because of the
     shell). Default: accuracy>0.95 for digits, accuracy>0.98 for mnist. Needed with --task."""
@@ -65,20 +67,20 @@ def resolve_target(config: Config, task: jb.Task) -> Config:
     Raises:
         ValueError: also for a target that the task does not have.
     """
+    config = for_quick(config, epochs=3, evaluations_per_epoch=2, max_updates=200)
     config = fill_target(resolve_sizes(config, task.num_examples), task)
-    if config.quick:
-        config = dataclasses.replace(config, epochs=min(config.epochs, 3), evaluations_per_epoch=2)
     check_positive(config, "epochs", "max_updates", "evaluations_per_epoch")
     return config
 
 
 def fill_target(config: Config, task: jb.Task) -> Config:
-    """Fills in epochs and target of the data set, and checks the target; any configuration with these two fields will do.
+    """Fills in epochs, target and optimizer, and checks target and optimizer; any configuration with these fields will do.
 
     Raises:
         ValueError: no target for a task of the user's own; a text of another form; a metric that the task does not have; or an
             accuracy that no training reaches.
     """
+    config = fill_optimizer(config)
     epochs, usual = (EPOCHS, None) if config.task else PROTOCOLS[config.dataset]
     names = metric_names(task)
     if config.target is None and usual is None:

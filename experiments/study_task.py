@@ -18,6 +18,7 @@ from jaxbatch.training.language import language_task
 from jaxbatch.training.tasks import Task
 
 NETWORKS = {"simple_cnn": jaxbatch.SimpleCNN, "mlp": functools.partial(jaxbatch.MLP, (128,)), "resnet20": jaxbatch.ResNet20}
+DEEP = ("alexnet", "resnet20", "vgg19_bn")  # networks that take long to compile
 Network = Literal["simple_cnn", "mlp", "transformer"]
 TRANSFORMER = functools.partial(jaxbatch.TransformerLM, width=64, num_layers=2)  # about 0.1 million parameters, of texts
 SEQUENCE_LENGTH, NUM_SEQUENCES, NUM_HELD_OUT = 64, 2048, 256  # an epoch takes seconds on a CPU; 64 tokens are two generated sentences
@@ -75,6 +76,21 @@ def prepared_once(task: Task) -> Task:
         return task
     keys = jax.random.split(jax.random.key(0), task.num_examples)
     return task._replace(train_data=jax.jit(task.prepare)(keys, task.train_data), prepare=None)
+
+
+def few_for_quick(config, task: Task, count: int) -> Task:
+    """The task on ``count`` of its training examples with --quick, from all over its data.
+
+    With the smallest network it keeps all of them, and where --examples says how many.
+    """
+    if (
+        not config.quick
+        or getattr(config, "examples", None) is not None
+        or task.num_examples <= count
+        or (config.task is None and config.model == "mlp")
+    ):
+        return task
+    return task._replace(train_data=jax.tree.map(lambda leaf: _spread(leaf, count), task.train_data))
 
 
 def refuse_model_state(config, task: Task, reason: str) -> None:

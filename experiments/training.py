@@ -4,18 +4,11 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
-import optax
-
 import jaxbatch as jb
+from experiments.resuming import is_whole
 from jaxbatch.results.records import RunFolder
 
 KEPT = ("batch_size", "updates", "loss", "diverged", "train_seconds", "compile_seconds", "stall_seconds")
-
-
-def sgd_config(config: Any, schedule: Callable[[int], int], learning_rate: optax.Schedule, **settings: Any) -> jb.FitConfig:
-    """SGD with the study's momentum and its L2 term on all parameters, for the study's epochs."""
-    optimizer = optax.chain(optax.add_decayed_weights(config.weight_decay), optax.sgd(learning_rate, config.momentum))
-    return jb.FitConfig(optimizer, schedule, jb.epochs(config.epochs), **settings)
 
 
 def train_into(
@@ -34,7 +27,7 @@ def train_into(
     total = int(config.duration.amount)
     rows = run.find(kind="epoch", **identity)
     known = {record["epoch"] for record in rows}
-    if total in known or any(record["diverged"] for record in rows):
+    if is_whole(rows, epoch=range(1, total + 1)) or any(record["diverged"] for record in rows):
         show(total)
         return
     folder = run.path / "in_flight" / "_".join(f"{value:g}" if isinstance(value, float) else str(value) for value in identity.values())

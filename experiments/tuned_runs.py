@@ -18,6 +18,8 @@ import optax
 from jaxtyping import Array, Key, PyTree
 
 import jaxbatch as jb
+from experiments.optimizers import is_named, make_optimizer
+from jaxbatch.gradients.updates import update as take_step
 from jaxbatch.intervals import Interval, interval
 from jaxbatch.machine.compiling import compile_ahead
 from jaxbatch.results.records import Record, RunFolder, as_number
@@ -47,29 +49,32 @@ def make_gradient(loss_fn: Callable, encode: Callable, microbatch_size: int | No
     return in_one_piece
 
 
-def make_run(gradient_on: Callable[[PyTree], Callable], make_keys: Callable, updates: int) -> Callable:
-    """``run(data, params, learning_rate, seed, order) -> (params, loss of each update)``, compiled, for Adam.
+def make_run(config: Any, gradient_on: Callable[[PyTree], Callable], make_keys: Callable, updates: int) -> Callable:
+    """``run(data, params, learning_rate, seed, order) -> (params, loss of each update)``, compiled.
 
     The rate falls to 0 as half a cosine. The memory of ``params`` is reused.
 
     Args:
+        config: with the flags of the optimizer.
         gradient_on: ``data -> gradient``, see :func:`make_gradient`. The data are an argument of the program.
         make_keys: ``(seed, epochs, indices) -> a key for each example``.
         updates: S; ``order`` has the indices of the examples of each, and the passes over the data that they belong to.
     """
-    optimizer = optax.chain(optax.scale_by_adam(), optax.scale_by_schedule(optax.cosine_decay_schedule(-1.0, updates)))
+    make, falling = make_optimizer(config), optax.scale_by_schedule(optax.cosine_decay_schedule(1.0, updates))
 
     @functools.partial(jax.jit, donate_argnums=1)
     def run(data, params, learning_rate, seed, order):
         gradient_of = gradient_on(data)
+        if is_named(config):  # the rate is a factor of the update
+            optimizer = optax.chain(make(1.0), falling, optax.scale(learning_rate))
+        else:
+            optimizer = optax.chain(make(learning_rate), falling)
 
         def update(state, batch):
             params, opt_state = state
             indices, epochs = batch
             losses, gradient = gradient_of(params, (indices, make_keys(seed, epochs, indices)))
-            step, opt_state = optimizer.update(gradient, opt_state)
-            step = jax.tree.map(lambda leaf: learning_rate * leaf, step)
-            return (optax.apply_updates(params, step), opt_state), losses.mean()
+            return take_step(optimizer, gradient, opt_state, params, losses.mean()), losses.mean()
 
         (params, _), losses = jax.lax.scan(update, (params, optimizer.init(params)), order)
         return params, losses

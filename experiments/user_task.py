@@ -1,7 +1,8 @@
-"""A user's own task, from ``--task FILE.py:FUNCTION``: the file is run, and the function is called without arguments."""
+"""A user's own task, from ``--task FILE.py:FUNCTION``: the file is run, and the function is called. Likewise an optimizer, from ``--optimizer``."""
 
 import contextlib
 import difflib
+import functools
 import hashlib
 import inspect
 import pathlib
@@ -23,11 +24,12 @@ from jaxbatch.training.tasks import fingerprint
 
 
 class Source(NamedTuple):
-    """Where a task comes from."""
+    """Where a task comes from, or an optimizer."""
 
     text: str  # as the user wrote it
     path: pathlib.Path
     function: str
+    flag: str
 
     @property
     def title(self) -> str:
@@ -35,7 +37,7 @@ class Source(NamedTuple):
         return f"{self.path.name}:{self.function}"
 
 
-def find_source(text: str) -> Source:
+def find_source(text: str, flag: str = "--task") -> Source:
     """The file and the function; the last colon stands between them, because a path may hold others.
 
     Raises:
@@ -48,11 +50,12 @@ def find_source(text: str) -> Source:
     """
     file, _, function = text.rpartition(":")
     if not file or not function.isidentifier():
-        raise ValueError(f"--task {text} must name a file and a function in it, as my_task.py:make_task.")
-    path = local_path(file, "--task")
+        own = "my_task.py:make_task" if flag == "--task" else "my_optimizer.py:make_optimizer"
+        raise ValueError(f"{flag} {text} must name a file and a function in it, as {own}.")
+    path = local_path(file, flag)
     if not path.is_file():
-        raise ValueError(f"--task {text}: there is no file {path.absolute()}.")
-    return Source(text, path.resolve(), function)
+        raise ValueError(f"{flag} {text}: there is no file {path.absolute()}.")
+    return Source(text, path.resolve(), function, flag)
 
 
 def title_of(text: str) -> str:
@@ -83,20 +86,50 @@ def load_user_task(text: str) -> jb.Task:
 def describe_user_task(text: str, task: jb.Task) -> Record:
     """What tells a task from others in a run folder: an edited file or other data do not continue earlier records."""
     source = find_source(text)
-    digest = hashlib.blake2b(source.path.read_bytes(), digest_size=16).hexdigest()
     data = [None if one is None else fingerprint(one) for one in (task.train_data, task.test_data)]
-    return {"task": source.title, "task_file": digest, "task_data": data}
+    return {"task": source.title, "task_file": _digest(source), "task_data": data}
+
+
+def describe_user_optimizer(text: str) -> Record:
+    """Likewise for an optimizer."""
+    source = find_source(text, "--optimizer")
+    return {"optimizer": source.title, "optimizer_file": _digest(source)}
+
+
+def load_user_optimizer(text: str) -> Callable[[Any], Any]:
+    """The function ``learning rate -> optimizer`` of ``--optimizer FILE.py:FUNCTION``, tried with a rate of 0.01.
+
+    Raises:
+        ValueError: one line on what is wrong, with the line of the user's file.
+    """
+    source = find_source(text, "--optimizer")
+    return _load_optimizer(source, source.path.read_bytes())
+
+
+@functools.lru_cache(maxsize=8)
+def _load_optimizer(source: Source, _: bytes) -> Callable[[Any], Any]:
+    """The file is run once for each of its contents."""
+    function = _find_function(source, _run_file(source))
+    with _one_line_errors(source, f"--optimizer {source.text}: {source.function}"):
+        optimizer = function(0.01)
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise ValueError(f"--optimizer {source.text}: {source.function} returns {_article(optimizer)}, but must return an optimizer of optax.")
+    return function
+
+
+def _digest(source: Source) -> str:
+    return hashlib.blake2b(source.path.read_bytes(), digest_size=16).hexdigest()
 
 
 def _run_file(source: Source) -> types.ModuleType:
     """Runs the file as a module with a name of its own; its folder comes first where it looks for others."""
-    name = f"_user_task_{source.path.stem}"
+    name = f"_user_{source.flag[2:]}_{source.path.stem}"
     module = types.ModuleType(name)
     module.__file__ = str(source.path)
     folder = str(source.path.parent)
     sys.path[:] = [folder, *(other for other in sys.path if other != folder)]
     sys.modules[name] = module  # dataclasses and pickle look for it there
-    with _one_line_errors(source, f"--task {source.text}: {source.path.name}"):
+    with _one_line_errors(source, f"{source.flag} {source.text}: {source.path.name}"):
         exec(compile(source.path.read_bytes(), str(source.path), "exec"), module.__dict__)
     return module
 
@@ -109,7 +142,7 @@ def _find_function(source: Source, module: types.ModuleType) -> Callable:
     near = sorted(own, key=lambda name: -difflib.SequenceMatcher(None, name, source.function).ratio())
     choices = f"its functions are {', '.join(near)}" if near else "it has no functions"
     what = f"no function {source.function}" if member is None else f"{source.function}, which is {_article(member)} and not a function"
-    raise ValueError(f"--task {source.text}: {source.path.name} has {what}; {choices}.")
+    raise ValueError(f"{source.flag} {source.text}: {source.path.name} has {what}; {choices}.")
 
 
 def _call(source: Source, function: Callable) -> jb.Task:

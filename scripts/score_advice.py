@@ -28,10 +28,12 @@ import numpy as np
 
 import jaxbatch as jb
 from experiments import advise_records
-from experiments.advise_verify import JUDGING_SEEDS, by_setting, mean_costs, regret, run_sweep, sweep_size
+from experiments.advise_verify import JUDGING_SEEDS, RUN, by_setting, mean_costs, regret, run_sweep, sweep_size
+from experiments.resuming import is_whole, missing
 from jaxbatch.advice.advice import cost_of_update
 
 SEEDS, JUDGES = 3, 10
+JUDGING = range(JUDGING_SEEDS, JUDGING_SEEDS + JUDGES)  # the seeds on which settings are judged
 OBJECTIVES = ("time", "examples")
 USUAL = ("largest", "32", "linear from 32", "noise scale")
 
@@ -149,19 +151,23 @@ def judge(folder: Folder) -> None:
     for objective in OBJECTIVES:
         costs = mean_costs(folder.read("sweep"), folder.unit(objective))
         wanted[f"best {objective}"] = min(costs, key=costs.__getitem__)
-    if not any(row["name"] == "32" for row in folder.read("named")):
-        for name, setting in usual_settings(folder, task).items():
-            folder.append("named", {"name": name, "batch_size": setting[0], "learning_rate": setting[1]})
-    for name, setting in wanted.items():
-        if not any(row["name"] == name for row in folder.read("named")):
-            folder.append("named", {"name": name, "batch_size": setting[0], "learning_rate": setting[1]})
+    if not is_whole(folder.read("named"), name=USUAL):
+        wanted |= usual_settings(folder, task)
+    named = [{"name": name, "batch_size": setting[0], "learning_rate": setting[1]} for name, setting in wanted.items()]
+    for row in missing(folder.read("named"), named, ["name"]):
+        folder.append("named", row)
     for row in folder.read("named"):
         size, rate = row["batch_size"], row["learning_rate"]
-        if size is not None and (size, rate) not in by_setting(folder.read("judged")):
-            seeds = range(JUDGING_SEEDS, JUDGING_SEEDS + JUDGES)
+        if size is not None and not is_whole_setting(folder.read("judged"), size, rate):
             settings: dict[str, Any] = {"epochs": case.max_epochs, "evaluations_per_epoch": case.evaluations_per_epoch}
-            for judged in sweep_size(task, case.make_optimizer, jb.as_goal(case.goal), size, [rate], seeds, **settings):
-                folder.append("judged", judged)
+            judged = sweep_size(task, case.make_optimizer, jb.as_goal(case.goal), size, [rate], JUDGING, **settings)
+            for fresh in missing(folder.read("judged"), judged, RUN):
+                folder.append("judged", fresh)
+
+
+def is_whole_setting(judged: list[dict], size: int, rate: float) -> bool:
+    """Whether a setting was judged on all seeds."""
+    return is_whole(judged, batch_size=[size], learning_rate=[rate], seed=JUDGING)
 
 
 def table(folder: Folder) -> list[dict]:
@@ -185,8 +191,8 @@ def table(folder: Folder) -> list[dict]:
 
 def is_judged(folder: Folder) -> bool:
     """Whether every named setting of a case has been judged."""
-    judged, named = by_setting(folder.read("judged")), folder.read("named")
-    return bool(named) and all((row["batch_size"], row["learning_rate"]) in judged for row in named)
+    judged, named = folder.read("judged"), folder.read("named")
+    return bool(named) and all(is_whole_setting(judged, row["batch_size"], row["learning_rate"]) for row in named)
 
 
 def print_table(folders: list[Folder]) -> None:

@@ -117,6 +117,19 @@ def test_sizes_whose_best_rate_is_on_the_edge_are_left_out():
     assert math.isnan(jb.rate_exponent({1: results[1], 10: results[10]}).value)
 
 
+def test_runs_that_did_not_arrive_have_no_exponent():
+    """They had p = 0.00 [-0.38, 0.38] where none of them had reached the goal."""
+    rates = (0.001, 0.01, 0.1, 1.0, 10.0)
+    results = {size: made_up(0.01 * size, rates) for size in (1, 10, 100)}
+    ends = np.array([[0.9] * 3, [0.5] * 3, [0.7] * 3, [0.8] * 3, [0.9] * 3])  # the best is inside the grid
+    lost = {size: result._replace(updates_to_goal=np.full((5, 3), np.nan), metric=ends) for size, result in results.items()}
+    assert all(result.is_inside and not result.arrived for result in lost.values()) and all(result.arrived for result in results.values())
+    assert math.isnan(jb.rate_exponent(lost).value)
+    without = jb.rate_exponent({**results, 100: lost[100]})  # a size that did not arrive changes nothing
+    assert without == jb.rate_exponent({size: results[size] for size in (1, 10)}) and without.n == 2
+    assert math.isnan(jb.rate_exponent({1: results[1], 10: lost[10], 100: lost[100]}).value)
+
+
 def test_the_best_of_runs_that_miss_the_goal_follows_the_direction():
     ends, missed = np.array([[0.5, 0.7], [0.2, np.nan], [0.9, 0.9]]), np.full((3, 2), np.nan)
     result = jb.RateResult(jb.Goal("loss", 0.1, above=False), (1.0, 2.0, 3.0), missed, ends, np.isnan(ends))

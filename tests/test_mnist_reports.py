@@ -57,6 +57,23 @@ def test_an_edge_of_the_grid_is_told_and_left_out():
     assert p.n == 2 and abs(p.value - 1) < 1e-6
 
 
+def test_runs_that_did_not_arrive_have_no_exponent():
+    config = grid_config((0.001, 0.01, 0.1, 1.0))
+    rows = list(grid_records(config, {1: 0.01, 10: 0.01, 100: 0.1, 1000: 0.1}))
+
+    def short_of(*sizes):
+        return [row | {"validation_accuracy": 0.9} if row["kind"] == "run" and row["batch_size"] in sizes else row for row in rows]
+
+    (sentence,) = (text for text in grid_verdict(config, short_of(1, 10, 100, 1000)) if "xponent" in text)
+    assert sentence == "No exponent: no run reaches 98% validation accuracy within the budget."
+    (sentence,) = (text for text in grid_verdict(config, short_of(1, 10, 100)) if "xponent" in text)
+    assert sentence.startswith("No exponent: fewer than two batch sizes have a best rate that lies inside the grid and reaches the target")
+    sentences = " ".join(grid_verdict(config, short_of(1)))
+    assert (
+        "over 3 batch sizes" in sentences and "left out of the fit" in sentences and "neighbouring sizes is 10 to 100: 1.00, 100 to 1000" in sentences
+    )
+
+
 def convergence_records(critical, least, seeds=4, sizes=(1, 6, 60, 600)):
     random = np.random.default_rng(0)
     for size in sizes:

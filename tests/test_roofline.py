@@ -61,10 +61,10 @@ def test_where_compute_takes_over():
 def test_the_bound_lies_below_what_a_card_took():
     """docs/gpu.md: SimpleCNN's step took 0.13 ms or more on an H200."""
     from experiments.memory_task import shape_task
-    from experiments.optimizers import OPTIMIZERS
+    from experiments.optimizers import OptimizerFlags, make_optimizer
 
     task = shape_task("simple_cnn", "mnist", "float32")
-    work = work_by_batch_size(task, OPTIMIZERS["momentum"](0.1))
+    work = work_by_batch_size(task, make_optimizer(OptimizerFlags("momentum"))(0.1))
     memory = Memory(60, 51_720, 51_720, 4, 0, 0, 0, 0.0)
     bound = make_step_bound(task, jb.find_target("h200"), work)(memory).seconds
     assert 0 < bound < 0.13e-3

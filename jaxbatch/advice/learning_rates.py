@@ -52,6 +52,11 @@ class RateResult(NamedTuple):
         return int(np.argmin(np.where(ended == ended.max(), worse, np.inf)))
 
     @property
+    def arrived(self) -> bool:
+        """Whether a run at the best rate reached the goal, so that :attr:`best` was chosen by updates."""
+        return bool(np.isfinite(self.updates_to_goal).any())
+
+    @property
     def best_rate(self) -> float | None:
         """The rate at :attr:`best`."""
         return None if self.best is None else self.learning_rates[self.best]
@@ -127,7 +132,9 @@ def tune_learning_rate(
 
 
 def rate_exponent(results: Mapping[int, RateResult], *, resamples: int = 2000, seed: int = 0) -> Interval:
-    """The exponent p of rate ∝ B^p over the batch sizes whose best rate lies inside the grid, with a 95% interval.
+    """The exponent p of rate ∝ B^p over the batch sizes whose best rate lies inside the grid and reaches the goal, with a 95% interval.
+
+    Where no run reaches the goal, the rate that ends best is one of a training that has not arrived, and says nothing of the others.
 
     The interval covers the choice of seeds and the spacing of the grid. The mean updates of every rate are drawn anew with
     the error that the spread of seeds gives them, pooled over all rates and sizes, so it holds with 2 seeds, too. The best
@@ -150,7 +157,7 @@ def rate_exponent(results: Mapping[int, RateResult], *, resamples: int = 2000, s
         >>> round(rate_exponent({1: result(1), 10: result(2), 100: result(3)}).value, 3)
         1.0
     """
-    inside = {size: one for size, one in sorted(results.items()) if one.is_inside and np.isfinite(one.updates_to_goal).any()}
+    inside = {size: one for size, one in sorted(results.items()) if one.is_inside and one.arrived}
     left_out = len(results) - len(inside)
     if len(inside) < 2:
         return Interval(np.nan, np.nan, np.nan, len(inside), left_out)
