@@ -127,7 +127,9 @@ def study(config: Config, console: Console) -> None:
     show_results(console, config, run, advise_report, advise_figure)
     advice = advise_records.read_advice(run.records)
     if advice.batch_size is not None:
-        console.print(f"\nimport functools, optax\nimport jaxbatch as jb\n\n{advice.snippet(CODE[config.optimizer])}", soft_wrap=True, markup=False)
+        code = advice.snippet(CODE[config.optimizer])
+        imports = ", ".join(module for module in ("functools", "optax") if f"{module}." in code)
+        console.print(f"\nimport {imports}\nimport jaxbatch as jb\n\n{code}", soft_wrap=True, markup=False)
 
 
 def main(args: Sequence[str] | None = None) -> None:
