@@ -18,6 +18,7 @@ from jaxbatch.advice.probes import Probe
 CONFIRMED = 3  # so many runs that repeat the advised setting reach the goal, if the number of probes allows
 _PATIENCE = 1.5  # a probe may cost so many times the best one before it ends
 _LONG_PATIENCE = 4.0  # likewise, of one that repeats the best setting: how much runs differ is to be seen
+_SPARE = 15  # one of so many runs is kept for repeating another setting
 _STRIDE = 8  # a probe's size is within this factor of sizes that have reached the goal
 _OPTIMISM = 1.0  # standard deviations by which an unknown setting may be better than expected
 
@@ -76,8 +77,9 @@ def search(
     if not any(probe.reached for probe in probes):
         return Outcome(tuple(probes), None)
     estimate = make_estimate(probes, space, prefer)
-    while len(probes) < max_probes and within_budget(probes) and not is_settled(probes, space, estimate, tolerance):
-        (size, rate), repeat = choose_next(probes, space, estimate, tolerance, max_probes - len(probes))
+    while len(probes) < max_probes and within_budget(probes) and not is_settled(probes, space, estimate, tolerance, max_probes - len(probes)):
+        # Some runs are left for another setting, should those that repeat the first one show that it is worse than it looked.
+        (size, rate), repeat = choose_next(probes, space, estimate, tolerance, max_probes - len(probes) - max_probes // _SPARE)
         most = (_LONG_PATIENCE if repeat else _PATIENCE) * cost_of_best(probes, space, estimate)
         probe = run_capped(prober, space, size, rate, seed + len(probes), most)._replace(repeat=repeat)
         on_probe(probe, len(probes))
@@ -134,7 +136,7 @@ def run_capped(prober: Runs, space: Space, batch_size: int, learning_rate: float
 
 
 def choose_next(probes: Sequence[Probe], space: Space, estimate: Estimate, tolerance: float, left: int) -> tuple[tuple[int, float], bool]:
-    """The setting to run next, and whether it repeats the best one, because the search is settled or as few probes are left.
+    """The setting to run next, and whether it repeats the best one, because the search is settled or only ``left`` probes are left.
 
     Else it is the setting whose cost may be least: the expected logarithm less its standard deviation; each is probed twice at most.
     """
@@ -153,9 +155,10 @@ def choose_next(probes: Sequence[Probe], space: Space, estimate: Estimate, toler
     return (space.batch_sizes[int(size)], space.learning_rates[int(rate)]), False
 
 
-def is_settled(probes: Sequence[Probe], space: Space, estimate: Estimate, tolerance: float) -> bool:
-    """Whether the regret is small, and enough runs that repeat the best setting have reached the goal."""
-    return count_reached(probes, space, repeats=True)[estimate.best] >= CONFIRMED and has_small_regret(probes, space, estimate, tolerance)
+def is_settled(probes: Sequence[Probe], space: Space, estimate: Estimate, tolerance: float, left: int) -> bool:
+    """Whether enough runs that repeat the best setting reached the goal, and the regret is small or too few are left to repeat another."""
+    confirmed = count_reached(probes, space, repeats=True)[estimate.best] >= CONFIRMED
+    return bool(confirmed) and (left < CONFIRMED or has_small_regret(probes, space, estimate, tolerance))
 
 
 def has_small_regret(probes: Sequence[Probe], space: Space, estimate: Estimate, tolerance: float) -> bool:
