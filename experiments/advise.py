@@ -127,7 +127,10 @@ def study(config: Config, console: Console) -> None:
     show_results(console, config, run, advise_report, advise_figure)
     advice = advise_records.read_advice(run.records)
     if advice.batch_size is not None:
-        console.print(f"\nimport functools, optax\nimport jaxbatch as jb\n\n{advice.snippet(code(config))}", soft_wrap=True, markup=False)
+        snippet = advice.snippet(code(config))
+        imports = [module for module in ("functools", "optax") if f"{module}." in snippet]
+        lines = [f"import {', '.join(imports)}"] if imports else []
+        console.print("\n".join(["", *lines, "import jaxbatch as jb", "", snippet]), soft_wrap=True, markup=False)
 
 
 def main(args: Sequence[str] | None = None) -> None:

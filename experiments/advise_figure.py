@@ -50,7 +50,7 @@ def _draw_cost(axes, advice: Advice) -> None:
     unit = cost_of_update(advice.objective, advice.throughput, sizes)
     advised = float(advice.choice.updates) * unit[advice.batch_size]
     for reached, marker, label in ((True, "o", "a run that reached the goal"), (False, "^", "a run that ended early (its cost is at least this)")):
-        some = [probe for probe in advice.probes if probe.reached == reached]
+        some = [probe for probe in advice.probes if probe.reached == reached and not probe.diverged]
         costs = [(probe.updates if reached else probe.more_than) * unit[probe.batch_size] / advised for probe in some]
         axes.plot([probe.batch_size for probe in some], costs, marker, color=plots.COLORS[1], mfc="none", ms=6, alpha=0.7, label=label)
     axes.plot([advice.batch_size], [1], "*", color=plots.COLORS[6], ms=15, label="advised", zorder=4)
@@ -65,10 +65,11 @@ def _draw_updates(axes, advice: Advice) -> None:
         return
     sizes = [choice.batch_size for choice in advice.choices]
     values, errors = _columns(advice, "updates")
-    axes.errorbar(sizes, values, errors, fmt="o-", color=plots.COLORS[0], capsize=3, label="expected at the best rate")
+    axes.errorbar(sizes, values, errors, fmt="o-", color=plots.COLORS[0], capsize=3, label="mean over runs, expected at the best rate")
     critical = advice.critical_batch_size
-    axes.axvspan(max(critical.low, sizes[0]), min(critical.high, sizes[-1]), color="grey", alpha=0.15)
-    axes.axvline(min(max(critical.value, sizes[0]), sizes[-1]), color="grey", ls="--", label=f"critical batch size {critical:,.0f}")
+    if critical.n:
+        axes.axvspan(max(critical.low, sizes[0]), min(critical.high, sizes[-1]), color="grey", alpha=0.15)
+        axes.axvline(min(max(critical.value, sizes[0]), sizes[-1]), color="grey", ls="--", label=f"critical batch size {critical:,.0f}")
     axes.set_yscale("log")
     plots.log_values(axes.yaxis)
 

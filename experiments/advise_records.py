@@ -62,7 +62,8 @@ def read_probes(records: Sequence[Record]) -> list[Probe]:
     """The runs in their order."""
     rows = {record["number"]: record for record in records if record["kind"] == "probe"}
     known = lambda value: math.nan if value is None else value
-    return [Probe(*(known(rows[number][name]) for name in Probe._fields)) for number in sorted(rows)]
+    written = lambda row: {name: known(row[name]) for name in Probe._fields if name in row}  # older records lack some
+    return [Probe(**written(rows[number])) for number in sorted(rows)]
 
 
 def read_advice(records: Sequence[Record]) -> Advice:

@@ -19,19 +19,22 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
     rows = []
     for choice in advice.choices:
         mark = " ←" if choice.batch_size == advice.batch_size else ""
-        numbers = f"{choice.updates:,.0f}", f"{choice.examples:,.0f}", f"{choice.seconds:.3g}", f"{choice.relative_cost:.2f}"
+        one_run = f"{choice.next_run.low:,.0f} to {choice.next_run.high:,.0f}"
+        numbers = f"{choice.updates:,.0f}", one_run, f"{choice.examples:,.0f}", f"{choice.seconds:.3g}", f"{choice.relative_cost:.2f}"
         row = [
             f"{size_cell(config, choice.batch_size)}{mark}",
             f"{choice.learning_rate:.3g}",
             *numbers,
             f"{100 * choice.chance:.0f}%",
             str(choice.probes),
+            f"{choice.reached} of {choice.runs}",
         ]
         rows.append(row)
     if rows:
         cost = f"{advice.cost_seconds:.3g} s of training and {advice.cost_examples:,} examples in {len(advice.probes)} runs"
-        title = f"What each batch size is expected to need for {advice.goal} at its best rate, from {cost}; 95% intervals"
-        columns = ["B", "rate", "updates", "examples", "seconds", "cost ÷ advised", "chance to be within 10% of the best", "runs"]
+        title = f"What each batch size is expected to need for {advice.goal} at its best rate, as a mean over runs, from {cost}; 95% intervals"
+        columns = ["B", "rate", "updates", "of one run", "examples", "seconds", "cost ÷ advised", "chance to be within 10% of the best", "runs"]
+        columns.append("reached at this rate")
         print_table(console, title, columns, rows)
     verification = read_verification(config, records)
     if verification is not None:

@@ -23,6 +23,7 @@ if __name__ == "__main__":
     settle()
 
 import advice_cases
+import advice_promises
 import jax
 import numpy as np
 
@@ -111,7 +112,12 @@ def advise(folder: Folder) -> None:
             probes = [probe._asdict() for probe in advice.probes]
             row = {"objective": objective, "batch_size": advice.batch_size, "learning_rate": advice.learning_rate, "doubts": advice.doubts}
             row |= {"seconds": advice.cost_seconds, "probes": probes, "close_sizes": advice.close_sizes, "candidates": advice.candidates}
-            folder.append("advice", row | {"critical_batch_size": list(advice.critical_batch_size), "regret": advice.expected_regret})
+            row |= {"critical_batch_size": list(advice.critical_batch_size), "regret": advice.expected_regret}
+            if advice.batch_size is not None:
+                row["promised"] = {
+                    name: getattr(advice.choice, name) for name in ("updates", "next_run", "look", "enough_updates", "runs", "reached")
+                }
+            folder.append("advice", row)
             print(f"{folder.name}, {objective}: B = {advice.batch_size}, rate {advice.learning_rate}", flush=True)
 
 
@@ -185,6 +191,8 @@ def table(folder: Folder) -> list[dict]:
         row["probes"] = len(advice["probes"])
         for name in USUAL:
             row[name] = regret(judged[named[name]], judged[best], unit).value if name in named else np.nan
+        if "promised" in advice:  # rows of earlier versions lack it
+            row["promise"] = advice_promises.compare(advice["promised"], judged[mine])
         rows.append(row)
     return rows
 
@@ -213,6 +221,7 @@ def print_table(folders: list[Folder]) -> None:
     for name in ("share", "seconds share"):
         values = [row[name] for row in scored]
         print(f"{name} of the sweep: median {np.median(values):.3f}, worst {max(values):.3f}")
+    advice_promises.print_promises([row for row in rows if "promise" in row])
 
 
 STAGES = {"sweep": sweep, "time": time_updates, "advise": advise, "judge": judge}

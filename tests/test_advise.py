@@ -11,6 +11,7 @@ import pytest
 
 import jaxbatch as jb
 from jaxbatch.advice.advice import cost_of_update
+from jaxbatch.advice.advising import find_throughput
 from jaxbatch.advice.probes import Prober, make_start, with_rate_in_state
 
 
@@ -49,6 +50,7 @@ def test_a_probe_counts_updates_to_the_goal():
     *_, last = prober.run(8, 0.1, 0)
     *_, record = jb.fit_to_target(prober.task, jb.FitConfig(optax.sgd(0.1), 8, jb.epochs(10), evaluations_per_epoch=50), "distance<0.1")
     assert (last.updates, last.reached) == (record["updates"], True)
+    assert last.more_than == last.updates - 1  # 50 looks at 50 updates
 
 
 # Advice
@@ -83,7 +85,8 @@ def test_what_would_change_the_answer():
     (less, small), (more, large) = advice.elsewhere
     assert (less, more) == (0.1, 10.0)
     assert small <= advice.batch_size <= large  # where an update costs more, larger batches pay
-    assert f"B = {large} if the fixed time of an update is 10 times" in " ".join(advice.sentences())
+    said = f"B = {large} if the fixed time of an update is 10 times" in " ".join(advice.sentences())
+    assert said == (large != advice.batch_size)
     assert advise_quadratic(objective="examples", max_probes=10).elsewhere == ()
 
 
@@ -108,6 +111,22 @@ def test_the_answer_in_words_and_code():
     assert names["config"].batch_size == advice.batch_size
 
 
+def test_one_size_is_answered_with_its_rate():
+    advice = advise_quadratic(batch_sizes=(8,))
+    assert advice.batch_size == 8 and len(advice.choices) == 1
+    assert 0.01 < advice.learning_rate < 1 and advice.choice.reached >= 3
+    assert {probe.batch_size for probe in advice.probes} == {8}
+    assert advice.critical_batch_size.n == 0
+    text = " ".join(advice.sentences())
+    assert "batch size 8, the only one considered, and learning rate" in text
+    assert "sizes" not in " ".join(advice.doubts)
+
+
+@pytest.mark.parametrize("size", [1, 8])
+def test_one_size_is_timed(size):
+    assert find_throughput(quadratic_task(num_examples=40), optax.sgd(0.1), (size,), "here").seconds[size].value > 0
+
+
 def test_rules_name_what_the_optimizer_has():
     advice = advise_quadratic(optimizer=optax.adamw, max_probes=10)
     assert [rule.partition(":")[0] for rule in advice.rules] == ["β₂", "Weight decay of AdamW", "Warmup", "An average of the weights"]
@@ -121,7 +140,7 @@ def test_rules_name_what_the_optimizer_has():
     [
         ({"learning_rates": (0.1, 0.2)}, "learning_rates"),
         ({"learning_rates": (0.1, 0.2, -1.0)}, "learning_rates"),
-        ({"batch_sizes": (8,)}, "batch_sizes=\\[8\\]"),
+        ({"batch_sizes": ()}, "batch_sizes=\\[\\]"),
         ({"batch_sizes": (8, 10_000)}, "400 examples"),
         ({"memory": "1B", "batch_sizes": (2, 8)}, "budget|memory"),
         ({"target": "h1000"}, "h1000"),
@@ -219,4 +238,4 @@ def test_a_large_model_is_told_what_memory_holds():
     settings = {"optimizer": momentum, "throughput": FLAT, "max_probes": 10, "longest": jb.epochs(3)}
     advice = jb.advise(task, "accuracy>0.5", memory=memory, **settings)
     assert max(choice.batch_size for choice in advice.choices) == 256 <= advice.largest_batch_size < 512
-    assert f"Memory holds {advice.largest_batch_size:,} at most" in " ".join(advice.sentences())
+    assert f"Memory holds a batch of at most {advice.largest_batch_size:,}" in " ".join(advice.sentences())

@@ -6,13 +6,15 @@ from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
-from jaxbatch.advice.advice import Advice, Objective, cost_of_update, noise_scale_of, summarize
+from jaxbatch.advice.advice import Advice, cost_of_update, noise_scale_of
+from jaxbatch.advice.choices import Objective, summarize
 from jaxbatch.advice.doubts import check_finite_data, check_not_there_yet, doubts_of, why_none
+from jaxbatch.advice.estimates import Space, make_estimate, usual_sizes
 from jaxbatch.advice.largest_batch import find_largest_batch
 from jaxbatch.advice.memory import make_measure
 from jaxbatch.advice.probes import MakeOptimizer, Probe, Prober, make_start, with_rate_in_state
 from jaxbatch.advice.rules import rules_for
-from jaxbatch.advice.search import Space, make_estimate, search
+from jaxbatch.advice.search import search
 from jaxbatch.advice.throughput import Throughput, predicted_throughput
 from jaxbatch.advice.timed_updates import measure_throughput
 from jaxbatch.batches import Duration, epochs
@@ -60,7 +62,7 @@ def advise(
             is traced, so that one program serves all.
         objective: ``"time"``: seconds of training to the goal. ``"examples"``: examples to the goal. ``"balanced"``: the
             geometric mean of both.
-        batch_sizes: to choose from; ``None``: powers of two up to half the data set.
+        batch_sizes: to choose from; ``None``: powers of two up to half the data set. With one size, the answer is its learning rate.
         learning_rates: to choose from, in ascending order.
         longest: the longest run, should none reach the goal sooner.
         evaluations_per_epoch: how often a run looks at the goal.
@@ -168,7 +170,7 @@ def settle(
     start = check_not_there_yet(task, begun, goal)
     largest = _largest_that_fits(task, optimizer(rates[0]), sizes, target, memory)
     sizes = tuple(size for size in sizes if not largest or size <= largest)
-    if len(sizes) < 2:
+    if not sizes:
         raise ValueError(f"memory={memory!r} holds a batch of at most {largest}, so there is nothing to choose from. Take a smaller model.")
     rules = tuple(rules_for(begun.opt_state))
     return Setting(goal, objective, sizes, rates, evaluations_per_epoch, task.num_examples, start, largest, rules), adjustable, begin
@@ -191,13 +193,25 @@ def conclude(setting: Setting, throughput: Throughput, probes: Sequence[Probe]) 
         return Advice(None, None, doubts=(why_none(probes, setting.goal, setting.start),), **nothing, **common)
     space = setting.space(throughput)
     estimate = make_estimate(probes, space, setting.prefer)
-    doubts = doubts_of(probes, space, estimate, setting.evaluations_per_epoch, setting.num_examples)
-    return Advice(doubts=tuple(doubts), **summarize(estimate, space, throughput, probes, setting.objective), **common)
+    fields = summarize(
+        estimate,
+        space,
+        throughput,
+        probes,
+        setting.objective,
+        prefer=setting.prefer,
+        evaluations_per_epoch=setting.evaluations_per_epoch,
+        num_examples=setting.num_examples,
+    )
+    doubts = doubts_of(probes, space, estimate, fields["choices"][estimate.best[0]], setting.num_examples)
+    return Advice(doubts=tuple(doubts), **fields, **common)
 
 
 def find_throughput(task: Task, optimizer: Any, sizes: Sequence[int], target: str) -> Throughput:
     """Times of an update at every fourth-fold size: measured here, or bounded for a target that is not here."""
     some = sorted({*sizes[::2], sizes[-1]}) if len(sizes) > 2 else list(sizes)
+    if len(some) == 1:  # a line needs another
+        some = sorted({some[0], some[0] // 4 or min(4, task.num_examples)})
     if target != "here":
         return predicted_throughput(task, optimizer, some, target)
     return measure_throughput(task, optimizer, some, rounds=5)
@@ -205,11 +219,9 @@ def find_throughput(task: Task, optimizer: Any, sizes: Sequence[int], target: st
 
 def _sizes(task: Task, batch_sizes: Sequence[int] | None) -> tuple[int, ...]:
     count = task.num_examples
-    if batch_sizes is None:
-        batch_sizes = [2**power for power in range(1, 25) if 2**power <= max(4, count // 2)]
-    sizes = tuple(sorted({int(size) for size in batch_sizes}))
-    if len(sizes) < 2 or sizes[0] < 1 or sizes[-1] > count:
-        raise ValueError(f"batch_sizes={list(sizes)} must hold at least 2 sizes between 1 and the {count} examples of the data set.")
+    sizes = tuple(sorted({int(size) for size in (usual_sizes(count) if batch_sizes is None else batch_sizes)}))
+    if not sizes or sizes[0] < 1 or sizes[-1] > count:
+        raise ValueError(f"batch_sizes={list(sizes)} must hold sizes between 1 and the {count} examples of the data set.")
     return sizes
 
 

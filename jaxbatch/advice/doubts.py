@@ -6,8 +6,10 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from jaxbatch.advice.choices import Choice
+from jaxbatch.advice.estimates import Estimate, Space, usual_sizes
 from jaxbatch.advice.probes import Probe
-from jaxbatch.advice.search import Estimate, Space
+from jaxbatch.advice.search import CONFIRMED
 from jaxbatch.data.streams import is_stream
 from jaxbatch.training.evaluation import make_test
 from jaxbatch.training.goals import Goal
@@ -72,30 +74,30 @@ def why_none(probes: Sequence[Probe], goal: Goal, start: float) -> str:
     )
 
 
-def doubts_of(probes: Sequence[Probe], space: Space, estimate: Estimate, looks: int, num_examples: int) -> list[str]:
+def doubts_of(probes: Sequence[Probe], space: Space, estimate: Estimate, advised: Choice, num_examples: int) -> list[str]:
     """What may be wrong with advice that was found.
 
     Args:
         probes: all of them.
         space: the settings to choose from.
         estimate: from the probes.
-        looks: evaluations an epoch.
+        advised: what is expected of the advised setting.
         num_examples: in the training set.
     """
-    doubts, (size, rate) = [], estimate.best
-    batch_size, reached = space.batch_sizes[size], [probe for probe in probes if probe.reached]
-    look = max(1, num_examples // batch_size // looks)  # updates between two evaluations
-    updates = float(np.exp(estimate.log_updates[:, size, rate].mean()))
-    if updates < 4 * look:
+    doubts, rate = doubts_of_runs(advised), estimate.best[1]
+    reached = [probe for probe in probes if probe.reached]
+    looks = float(advised.updates) / advised.look
+    if looks < 4:
         doubts.append(
-            f"The goal is reached within {updates / look:.1f} evaluations, so the number of updates is known only to {100 * look / updates:.0f}%. "
+            f"The goal is reached within {looks:.1f} evaluations, and a run shows only between which two. "
             "Take a harder goal or more evaluations an epoch."
         )
-    if len(space.batch_sizes) < 3:
-        doubts.append(f"The data set ({num_examples} examples) allows only {len(space.batch_sizes)} batch sizes.")
+    if len(space.batch_sizes) == 2:
+        cause = f"The data set ({num_examples} examples) allows" if usual_sizes(num_examples) == space.batch_sizes else "There were"
+        doubts.append(f"{cause} only 2 batch sizes to choose from.")
     if rate in (0, len(space.learning_rates) - 1):
         doubts.append(f"The learning rate {space.learning_rates[rate]:.3g} is at the end of those allowed; a better one may lie beyond.")
-    if len({probe.batch_size for probe in reached}) < 3:
+    if len({probe.batch_size for probe in reached}) < 3 and len(space.batch_sizes) > 1:
         doubts.append("Fewer than three batch sizes reached the goal, so that the dependence on the batch is mostly assumed.")
     tried = [probe.batch_size for probe in reached]
     low, high = (space.batch_sizes.index(pick(tried)) for pick in (min, max))
@@ -105,4 +107,23 @@ def doubts_of(probes: Sequence[Probe], space: Space, estimate: Estimate, looks: 
             f"Updates hardly fall from B = {space.batch_sizes[low]} to {space.batch_sizes[high]}: noise does not limit this task, and a "
             "larger batch saves nothing."
         )
+    return doubts
+
+
+def doubts_of_runs(advised: Choice) -> list[str]:
+    """How little was seen of the advised setting itself."""
+    name, doubts = f"Batch size {advised.batch_size} with learning rate {advised.learning_rate:.3g}", []
+    if advised.runs == 0:
+        doubts.append(f"{name} was never run: what is said of it comes from other settings. Run it, or allow more probes.")
+    elif advised.reached < CONFIRMED:
+        doubts.append(f"{name} reached the goal in only {advised.reached} of {advised.runs} {'run' if advised.runs == 1 else 'runs'}.")
+    if advised.repeats < 2:
+        doubts.append(
+            "The advised setting was chosen for its own runs and hardly repeated: it may need more updates than expected. Allow more probes."
+        )
+    if advised.diverged:
+        doubts.append(f"{name} diverged in {advised.diverged} of {advised.runs} runs. Take a smaller rate if a run must not fail.")
+    late = advised.runs - advised.reached - advised.diverged
+    if late and advised.reached >= CONFIRMED:
+        doubts.append(f"{name} had not reached the goal in {late} of {advised.runs} runs when they were stopped.")
     return doubts

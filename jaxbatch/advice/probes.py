@@ -1,6 +1,8 @@
 """Probes: short runs to a goal, each at one batch size and one learning rate, that end as soon as they cannot matter.
 
-A probe that is stopped before the goal is *censored*: it is known to need more updates than it made, and this is used too.
+What a run shows of the updates to the goal has one of three forms. It *reached* the goal between two looks: after more than
+``more_than`` updates, and at most ``updates``. It was stopped before (*censored*): it needs more than ``more_than``, which is what
+it made. It *diverged*: it never reaches the goal, however long it goes on.
 """
 
 import math
@@ -31,15 +33,16 @@ class Probe(NamedTuple):
     batch_size: int
     learning_rate: float
     seed: int
-    updates: int  # to the goal if it was reached, else those that were made
+    updates: int  # that were made, until the look that ended the run
     reached: bool
     diverged: bool
-    more_than: int  # the updates to the goal are more than this, if it was not reached
+    more_than: int  # updates at the last look without the goal, see last_without; old records of runs that reached it hold ``updates``
     value: float  # the goal's metric at the end
     best: float  # the best value on the way
     loss: float  # mean training loss since the evaluation before the last one
     signal: float = math.nan  # |G|^2, mean over the run; NaN: not measured
     trace: float = math.nan  # tr Sigma of one example, mean over the run
+    repeat: bool = False  # whether it repeats what was the best setting before it ran; it was not chosen for its own luck
 
 
 class RateState(NamedTuple):
@@ -103,6 +106,7 @@ class Prober(NamedTuple):
         monitor = _MONITOR if self.measure_noise and cut else None
         config = FitConfig(self.optimizer, batch_size, self.longest, seed=seed, evaluations_per_epoch=looks, monitor=monitor)
         best, better = (-math.inf, max) if self.goal.above else (math.inf, min)
+        before = 0
         sums = np.zeros(3)  # measurements, signal, trace
         for record in fit_to_target(self.task, config, self.goal, state=state):
             value, updates, reached = self.goal.in_record(record), record["updates"], record["reached"]
@@ -110,7 +114,8 @@ class Prober(NamedTuple):
             if record.get("noise_measurements"):
                 sums += record["noise_measurements"] * np.array([1, record["noise_signal"], record["noise_trace"]])
             noise = (sums[1:] / sums[0]).tolist() if sums[0] else [math.nan, math.nan]
-            yield Probe(batch_size, learning_rate, seed, updates, reached, record["diverged"], updates, value, best, record["loss"], *noise)
+            more_than, before = last_without(before, updates, reached), updates
+            yield Probe(batch_size, learning_rate, seed, updates, reached, record["diverged"], more_than, value, best, record["loss"], *noise)
 
 
 def even_looks(steps_per_epoch: int, looks: int) -> int:
@@ -126,11 +131,11 @@ def even_looks(steps_per_epoch: int, looks: int) -> int:
     return min(near, key=lambda count: (steps_per_epoch % count != 0, abs(count - looks)))
 
 
-def stopped_at(probe: Probe, most: int) -> Probe:
-    """A probe that ends without the goal. One that diverged would not have reached it within ``most`` updates either.
+def last_without(before: int, updates: int, reached: bool) -> int:
+    """The updates at the last look that did not show the goal; ``before`` are those at the look before this one.
 
     Example:
-        >>> stopped_at(Probe(8, 1.0, 0, 5, False, True, 5, math.nan, 0.1, math.nan), 100).more_than
-        100
+        >>> last_without(30, 40, reached=True), last_without(30, 40, reached=False)
+        (30, 40)
     """
-    return probe._replace(more_than=max(most, probe.updates) if probe.diverged else probe.updates)
+    return before if reached else updates

@@ -2,20 +2,23 @@
 
 First a *race* finds a rate that works at one middle size: rates over several powers of ten start side by side, and the worse
 half ends at each round. Then a model of all probes so far (:mod:`jaxbatch.advice.updates_model`) says which setting may be
-better than the best one, and that setting is probed. A probe ends when it has cost more than the best setting.
+better than the best one, and that setting is probed. A probe ends when it has cost more than the best setting. The best of many
+noisy runs looks better than it is, so the last runs repeat the setting that is to be advised, until three have reached the goal.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float
 
-from jaxbatch.advice.probes import Probe, stopped_at
-from jaxbatch.advice.updates_model import Posterior, fit_updates, predict_log_updates
+from jaxbatch.advice.estimates import Estimate, Space, cost_of_best, count_reached, make_estimate
+from jaxbatch.advice.probes import Probe
 
+CONFIRMED = 3  # so many runs that repeat the advised setting reach the goal, if the number of probes allows
 _PATIENCE = 1.5  # a probe may cost so many times the best one before it ends
+_LONG_PATIENCE = 4.0  # likewise, of one that repeats the best setting: how much runs differ is to be seen
+_SPARE = 15  # one of so many runs is kept for repeating another setting
 _STRIDE = 8  # a probe's size is within this factor of sizes that have reached the goal
 _OPTIMISM = 1.0  # standard deviations by which an unknown setting may be better than expected
 
@@ -30,33 +33,6 @@ class Runs(Protocol):
 
     def run(self, batch_size: int, learning_rate: float, seed: int) -> Iterator[Probe]:
         """The run so far at each evaluation."""
-
-
-class Space(NamedTuple):
-    """The settings to choose from, and what an update costs at each size, in the objective's unit."""
-
-    batch_sizes: tuple[int, ...]
-    learning_rates: tuple[float, ...]
-    cost_of_update: Mapping[int, float]
-
-    def log_costs(self) -> Float[np.ndarray, "S"]:
-        """The logarithm of an update's cost at every size."""
-        return np.log([self.cost_of_update[size] for size in self.batch_sizes])
-
-
-class Estimate(NamedTuple):
-    """What the model says of every setting: draws of the logarithm of the cost to the goal, axes (D, S, R)."""
-
-    posterior: Posterior
-    log_updates: Float[np.ndarray, "D S R"]
-    log_cost: Float[np.ndarray, "D S R"]
-    best: tuple[int, int]  # indices of size and rate
-
-    @property
-    def regret(self) -> float:
-        """The expected cost of the best setting above that of the true best one, as a part of it."""
-        chosen, least = self.log_cost[:, self.best[0], self.best[1]], self.log_cost.min((1, 2))
-        return float(np.expm1(np.mean(chosen - least)))
 
 
 class Outcome(NamedTuple):
@@ -101,9 +77,11 @@ def search(
     if not any(probe.reached for probe in probes):
         return Outcome(tuple(probes), None)
     estimate = make_estimate(probes, space, prefer)
-    while len(probes) < max_probes and within_budget(probes) and not is_settled(probes, space, estimate, tolerance):
-        size, rate = choose_next(probes, space, estimate)
-        probe = run_capped(prober, space, size, rate, seed + len(probes), probes)
+    while len(probes) < max_probes and within_budget(probes) and not is_settled(probes, space, estimate, tolerance, max_probes - len(probes)):
+        # Some runs are left for another setting, should those that repeat the first one show that it is worse than it looked.
+        (size, rate), repeat = choose_next(probes, space, estimate, tolerance, max_probes - len(probes) - max_probes // _SPARE)
+        most = (_LONG_PATIENCE if repeat else _PATIENCE) * cost_of_best(probes, space, estimate)
+        probe = run_capped(prober, space, size, rate, seed + len(probes), most)._replace(repeat=repeat)
         on_probe(probe, len(probes))
         probes.append(probe)
         estimate = make_estimate(probes, space, prefer)
@@ -130,9 +108,7 @@ def race(prober: Runs, space: Space, batch_size: int, seed: int) -> Iterator[Pro
         for rate in ranked[max(2, math.ceil(len(ranked) / 2)) :]:
             del runners[rate]
         length *= 2
-    most = max((probe.updates for probe in latest.values()), default=0)
-    for probe in latest.values():
-        yield probe if probe.reached else stopped_at(probe, most)
+    yield from latest.values()
 
 
 def _racers(space: Space) -> tuple[float, ...]:
@@ -144,37 +120,29 @@ def _order(probe: Probe) -> float:
     return probe.loss if math.isfinite(probe.loss) else math.inf
 
 
-def run_capped(prober: Runs, space: Space, batch_size: int, learning_rate: float, seed: int, probes: Sequence[Probe]) -> Probe:
-    """Runs a probe until it has cost too much to matter."""
-    least = min(probe.updates * space.cost_of_update[probe.batch_size] for probe in probes if probe.reached)
-    most = max(1, math.ceil(_PATIENCE * least / space.cost_of_update[batch_size]))
+def run_capped(prober: Runs, space: Space, batch_size: int, learning_rate: float, seed: int, most_cost: float) -> Probe:
+    """Runs a probe until it has cost so much, or has not begun to learn in a quarter of that."""
+    most = max(1, math.ceil(most_cost / space.cost_of_update[batch_size]))
     probe = first = None
     for probe in prober.run(batch_size, learning_rate, seed):
-        if probe.reached:
-            return probe
-        if probe.updates >= most:
+        if probe.reached or probe.updates >= most:
             break
-        first = probe.loss if first is None else first
-        if probe.updates >= most / 4 and not probe.loss < first:
-            return probe._replace(more_than=most)  # what has not begun to learn in a quarter of the time is not ahead at the end
+        if first is None:
+            first = probe.loss  # there is nothing to compare it with yet
+        elif probe.updates >= most / 4 and not probe.loss < first:
+            break  # what has not begun to learn in a quarter of the time is not ahead at the end
     assert probe is not None
-    return stopped_at(probe, most)
+    return probe
 
 
-def make_estimate(probes: Sequence[Probe], space: Space, prefer: str) -> Estimate:
-    """Fits the model to all probes and finds the setting with the least expected cost."""
-    posterior = fit_updates(probes)
-    log_updates = predict_log_updates(posterior, space.batch_sizes, space.learning_rates)
-    log_cost = log_updates + space.log_costs()[:, None]
-    expected = log_cost.mean(0)
-    by_size = expected.min(1)
-    close = np.flatnonzero(by_size <= by_size.min() + 0.02)  # of sizes that cost the same, the one that is better otherwise
-    size = int(close[0] if prefer == "smaller" else close[-1])
-    return Estimate(posterior, log_updates, log_cost, (size, int(expected[size].argmin())))
+def choose_next(probes: Sequence[Probe], space: Space, estimate: Estimate, tolerance: float, left: int) -> tuple[tuple[int, float], bool]:
+    """The setting to run next, and whether it repeats the best one, because the search is settled or only ``left`` probes are left.
 
-
-def choose_next(probes: Sequence[Probe], space: Space, estimate: Estimate) -> tuple[int, float]:
-    """The setting whose cost may be least: the expected logarithm less its standard deviation; each is probed twice at most."""
+    Else it is the setting whose cost may be least: the expected logarithm less its standard deviation; each is probed twice at most.
+    """
+    missing = CONFIRMED - count_reached(probes, space, repeats=True)[estimate.best]
+    if missing > 0 and (left <= missing or has_small_regret(probes, space, estimate, tolerance)):
+        return (space.batch_sizes[estimate.best[0]], space.learning_rates[estimate.best[1]]), True
     hopeful = estimate.log_cost.mean(0) - _OPTIMISM * estimate.log_cost.std(0)
     reached = {probe.batch_size for probe in probes if probe.reached}
     near = [min(reached) <= _STRIDE * size and size <= _STRIDE * max(reached) for size in space.batch_sizes]
@@ -184,14 +152,19 @@ def choose_next(probes: Sequence[Probe], space: Space, estimate: Estimate) -> tu
         times = sum((probe.batch_size, probe.learning_rate) == setting for probe in probes)
         hopeful[cell] += 0.05 * times if times < 2 else math.inf
     size, rate = np.unravel_index(hopeful.argmin(), hopeful.shape)
-    return space.batch_sizes[int(size)], space.learning_rates[int(rate)]
+    return (space.batch_sizes[int(size)], space.learning_rates[int(rate)]), False
 
 
-def is_settled(probes: Sequence[Probe], space: Space, estimate: Estimate, tolerance: float) -> bool:
-    """Whether the regret is small, three sizes have been tuned, and the best setting reached the goal, as did a neighbour."""
+def is_settled(probes: Sequence[Probe], space: Space, estimate: Estimate, tolerance: float, left: int) -> bool:
+    """Whether enough runs that repeat the best setting reached the goal, and the regret is small or too few are left to repeat another."""
+    confirmed = count_reached(probes, space, repeats=True)[estimate.best] >= CONFIRMED
+    return bool(confirmed) and (left < CONFIRMED or has_small_regret(probes, space, estimate, tolerance))
+
+
+def has_small_regret(probes: Sequence[Probe], space: Space, estimate: Estimate, tolerance: float) -> bool:
+    """Whether the expected regret is small, three sizes have been tuned, and a neighbour of the best setting reached the goal."""
     tuned = {size for size in space.batch_sizes if len({p.learning_rate for p in probes if p.batch_size == size}) >= 2}
     size, rate = estimate.best
     sizes, rates = space.batch_sizes[max(0, size - 1) : size + 2], space.learning_rates[max(0, rate - 1) : rate + 2]
     near = [probe for probe in probes if probe.reached and probe.batch_size in sizes and probe.learning_rate in rates]
-    itself = any((probe.batch_size, probe.learning_rate) == (space.batch_sizes[size], space.learning_rates[rate]) for probe in near)
-    return estimate.regret <= tolerance and len(tuned) >= min(3, len(space.batch_sizes)) and len(near) >= 2 and itself
+    return estimate.regret <= tolerance and len(tuned) >= min(3, len(space.batch_sizes)) and len(near) >= 2
