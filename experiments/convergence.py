@@ -169,7 +169,7 @@ def measure_speed(config: Config, task: Task, run: RunFolder) -> None:
 def measure(config: Config, task: Task, test_data, rates: dict[str, dict[int, float]], run: RunFolder, console: Console) -> None:
     """Makes the measurements that are not in the run folder yet: the speed of an iteration, then run after run."""
     measure_speed(config, task, run)
-    evaluate = jb.make_evaluate(task.metrics_fn, count_examples(test_data))
+    evaluate = jb.make_evaluate(task.metrics_fn, count_examples(test_data), prepare_test=task.prepare_test)
 
     def test(state):
         return float(evaluate(metrics_argument(task, state), test_data)[jb.as_goal(config.target).metric])

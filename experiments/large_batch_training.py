@@ -69,7 +69,7 @@ def make_judge(task: jb.Task, test_data: PyTree) -> Callable[[Trained], Iterator
     """Makes ``judge(trained) -> records`` with every metric on the training set and, once, on the test set."""
     names = metric_names(task)
     sets = {"train": task.train_data, "test": test_data}
-    evaluate = {key: jb.make_evaluate(task.metrics_fn, count_examples(data)) for key, data in sets.items()}
+    evaluate = {key: jb.make_evaluate(task.metrics_fn, count_examples(data), prepare_test=task.prepare_test) for key, data in sets.items()}
 
     def judge(trained):
         for index, row in enumerate(trained.records):

@@ -31,7 +31,8 @@ class Setup:
         self.metric = "loss" if "loss" in names else goal.metric  # on data that are not trained on
         self.names = list(dict.fromkeys([self.metric, goal.metric]))
         self._held_out = {"validation": task.test_data, "test": test_data}
-        self._evaluate = {kind: jb.make_evaluate(task.metrics_fn, len(jax.tree.leaves(data)[0])) for kind, data in self._held_out.items()}
+        evaluate = lambda data: jb.make_evaluate(task.metrics_fn, len(jax.tree.leaves(data)[0]), prepare_test=task.prepare_test)
+        self._evaluate = {kind: evaluate(data) for kind, data in self._held_out.items()}
         losses = lambda params, batch: {"loss": task.loss_fn(params, batch)}
         self._train_loss = jb.make_evaluate(losses, task.num_examples, self.microbatch_size or 500)
 
@@ -125,7 +126,7 @@ def keep(run: RunFolder, name: str, size: int, seed: int, params, at: Record) ->
 
 def find_states(run: RunFolder, setup: Setup, what: str) -> list[tuple[Record, Callable[[], Any]]]:
     """What one kind of measurement is made of: how its records are found, and a function that reads the parameters."""
-    template = jax.eval_shape(setup.task.init, jax.random.key(0))
+    template = jax.eval_shape(setup.task.start, jax.random.key(0))
     sizes, seeds = (setup.config.small_batch_size, setup.config.large_batch_size), range(setup.config.seeds)
     there = lambda name, size, seed: _file(run, name, size, seed).exists()
 

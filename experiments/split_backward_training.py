@@ -48,7 +48,7 @@ class Trainer:
     def __init__(self, task: Task, config):
         self.task, self.config, self.segments = task, config, plan(task, config)
         self._programs: dict[tuple, Any] = {}
-        self._evaluate = make_evaluate(task.metrics_fn, count_examples(task.test_data))
+        self._evaluate = make_evaluate(task.metrics_fn, count_examples(task.test_data), prepare_test=task.prepare_test)
 
     def start(self, seed: int) -> TrainState:
         """The state that a run starts from, the same for all arms."""
@@ -98,7 +98,7 @@ def measure_training(trainer: Trainer, test_data, protocol: str, rates: Mapping[
     """
     task, config, arms = trainer.task, trainer.config, list(rates)
     steps = {arm: make_step(task, config, arm, rate) for arm, rate in rates.items()} if protocol == "original" else None
-    test = make_evaluate(task.metrics_fn, count_examples(test_data))
+    test = make_evaluate(task.metrics_fn, count_examples(test_data), prepare_test=task.prepare_test)
     drawn = prepared_once(task).train_data
     path = run.path / f"in_flight_{protocol}.msgpack"
     for seed in range(config.seeds):

@@ -4,6 +4,7 @@ Axes: N examples in the data set.
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, PyTree
 
-from jaxbatch.batches import cut_batches
+from jaxbatch.augment import Prepare, prepared_for_metrics
+from jaxbatch.batches import IndexBatches, cut_batches
 from jaxbatch.data.streaming import prefetch
 from jaxbatch.data.streams import is_stream
+from jaxbatch.gradients.independence import check_independent_prepare_test
+from jaxbatch.hints import call_function, describe
 from jaxbatch.layers import loops_are_slow
 from jaxbatch.sums import Weighted, counted, divisor, sum_losses, totals, widen
 from jaxbatch.training.steps import TrainState
@@ -21,14 +25,17 @@ from jaxbatch.training.tasks import Task, count_examples
 
 
 def make_evaluate(
-    metrics_fn: Callable[[PyTree, PyTree], Mapping[str, Array | Weighted]], num_examples: int, batch_size: int = 500
+    metrics_fn: Callable[[PyTree, PyTree], Mapping[str, Array | Weighted]],
+    num_examples: int,
+    batch_size: int = 500,
+    prepare_test: Prepare | None = None,
 ) -> Callable[[PyTree, PyTree], dict[str, Array]]:
     """Makes a compiled ``evaluate(params, data) -> {name: scalar}``, which returns mean metrics over a data set.
 
     The last batch is padded and masked, so every example counts once. A metric of :class:`jaxbatch.Weighted` values has the
     mean sum of totals / sum of weights over the whole data set. A metric must not couple examples, as batch
     normalisation with ``train=True`` does; otherwise padding would count. ``data`` may be a
-    :class:`jaxbatch.data.streams.Stream`.
+    :class:`jaxbatch.data.streams.Stream`. ``prepare_test`` gives each example its key, see :class:`jaxbatch.Task`.
 
     Example:
         >>> evaluate = make_evaluate(lambda w, x: {"loss": (x - w) ** 2}, num_examples=3, batch_size=2)
@@ -39,8 +46,8 @@ def make_evaluate(
     def cut():
         return cut_batches(jnp.arange(num_examples, dtype=jnp.int32), min(batch_size, num_examples), partial="pad")
 
-    def sums_of(params, examples, mask):
-        metrics = metrics_fn(params, examples)
+    def sums_of(params, examples, batch):
+        mask, metrics = batch.mask, call_metrics(metrics_fn, params, prepared_for_metrics(prepare_test, examples, batch.indices))
         for name, values in metrics.items():
             parts = dict(zip((" (total)", " (weight)"), values, strict=True)) if isinstance(values, Weighted) else {"": values}
             for part, leaf in parts.items():
@@ -53,7 +60,7 @@ def make_evaluate(
         return jax.tree.map(lambda values: jnp.where(mask, values, 0).sum(), widen(metrics))
 
     def sums(params, data, batch):
-        return sums_of(params, jax.tree.map(lambda leaf: leaf[batch.indices], data), batch.mask)
+        return sums_of(params, jax.tree.map(lambda leaf: leaf[batch.indices], data), batch)
 
     def mean(of_parts):
         summed = {name: sum_losses(values) for name, values in of_parts.items()}
@@ -76,7 +83,8 @@ def make_evaluate(
             batches = jax.tree.map(np.asarray, cut())
             examples = prefetch(data.parts(batches.indices), depth=1)
             # Wait for each part; otherwise parts that the device has not reached would fill the host's memory.
-            parts = [jax.block_until_ready(one_part(params, *pair)) for pair in zip(examples, batches.mask, strict=True)]
+            rows = map(IndexBatches, batches.indices, batches.mask)
+            parts = [jax.block_until_ready(one_part(params, *pair)) for pair in zip(examples, rows, strict=True)]
             return mean(_stack(parts))
         if slow is None:
             slow = loops_are_slow(sums, params, data, jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[0], cut())))
@@ -87,6 +95,24 @@ def make_evaluate(
         return mean(_stack(parts))
 
     return evaluate
+
+
+def call_metrics(metrics_fn: Callable[[PyTree, PyTree], Any], params: PyTree, examples: PyTree) -> Mapping[str, Array | Weighted]:
+    """``metrics_fn(params, examples)``.
+
+    Raises:
+        ValueError: it takes other arguments, or returns no dict.
+
+    Example:
+        >>> call_metrics(lambda w, x: x - w, 1.0, jnp.ones(2))
+        Traceback (most recent call last):
+        ValueError: metrics_fn must return a dict with one value per example for each name, but returned an array of shape (2,).
+    """
+    gets = "params ((params, model_state) if the task has update_model_state) and test examples (as prepare_test, not prepare, returns them)"
+    metrics = call_function("metrics_fn", metrics_fn, params, examples, gets=gets)
+    if not isinstance(metrics, Mapping):
+        raise ValueError(f"metrics_fn must return a dict with one value per example for each name, but returned {describe(metrics)}.")
+    return metrics
 
 
 def _stack(parts):
@@ -113,7 +139,8 @@ def make_test(
         return lambda data, state: {}
     if task.metrics_fn is None:
         raise ValueError("metrics_fn=None with test_data: give metrics_fn, or test_data=None to train without a test.")
-    evaluate = make_evaluate(task.metrics_fn, count_examples(task.test_data, "test_data"), batch_size)
+    check_independent_prepare_test(task)
+    evaluate = make_evaluate(task.metrics_fn, count_examples(task.test_data, "test_data"), batch_size, task.prepare_test)
 
     def test(data, state):
         if eval_params is not None:
