@@ -22,6 +22,7 @@ _REMEDIES = {
 }
 _NO_LIBRARY = "keep it out of params, as a constant that loss_fn closes over"
 _PAGE = "docs/recipes.md shows it"
+_WITH_RECIPES = _LIBRARIES[:4]
 
 
 def library_of(value: Any) -> str | None:
@@ -49,9 +50,20 @@ def how_to_hand_in(value: Any, params: PyTree = None) -> str:
     nodes = [value, *jax.tree.leaves(params, is_leaf=lambda node: library_of(node) is not None)]
     library = next((name for name in map(library_of, nodes) if name), None)
     if library is not None:
-        return f"{_REMEDIES[library]}; {_PAGE}."
+        return f"{_REMEDIES[library]}{f'; {_PAGE}' if library in _WITH_RECIPES else ''}."
     pair = isinstance(params, tuple) and len(params) == 2 and all(isinstance(part, Mapping) for part in params)
     return _NO_LIBRARY + (f". If init returned (params, model_state), the task needs update_model_state; {_PAGE}." if pair else ".")
+
+
+def no_linen_module(model: Any) -> str:
+    """The error for a model that should be a Flax Linen module.
+
+    Example:
+        >>> no_linen_module(3)
+        'model=int is not a flax.linen module. Make a jaxbatch.Task of it: docs/own_model.md shows how.'
+    """
+    hint = how_to_hand_in(model) if library_of(model) else "docs/own_model.md shows how."
+    return f"model={type(model).__name__} is not a flax.linen module. Make a jaxbatch.Task of it: {hint}"
 
 
 def check_nothing_untrained(params: PyTree) -> None:
@@ -94,7 +106,7 @@ def call_function(name: str, function: Callable, *arguments: Any, gets: str) -> 
         ValueError: loss_fn takes (params, state, batch). It gets params alone and a batch: a dict of 'w', and a tuple of 2;
         docs/own_model.md lists what each function gets.
     """
-    if not callable(function):
+    if not callable(function) or _is_model(function):
         kind = type(function).__name__
         hint = f": {how_to_hand_in(function)}" if library_of(function) else "."
         raise ValueError(f"{name}={kind} is not a function{hint}")
@@ -106,6 +118,12 @@ def call_function(name: str, function: Callable, *arguments: Any, gets: str) -> 
             raise
         given = ", and ".join(describe(argument) for argument in arguments)
         raise ValueError(f"{name}{reason}. It gets {gets}: {given}; docs/own_model.md lists what each function gets.") from error
+
+
+def _is_model(value: Any) -> bool:
+    """Whether a value is a neural network, which can be called, too. Equinox wraps functions as its modules, so none of them counts."""
+    names = {kind.__name__ for kind in type(value).__mro__}
+    return "Module" in names and library_of(value) not in (None, "equinox")
 
 
 def _misunderstanding(function: Callable, arguments: tuple, error: Exception) -> str | None:
