@@ -94,7 +94,7 @@ def _modules(value: Any) -> set[str]:
     return {kind.__module__ for kind in type(value).__mro__}
 
 
-def call_function(name: str, function: Callable, *arguments: Any, gets: str) -> Any:
+def call_function(name: str, function: Any, *arguments: Any, gets: str) -> Any:
     """Calls a function of the user's. One that expects other arguments raises an error that says what it gets.
 
     Raises:

@@ -1,5 +1,7 @@
 """Objects of other libraries and functions that take other arguments end in one line; metrics get keys of their own."""
 
+import re
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ from flax import nnx
 
 import jaxbatch as jb
 from jaxbatch.augment import example_keys, keys_for_metrics
+from tests.conftest import ROOT
 
 X = jnp.linspace(0.0, 1.0, 48).reshape(24, 2)
 LOSS = lambda w, x: 0.5 * ((x - w[None]) ** 2).sum(-1)
@@ -70,7 +73,11 @@ FOREIGN = [
 ]
 
 
-@pytest.mark.parametrize(("make", "message"), FOREIGN)
+KINDS = ["equinox", "equinox_part", "linen", "linen_variables", "nnx", "nnx_norm", "nnx_state", "nnx_split", "haiku", "haiku_state"]
+KINDS += ["torch_tensor", "torch_module", "text"]
+
+
+@pytest.mark.parametrize(("make", "message"), FOREIGN, ids=KINDS)
 def test_parameters_as_another_library_has_them(make, message):
     for use in (
         lambda: jb.per_example_gradients(LOSS, make(), X),
@@ -157,7 +164,7 @@ RANDOM = TASK._replace(
 NOISE = float(jax.vmap(jax.random.uniform)(keys_for_metrics(jnp.arange(24))).mean())
 
 
-@pytest.mark.parametrize("changes", [{}, {"seed": 5}, {"microbatch_size": 5}, {"num_devices": 2}, {"evaluations_per_epoch": 3}])
+@pytest.mark.parametrize("changes", [{}, {"seed": 5}, {"microbatch_size": 5}, {"evaluations_per_epoch": 3}])
 def test_every_evaluation_sees_the_same_noise(changes):
     config = jb.FitConfig(optax.sgd(0.1), 4, jb.epochs(2))._replace(**changes)
     np.testing.assert_allclose([record["test_noise"] for record in jb.fit(RANDOM, config)], NOISE, rtol=1e-6)
@@ -175,6 +182,12 @@ def test_so_do_streams_and_other_cuts():
     for size in (1, 7, 24, 500):
         evaluate = jb.make_evaluate(RANDOM.metrics_fn, 24, size, prepare_test=RANDOM.prepare_test)
         np.testing.assert_allclose(evaluate(jnp.zeros(2), X)["noise"], NOISE, rtol=1e-6)
+
+
+def test_whatever_evaluates_a_task_prepares_its_test_data():
+    calls = [call for folder in ("jaxbatch", "experiments", "scripts") for path in (ROOT / folder).rglob("*.py")
+             for call in re.findall(r"make_evaluate\(\w*\.?task\.metrics_fn[^\n]*", path.read_text(encoding="utf-8"))]  # fmt: skip
+    assert len(calls) >= 6 and [call for call in calls if "prepare_test" not in call] == []
 
 
 def test_keys_of_metrics_are_not_those_of_training():

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxbatch.augment import call_prepare
+from jaxbatch.augment import Prepare, call_prepare
 from jaxbatch.data.streams import is_stream
 from jaxbatch.gradients.groups import LossFn, losses_and_aux
 from jaxbatch.machine.compiling import compile_ahead, take_out_constants
@@ -62,10 +62,14 @@ def check_independent_prepare(task: Any) -> None:
 
 def has_independent_prepare(task: Any) -> bool:
     """Whether a task has no ``prepare``, or one that gives the same result for an example in any part of a batch."""
-    if task.prepare is None:
+    return _is_independent(task.prepare, task.train_data, "prepare")
+
+
+def _is_independent(prepare: Prepare | None, data: Any, name: str) -> bool:
+    if prepare is None:
         return True
     keys = jax.random.split(jax.random.key(0), 2)
-    return not company_matters(lambda _, batch: call_prepare(task.prepare, *batch), (), (keys, _first_two(task.train_data)))
+    return not company_matters(lambda _, batch: call_prepare(prepare, *batch, name=name), (), (keys, _first_two(data)))
 
 
 def check_independent_prepare_test(task: Any) -> None:
@@ -74,12 +78,11 @@ def check_independent_prepare_test(task: Any) -> None:
     Raises:
         ValueError: it does not, so a metric would depend on how many examples are evaluated at a time.
     """
-    if task.prepare_test is None or has_independent_prepare(task._replace(prepare=task.prepare_test, train_data=task.test_data)):
-        return
-    raise ValueError(
-        "prepare_test changes an example with the others in its batch, and it sees the test set in parts: metrics would depend on how it is "
-        "cut. Make it a function of one example and its key."
-    )
+    if not _is_independent(task.prepare_test, task.test_data, "prepare_test"):
+        raise ValueError(
+            "prepare_test changes an example with the others in its batch, and it sees the test set in parts: metrics would depend on how it "
+            "is cut. Make it a function of one example and its key."
+        )
 
 
 def _first_two(data: Any) -> PyTree:
