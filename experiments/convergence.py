@@ -33,7 +33,7 @@ from experiments.study_task import load_choosing_task
 from jaxbatch.augment import batch_shapes
 from jaxbatch.results.records import Record, RunFolder
 from jaxbatch.results.report import progress_bar
-from jaxbatch.training.evaluation import choose_evaluation_size, metrics_argument
+from jaxbatch.training.evaluation import make_task_evaluate, metrics_argument
 from jaxbatch.training.steps import TrainState, start_shapes
 from jaxbatch.training.tasks import Task, count_examples
 
@@ -171,7 +171,7 @@ def measure_speed(config: Config, task: Task, run: RunFolder) -> None:
 def measure(config: Config, task: Task, test_data, rates: dict[str, dict[int, float]], run: RunFolder, console: Console) -> None:
     """Makes the measurements that are not in the run folder yet: the speed of an iteration, then run after run."""
     measure_speed(config, task, run)
-    evaluate = jb.make_evaluate(task.metrics_fn, count_examples(test_data), choose_evaluation_size(task))
+    evaluate = make_task_evaluate(task, test_data)
 
     def test(state):
         return float(evaluate(metrics_argument(task, state), test_data)[jb.as_goal(config.target).metric])

@@ -28,7 +28,7 @@ from experiments.optimizers import OptimizerFlags, fill_optimizer, follow, kind_
 from experiments.study import StudyConfig, check_positive, open_study, run_study, show_results
 from jaxbatch.results.records import RunFolder
 from jaxbatch.results.report import progress_bar
-from jaxbatch.training.evaluation import choose_evaluation_size
+from jaxbatch.training.evaluation import make_task_evaluate
 
 # text: (passes over it, largest rate), set after a few runs that were looked at on the validation text
 USUAL = {"generated": (3, 0.004), "tiny_shakespeare": (8, 0.003)}
@@ -115,14 +115,14 @@ def measure_seed(config: Config, task: jb.Task, test_data: jax.Array, seed: int,
         show(epoch - before, examples_per_second=task.num_examples / record["train_seconds"])
         before = epoch
         if epoch == config.epochs or diverged:  # written before the last state is kept, so that a kill does not lose it
-            metrics = jb.make_evaluate(task.metrics_fn, len(test_data), choose_evaluation_size(task))(record["state"].params, test_data)
+            metrics = make_task_evaluate(task, test_data)(record["state"].params, test_data)
             run.append({"kind": "end", "seed": seed, "diverged": diverged, **{f"test_{name}": float(value) for name, value in metrics.items()}})
 
 
 def measure(config: Config, task: jb.Task, test_data: jax.Array, dataset: jb.TextDataset, run: RunFolder, console: Console) -> None:
     """Trains the seeds that are not in the run folder yet."""
     if not run.find(kind="text"):
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(task.init, jax.random.key(0))))
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(task.start, jax.random.key(0))))
         run.append({"kind": "text", "entropy": dataset.entropy, "vocab_size": dataset.vocab_size, "parameters": parameters})
     with progress_bar(console) as progress:
         bar = progress.add_task("epochs", total=config.epochs * config.seeds, rate="")

@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 import jaxbatch as jb
 from experiments.large_batch_arms import batch_sizes, find_arm, make_optimizer, num_epochs, num_updates, task_of
 from jaxbatch.results.records import Record
-from jaxbatch.training.evaluation import choose_evaluation_size, metrics_argument
+from jaxbatch.training.evaluation import make_task_evaluate, metrics_argument
 from jaxbatch.training.goals import metric_names
 from jaxbatch.training.steps import TrainState
 from jaxbatch.training.tasks import count_examples
@@ -69,7 +69,7 @@ def make_judge(task: jb.Task, test_data: PyTree) -> Callable[[Trained], Iterator
     """Makes ``judge(trained) -> records`` with every metric on the training set and, once, on the test set."""
     names = metric_names(task)
     sets = {"train": task.train_data, "test": test_data}
-    evaluate = {key: jb.make_evaluate(task.metrics_fn, count_examples(data), choose_evaluation_size(task)) for key, data in sets.items()}
+    evaluate = {key: make_task_evaluate(task, data) for key, data in sets.items()}
 
     def judge(trained):
         for index, row in enumerate(trained.records):

@@ -8,8 +8,10 @@ import numpy as np
 
 import jaxbatch as jb
 from experiments.sharpness_training import Setup
+from jaxbatch.augment import prepared_for_metrics
 from jaxbatch.results.records import Record
 from jaxbatch.sums import squared_norm
+from jaxbatch.training.tasks import count_examples
 
 COUNT = 3  # eigenvalues at each end of a solution's spectrum
 FURTHER = 2000  # added to a seed, for the order of examples in further training
@@ -33,7 +35,7 @@ def solution(setup: Setup, identity: Record, read) -> list[Record]:
     gradient = jb.accumulated_gradient(setup.task.loss_fn, params, setup.train_data, size)
     rate = 1 / max(float(eigenvalues.largest[0]), 1e-12)
     loss, after = setup.losses(params, jax.tree.map(lambda p, g: p - rate * g, params, gradient), [0.0, 1.0])
-    start = setup.task.init(jax.random.key(seed))
+    start = setup.task.start(jax.random.key(seed))
     more = {f"largest_{number}": float(value) for number, value in enumerate(eigenvalues.largest[1:], 2)}
     measured = {
         "trace": trace.value,
@@ -53,7 +55,8 @@ def line(setup: Setup, identity: Record, read) -> list[Record]:
     points = np.linspace(-0.25, 1.25, setup.config.points)
     train = setup.losses(small, large, points)
     metric = lambda params, batch: _as_losses(setup.task.metrics_fn(params, batch)[setup.metric])
-    held_out = jb.loss_along_line(metric, small, large, setup.task.test_data, points, microbatch_size=setup.microbatch_size)
+    test_data = prepared_for_metrics(setup.task.prepare_test, setup.task.test_data, jnp.arange(count_examples(setup.task.test_data, "test_data")))
+    held_out = jb.loss_along_line(metric, small, large, test_data, points, microbatch_size=setup.microbatch_size)
     rows = [identity | {"point": round(float(t), 6), "loss": a, f"validation_{setup.metric}": float(b)} for t, a, b in zip(points, train, held_out)]
     rows[-1]["last"] = True
     return rows

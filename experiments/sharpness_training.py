@@ -13,7 +13,7 @@ from experiments import in_flight
 from experiments.optimizers import make_optimizer
 from experiments.study_task import prepared_once
 from jaxbatch.results.records import Record, RunFolder
-from jaxbatch.training.evaluation import choose_evaluation_size
+from jaxbatch.training.evaluation import choose_evaluation_size, make_task_evaluate
 from jaxbatch.training.goals import as_goal, metric_names
 from jaxbatch.training.tasks import Task
 
@@ -32,10 +32,9 @@ class Setup:
         self.metric = "loss" if "loss" in names else goal.metric  # on data that are not trained on
         self.names = list(dict.fromkeys([self.metric, goal.metric]))
         self._held_out = {"validation": task.test_data, "test": test_data}
-        at_a_time = choose_evaluation_size(task)
-        self._evaluate = {kind: jb.make_evaluate(task.metrics_fn, len(jax.tree.leaves(data)[0]), at_a_time) for kind, data in self._held_out.items()}
+        self._evaluate = {kind: make_task_evaluate(task, data) for kind, data in self._held_out.items()}
         losses = lambda params, batch: {"loss": task.loss_fn(params, batch)}
-        self._train_loss = jb.make_evaluate(losses, task.num_examples, self.microbatch_size or at_a_time)
+        self._train_loss = jb.make_evaluate(losses, task.num_examples, self.microbatch_size or choose_evaluation_size(task))
 
     def make_optimizer(self, size: int):
         """The optimizer at the best rate of a batch size."""
@@ -127,7 +126,7 @@ def keep(run: RunFolder, name: str, size: int, seed: int, params, at: Record) ->
 
 def find_states(run: RunFolder, setup: Setup, what: str) -> list[tuple[Record, Callable[[], Any]]]:
     """What one kind of measurement is made of: how its records are found, and a function that reads the parameters."""
-    template = jax.eval_shape(setup.task.init, jax.random.key(0))
+    template = jax.eval_shape(setup.task.start, jax.random.key(0))
     sizes, seeds = (setup.config.small_batch_size, setup.config.large_batch_size), range(setup.config.seeds)
     there = lambda name, size, seed: _file(run, name, size, seed).exists()
 

@@ -17,7 +17,7 @@ from jaxbatch.batches import cut_batches, epoch_order, steps_per_epoch
 from jaxbatch.machine.compiling import compile_ahead
 from jaxbatch.results.records import Record, RunFolder
 from jaxbatch.training.divergence import first_nonfinite
-from jaxbatch.training.evaluation import choose_evaluation_size, make_evaluate, metrics_argument
+from jaxbatch.training.evaluation import make_task_evaluate, metrics_argument
 from jaxbatch.training.goals import as_goal, metric_names
 from jaxbatch.training.loops import make_epoch
 from jaxbatch.training.steps import TrainState, init_state
@@ -49,7 +49,7 @@ class Trainer:
     def __init__(self, task: Task, config):
         self.task, self.config, self.segments = task, config, plan(task, config)
         self._programs: dict[tuple, Any] = {}
-        self._evaluate = make_evaluate(task.metrics_fn, count_examples(task.test_data), choose_evaluation_size(task))
+        self._evaluate = make_task_evaluate(task, task.test_data)
 
     def start(self, seed: int) -> TrainState:
         """The state that a run starts from, the same for all arms."""
@@ -99,7 +99,7 @@ def measure_training(trainer: Trainer, test_data, protocol: str, rates: Mapping[
     """
     task, config, arms = trainer.task, trainer.config, list(rates)
     steps = {arm: make_step(task, config, arm, rate) for arm, rate in rates.items()} if protocol == "original" else None
-    test = make_evaluate(task.metrics_fn, count_examples(test_data), choose_evaluation_size(task))
+    test = make_task_evaluate(task, test_data)
     drawn = prepared_once(task).train_data
     path = run.path / f"in_flight_{protocol}.msgpack"
     for seed in range(config.seeds):

@@ -6,15 +6,18 @@ Axes: B examples in a batch.
 import functools
 import pathlib
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 import jaxbatch as jb
+from jaxbatch.augment import call_prepare
 from jaxbatch.data.streams import is_stream
-from jaxbatch.gradients.groups import check_params, leading_axis, losses_and_aux
+from jaxbatch.gradients.accumulation import next_model_state
+from jaxbatch.gradients.groups import leading_axis, losses_and_aux
+from jaxbatch.training.evaluation import call_metrics
 from jaxbatch.training.tasks import count_examples
 
 SIZES = (2, 3)  # batches that are traced: a result whose shape is right by chance is right for one of them
@@ -47,26 +50,27 @@ def check_task(task: jb.Task, text: str, path: pathlib.Path) -> None:
     """
     check = functools.partial(_check, text, path)
     check("train_data", None, lambda: _check_data(task.train_data, "train_data"))
-    start = check("init", task.init, lambda: jax.eval_shape(task.init, jax.random.key(0)))
-    if task.update_model_state is not None:
-        check("init", task.init, lambda: _check_pair(start))
+    start = check("init", task.init, lambda: jax.eval_shape(task.start, jax.random.key(0)))
     params = start if task.update_model_state is None else start[0]
-    check("init", task.init, lambda: check_params(params))
     for size in SIZES:
         batch = shapes_of(task.train_data, size)
         if task.prepare is not None:
-            batch = check("prepare", task.prepare, functools.partial(_prepared, task.prepare, batch, size))
+            batch = check("prepare", task.prepare, functools.partial(_prepared, task.prepare, batch, size, "prepare"))
         _, aux = check("loss_fn", task.loss_fn, functools.partial(_losses, task, params, batch))
         if task.update_model_state is not None:
             check("update_model_state", task.update_model_state, functools.partial(_next_state, task.update_model_state, start[1], aux))
     if task.test_data is not None and task.metrics_fn is not None:
         check("test_data", None, lambda: _check_data(task.test_data, "test_data"))
+        if task.prepare_test is not None:
+            for size in SIZES:
+                prepare = functools.partial(_prepared, task.prepare_test, shapes_of(task.test_data, size), size, "prepare_test")
+                check("prepare_test", task.prepare_test, prepare)
         check("metrics_fn", task.metrics_fn, lambda: check_metrics(task, start, task.test_data))
 
 
 def check_validation(task: jb.Task, text: str, path: pathlib.Path) -> None:
     """Checks that the metrics can be taken on a held-out part of the training data, which becomes the task's test data."""
-    start = jax.eval_shape(task.init, jax.random.key(0))
+    start = jax.eval_shape(task.start, jax.random.key(0))
     what = "metrics_fn on a part of train_data, which is held out to choose on"
     _check(text, path, what, task.metrics_fn, lambda: check_metrics(task, start, task.train_data))
 
@@ -80,9 +84,12 @@ def shapes_of(data: Any, size: int) -> Any:
 def check_metrics(task: jb.Task, start: Any, data: Any) -> None:
     """Raises a ValueError for metrics that are no dict of one number per example."""
     for size in SIZES:
-        metrics = jax.eval_shape(task.metrics_fn, start, shapes_of(data, size))
-        if not isinstance(metrics, Mapping) or not metrics:
-            raise ValueError(f"it must return a dict of metrics, but returns a {type(metrics).__name__}{'' if metrics else ' that is empty'}.")
+        batch = shapes_of(data, size)
+        if task.prepare_test is not None:
+            batch = _prepared(task.prepare_test, batch, size, "prepare_test")
+        metrics = jax.eval_shape(functools.partial(_metrics, task.metrics_fn), start, batch)
+        if not metrics:
+            raise ValueError("it must return a dict of metrics, but returns one that is empty.")
         for name, leaf in ((name, leaf) for name, values in metrics.items() for leaf in (values if isinstance(values, jb.Weighted) else [values])):
             shape = getattr(leaf, "shape", None)
             if shape != (size,):
@@ -98,7 +105,8 @@ def _check(text: str, path: pathlib.Path, name: str, function: Callable | None, 
         line = line_in(error, path)
         if line is not None:
             raise ValueError(f"--task {text}: {name} raises {type(error).__name__} in line {line}: {first_line(error)}") from error
-        line = _line_of(function, path)
+        # The library puts some errors of the user's function into other words.
+        line = (line_in(error.__cause__, path) if error.__cause__ else None) or _line_of(function, path)
         where = "" if line is None else f" (line {line})"
         message = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {first_line(error)}"
         if not where and message.startswith(name):
@@ -122,14 +130,13 @@ def _check_data(data: Any, name: str) -> None:
                 raise ValueError(f"{name}{jax.tree_util.keystr(key_path)} holds {leaf.dtype}, but a device computes only with numbers.")
 
 
-def _check_pair(start: Any) -> None:
-    if not (isinstance(start, tuple) and len(start) == 2):
-        raise ValueError("with update_model_state it must return (params, model_state).")
+def _metrics(metrics_fn: Callable, start: Any, batch: Any) -> dict:
+    return dict(call_metrics(metrics_fn, start, batch))
 
 
-def _prepared(prepare: Callable, batch: Any, size: int) -> Any:
+def _prepared(prepare: Callable, batch: Any, size: int, name: str) -> Any:
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), size))
-    prepared = jax.eval_shape(prepare, keys, batch)
+    prepared = jax.eval_shape(lambda *pair: call_prepare(prepare, *pair, name), keys, batch)
     length = leading_axis(prepared, "its result")
     if length != size:
         raise ValueError(f"it must return a batch of as many examples as it gets, {size}, but returned {length}.")
@@ -137,14 +144,11 @@ def _prepared(prepare: Callable, batch: Any, size: int) -> Any:
 
 
 def _losses(task: jb.Task, params: Any, batch: Any) -> Any:
-    result = jax.eval_shape(task.loss_fn, params, batch)
-    if task.update_model_state is None and isinstance(result, tuple) and not isinstance(result, jb.Weighted):
-        raise ValueError("it returned a tuple. If it is (losses, aux), the task needs update_model_state.")
     return jax.eval_shape(lambda p, b: losses_and_aux(task.loss_fn, p, b, task.update_model_state is not None), params, batch)
 
 
 def _next_state(update: Callable, model_state: Any, aux: Any) -> None:
-    after = jax.eval_shape(update, model_state, aux)
+    after = jax.eval_shape(functools.partial(next_model_state, update), model_state, aux)
     shapes = [jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree) for tree in (model_state, after)]
     if shapes[0] != shapes[1]:
         raise ValueError("it must return a state of the same structure, shapes and types as it gets.")

@@ -15,8 +15,11 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Integer, Key, PyTree, Shaped
 
+from jaxbatch.hints import call_function
+
 Prepare = Callable[[Key[Array, "B"], PyTree], PyTree]  # (a key for each example, batch) -> batch
 _AUGMENT = 0x61756720  # "aug ": makes these keys differ from the keys of init and shuffling
+_TEST = 0x74657374  # "test": likewise
 
 
 def normalise(images: Shaped[Array, "B H W C"], mean: tuple[float, ...], std: tuple[float, ...]) -> Float[Array, "B H W C"]:
@@ -48,9 +51,37 @@ def example_keys(
     return jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
 
 
+def keys_for_metrics(indices: Int[Array, "B"]) -> Key[Array, "B"]:
+    """One key for each example on which metrics are taken, a pure function of its number in the data set.
+
+    So every evaluation of every run sees the same noise, however it is cut, and metrics differ by the parameters alone.
+
+    Example:
+        >>> bool(keys_for_metrics(jnp.array([7, 2]))[1] == keys_for_metrics(jnp.arange(3))[2])
+        True
+    """
+    key = jax.random.fold_in(jax.random.key(0), _TEST)
+    return jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
+
+
+def call_prepare(prepare: Prepare, keys: Any, batch: PyTree, name: str = "prepare") -> PyTree:
+    """``prepare(keys, batch)``; a function that takes other arguments raises an error that says what it gets."""
+    return call_function(name, prepare, keys, batch, gets="a key for each example and a batch")
+
+
 def prepared(prepare: Prepare | None, batch: PyTree, seed_epoch: Any, index: Any) -> PyTree:
     """The examples ``index`` after ``prepare``, with the key of each; as they are without it."""
-    return batch if prepare is None else prepare(example_keys(seed_epoch[0], seed_epoch[1], index), batch)
+    return batch if prepare is None else call_prepare(prepare, example_keys(seed_epoch[0], seed_epoch[1], index), batch)
+
+
+def prepared_for_metrics(prepare_test: Prepare | None, batch: PyTree, index: Any) -> PyTree:
+    """The examples ``index`` of a test set after ``prepare_test``, with the key of each; as they are without it.
+
+    Example:
+        >>> prepared_for_metrics(lambda keys, x: (x, keys), jnp.ones(2), jnp.array([0, 1]))[1].shape
+        (2,)
+    """
+    return batch if prepare_test is None else call_prepare(prepare_test, keys_for_metrics(index), batch, "prepare_test")
 
 
 def batch_shapes(data: PyTree, batch_size: int, prepare: Prepare | None = None) -> PyTree:
@@ -64,7 +95,7 @@ def batch_shapes(data: PyTree, batch_size: int, prepare: Prepare | None = None) 
     if prepare is None:
         return batch
     keys = jax.eval_shape(lambda: example_keys(0, 0, jnp.zeros(batch_size, jnp.int32)))
-    return jax.eval_shape(prepare, keys, batch)
+    return jax.eval_shape(lambda *pair: call_prepare(prepare, *pair), keys, batch)
 
 
 def crop_and_flip(keys: Key[Array, "B"], images: Shaped[Array, "B H W C"], *, padding: int = 4, flip: bool = True) -> Shaped[Array, "B H W C"]:

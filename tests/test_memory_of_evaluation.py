@@ -213,7 +213,7 @@ def test_the_program_that_is_counted_evaluates_as_fit_does(stream):
     laid = lay_out_evaluation((lambda w, x: {"a": x[:, 0]}) if stream else task.metrics_fn, state_shapes(task, SGD).params, data, 64)
     shapes = jax.eval_shape(laid.function, *laid.arguments.values())
     assert set(shapes) == ({"a"} if stream else {"loss", "accuracy"})
-    assert list(laid.arguments) == (["params", "batch", "mask"] if stream else ["params", "data"])
+    assert list(laid.arguments) == (["params", "batch", "index"] if stream else ["params", "data"])
 
 
 COUNTS = st.one_of(st.integers(-3, 0), st.floats(), st.booleans(), st.text(max_size=3), st.none(), st.just([8]), st.just((8,)))

@@ -109,10 +109,15 @@ CHANGES = [
      "loss_fn (line 5): must return one loss per example, shape (2,), but returned shape (2, 4)."),
     ("return 0.5 * (batch[0] @ w - batch[1]) ** 2", "return batch[0] @ w[:3]", "loss_fn raises TypeError in line 6: "),
     ("return 0.5 * (batch[0] @ w - batch[1]) ** 2", "return (batch[0] @ w, {})",
-     "loss_fn (line 5): it returned a tuple. If it is (losses, aux), the task needs update_model_state."),
+     "loss_fn (line 5): returned a tuple. If it is (losses, aux), the task needs update_model_state; without a task, pass has_aux=True."),
+    ("return 0.5 * (batch[0] @ w - batch[1]) ** 2", "x, y, state = batch\n    return x @ w",
+     "loss_fn (line 6): not enough values to unpack (expected 3, got 2). It gets params alone and a batch: an array of shape (4,), and a tuple of 2;"),
+    ("y[180:]))", "y[180:]), prepare_test=lambda batch: batch)", "prepare_test (line 17): takes (batch). It gets a key for each example and a batch"),
+    ("y[180:]))", "y[180:]), prepare_test=lambda keys, batch: (*batch, keys[:1]))", "prepare_test (line 17): its result: the leaves disagree"),
     ('{"loss": loss_fn(w, batch)}', '{"loss": loss_fn(w, batch).mean()}',
      "metrics_fn (line 8): it must return one value per example, shape (2,), but 'loss' has shape (). Leave out the mean."),
-    ('{"loss": loss_fn(w, batch)}', "loss_fn(w, batch)", "metrics_fn (line 8): it must return a dict of metrics, but returns a "),
+    ('{"loss": loss_fn(w, batch)}', "loss_fn(w, batch)",
+     "metrics_fn (line 8): must return a dict with one value per example for each name, but returned an array of shape (2,)."),
     ('{"loss": loss_fn(w, batch)}', '{"loss": batch["y"]}', "metrics_fn raises TypeError in line 9: "),
     ("y[180:]))", "y[180:]), prepare=lambda keys, batch: (batch[0][:1], batch[1][:1]))",
      "prepare (line 17): it must return a batch of as many examples as it gets, 2, but returned 1."),
@@ -203,7 +208,7 @@ def test_what_a_state_of_the_batch_rules_out(study, tmp_path, capsys):
     error = refused(write(tmp_path, slip), tmp_path, capsys, "--quick", study=study)
     assert "update_model_state (line " in error and "must return a state of the same structure" in error
     slip = (LINEAR + STATEFUL).replace("(init(key), jnp.zeros(4))", "init(key)")
-    assert "init (line 25): with update_model_state it must return (params, model_state)." in refused(
+    assert "init (line 25): must return (params, model_state) for a task with update_model_state" in refused(
         write(tmp_path, slip), tmp_path, capsys, "--quick", study=study
     )
 

@@ -14,6 +14,7 @@ from jaxbatch.batches import even_part
 from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size, has_weights, leading_axis, losses_and_aux
 from jaxbatch.gradients.part_norms import NoiseSums, Norms
 from jaxbatch.gradients.parts import Part, Take, fold
+from jaxbatch.hints import call_function
 from jaxbatch.layers import loops_are_slow, own_examples
 from jaxbatch.machine.compiling import compile_ahead
 from jaxbatch.sums import Losses, add, divisor, mean_loss, mean_of_sum, or_one, totals, weight_of, widen, zero_sum
@@ -162,7 +163,12 @@ def update_in_turn(update_model_state: Callable[[PyTree, PyTree], PyTree], model
     """
     if not jax.tree.leaves(aux):
         raise ValueError("update_model_state needs the aux that loss_fn returns, but it holds no array: return in it what the state is made of.")
-    return lax.scan(lambda old, one: (update_model_state(old, one), None), model_state, aux)[0]
+    return lax.scan(lambda old, one: (next_model_state(update_model_state, old, one), None), model_state, aux)[0]
+
+
+def next_model_state(update_model_state: Callable[[PyTree, PyTree], PyTree], model_state: PyTree, aux: PyTree) -> PyTree:
+    """``update_model_state(model_state, aux)``; a function that takes other arguments raises an error that says what it gets."""
+    return call_function("update_model_state", update_model_state, model_state, aux, gets="the model's state and the aux of loss_fn")
 
 
 def summed_gradient(

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from jaxbatch.hints import call_function, check_nothing_untrained, how_to_hand_in, library_of
 from jaxbatch.sums import Losses, Weighted, counted
 
 LossFn = Callable[[PyTree, PyTree], Any]  # (params, batch) -> (B,) losses or Weighted, or a pair of these and aux
@@ -54,12 +55,13 @@ def losses_and_aux(loss_fn: LossFn, params: PyTree, batch: PyTree, has_aux: bool
         >>> losses_and_aux(lambda w, x: (w * x, 7), jnp.array(2.0), jnp.ones(1), has_aux=True)[1].item()
         7
     """
-    result = loss_fn(params, batch)
+    alone_or_not = " (the model's state goes to metrics_fn and update_model_state)" if has_aux else ""
+    result = call_function("loss_fn", loss_fn, params, batch, gets=f"params alone{alone_or_not} and a batch")
     alone = isinstance(result, Weighted)  # which is a tuple too
     if has_aux and (alone or not (isinstance(result, tuple) and len(result) == 2)):
-        raise ValueError("has_aux=True: loss_fn must return a pair (losses, aux).")
+        raise ValueError("loss_fn must return a pair (losses, aux), because of has_aux=True or the task's update_model_state.")
     if not has_aux and isinstance(result, tuple) and not alone:
-        raise ValueError("loss_fn returned a tuple. If it is (losses, aux), pass has_aux=True.")
+        raise ValueError("loss_fn returned a tuple. If it is (losses, aux), the task needs update_model_state; without a task, pass has_aux=True.")
     losses, aux = result if has_aux else (result, None)
     wanted = (leading_axis(batch),)
     if isinstance(losses, Weighted):
@@ -88,20 +90,23 @@ def _counted(losses: Weighted, wanted: tuple[int]) -> Weighted:
 
 
 def check_params(params: PyTree) -> None:
-    """Raises a ValueError that names the first leaf that is no floating-point array.
+    """Raises a ValueError that names the first leaf that is no floating-point array, or that is not learned.
+
+    It says how parameters are handed in from the library that the leaf is from.
 
     Example:
         >>> check_params({"w": jnp.ones(2), "steps": jnp.array(3)})
         Traceback (most recent call last):
-        ValueError: params['steps'] is int32 and has no gradient: keep it out of params, as equinox.partition does.
+        ValueError: params['steps'] is int32 and has no gradient: keep it out of params, as a constant that loss_fn closes over.
     """
+    check_nothing_untrained(params)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = f"params{jax.tree_util.keystr(path)}"
         dtype = getattr(leaf, "dtype", None)
-        if dtype is None and not isinstance(leaf, float):
-            raise ValueError(f"{name} is a {type(leaf).__name__} and not an array: keep it out of params, as equinox.partition does.")
+        if library_of(leaf) or (dtype is None and not isinstance(leaf, float)):
+            raise ValueError(f"{name} is a {type(leaf).__name__} and not an array: {how_to_hand_in(leaf, params)}")
         if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
-            raise ValueError(f"{name} is {dtype} and has no gradient: keep it out of params, as equinox.partition does.")
+            raise ValueError(f"{name} is {dtype} and has no gradient: {how_to_hand_in(leaf, params)}")
 
 
 def leading_axis(batch: PyTree, name: str = "batch") -> int:

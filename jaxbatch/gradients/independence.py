@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from jaxbatch.augment import Prepare, call_prepare
 from jaxbatch.data.streams import is_stream
 from jaxbatch.gradients.groups import LossFn, losses_and_aux
 from jaxbatch.machine.compiling import compile_ahead, take_out_constants
@@ -61,10 +62,27 @@ def check_independent_prepare(task: Any) -> None:
 
 def has_independent_prepare(task: Any) -> bool:
     """Whether a task has no ``prepare``, or one that gives the same result for an example in any part of a batch."""
-    if task.prepare is None:
+    return _is_independent(task.prepare, task.train_data, "prepare")
+
+
+def _is_independent(prepare: Prepare | None, data: Any, name: str) -> bool:
+    if prepare is None:
         return True
     keys = jax.random.split(jax.random.key(0), 2)
-    return not company_matters(lambda _, batch: task.prepare(*batch), (), (keys, _first_two(task.train_data)))
+    return not company_matters(lambda _, batch: call_prepare(prepare, *batch, name=name), (), (keys, _first_two(data)))
+
+
+def check_independent_prepare_test(task: Any) -> None:
+    """Checks that ``task.prepare_test`` gives the same result for an example in any part of the test set.
+
+    Raises:
+        ValueError: it does not, so a metric would depend on how many examples are evaluated at a time.
+    """
+    if not _is_independent(task.prepare_test, task.test_data, "prepare_test"):
+        raise ValueError(
+            "prepare_test changes an example with the others in its batch, and it sees the test set in parts: metrics would depend on how it "
+            "is cut. Make it a function of one example and its key."
+        )
 
 
 def _first_two(data: Any) -> PyTree:

@@ -17,6 +17,7 @@ from jaxbatch.data import Dataset
 from jaxbatch.data.checked import check_dataset
 from jaxbatch.data.images import ImageDataset
 from jaxbatch.data.streams import image_streams
+from jaxbatch.hints import no_linen_module
 from jaxbatch.layers import loops_are_slow
 from jaxbatch.losses import classification_loss, classification_metrics
 from jaxbatch.machine.platform import compiling_for
@@ -76,7 +77,7 @@ def streamed_task(model, dataset: ImageDataset, *, image_size: int = 224, num_wo
 def task_of_model(model, image_shape, dataset, train_data, test_data, microbatch_size: int | None) -> Task:
     """The task of a Flax Linen model on any data; of ``dataset`` only ``mean`` and ``std`` are used."""
     if not isinstance(model, nn.Module):
-        raise ValueError(f"model={type(model).__name__} is not a flax.linen module. Make a jaxbatch.Task of it: docs/own_model.md shows how.")
+        raise ValueError(no_linen_module(model))
     image = jnp.zeros((1, *image_shape))
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
     _check_collections(model, variables)
@@ -127,13 +128,13 @@ def _check_collections(model, variables: PyTree) -> None:
 def _check_training(model, trace: Callable[[], object]) -> None:
     """Refuses models that would train without an error but wrongly."""
     name = type(model).__name__
-    remedy = "Make a jaxbatch.Task whose batches hold a key for each example: docs/own_model.md shows how."
+    remedy = "Make a jaxbatch.Task whose batches hold a key for each example: docs/recipes.md shows how."
 
     def look(call, arguments, keywords, context):
         if isinstance(context.module, nn.BatchNorm):
             raise ValueError(
                 f"model={name}: flax.linen.BatchNorm averages the running moments itself, and training would do so again. "
-                "Take jaxbatch.layers.BatchNorm, which leaves the batch's own moments."
+                "Take jaxbatch.layers.BatchNorm, which leaves the batch's own moments, or make a jaxbatch.Task: docs/recipes.md shows how."
             )
         if isinstance(context.module, nn.Dropout) and context.module.rate > 0:
             raise ValueError(f"model={name}: its dropout needs random numbers, which classification_task does not give. {remedy}")

@@ -3,7 +3,7 @@
 Axes: N examples in the data set.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,10 +12,13 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, PyTree
 
+from jaxbatch.augment import Prepare, prepared_for_metrics
 from jaxbatch.batches import IndexBatches, cut_batches
 from jaxbatch.data.streaming import prefetch
 from jaxbatch.data.streams import is_stream
 from jaxbatch.gradients.groups import check_count, check_microbatch_size
+from jaxbatch.gradients.independence import check_independent_prepare_test
+from jaxbatch.hints import call_function, describe
 from jaxbatch.layers import loops_are_slow
 from jaxbatch.sums import Weighted, counted, divisor, sum_losses, totals, widen
 from jaxbatch.training.layouts import Layout, shapes_of
@@ -53,13 +56,15 @@ def choose_evaluation_size(task: Task, microbatch_size: int | None = None, evalu
     return min(-(-_MOST // at_once), smallest(microbatch_size, task.examples_at_a_time) or _MOST)
 
 
-def make_evaluate(metrics_fn: MetricsFn, num_examples: int, batch_size: int = _MOST) -> Callable[[PyTree, PyTree], dict[str, Array]]:
+def make_evaluate(
+    metrics_fn: MetricsFn, num_examples: int, batch_size: int = _MOST, prepare_test: Prepare | None = None
+) -> Callable[[PyTree, PyTree], dict[str, Array]]:
     """Makes a compiled ``evaluate(params, data) -> {name: scalar}``, which returns mean metrics over a data set.
 
     The last batch is padded and masked, so every example counts once. A metric of :class:`jaxbatch.Weighted` values has the
     mean sum of totals / sum of weights over the whole data set. A metric must not couple examples, as batch
     normalisation with ``train=True`` does; otherwise padding would count. ``data`` may be a
-    :class:`jaxbatch.data.streams.Stream`.
+    :class:`jaxbatch.data.streams.Stream`. ``prepare_test`` gives each example its key, see :class:`jaxbatch.Task`.
 
     Example:
         >>> evaluate = make_evaluate(lambda w, x: {"loss": (x - w) ** 2}, num_examples=3, batch_size=2)
@@ -67,7 +72,7 @@ def make_evaluate(metrics_fn: MetricsFn, num_examples: int, batch_size: int = _M
         3.0
     """
 
-    programs = _programs(metrics_fn, num_examples, batch_size)
+    programs = _programs(metrics_fn, num_examples, batch_size, prepare_test)
     in_one_program, one_batch, one_part = jax.jit(programs.whole), jax.jit(programs.of_batch), jax.jit(programs.of_examples)
     slow = None  # set at the first call, from the shapes
 
@@ -80,7 +85,8 @@ def make_evaluate(metrics_fn: MetricsFn, num_examples: int, batch_size: int = _M
             batches = jax.tree.map(np.asarray, programs.cut())
             examples = prefetch(data.parts(batches.indices), depth=_AHEAD)
             # Wait for each part; otherwise parts that the device has not reached would fill the host's memory.
-            parts = [jax.block_until_ready(one_part(params, *pair)) for pair in zip(examples, batches.mask, strict=True)]
+            rows = map(IndexBatches, batches.indices, batches.mask)
+            parts = [jax.block_until_ready(one_part(params, *pair)) for pair in zip(examples, rows, strict=True)]
             return programs.mean(_stack(parts))
         if slow is None:
             slow = programs.are_slow_in_a_loop(params, data)
@@ -97,7 +103,7 @@ class _Programs(NamedTuple):
     """What an evaluation runs, as pure functions."""
 
     cut: Callable[[], IndexBatches]
-    of_examples: Callable[..., Any]  # (params, examples, mask) -> sums: of a part of a stream
+    of_examples: Callable[..., Any]  # (params, examples, their places) -> sums: of a part of a stream
     of_batch: Callable[..., Any]  # (params, data, batch) -> sums: of one batch of arrays
     mean: Callable[[Any], Any]  # sums of all parts -> means
     whole: Callable[..., Any]  # (params, data) -> means: of arrays, in one loop
@@ -107,12 +113,12 @@ class _Programs(NamedTuple):
         return loops_are_slow(self.of_batch, params, data, jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[0], self.cut())))
 
 
-def _programs(metrics_fn: MetricsFn, num_examples: int, batch_size: int) -> _Programs:
+def _programs(metrics_fn: MetricsFn, num_examples: int, batch_size: int, prepare_test: Prepare | None) -> _Programs:
     def cut():
         return cut_batches(jnp.arange(num_examples, dtype=jnp.int32), min(batch_size, num_examples), partial="pad")
 
-    def of_examples(params, examples, mask):
-        metrics = metrics_fn(params, examples)
+    def of_examples(params, examples, batch):
+        mask, metrics = batch.mask, call_metrics(metrics_fn, params, prepared_for_metrics(prepare_test, examples, batch.indices))
         for name, values in metrics.items():
             parts = dict(zip((" (total)", " (weight)"), values, strict=True)) if isinstance(values, Weighted) else {"": values}
             for part, leaf in parts.items():
@@ -125,7 +131,7 @@ def _programs(metrics_fn: MetricsFn, num_examples: int, batch_size: int) -> _Pro
         return jax.tree.map(lambda values: jnp.where(mask, values, 0).sum(), widen(metrics))
 
     def of_batch(params, data, batch):
-        return of_examples(params, jax.tree.map(lambda leaf: leaf[batch.indices], data), batch.mask)
+        return of_examples(params, jax.tree.map(lambda leaf: leaf[batch.indices], data), batch)
 
     def mean(of_parts):
         summed = {name: sum_losses(values) for name, values in of_parts.items()}
@@ -137,7 +143,7 @@ def _programs(metrics_fn: MetricsFn, num_examples: int, batch_size: int) -> _Pro
     return _Programs(cut, of_examples, of_batch, mean, whole)
 
 
-def lay_out_evaluation(metrics_fn: MetricsFn, params: PyTree, data: PyTree, batch_size: int) -> Layout:
+def lay_out_evaluation(metrics_fn: MetricsFn, params: PyTree, data: PyTree, batch_size: int, prepare_test: Prepare | None = None) -> Layout:
     """The program with which :func:`make_evaluate` evaluates, of whose data only shapes are used, for the platform that is compiled for.
 
     Args:
@@ -145,21 +151,40 @@ def lay_out_evaluation(metrics_fn: MetricsFn, params: PyTree, data: PyTree, batc
         params: its first argument, of which only the shapes are used.
         data: arrays, their shapes, or a stream.
         batch_size: examples at a time.
+        prepare_test: see :func:`make_evaluate`.
 
     Example:
         >>> laid = lay_out_evaluation(lambda w, x: {"loss": (x - w) ** 2}, jnp.array(0.0), jnp.ones(8), 4)
         >>> {name: jax.tree.map(jnp.shape, shapes) for name, shapes in laid.arguments.items()}
         {'params': (), 'data': (8,)}
     """
-    programs, params = _programs(metrics_fn, count_examples(data, "test_data"), batch_size), shapes_of(params)
+    programs, params = _programs(metrics_fn, count_examples(data, "test_data"), batch_size, prepare_test), shapes_of(params)
     batch = jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[0], programs.cut()))
     if is_stream(data):
         examples = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*batch.mask.shape, *leaf.shape), leaf.dtype), data.example)
-        return Layout(programs.of_examples, {"params": params, "batch": examples, "mask": batch.mask}, (), ())
+        return Layout(programs.of_examples, {"params": params, "batch": examples, "index": batch}, (), ())
     data = shapes_of(data)
     if programs.are_slow_in_a_loop(params, data):
         return Layout(programs.of_batch, {"params": params, "data": data, "index": batch}, (), ())
     return Layout(programs.whole, {"params": params, "data": data}, (), ())
+
+
+def call_metrics(metrics_fn: Callable[[PyTree, PyTree], Any], params: PyTree, examples: PyTree) -> Mapping[str, Array | Weighted]:
+    """``metrics_fn(params, examples)``.
+
+    Raises:
+        ValueError: it takes other arguments, or returns no dict.
+
+    Example:
+        >>> call_metrics(lambda w, x: x - w, 1.0, jnp.ones(2))
+        Traceback (most recent call last):
+        ValueError: metrics_fn must return a dict with one value per example for each name, but returned an array of shape (2,).
+    """
+    gets = "params ((params, model_state) if the task has update_model_state) and test examples (as prepare_test, not prepare, returns them)"
+    metrics = call_function("metrics_fn", metrics_fn, params, examples, gets=gets)
+    if not isinstance(metrics, Mapping):
+        raise ValueError(f"metrics_fn must return a dict with one value per example for each name, but returned {describe(metrics)}.")
+    return metrics
 
 
 def _stack(parts):
@@ -167,6 +192,22 @@ def _stack(parts):
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(parts)):
         return jax.tree.map(lambda *totals: jnp.stack(totals), *parts)
     return jax.tree.map(lambda *totals: jnp.asarray(np.stack(totals)), *jax.device_get(parts))
+
+
+def make_task_evaluate(task: Task, data: PyTree, batch_size: int | None = None) -> Callable[[PyTree, PyTree], dict[str, Array]]:
+    """:func:`make_evaluate` for a task's metrics, on data like its test data.
+
+    Args:
+        task: its metrics, its ``prepare_test`` and its bounds are used.
+        data: of which only the number of examples is used.
+        batch_size: examples at a time; ``None``: those of :func:`choose_evaluation_size`.
+
+    Example:
+        >>> task = Task(None, None, lambda w, x: {"loss": (x - w) ** 2}, None, None)
+        >>> float(make_task_evaluate(task, jnp.ones(3))(jnp.array(0.0), jnp.array([1.0, 2.0, 2.0]))["loss"])
+        3.0
+    """
+    return make_evaluate(task.metrics_fn, count_examples(data, "test_data"), batch_size or choose_evaluation_size(task), task.prepare_test)
 
 
 def make_test(
@@ -186,7 +227,8 @@ def make_test(
         return lambda data, state: {}
     if task.metrics_fn is None:
         raise ValueError("metrics_fn=None with test_data: give metrics_fn, or test_data=None to train without a test.")
-    evaluate = make_evaluate(task.metrics_fn, count_examples(task.test_data, "test_data"), batch_size or choose_evaluation_size(task))
+    check_independent_prepare_test(task)
+    evaluate = make_task_evaluate(task, task.test_data, batch_size)
 
     def test(data, state):
         if eval_params is not None:

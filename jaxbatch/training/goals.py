@@ -1,5 +1,6 @@
 """Goals. A goal is a metric with a direction and a value, such as a test accuracy of at least 0.98."""
 
+import functools
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -7,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jaxbatch.training.evaluation import call_metrics
 from jaxbatch.training.fitting import fit
 from jaxbatch.training.plans import FitConfig
 from jaxbatch.training.steps import TrainState
@@ -72,8 +74,8 @@ def metric_names(task: Task) -> list[str]:
     """
     if task.test_data is None or task.metrics_fn is None:
         return []
-    batch = task._replace(train_data=task.test_data, prepare=None).shapes_of_batch(1)
-    return list(jax.eval_shape(task.metrics_fn, jax.eval_shape(task.init, jax.random.key(0)), batch))
+    batch = task._replace(train_data=task.test_data, prepare=task.prepare_test).shapes_of_batch(1)
+    return list(jax.eval_shape(functools.partial(call_metrics, task.metrics_fn), jax.eval_shape(task.start, jax.random.key(0)), batch))
 
 
 def check_goal(task: Task, goal: "str | Goal") -> Goal:

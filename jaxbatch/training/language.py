@@ -16,6 +16,7 @@ from jaxtyping import Array, Integer
 
 from jaxbatch.data.packing import PADDING, PackedText
 from jaxbatch.data.text import TextDataset, sequences
+from jaxbatch.hints import no_linen_module
 from jaxbatch.losses import correct, cross_entropy
 from jaxbatch.sums import Weighted
 from jaxbatch.training.tasks import Task
@@ -157,7 +158,7 @@ def _check_tokens(tokens, name: str, vocab_size: int) -> None:
 def _check_model(model, vocab_size: int, *inputs: Integer[Array, "1 T"]) -> None:
     """Refuses a model whose logits do not fit the text, or which has a state."""
     if not isinstance(model, nn.Module):
-        raise ValueError(f"model={type(model).__name__} is not a flax.linen module. Make a jaxbatch.Task of it: docs/own_model.md shows how.")
+        raise ValueError(no_linen_module(model))
     logits, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), *inputs)
     name = type(model).__name__
     others = sorted(set(variables) - {"params"})

@@ -18,7 +18,7 @@ from jaxtyping import PyTree
 from jaxbatch.augment import prepared
 from jaxbatch.batches import even_part
 from jaxbatch.data.streams import is_stream
-from jaxbatch.gradients.accumulation import mean_aux, summed_gradient
+from jaxbatch.gradients.accumulation import mean_aux, next_model_state, summed_gradient
 from jaxbatch.gradients.groups import has_weights
 from jaxbatch.gradients.part_norms import Metric, NoiseMonitor, NoiseSums, Spread, WithNoise, metric_of, no_spread, norms_of, statistics_of_parts
 from jaxbatch.gradients.updates import Optimizer, update
@@ -81,7 +81,7 @@ def make_pieces(
         loss = sum_losses(losses)
         if axis is not None:
             (loss, gradient, spread), aux = lax.psum((loss, gradient, spread), axis), mean_aux(axis, aux, own)
-        model_state = task.update_model_state(total.model_state, aux) if has_aux else total.model_state
+        model_state = next_model_state(task.update_model_state, total.model_state, aux) if has_aux else total.model_state
         sums = add((total.gradient, total.loss, total.spread), (gradient, loss, spread))
         return total._replace(gradient=sums[0], model_state=model_state, loss=sums[1], spread=sums[2]), loss
 

@@ -91,7 +91,8 @@ def evaluation_program(task: Task, optimizer: Optimizer, batch_size: int) -> Ste
     """
     if task.test_data is None or task.metrics_fn is None:
         return None
-    layout, beside = lay_out_evaluation(task.metrics_fn, metrics_argument(task, state_shapes(task, optimizer)), task.test_data, batch_size), {}
+    params, beside = metrics_argument(task, state_shapes(task, optimizer)), {}
+    layout = lay_out_evaluation(task.metrics_fn, params, task.test_data, batch_size, task.prepare_test)
     if "batch" in layout.arguments:
         beside["batch ahead"] = [layout.arguments["batch"]] * (PARTS_OF_A_TEST_STREAM - 1)
     return StepProgram(layout, beside)

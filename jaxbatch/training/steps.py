@@ -47,7 +47,7 @@ def init_state(task: Task, optimizer: Any, seed: int | np.integer | UInt32[Array
     """
     if not isinstance(seed, jax.Array):  # the seeds of a sweep are traced, and were checked before
         check_seed(seed)
-    start = call_compiled(task.init, jax.random.fold_in(jax.random.key(seed), _INIT))
+    start = call_compiled(task.start, jax.random.fold_in(jax.random.key(seed), _INIT))
     params, model_state = (start, ()) if task.update_model_state is None else start
     check_optimizer(optimizer, params)
     return as_arrays(TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), model_state))
@@ -83,7 +83,7 @@ def start_shapes(task: Task) -> PyTree:
         >>> start_shapes(Task(lambda key: jnp.ones(3), None, None, jnp.zeros((4, 1)), None)).shape
         (3,)
     """
-    start = jax.eval_shape(task.init, jax.random.key(0))
+    start = jax.eval_shape(task.start, jax.random.key(0))
     return start if task.update_model_state is None else start[0]
 
 

@@ -13,7 +13,8 @@ from jaxtyping import Array, PyTree
 
 from jaxbatch.augment import Prepare, batch_shapes
 from jaxbatch.data.streams import Stream, is_stream
-from jaxbatch.gradients.groups import LossFn, leading_axis
+from jaxbatch.gradients.groups import LossFn, check_params, leading_axis
+from jaxbatch.hints import call_function, describe
 from jaxbatch.machine.platform import compiled_platform
 from jaxbatch.states import pack
 from jaxbatch.sums import Weighted
@@ -32,6 +33,10 @@ class Task(NamedTuple):
     ``prepare`` and ``loss_fn`` are called on parts of a batch: a group, a microbatch, a device's share. So their result for an
     example must not depend on the other examples. For example, a weight divided by the batch's sum of weights would depend on
     them, and each part has another sum. ``fit`` refuses such a ``prepare`` if it would get parts.
+
+    Metrics that need random numbers, as those of a variational autoencoder or a diffusion model do, get them by ``prepare_test``.
+    It is as ``prepare``, but the key of a test example depends on its number alone. So every evaluation sees the same noise,
+    whatever the seed, the epoch, the batch size and the number of examples evaluated at a time.
     """
 
     init: Callable[[Array], PyTree]  # key -> params
@@ -44,6 +49,7 @@ class Task(NamedTuple):
     prepare: Prepare | None = None  # (a key for each example, batch) -> batch, in training only: augmentation, keys for dropout
     cpu_microbatch_size: int | None = None  # on CPU, the number of examples whose activations fit in the cache
     tokens_per_example: int | None = None  # for durations in tokens, and records that count them
+    prepare_test: Prepare | None = None  # (a key for each example, batch) -> batch, before metrics_fn: the same keys every time
 
     @property
     def num_examples(self) -> int:
@@ -54,6 +60,22 @@ class Task(NamedTuple):
     def examples_at_a_time(self) -> int | None:
         """The most examples worked on at a time on the platform that is compiled for; None: all."""
         return smallest(self.microbatch_size, self.cpu_microbatch_size if compiled_platform() == "cpu" else None)
+
+    def start(self, key: Array) -> PyTree:
+        """What ``init`` returns, if training can begin with it.
+
+        Raises:
+            ValueError: it cannot be called with a key, returns no pair where there is ``update_model_state``, or parameters that
+                are no floating-point arrays.
+        """
+        start = call_function("init", self.init, key, gets="one key")
+        if self.update_model_state is None:
+            check_params(start)
+        elif isinstance(start, tuple) and len(start) == 2:
+            check_params(start[0])
+        else:
+            raise ValueError(f"init must return (params, model_state) for a task with update_model_state, but returned {describe(start)}.")
+        return start
 
     def shapes_of_batch(self, size: int) -> PyTree:
         """The shapes of ``size`` training examples as the loss gets them, after ``prepare``."""
