@@ -35,7 +35,7 @@ from jaxbatch.results.records import Record, RunFolder
 from jaxbatch.results.report import progress_bar
 from jaxbatch.training.evaluation import make_task_evaluate, metrics_argument
 from jaxbatch.training.steps import TrainState, start_shapes
-from jaxbatch.training.tasks import Task, count_examples
+from jaxbatch.training.tasks import Task
 
 OTHER_SEEDS = 1000  # added to the seeds, so that no rate is judged by the runs that chose it
 NOISE_EXAMPLES, QUICK_NOISE_EXAMPLES = 600, 60  # drawn at each evaluation for the gradient noise scale

@@ -14,7 +14,6 @@ from jaxbatch.results.records import Record
 from jaxbatch.training.evaluation import make_task_evaluate, metrics_argument
 from jaxbatch.training.goals import metric_names
 from jaxbatch.training.steps import TrainState
-from jaxbatch.training.tasks import count_examples
 
 
 class Trained(NamedTuple):
