@@ -193,10 +193,15 @@ def last_errors(name: str, one: str, other: str) -> Interval:
     return interval(ends[0] - ends[1])
 
 
-def critical_ways(name: str) -> dict[str, Interval]:
-    """The critical batch size by each way, as the study names the ways."""
+def critical_ways(name: str) -> list[critical_batch_size_report.Estimate]:
+    """The critical batch size by each way: first the fit, if there is one, then the noise in each third, then branches."""
     run = read(f"critical_batch_size/{name}")
-    return {estimate.name: estimate.critical_batch_size for estimate in critical_batch_size_report.ways(run.config, run.records)}
+    return critical_batch_size_report.ways(run.config, run.records)
+
+
+def mean_noise(name: str) -> float:
+    """The mean of the noise scale over the three thirds of the way."""
+    return float(np.mean([one.critical_batch_size.value for one in critical_ways(name) if one.name.startswith("noise")]))
 
 
 def score(name: str) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """The sentences of README and the pages that follow from kept runs, with their numbers and with what must be true for their words."""
 
 from scripts import kept_numbers as of
-from scripts.page_findings_huge import ON_ADVICE, ON_HUGE, ON_NEGATIVE
+from scripts.page_findings_huge import ON_ADVICE, ON_CRITICAL, ON_HUGE, ON_NEGATIVE
 from scripts.page_sentences import Sentence
 
 README, SPLIT, GRID = "README.md", "docs/split_backward.md", "docs/mnist_study.md"
@@ -170,6 +170,14 @@ ON_MNIST = [
     ),
     Sentence(
         GRID,
+        "The best rate grows as B^p with p = {p:.2f} over the five sizes; from each size to the next p is {p6:.2f}, "
+        "{p60:.2f}, {p600:.2f}, {p6000:.2f}.",
+        lambda: {"p": of.grid_exponent(), **of.exponents()},
+        lambda: of.grid_exponent().n == 5,
+        (RATES,),
+    ),
+    Sentence(
+        GRID,
         "from B = 60 to 600 the updates fall {fewer:.1f}-fold while the examples grow {more:.1f}-fold",
         lambda: {
             "fewer": of.grid_updates(60).value / of.grid_updates(600).value,
@@ -201,4 +209,4 @@ ON_MNIST = [
     ),
 ]
 
-SENTENCES = [*ON_README, *ON_SPLIT, *ON_MNIST, *ON_HUGE, *ON_NEGATIVE, *ON_ADVICE]
+SENTENCES = [*ON_README, *ON_SPLIT, *ON_MNIST, *ON_HUGE, *ON_NEGATIVE, *ON_CRITICAL, *ON_ADVICE]

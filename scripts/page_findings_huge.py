@@ -3,7 +3,7 @@
 from scripts import kept_numbers as of
 from scripts.page_sentences import Sentence
 
-HUGE, NEGATIVE, ADVICE = (f"docs/{name}.md" for name in ("large_batch", "negative_results", "advice"))
+HUGE, NEGATIVE, CRITICAL, ADVICE = (f"docs/{name}.md" for name in ("large_batch", "negative_results", "critical_batch_size", "advice"))
 DIGITS, MNIST = "large_batch/digits", "large_batch/mnist"
 SCHEDULES = ("warmup", "cyclic", "step decay", "cosine")
 
@@ -128,6 +128,16 @@ ON_NEGATIVE = [
         lambda: {name: of.split_ratio(name, "small").value for name in ("digits", "mnist")},
         lambda: all(of.split_standing(name, "one") != "better" for name in ("digits", "mnist")),
         ("split_backward/digits", "split_backward/mnist"),
+    ),
+]
+
+ON_CRITICAL = [
+    Sentence(
+        CRITICAL,
+        "The mean of the three thirds is {mean:.0f}, which is what the fit finds",
+        lambda: {"mean": of.mean_noise("digits")},
+        lambda: not of.critical_ways("digits")[0].critical_batch_size.excludes(of.mean_noise("digits")),
+        ("critical_batch_size/digits",),
     ),
 ]
 

@@ -24,6 +24,7 @@ AWAITED = {
     "adabatch/cifar10_alexnet",
     "adabatch/cifar10_resnet20",
     "adabatch/cifar10_vgg19_bn",
+    "advise/digits",
     "convergence/mnist",
     "critical_batch_size/digits",
     "large_batch/digits",
@@ -58,7 +59,6 @@ OTHER_TABLES = {
 # Figures of the pages that do not follow from kept or awaited runs.
 OTHER_FIGURES = {
     "adabatch_cifar10_throughput.png": "times on an idle machine",
-    "advice_digits.png": "a run that was not repeated",
     "contrastive_digits.png": "a run that was not repeated",
     "contrastive_mnist.png": "a run that was not repeated",
     "cross_check.png": "drawn by experiments.cross_check on an earlier machine",
