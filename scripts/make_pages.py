@@ -25,7 +25,7 @@ from experiments.command_line import one_line_errors
 from scripts import measured_runs, measured_score, page_figures
 from scripts.page_blocks import is_kept, pages, write_blocks
 from scripts.page_findings import SENTENCES
-from scripts.page_sentences import Sentence, bring_up_to_date
+from scripts.page_sentences import Sentence, bring_up_to_date, changes
 
 
 def name_of(page: pathlib.Path) -> str:
@@ -39,7 +39,7 @@ def sentences_of(page: str) -> list[Sentence]:
 
 
 def make_pages() -> list[str]:
-    """Writes whatever does not follow from the records, and returns the names of the changed files."""
+    """Writes whatever does not follow from the records, and returns the names of the changed files, with the sentences that changed."""
     changed = []
     for path in pages():
         name = name_of(path)
@@ -47,7 +47,7 @@ def make_pages() -> list[str]:
         text = bring_up_to_date(write_blocks(before), sentences_of(name))
         if text != before:
             path.write_text(text, encoding="utf-8")
-            changed.append(name)
+            changed.append("\n".join([name, *changes(before, text, sentences_of(name))]))
     with tempfile.TemporaryDirectory() as folder:
         for drawn in page_figures.outdated(pathlib.Path(folder)):
             shutil.copy(drawn, page_figures.DOCS)
@@ -85,7 +85,7 @@ def main() -> None:
             print(f"Kept in {measured_runs.keep(options.folder, options.name)}")
         elif options.stage == "add-score":
             print(f"Kept in {measured_score.keep_score(options.folder)}")
-        print("Changed:", ", ".join(make_pages()) or "nothing")
+        print("\n".join(f"Changed: {change}" for change in make_pages()) or "Nothing has changed.")
         for sentence in broken_sentences():
             print(f"The records do not allow this any more: {sentence}")
 

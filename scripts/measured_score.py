@@ -34,9 +34,9 @@ def keep_score(folder: pathlib.Path) -> pathlib.Path:
 
 
 def setting() -> str:
-    """The machine and the commit."""
+    """The machine."""
     made_by = json.loads((score_folder() / "config.json").read_text(encoding="utf-8"))["provenance"]
-    return f"{made_by['device']}, {made_by['num_cores']} cores, jax {made_by['jax']}, commit {made_by['commit']}"
+    return f"{made_by['device']}, {made_by['num_cores']} cores, jax {made_by['jax']}"
 
 
 @functools.cache

@@ -64,6 +64,12 @@ def bring_up_to_date(page: str, sentences: list[Sentence]) -> str:
     return page
 
 
+def changes(before: str, after: str, sentences: list[Sentence]) -> list[str]:
+    """The sentences that differ between two texts of a page, as they were and as they are."""
+    pairs = [tuple(re.sub(r"\s+", " ", pattern_of(one.text).search(text)[0]) for text in (before, after)) for one in sentences]  # type: ignore[index]
+    return [f"- {old}\n+ {new}" for old, new in pairs if old != new]
+
+
 def unheld_intervals(text: str, sentences: list[Sentence]) -> list[str]:
     """The intervals of a page, written as `1.2 [1.1, 1.3]`, that are in none of its sentences."""
     spans = [match.span() for sentence in sentences for match in pattern_of(sentence.text).finditer(text)]

@@ -6,6 +6,8 @@ import gzip
 import io
 import json
 import math
+import pathlib
+import types
 
 import pytest
 from PIL import Image
@@ -15,9 +17,9 @@ from experiments import learning_rate_grid
 from experiments.study import open_study
 from jaxbatch.results import plots
 from jaxbatch.results.report import as_markdown, print_table, printed
-from scripts import measured_runs, page_blocks, page_figures, page_sentences
+from scripts import kept_numbers, measured_runs, measured_score, page_blocks, page_figures, page_sentences
 from scripts.page_blocks import content_of, write_blocks
-from scripts.page_sentences import Sentence, bring_up_to_date, unheld_intervals
+from scripts.page_sentences import Sentence, bring_up_to_date, changes, unheld_intervals
 from tests.test_mnist_reports import grid_records
 
 
@@ -125,6 +127,9 @@ def test_a_wrong_number_in_a_sentence_is_replaced(number):
     page = f"Before. The split needs {number} times the\nexamples, and 3 others. After 1.18 [1.08, 1.30]."
     sentence = Sentence("page", "The split needs {ratio:.1f} times the examples, and {others} others.", lambda: {"ratio": 2.04, "others": 4})
     assert bring_up_to_date(page, [sentence]) == "Before. The split needs 2.0 times the\nexamples, and 4 others. After 1.18 [1.08, 1.30]."
+    assert changes(page, page.replace("3 others", "4 others"), [sentence]) == [
+        f"- The split needs {number} times the examples, and 3 others.\n+ The split needs {number} times the examples, and 4 others."
+    ]
     assert unheld_intervals(page, [sentence]) == ["1.18 [1.08, 1.30]"]
     with pytest.raises(ValueError, match="holds this sentence 0 times"):
         bring_up_to_date(page.replace("needs", "wants"), [sentence])
@@ -146,3 +151,24 @@ def test_a_figure_says_what_it_shows(tmp_path):
         assert image.info[plots.FINGERPRINT] == plots.fingerprint(figure(2.0)) == plots.fingerprint(figure(2.0 + 1e-9))
     assert len({plots.fingerprint(one) for one in (figure(2.0), figure(2.01), figure(2.0, "error"))}) == 3
     assert page_figures.fingerprint_of(tmp_path / "none.png") is None
+
+
+def test_the_score_is_kept_and_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(measured_runs, "MEASURED", tmp_path / "measured")
+    with pytest.raises(ValueError, match="no files of a score"):
+        measured_score.keep_score(tmp_path)
+    (tmp_path / "digits.sweep.jsonl").write_text('{"batch_size": 4}\n', encoding="utf-8")
+    measured_score.keep_score(tmp_path)
+
+    def run(command, **_):
+        assert command[-2] == "--output" and (pathlib.Path(command[-1]) / "digits.sweep.jsonl").read_text(encoding="utf-8") == '{"batch_size": 4}\n'
+        lines = ["| case |", "|---|", "| digits |", "advise: median regret 1.00, worst inf, over 2 scored cases", "| more |", "|---|"]
+        return types.SimpleNamespace(stdout="\n".join(lines))
+
+    measured_score.lines.cache_clear()
+    monkeypatch.setattr(measured_score.subprocess, "run", run)
+    assert content_of("score | table | verdict").split("\n\n") == [
+        "| case |\n|---|\n| digits |", "| more |\n|---|", "- advise: median regret 1.00, worst inf, over 2 scored cases",
+    ]  # fmt: skip
+    assert kept_numbers.score("advise") == {"median": "1.00", "worst": "inf"}
+    measured_score.lines.cache_clear()
