@@ -78,7 +78,8 @@ def named(config, records: Sequence[Record], arm: str, outcome: Standing) -> str
     notes += [f"{outcome.lost} runs diverged"] if outcome.lost else []
     notes += ["by rule"] if find_arm(arm).rule else []
     if outcome.kind == "helps" and has_gap(config, records):
-        return f"{arm} ({', '.join([f'{percent(outcome.closed):.0f}%', *notes])})"
+        value = Interval(*(100 * one for one in outcome.closed[:3]), outcome.closed.n)
+        return f"{arm} ({', '.join([f'{value:.0f}%', *notes])})"
     return f"{arm} ({', '.join([shown(config, outcome.gain, signed=True), *notes])})"
 
 
