@@ -1,6 +1,7 @@
 """The runs whose records are kept in docs/measured: how one gets there, how it is read, what its study makes of it.
 
-A run is `<study>/<name>`: a run folder as the study wrote it, with its records compressed.
+A run is `<study>/<name>`: a run folder as the study wrote it, with its records compressed. `awaited.txt` lists the runs that pages name and that
+are not kept yet: their tables, figures and sentences hold older numbers.
 """
 
 import dataclasses
@@ -46,7 +47,16 @@ def keep(folder: pathlib.Path, name: str) -> pathlib.Path:
     kept.mkdir(parents=True, exist_ok=True)
     shutil.copy(folder / "config.json", kept)
     compress(folder / "records.jsonl", kept)
+    await_no_longer(f"{study}/{name}")
     return kept
+
+
+def await_no_longer(name: str) -> None:
+    """Takes a run out of the list of those that pages name and that are not kept yet."""
+    file = MEASURED / "awaited.txt"
+    if file.exists():
+        names = file.read_text(encoding="utf-8").split()
+        file.write_text("".join(f"{other}\n" for other in names if other != name), encoding="utf-8")
 
 
 def compress(file: pathlib.Path, folder: pathlib.Path) -> None:

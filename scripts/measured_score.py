@@ -28,6 +28,7 @@ def keep_score(folder: pathlib.Path) -> pathlib.Path:
         raise ValueError(f"{folder}: no files of a score. Make them by python scripts/score_advice.py sweep --output {folder}.")
     for file in files:
         measured_runs.compress(file, score_folder())
+    measured_runs.await_no_longer("score")
     about = {"study": "score", "provenance": describe_provenance()}
     (score_folder() / "config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     return score_folder()

@@ -42,6 +42,8 @@ def kept(tmp_path, monkeypatch):
     run = open_study("learning_rate_grid", dataclasses.replace(config, output_dir=str(tmp_path / "results")), Console(quiet=True))
     for record in grid_records(config, BEST):
         run.append(record)
+    measured_runs.MEASURED.mkdir()
+    (measured_runs.MEASURED / "awaited.txt").write_text("learning_rate_grid/known\nscore\n", encoding="utf-8")
     yield measured_runs.keep(run.path, "known")
     forget()
 
@@ -86,6 +88,7 @@ def test_a_kept_run_is_read_as_it_was(kept):
     measured_runs.unpack(kept, kept.parent)
     lines = [json.loads(line) for line in (kept.parent / "records.jsonl").read_text(encoding="utf-8").splitlines()]
     assert lines == measured_runs.read("learning_rate_grid/known").records and len(lines) > 100
+    assert (kept.parents[1] / "awaited.txt").read_text(encoding="utf-8") == "score\n"
     before = (kept / "records.jsonl.gz").read_bytes()
     measured_runs.compress(kept.parent / "records.jsonl", kept)
     assert (kept / "records.jsonl.gz").read_bytes() == before  # no time of day in it
