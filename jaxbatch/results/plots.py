@@ -79,7 +79,7 @@ def fingerprint(figure) -> str:
 
 def _rounded(values) -> list[str]:
     """Four digits of every number: sums in another order may differ in the last ones."""
-    numbers = np.ravel(np.ma.filled(np.ma.asarray(values, float), np.nan))
+    numbers: np.ndarray = np.ravel(np.ma.filled(np.ma.asarray(values, float), np.nan))
     return [f"{float(value):.4g}" for value in np.where(np.abs(numbers) < 1e-12, 0.0, numbers)]
 
 
