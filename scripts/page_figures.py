@@ -1,6 +1,7 @@
 """The figures of the pages, drawn from the kept runs by the studies' own code."""
 
 import pathlib
+import re
 import shutil
 import tempfile
 
@@ -20,7 +21,7 @@ ADABATCH = {"cifar10": ("cifar10_vgg19_bn", "cifar10_resnet20", "cifar10_alexnet
 def shown_figures() -> set[str]:
     """The names of the PNG files that the pages show."""
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages())
-    return {path.name for path in DOCS.glob("*.png") if path.name in text}
+    return set(re.findall(r"([\w-]+\.png)\)", text))
 
 
 def draw_figures(folder: pathlib.Path) -> list[pathlib.Path]:

@@ -4,10 +4,13 @@ A sentence stands in its page as people wrote it, with numbers in it. Here it st
 ``{ratio:.2f}``, and with a function that computes the fields from the records. Line breaks do not matter.
 """
 
+import math
 import re
 import string
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
+
+from jaxbatch.intervals import Interval
 
 # A number, in which commas and points may be, with its interval and with what was left out, where it has them.
 NUMBER = r"[^\s\[\]()|]+?(?:\s\[[^\[\]]*\])?(?:\s\(\d+ of \d+[^()]*\))?"
@@ -26,6 +29,12 @@ class Sentence(NamedTuple):
 def words_of(sentence: Sentence) -> str:
     """The sentence with its numbers."""
     return sentence.text.format(**sentence.numbers())
+
+
+def is_allowed(sentence: Sentence) -> bool:
+    """Whether the records give all its numbers, and allow its words."""
+    numbers = [number for number in sentence.numbers().values() if isinstance(number, float | Interval)]
+    return not any(math.isnan(float(number)) for number in numbers) and sentence.holds()
 
 
 def pattern_of(text: str) -> re.Pattern[str]:

@@ -19,7 +19,7 @@ from jaxbatch.results import plots
 from jaxbatch.results.report import as_markdown, print_table, printed
 from scripts import kept_numbers, measured_runs, measured_score, page_blocks, page_figures, page_sentences
 from scripts.page_blocks import content_of, write_blocks
-from scripts.page_sentences import Sentence, bring_up_to_date, changes, unheld_intervals
+from scripts.page_sentences import Sentence, bring_up_to_date, changes, is_allowed, unheld_intervals
 from tests.test_mnist_reports import grid_records
 
 
@@ -134,6 +134,8 @@ def test_a_wrong_number_in_a_sentence_is_replaced(number):
         f"- The split needs {number} times the examples, and 3 others.\n+ The split needs {number} times the examples, and 4 others."
     ]
     assert unheld_intervals(page, [sentence]) == ["1.18 [1.08, 1.30]"]
+    assert is_allowed(sentence) and not is_allowed(sentence._replace(holds=lambda: False))
+    assert not is_allowed(sentence._replace(numbers=lambda: {"ratio": plots.Interval(math.nan, math.nan, math.nan, 0), "others": 4}))
     with pytest.raises(ValueError, match="holds this sentence 0 times"):
         bring_up_to_date(page.replace("needs", "wants"), [sentence])
 
