@@ -53,12 +53,22 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
                 "" if own else f"{split.generalization:+.3g}",
                 f"{updates_of(records, arm):,}",
                 f"{np.median(ends(records, arm, 'seconds')):.2g}",
-                "" if arm in ("small", "plain") else KIND_WORDS[against.kind],
+                "" if arm in ("small", "plain") else against_plain(config, records, against),
             ]
         )
     losses = [f"train {loss}", f"test − train {loss}"]
     columns = ["arm", "rate", heading(goal, "test {}"), "minus small", *losses, "updates", "s per run", "against plain"]
     print_table(console, "Each arm at its best rate; differences are from the small batch, paired by seed", columns, rows)
+
+
+def against_plain(config, records: Sequence[Record], outcome: Standing) -> str:
+    """What an arm does, as the table shows it: the part of the gap that it closes, where there is one."""
+    return f"closes {percent(outcome.closed):.0f}%" if outcome.kind == "helps" and has_gap(config, records) else KIND_WORDS[outcome.kind]
+
+
+def percent(share: Interval) -> Interval:
+    """A share in percent."""
+    return share._replace(value=100 * share.value, low=100 * share.low, high=100 * share.high)
 
 
 def named(config, records: Sequence[Record], arm: str, outcome: Standing) -> str:

@@ -133,6 +133,12 @@ def paired(records: Sequence[Record], protocol: str, other: str, key: str) -> In
     return interval(np.subtract(final(records, protocol, "split", key), final(records, protocol, other, key)), scale="linear")
 
 
+def examples_ratio(records: Sequence[Record], protocol: str, other: str, goal: Goal) -> Interval:
+    """Interval of the ratio ``(b) ÷ other`` of the examples to the target, seed by seed."""
+    mine, theirs = (np.asarray(to_target(records, protocol, arm, "examples", goal)) for arm in ("split", other))
+    return interval(mine / theirs, scale="log")
+
+
 def against(records: Sequence[Record], protocol: str, other: str, goal: Goal) -> tuple[str, str]:
     """Whether (b) is better or worse than another arm, and the numbers that show why.
 
@@ -143,7 +149,7 @@ def against(records: Sequence[Record], protocol: str, other: str, goal: Goal) ->
     missed = [int(np.isnan(values).sum()) for values in (mine, theirs)]
     lost = [num_lost(records, protocol, arm, goal) for arm in ("split", other)]
     ends = paired(records, protocol, other, f"test_{goal.metric}")
-    ratio = interval(mine / theirs, scale="log")
+    ratio = examples_ratio(records, protocol, other, goal)
     shown = ends.times(scale(goal))
     text = f"final test {goal.metric} differs by " + (f"{shown:+.2f} points" if is_share(goal) else f"{shown:+.3g}")
     if ratio.n:

@@ -139,6 +139,7 @@ def test_table_and_figure_hold_every_arm(tmp_path):
     out = console.file.getvalue()
     for arm in ("small", "plain", "linear rule", "cosine", "warmup", "noise", "growth"):
         assert arm in out
+    assert "closes 50 [50, 50]%" in out and "closes 100 [100, 100]%" in out and "no difference shows" in out and " harms" in out
     assert "2.5 (rule)" in out and "1 (edge)" in out and "1 of 3 diverged" in out and "nan" not in out and "loses runs" in out
     assert draw_figure(CONFIG, RECORDS, tmp_path).stat().st_size > 20_000
     without = [row for row in RECORDS if row["arm"] != "small"]  # every rate diverged

@@ -1,5 +1,7 @@
 """The style of all figures: colours for colour-blind readers, plain axes, and both PNG and PDF from one drawing."""
 
+import hashlib
+import json
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,6 +12,8 @@ from jaxbatch.intervals import Interval
 
 # Okabe and Ito's palette: people with any common form of colour blindness can distinguish its colours, in print too.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+FINGERPRINT = "Numbers"  # the key of a figure's fingerprint in its PNG
 
 STYLE: dict[Any, Any] = {
     "font.size": 11,
@@ -35,16 +39,48 @@ def subplots(*args, **kwargs):
 
 
 def save(figure, folder: pathlib.Path, name: str = "figure") -> pathlib.Path:
-    """Writes ``name.png`` and ``name.pdf`` into ``folder`` and returns the PNG's path."""
+    """Writes ``name.png`` and ``name.pdf`` into ``folder`` and returns the PNG's path. The PNG carries the figure's :func:`fingerprint`."""
     import matplotlib
     from matplotlib import pyplot as plt
 
     path = folder / f"{name}.png"
     with matplotlib.rc_context(STYLE):
-        figure.savefig(path)
+        figure.savefig(path, metadata={FINGERPRINT: fingerprint(figure)})
         figure.savefig(path.with_suffix(".pdf"))
     plt.close(figure)
     return path
+
+
+def fingerprint(figure) -> str:
+    """A hash of the numbers and words that a figure shows. Fonts, colours and sizes do not change it.
+
+    So two drawings can be compared although another release of matplotlib draws other pixels.
+
+    Example:
+        >>> drawings = [subplots() for _ in range(3)]
+        >>> for (_, axes), value in zip(drawings, (1.0, 1.0 + 1e-9, 1.1)):
+        ...     _ = axes.plot([0, 1], [0.0, value], label="loss")
+        >>> one, almost, other = (fingerprint(figure) for figure, _ in drawings)
+        >>> one == almost, one == other
+        (True, False)
+    """
+    shown: list[Any] = [figure.get_suptitle()]
+    for axes in figure.axes:
+        shown += [axes.get_title(), axes.get_xlabel(), axes.get_ylabel(), *(text.get_text() for text in axes.texts)]
+        for line in axes.lines:
+            shown += [line.get_label(), line.get_xydata()]
+        for collection in axes.collections:
+            shown += [path.vertices for path in collection.get_paths()] + [collection.get_offsets()]
+        shown += [[patch.get_x(), patch.get_y(), patch.get_width(), patch.get_height()] for patch in axes.patches if hasattr(patch, "get_width")]
+        shown += [image.get_array() for image in axes.images]
+    words = [one if isinstance(one, str) else _rounded(one) for one in shown]
+    return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:16]
+
+
+def _rounded(values) -> list[str]:
+    """Four digits of every number: sums in another order may differ in the last ones."""
+    numbers: np.ndarray = np.ravel(np.ma.filled(np.ma.asarray(values, float), np.nan))
+    return [f"{float(value):.4g}" for value in np.where(np.abs(numbers) < 1e-12, 0.0, numbers)]
 
 
 def band(axes, x: Sequence[float], intervals: Sequence[Interval], *, color: str, scale: float = 1.0, **style) -> None:

@@ -1,7 +1,8 @@
-"""Shows progress bars and tables."""
+"""Shows progress bars and tables; the tables of a report as Markdown, so that pages have the same ones."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+import io
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from rich import box
 from rich.console import Console
@@ -21,6 +22,66 @@ def print_table(console: Console, title: str, columns: Sequence[str], rows: Sequ
         console.width = max(width, table.__rich_measure__(console, console.options.update(max_width=1000)).maximum)
     console.print(table)
     console.width = width
+
+
+class Printed(NamedTuple):
+    """What a report prints."""
+
+    tables: dict[str, Table]  # by title, in their order
+    lines: list[str]  # everything else
+
+
+class _Keeper(Console):
+    """A console that keeps what it is given, and shows nothing."""
+
+    def __init__(self):
+        super().__init__(file=io.StringIO(), width=1000)
+        self.kept: list[Any] = []
+
+    def print(self, *objects: Any, **_: Any) -> None:
+        self.kept.extend(objects)
+
+
+def printed(report: Callable[[Console], None]) -> Printed:
+    """The tables and lines that a report prints on a console, which shows none of them.
+
+    Args:
+        report: prints on the console that it is given, its tables by :func:`print_table`.
+
+    Example:
+        >>> list(printed(lambda console: print_table(console, "Costs", ["step", "ms"], [["split", "1.3"]])).tables)
+        ['Costs']
+    """
+    keeper = _Keeper()
+    report(keeper)
+    return Printed({str(one.title): one for one in keeper.kept if isinstance(one, Table)}, [one for one in keeper.kept if isinstance(one, str)])
+
+
+def as_markdown(table: Table, without: Sequence[str] = ()) -> str:
+    """A table as Markdown.
+
+    Args:
+        table: made by :func:`print_table`, see :func:`printed`.
+        without: heads of columns that are left out.
+
+    Raises:
+        ValueError: the table has no such column.
+
+    Example:
+        >>> [table] = printed(lambda console: print_table(console, "Costs", ["step", "ms"], [["split", "1.3"]])).tables.values()
+        >>> print(as_markdown(table))
+        | step | ms |
+        |---|---:|
+        | split | 1.3 |
+    """
+    columns = [column for column in table.columns if column.header not in without]
+    missing = set(without) - {column.header for column in table.columns}
+    if missing:
+        raise ValueError(f"without={sorted(missing)}: the table has the columns {', '.join(str(column.header) for column in table.columns)}.")
+    rows = [[column.header for column in columns], *zip(*(column.cells for column in columns), strict=True)]
+    head, *body = ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
+    rule = "|" + "".join("---:|" if column.justify == "right" else "---|" for column in columns)
+    return "\n".join([head, rule, *body])
 
 
 def progress_bar(console: Console | None = None) -> Progress:
