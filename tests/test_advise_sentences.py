@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 
 import jaxbatch as jb
+from experiments import advise_records
 from jaxbatch.advice.advice import Advice, cost_of_update
 from jaxbatch.advice.choices import draw_seconds, summarize
 from jaxbatch.advice.doubts import doubts_of
 from jaxbatch.advice.estimates import Estimate, Space, best_setting, count_reached
 from jaxbatch.advice.probes import Probe
 from jaxbatch.advice.updates_model import Posterior
+from scripts import advice_promises
 from tests.simulated import random_law
 
 RATES = (0.01, 0.1, 1.0)
@@ -159,3 +161,25 @@ def test_the_error_of_timing_is_in_every_number_that_rests_on_it():
         assert small.seconds.high > 1.3 * small.seconds.value and large.seconds.high == pytest.approx(large.seconds.value)
         assert (small.relative_cost.high > 1.2 * small.relative_cost.value) == uncertain
         assert (small.chance < 1) == uncertain
+
+
+# Records and scores
+
+
+def test_old_records_are_read():
+    fields = [name for name in Probe._fields if name != "repeat"]
+    old = dict(zip(fields, (8, 0.1, 0, 50, True, False, 50, 0.9, 0.9, None, None, None), strict=True))
+    (probe,) = advise_records.read_probes([{"kind": "probe", "number": 0, **old}])
+    assert (probe.updates, probe.more_than, probe.repeat) == (50, 50, False)
+    new = probe._replace(repeat=True, more_than=40, loss=0.1)
+    (again,) = advise_records.read_probes([advise_records.write_probe(new, 0)])
+    assert again[:10] == new[:10] and again.repeat
+
+
+def test_a_promise_is_held_against_judged_runs():
+    promised = {"updates": [100.0, 90.0, 120.0, 3], "next_run": [100.0, 60.0, 150.0, 3], "look": 10, "enough_updates": 150}
+    kept = advice_promises.compare(promised, [{"updates": updates} for updates in (90, 100, 110, 120, 170)])
+    assert kept.judged.value == 113  # half a look before they were noticed
+    assert (kept.inside, kept.runs_inside, kept.in_time) == (True, 0.8, 0.8)
+    broken = advice_promises.compare(promised, [{"updates": 150}] * 4 + [{"updates": None}])
+    assert (broken.inside, broken.agrees, broken.in_time) == (False, False, 0.8)
