@@ -80,3 +80,13 @@ def test_the_predicted_largest_batch_runs_in_its_budget_and_a_larger_one_does_no
     assert "ran" in ends[1.0].stdout, ends[1.0].stderr[-500:]
     assert "ran" not in ends[1.15].stdout
     assert ends[1.15].returncode == -signal.SIGKILL  # by the system, because the group is out of memory
+
+
+@pytest.mark.slow
+def test_a_fit_runs_in_what_was_counted_and_a_larger_evaluation_does_not():
+    """A process may take what the prediction says for 1,000 test examples at a time; twice as many do not fit."""
+    ends = [subprocess.run([sys.executable, BUDGET, "fit", str(size)], capture_output=True, text=True) for size in (1000, 2000)]
+    if ends[0].returncode == 77:
+        pytest.skip("this process may not make control groups")
+    assert ends[0].stdout == "ran 10\nran 20\n", ends[0].stderr[-500:]
+    assert (ends[1].stdout, ends[1].returncode) == ("", -signal.SIGKILL)

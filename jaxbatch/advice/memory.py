@@ -109,6 +109,8 @@ def make_measure(
         raise ValueError(f"effort={effort!r} must be 'full' or 'least'.")
     options = _LEAST_EFFORT if effort == "least" and device.platform == "tpu" else {}
     if not isinstance(task, Task):
+        if not callable(task):
+            raise ValueError(f"task={type(task).__name__} must be a jaxbatch.Task, or a function: a step of your own.")
         if optimizer is not None or settings:
             given = ", ".join(["optimizer"] * (optimizer is not None) + list(settings))
             raise ValueError(f"{given}: this is for a jaxbatch.Task; a step of your own takes only arguments and donate.")
@@ -158,8 +160,6 @@ def _check_settings(task: Task, optimizer: Any, device: Target, settings: dict[s
 
 
 def _measure_function(device: Target, function: Any, arguments: Any, donate: Any, options: dict) -> Callable[[int], Memory]:
-    if not callable(function):
-        raise ValueError(f"task={type(function).__name__} must be a jaxbatch.Task, or a function: a step of your own.")
     if arguments is None or not callable(arguments):
         raise ValueError(f"arguments={type(arguments).__name__}: a step of your own needs a function, batch_size -> (its arguments, ...).")
     if not isinstance(donate, tuple | list):

@@ -149,7 +149,7 @@ class _Evaluations:
     def size_by_itself(self, option: Option) -> int:
         """The examples that fit evaluates at a time if it is not told."""
         with compiling_for(self._target.platform):
-            return choose_evaluation_size(self._task, option.microbatch_size or None)
+            return choose_evaluation_size(self._task, option.microbatch_size if option.accumulation_steps > 1 else None)
 
     def beside(self, option: Option) -> Memory:
         """The memory of an option with its evaluation."""
