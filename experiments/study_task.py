@@ -79,16 +79,14 @@ def prepared_once(task: Task) -> Task:
 
 
 def few_for_quick(config, task: Task, count: int) -> Task:
-    """The task on ``count`` of its training examples with --quick, from all over its data.
+    """The task on ``count`` of its training examples with --quick, from all over its data; on as many more as batch sizes that are given need.
 
     With the smallest network it keeps all of them, and where --examples says how many.
     """
-    if (
-        not config.quick
-        or getattr(config, "examples", None) is not None
-        or task.num_examples <= count
-        or (config.task is None and config.model == "mlp")
-    ):
+    sizes = [*(getattr(config, "batch_sizes", None) or ()), *(getattr(config, name, None) or 0 for name in ("batch_size", "large_batch_size"))]
+    count = max(count, 2 * max(sizes), getattr(config, "base_batch_size", 0) * max(getattr(config, "factors", None) or (0,)))
+    smallest, is_set = config.task is None and config.model == "mlp", getattr(config, "examples", None) is not None
+    if not config.quick or smallest or is_set or task.num_examples <= count:
         return task
     return task._replace(train_data=jax.tree.map(lambda leaf: _spread(leaf, count), task.train_data))
 

@@ -17,6 +17,7 @@ import jaxbatch as jb
 from experiments import cross_check
 from experiments.command_line import parse
 from experiments.optimizers import KINDS, OptimizerFlags, code, fill_optimizer, follow, make_optimizer
+from experiments.study_task import few_for_quick
 from jaxbatch.results.records import RunFolder
 from tests.conftest import ROOT
 from tests.test_command_line import ended
@@ -85,6 +86,16 @@ def test_the_grid_of_a_convergence_takes_its_flags_over_quick(tmp_path, monkeypa
         convergence.find_tuned_rates(resolved("convergence", "--quick", *flags), task(), None)
     assert [(grid.seeds, grid.epochs, grid.max_updates) for grid in seen] == [(2, 3, 200), (3, 9, 500)]
     assert dataclasses.replace(seen[0], given=()) == dataclasses.replace(resolved("learning_rate_grid", "--quick"), given=())  # its own run folder
+
+
+def test_examples_suffice_for_the_batches_that_are_given():
+    def left(name, *flags):
+        return few_for_quick(parse(STUDIES[name].Config, "", ["--quick", *flags]), task(), 240).num_examples
+
+    assert left("large_batch", "--model", "simple_cnn") == 240 and left("large_batch", "--model", "mlp") == 1202
+    assert left("large_batch", "--model", "simple_cnn", "--batch-size", "600") == 1200
+    assert left("advise", "--batch-sizes", "8", "256") == 512 and left("sharpness", "--large-batch-size", "1024") == 1202
+    assert left("critical_batch_size", "--factors", "2", "32") == 512 and left("critical_batch_size", "--examples", "600") == 1202
 
 
 def test_no_study_asks_for_quick_in_another_way():
