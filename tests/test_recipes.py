@@ -116,7 +116,7 @@ def test_advice_on_a_recipe(name, goal):
     names = {}
     exec(compile(RECIPES[name], name, "exec"), names)
     optimizer = names.get("lookahead", optax.adam)
-    settings = {"batch_sizes": [16, 64], "learning_rates": [0.003, 0.01, 0.03, 0.1], "max_probes": 6, "longest": jb.epochs(12)}
+    settings = {"batch_sizes": [16, 64], "learning_rates": [0.01, 0.03, 0.1], "max_probes": 6, "longest": jb.epochs(12)}
     settings |= {"evaluations_per_epoch": 4, "measure_noise": False}
     advice = jb.advise(names["task"], goal, optimizer=optimizer, objective="examples", **settings)
     assert advice.batch_size in (16, 64) and advice.learning_rate > 0

@@ -111,7 +111,7 @@ CHANGES = [
     ("return 0.5 * (batch[0] @ w - batch[1]) ** 2", "return (batch[0] @ w, {})",
      "loss_fn (line 5): returned a tuple. If it is (losses, aux), the task needs update_model_state; without a task, pass has_aux=True."),
     ("return 0.5 * (batch[0] @ w - batch[1]) ** 2", "x, y, state = batch\n    return x @ w",
-     "loss_fn (line 6): not enough values to unpack (expected 3, got 2). It gets params alone and a batch: an array of shape (4,), and a tuple of 2"),
+     "loss_fn (line 6): not enough values to unpack (expected 3, got 2). It gets params alone and a batch: an array of shape (4,), and a tuple"),
     ("y[180:]))", "y[180:]), prepare_test=lambda batch: batch)", "prepare_test (line 17): takes (batch). It gets a key for each example and a batch"),
     ("y[180:]))", "y[180:]), prepare_test=lambda keys, batch: (*batch, keys[:1]))", "prepare_test (line 17): its result: the leaves disagree"),
     ('{"loss": loss_fn(w, batch)}', '{"loss": loss_fn(w, batch).mean()}',

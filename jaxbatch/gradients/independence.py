@@ -69,7 +69,7 @@ def _is_independent(prepare: Prepare | None, data: Any, name: str) -> bool:
     if prepare is None:
         return True
     keys = jax.random.split(jax.random.key(0), 2)
-    return not company_matters(lambda _, batch: call_prepare(prepare, *batch, name=name), (), (keys, _first_two(data)))
+    return not company_matters(lambda _, pair: call_prepare(prepare, pair[0], pair[1], name), (), (keys, _first_two(data)))
 
 
 def check_independent_prepare_test(task: Any) -> None:
