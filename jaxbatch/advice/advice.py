@@ -9,6 +9,7 @@ import numpy as np
 from jaxbatch.advice.probes import Probe
 from jaxbatch.advice.search import Estimate, Space
 from jaxbatch.advice.throughput import Throughput
+from jaxbatch.advice.time_words import time_sentences
 from jaxbatch.intervals import Interval, around, ratio_of_means
 from jaxbatch.training.goals import Goal
 
@@ -82,6 +83,7 @@ class Advice(NamedTuple):
             f"Train with batch size {self.batch_size} and learning rate {self.learning_rate:.3g}: {least} to {self.goal}.",
             f"{undecided} {span}.",
             f"Expected: {choice.updates:,.0f} updates, {choice.examples:,.0f} examples, {choice.seconds:.3g} s of training.",
+            *time_sentences(self.choices, choice.batch_size, self.objective, self.throughput),
             *self.reasons(),
             *self.changes(),
             *self.doubts,

@@ -51,8 +51,8 @@ class RateState(NamedTuple):
     inner: Any
 
 
-def with_rate_in_state(make_optimizer: MakeOptimizer) -> optax.GradientTransformation:
-    """An optimizer whose learning rate is part of its state, so that one compiled program serves all rates.
+def with_rate_in_state(make_optimizer: MakeOptimizer, learning_rate: float = 1.0) -> optax.GradientTransformation:
+    """An optimizer whose learning rate is part of its state, so that one compiled program serves all rates; first it is ``learning_rate``.
 
     Example:
         >>> optimizer, params = with_rate_in_state(optax.sgd), jnp.array(1.0)
@@ -62,7 +62,7 @@ def with_rate_in_state(make_optimizer: MakeOptimizer) -> optax.GradientTransform
     """
 
     def init(params):
-        return RateState(jnp.zeros(()), make_optimizer(jnp.zeros(())).init(params))
+        return RateState(jnp.asarray(learning_rate, jnp.float32), make_optimizer(learning_rate).init(params))
 
     def step(gradient, state, params=None, *, value=None, **_):
         optimizer = optax.with_extra_args_support(make_optimizer(state.learning_rate))
@@ -98,7 +98,7 @@ def make_adjustable(make_optimizer: MakeOptimizer, learning_rate: float, params:
         (False, True)
     """
     one_program = takes_traced(make_optimizer, learning_rate, params) and not _keeps_rate(make_optimizer, learning_rate, params)
-    return with_rate_in_state(make_optimizer) if one_program else make_optimizer
+    return with_rate_in_state(make_optimizer, learning_rate) if one_program else make_optimizer
 
 
 def _keeps_rate(make_optimizer: MakeOptimizer, learning_rate: float, params: Any) -> bool:
