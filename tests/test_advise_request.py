@@ -132,8 +132,9 @@ def test_a_run_that_was_granted_shows_its_first_look():
 
 
 def test_without_time_nothing_is_run_and_that_is_said():
-    advice = jb.advise(TASK, "distance<0.1", **{**ASKED, "budget": 0.0})
-    assert advice.batch_size is None and advice.probes == ()
+    for throughput in (FLAT, None):  # nothing is timed either
+        advice = jb.advise(TASK, "distance<0.1", **{**ASKED, "budget": 0.0, "throughput": throughput})
+        assert advice.batch_size is None and advice.probes == () and bool(advice.throughput.seconds) == (throughput is FLAT)
     assert "The budget of 0 s was over after run 0" in " ".join(advice.sentences())
     assert why_none([], jb.as_goal("distance<0.1"), 1.0) == "No run was made."
 

@@ -13,7 +13,7 @@ from jaxbatch.advice.probes import MakeOptimizer, Probe, Prober, make_adjustable
 from jaxbatch.advice.request import check_known, check_limits, check_question
 from jaxbatch.advice.rules import rules_for
 from jaxbatch.advice.search import Space, make_estimate, search
-from jaxbatch.advice.throughput import Throughput
+from jaxbatch.advice.throughput import NOT_TIMED, Throughput
 from jaxbatch.advice.timed_updates import find_throughput
 from jaxbatch.advice.watch import Watch, WatchedRuns, print_progress
 from jaxbatch.batches import Duration, epochs
@@ -113,6 +113,8 @@ def advise(
         seed=seed,
     )
     check_known(known, setting.batch_sizes, setting.learning_rates)
+    if throughput is None and watch.is_over and not known:
+        return watch.confess(conclude(setting, NOT_TIMED, ()))
     throughput = throughput or find_throughput(task, optimizer(setting.learning_rates[0]), setting.batch_sizes, target, watch.left, watch.say)
     prober = Prober(task, adjustable, begin, setting.goal, longest, evaluations_per_epoch, measure_noise)
 
@@ -128,10 +130,7 @@ def advise(
         on_probe=watch.reporting(on_probe),
         within_budget=lambda probes: watch.grant(),
     )
-    advice = conclude(setting, throughput, outcome.probes)
-    if advice.batch_size is None and watch.is_over:
-        return advice._replace(doubts=(f"The budget of {budget:g} s was over after run {len(outcome.probes)}: give more.", *advice.doubts))
-    return advice
+    return watch.confess(conclude(setting, throughput, outcome.probes))
 
 
 class Setting(NamedTuple):

@@ -61,6 +61,10 @@ class Throughput(NamedTuple):
         return min(max(times[here] + slope * (batch_size - sizes[here]), low), high)
 
 
+_UNKNOWN = Interval(math.nan, math.nan, math.nan, 0)
+NOT_TIMED = Throughput(_UNKNOWN, _UNKNOWN, _UNKNOWN, {}, math.nan)  # where there was no time to time anything
+
+
 def fit_throughput(rounds: Mapping[int, Sequence[float]]) -> Throughput:
     r"""Fits measured times of an update as :math:`T(B) = \alpha + \beta B` with :math:`\alpha, \beta \ge 0`.
 

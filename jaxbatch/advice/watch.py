@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from jaxbatch.advice.advice import Advice
 from jaxbatch.advice.probes import Probe
 from jaxbatch.advice.search import Runs
 
@@ -31,6 +32,7 @@ class Watch:
     """
 
     def __init__(self, budget: float | None, say: Callable[[str], None] | None):
+        self._budget = math.inf if budget is None else budget
         self._end = math.inf if budget is None else time.perf_counter() + budget
         self._say, self._said = say, -math.inf
         self._granted = False
@@ -65,6 +67,13 @@ class Watch:
             on_probe(probe, number)
 
         return report
+
+    def confess(self, advice: Advice) -> Advice:
+        """The advice; if there is none and the time is over, its doubts begin with that."""
+        if advice.batch_size is not None or not self.is_over:
+            return advice
+        over = f"The budget of {self._budget:g} s was over after run {len(advice.probes)}: give more."
+        return advice._replace(doubts=(over, *advice.doubts))
 
     def grant(self) -> bool:
         """Whether another run may begin; if so, it gets as far as its first look, even if the time is over by then."""
