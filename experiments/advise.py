@@ -13,6 +13,8 @@ The measured answer is in docs/advice.md.
 """
 
 import dataclasses
+import math
+import time
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -49,7 +51,7 @@ class Config(GoalConfig):
     max_probes: int = 30
     """Largest number of runs."""
     budget: float | None = None
-    """Largest number of seconds for all runs together."""
+    """Largest number of seconds, from the first timing to the last run."""
     seeds: int = 3
     """Seeds of --verify; the advice itself gives each run a seed of its own."""
     verify: bool = False
@@ -69,31 +71,33 @@ def measure(config: Config, task: jb.Task, run: RunFolder, console: Console) -> 
     """Makes the measurements that are not in the run folder yet: the setting, the times of an update, then run after run."""
     by_rate = make_optimizer(config)
     rates = config.learning_rates or LEARNING_RATES
-    if not run.find(kind="setting"):
-        setting, *_ = settle(
-            task,
-            config.target or "",
-            optimizer=by_rate,
-            objective=config.objective,
-            batch_sizes=config.batch_sizes,
-            evaluations_per_epoch=config.evaluations_per_epoch,
-            target=config.device,
-            memory=config.memory,
-            seed=0,
-            learning_rates=rates,
-        )
-        run.append(advise_records.write_setting(setting))
-    setting = advise_records.read_setting(run.records)
-    if not run.find(kind="throughput"):
-        throughput = find_throughput(task, by_rate(setting.learning_rates[0]), setting.batch_sizes, config.device)
-        run.append(advise_records.write_throughput(throughput))
+    started = time.perf_counter()
     with progress_bar(console) as progress:
-        bar = progress.add_task("runs", total=config.max_probes, rate="")
+        bar = progress.add_task("runs", total=config.max_probes, rate="looking at the task")
+        say = lambda message: progress.update(bar, rate=message)
+        if not run.find(kind="setting"):
+            setting, *_ = settle(
+                task,
+                config.target or "",
+                optimizer=by_rate,
+                objective=config.objective,
+                batch_sizes=config.batch_sizes,
+                evaluations_per_epoch=config.evaluations_per_epoch,
+                target=config.device,
+                memory=config.memory,
+                seed=0,
+                learning_rates=rates,
+            )
+            run.append(advise_records.write_setting(setting))
+        setting = advise_records.read_setting(run.records)
+        left = lambda: math.inf if config.budget is None else config.budget - (time.perf_counter() - started)
+        if not run.find(kind="throughput"):
+            throughput = find_throughput(task, by_rate(setting.learning_rates[0]), setting.batch_sizes, config.device, left(), say)
+            run.append(advise_records.write_throughput(throughput))
 
         def on_probe(probe, number):
             run.append(advise_records.write_probe(probe, number))
-            shown = f"B = {probe.batch_size}, rate {probe.learning_rate:.3g}: " + ("reached" if probe.reached else "ended early")
-            progress.update(bar, completed=number + 1, rate=shown)
+            progress.update(bar, completed=number + 1)
 
         advice = jb.advise(
             task,
@@ -105,12 +109,13 @@ def measure(config: Config, task: jb.Task, run: RunFolder, console: Console) -> 
             evaluations_per_epoch=config.evaluations_per_epoch,
             target=config.device,
             memory=config.memory,
-            budget=config.budget,
+            budget=None if config.budget is None else max(0.0, left()),
             max_probes=config.max_probes,
             measure_noise=not config.quick,
             throughput=advise_records.read_throughput(run.records),
             known=advise_records.read_probes(run.records),
             on_probe=on_probe,
+            on_progress=say,
             learning_rates=rates,
         )
     if config.verify and advice.batch_size is not None:

@@ -18,7 +18,12 @@ _LINE = ("seconds_per_update", "seconds_per_example", "knee")
 def write_setting(setting: Setting) -> Record:
     """What was settled before the first run."""
     lists = {name: list(getattr(setting, name)) for name in ("batch_sizes", "learning_rates", "rules")}
-    return {"kind": "setting", **setting._asdict(), **lists, "goal": str(setting.goal)}
+    return {
+        "kind": "setting",
+        **setting._asdict(),
+        **lists,
+        "goal": f"{setting.goal.metric}{'>' if setting.goal.above else '<'}{setting.goal.value!r}",
+    }
 
 
 def read_setting(records: Sequence[Record]) -> Setting:
@@ -35,7 +40,8 @@ def write_throughput(throughput: Throughput) -> Record:
     named = {name: getattr(throughput, name) for name in _LINE} | {f"seconds_{size}": value for size, value in throughput.seconds.items()}
     for name, value in named.items():
         fields |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high, f"{name}_n": value.n}
-    return fields | {"sizes": list(throughput.seconds)}
+    ready = throughput.ready_seconds
+    return fields | {"sizes": list(throughput.seconds), "ready_seconds": None if ready is None else list(ready.values())}
 
 
 def read_throughput(records: Sequence[Record]) -> Throughput:
@@ -50,7 +56,9 @@ def read_throughput(records: Sequence[Record]) -> Throughput:
         return Interval(*(other if end is None else end for end, other in zip(ends, missing, strict=True)), n)
 
     seconds = {size: read(f"seconds_{size}") for size in record["sizes"]}
-    return Throughput(*(read(name) for name in _LINE), seconds, record["error"], record["bound"])
+    ready = record.get("ready_seconds")  # of every size, in their order
+    ready = None if ready is None else dict(zip(record["sizes"], ready, strict=True))
+    return Throughput(*(read(name) for name in _LINE), seconds, record["error"], record["bound"], ready)
 
 
 def write_probe(probe: Probe, number: int) -> Record:

@@ -32,6 +32,7 @@ from experiments.study_task import few_for_quick, load_choosing_task
 from jaxbatch.results.records import Record, RunFolder
 from jaxbatch.results.report import progress_bar
 from jaxbatch.training.goals import metric_names
+from jaxbatch.training.monitor import ChangesTraining, check_unchanged
 
 NOISE_PARTS = 8  # into which a batch is cut to see its noise
 SIZES, FACTORS = (8, 16, 32, 64, 128, 256), (2, 4, 8, 16, 32)
@@ -97,11 +98,15 @@ def measure_run(config: Config, task: jb.Task, rate: float, seed: int, updates: 
         evaluations_per_epoch=config.evaluations_per_epoch,
         monitor=jb.NoiseMonitor(parts=NOISE_PARTS),
     )
+    try:
+        check_unchanged(task, fit_config, jb.init_state(task, fit_config.optimizer, seed).params, [config.base_batch_size])
+    except ChangesTraining:  # then the noise is not shown
+        fit_config = fit_config._replace(monitor=None)
     stages, goal = list(STAGES), jb.as_goal(config.target or "")
     metric, above = ("loss", False) if "loss" in metric_names(task) else (goal.metric, goal.above)
     for record in jb.fit(task, fit_config):
         progress = record["updates"] / updates
-        noise = {name: record[f"noise_{name}"] for name in ("signal", "trace", "measurements")}
+        noise = {name: record.get(f"noise_{name}") for name in ("signal", "trace", "measurements")}
         yield {"kind": "noise", "seed": seed, "updates": record["updates"], "progress": progress, **noise}
         if record["diverged"]:
             return

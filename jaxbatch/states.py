@@ -32,6 +32,16 @@ def is_key(leaf: Any) -> bool:
     return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
+def is_known(value: Any) -> bool:
+    """Whether a number has a value that can be looked at; one that is traced has none yet, so it cannot be checked.
+
+    Example:
+        >>> is_known(0.1), jax.jit(lambda x: x + is_known(x))(0.0).item()
+        (True, 0.0)
+    """
+    return not isinstance(value, jax.core.Tracer)
+
+
 def through_host(state: PyTree) -> PyTree:
     """Copies the state to the host and back. The copy belongs to no mesh of devices, so that a single device can use it.
 

@@ -24,7 +24,7 @@ def quadratic_task(num_examples=400, noise=1.0, start=0.0):
 
 
 FLAT = jb.fit_throughput({size: [1e-3 + 1e-5 * size] * 3 for size in (2, 32, 200)})
-QUICK = {"optimizer": optax.sgd, "throughput": FLAT, "longest": jb.epochs(40), "max_probes": 16, "batch_sizes": (2, 8, 32, 128)}
+QUICK = {"optimizer": optax.sgd, "throughput": FLAT, "longest": jb.epochs(40), "max_probes": 16, "batch_sizes": (2, 8, 32, 128), "on_progress": None}
 
 
 def advise_quadratic(**settings):
@@ -224,10 +224,6 @@ def test_memory_is_checked_before_it_is_said_to_hold():
     assert "memory the device has is not known" in " ".join(advice._replace(largest_batch_size=0).sentences())
     with pytest.raises(ValueError, match="already needs"):  # on this machine, too
         advise_quadratic(memory="1KiB", max_probes=10)
-
-
-def test_a_budget_ends_the_search():
-    assert len(advise_quadratic(budget=0.0).probes) == 10  # the race alone
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import numpy as np
 from jaxbatch.advice.choices import Choice, Objective, cost_from_seconds
 from jaxbatch.advice.probes import Probe
 from jaxbatch.advice.throughput import Throughput
+from jaxbatch.advice.time_words import time_sentences
 from jaxbatch.intervals import Interval, ratio_of_means
 from jaxbatch.training.goals import Goal
 
@@ -61,6 +62,7 @@ class Advice(NamedTuple):
             f"Expected, as a mean over runs: {choice.updates:,.0f} updates, {choice.examples:,.0f} examples, {choice.seconds:.3g} s of training. "
             f"A single run may take {choice.next_run.low:,.0f} to {choice.next_run.high:,.0f} updates, and notices the goal at its next evaluation, "
             f"up to {choice.look:,} updates later.",
+            *time_sentences(self.choices, choice.batch_size, self.objective, self.throughput),
             *self.reasons(),
             *([] if alone else self.changes()),
             *self.doubts,

@@ -1,6 +1,5 @@
 """Which batch size to train with, and which learning rate, measured on the user's own task."""
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, get_args
 
@@ -12,16 +11,19 @@ from jaxbatch.advice.doubts import check_finite_data, check_not_there_yet, doubt
 from jaxbatch.advice.estimates import Space, make_estimate, usual_sizes
 from jaxbatch.advice.largest_batch import find_largest_batch
 from jaxbatch.advice.memory import make_measure
-from jaxbatch.advice.probes import MakeOptimizer, Probe, Prober, make_start, with_rate_in_state
+from jaxbatch.advice.probes import MakeOptimizer, Probe, Prober, make_adjustable, make_start
+from jaxbatch.advice.request import check_known, check_limits, check_question
 from jaxbatch.advice.rules import rules_for
 from jaxbatch.advice.search import search
-from jaxbatch.advice.throughput import Throughput, predicted_throughput
-from jaxbatch.advice.timed_updates import measure_throughput
+from jaxbatch.advice.throughput import NOT_TIMED, Throughput
+from jaxbatch.advice.timed_updates import find_throughput
+from jaxbatch.advice.watch import Watch, WatchedRuns, print_progress
 from jaxbatch.batches import Duration, epochs
+from jaxbatch.gradients.updates import check_make_optimizer
 from jaxbatch.intervals import Interval
 from jaxbatch.machine.targets import as_bytes, find_target
 from jaxbatch.training.goals import Goal, check_goal
-from jaxbatch.training.steps import TrainState
+from jaxbatch.training.steps import TrainState, start_shapes
 from jaxbatch.training.tasks import Task
 
 LEARNING_RATES = tuple(float(f"{10 ** (quarter / 4):.3g}") for quarter in range(-16, 3))  # 0.0001 to 3.16, four to a power of ten
@@ -47,6 +49,7 @@ def advise(
     throughput: Throughput | None = None,
     known: Sequence[Probe] = (),
     on_probe: Callable[[Probe, int], None] = lambda probe, number: None,
+    on_progress: Callable[[str], None] | None = print_progress,
 ) -> Advice:
     r"""Recommends a batch size and a learning rate for a task, from short runs chosen one after another.
 
@@ -59,7 +62,7 @@ def advise(
         task: its ``test_data`` are what the goal is judged on; hold them out of the training set (:func:`jaxbatch.hold_out`).
         goal: such as ``"accuracy>0.98"``, see :func:`jaxbatch.as_goal`. Take one that a good run reaches in some epochs.
         optimizer: ``learning_rate -> optimizer``, as ``optax.adamw`` or ``functools.partial(optax.sgd, momentum=0.9)``. The rate
-            is traced, so that one program serves all.
+            is traced, so that one program serves all; where it cannot be, as by some of optax's schedules, each rate is compiled.
         objective: ``"time"``: seconds of training to the goal. ``"examples"``: examples to the goal. ``"balanced"``: the
             geometric mean of both.
         batch_sizes: to choose from; ``None``: powers of two up to half the data set. With one size, the answer is its learning rate.
@@ -69,27 +72,36 @@ def advise(
         target: the device to train on: ``"here"``, or one of :data:`jaxbatch.TARGETS`, for which the time of an update is only
             bounded and memory is predicted. Runs are always made here.
         memory: bytes that a step may need, such as ``"8GiB"``. ``None``: what the device has.
-        budget: the most seconds for the runs. ``None``: ``max_probes`` alone decides.
-        max_probes: the largest number of runs, including those that only start the search (one for every second rate).
+        budget: seconds from the call on, timing and compiling included. When they are over, a run ends at its next look, and what
+            is known by then is the answer. ``None``: ``max_probes`` alone decides.
+        max_probes: the largest number of runs, including those that only start the search (one for every second rate, or fewer).
         tolerance: the search ends when the setting is expected to cost less than this fraction more than the best.
         measure_noise: whether runs measure the gradient noise scale on the way (:class:`jaxbatch.NoiseMonitor`), where a batch can
-            be cut without changing the model. It is not used for the advice. Its programs take twice as long to compile.
+            be cut without changing the model; elsewhere it is left out. It is not used for the advice. Its programs take twice as
+            long to compile.
         seed: the seed of the first run; each later one has its own.
-        throughput: times of an update, if they were measured before. ``None``: they are measured here.
+        throughput: times of an update, if they were measured before. ``None``: they are measured here, with the loading of examples
+            if the task has a stream.
         known: runs of an earlier call that was stopped; they are not made again.
-        on_probe: called after each run, with the run and its number, for records and progress.
+        on_probe: called after each run, with the run and its number, for records.
+        on_progress: called with a line on what is going on, from the start; by default it is printed to standard error. ``None``:
+            nothing is said.
 
     Returns:
         An :class:`Advice`. If no run reaches the goal, it holds no batch size, and its ``doubts`` say why.
 
     Raises:
-        ValueError: the goal is not one of the task's metrics or is reached before training; the data hold NaN; a size or rate is
-            impossible; the objective or target is unknown; and the errors of :func:`jaxbatch.fit`.
+        ValueError: an argument is of another kind; the goal is not one of the task's metrics or is reached before training; the data
+            hold NaN; a size or rate is impossible; the objective or target is unknown; and the errors of :func:`jaxbatch.fit`.
 
     References:
         McCandlish et al., `An Empirical Model of Large-Batch Training <https://arxiv.org/abs/1812.06162>`_, 2018. Shallue et
         al., `Measuring the Effects of Data Parallelism <https://arxiv.org/abs/1811.03600>`_, 2018.
     """
+    limits: dict[str, Any] = {"longest": longest, "budget": budget, "max_probes": max_probes, "tolerance": tolerance, "seed": seed}
+    check_limits(**limits, measure_noise=measure_noise, throughput=throughput, known=known, on_probe=on_probe, on_progress=on_progress)
+    watch = Watch(budget, on_progress)
+    watch.say("looking at the task")
     setting, adjustable, begin = settle(
         task,
         goal,
@@ -102,11 +114,14 @@ def advise(
         memory=memory,
         seed=seed,
     )
-    throughput = throughput or find_throughput(task, optimizer(setting.learning_rates[0]), setting.batch_sizes, target)
+    check_known(known, setting.batch_sizes, setting.learning_rates)
+    if throughput is None and watch.is_over and not known:
+        return watch.confess(conclude(setting, NOT_TIMED, ()))
+    throughput = throughput or find_throughput(task, optimizer(setting.learning_rates[0]), setting.batch_sizes, target, watch.left, watch.say)
     prober = Prober(task, adjustable, begin, setting.goal, longest, evaluations_per_epoch, measure_noise)
-    since = time.perf_counter()
+
     outcome = search(
-        prober,
+        WatchedRuns(prober, watch),
         setting.space(throughput),
         first_size=_middle(setting.batch_sizes),
         max_probes=max_probes,
@@ -114,10 +129,10 @@ def advise(
         prefer=setting.prefer,
         seed=seed,
         known=known,
-        on_probe=on_probe,
-        within_budget=lambda probes: budget is None or time.perf_counter() - since < budget,
+        on_probe=watch.reporting(on_probe),
+        within_budget=lambda probes: watch.grant(),
     )
-    return conclude(setting, throughput, outcome.probes)
+    return watch.confess(conclude(setting, throughput, outcome.probes))
 
 
 class Setting(NamedTuple):
@@ -156,16 +171,21 @@ def settle(
     memory: str | float | None,
     seed: int,
 ) -> tuple[Setting, Any, Callable[[int], TrainState]]:
-    """Checks what :func:`advise` was given; returns the setting, the optimizer whose rate is in its state, and ``seed -> state``."""
+    """Checks what :func:`advise` was given; returns the setting, the optimizer of every rate, and ``seed -> state``.
+
+    The optimizer is from :func:`jaxbatch.advice.probes.make_adjustable`.
+    """
+    check_question(task, goal, batch_sizes, learning_rates, evaluations_per_epoch, seed)
     goal, sizes = check_goal(task, goal), _sizes(task, batch_sizes)
     rates = tuple(sorted(float(rate) for rate in learning_rates))
-    if len(rates) < 3 or not all(rate > 0 and np.isfinite(rate) for rate in rates):
+    if len(rates) < 3:
         raise ValueError(f"learning_rates={list(rates)} must hold at least 3 finite numbers above 0.")
     if objective not in get_args(Objective):
         raise ValueError(f"objective={objective!r} must be 'time', 'examples' or 'balanced'.")
     check_finite_data(task)
-    adjustable = with_rate_in_state(optimizer)
-    begin = make_start(task, adjustable)
+    check_make_optimizer(optimizer, rates[0], "optimizer")
+    adjustable = make_adjustable(optimizer, rates[0], start_shapes(task))
+    begin = make_start(task, optimizer(rates[0]) if callable(adjustable) else adjustable)
     begun = begin(seed)
     start = check_not_there_yet(task, begun, goal)
     largest = _largest_that_fits(task, optimizer(rates[0]), sizes, target, memory)
@@ -205,16 +225,6 @@ def conclude(setting: Setting, throughput: Throughput, probes: Sequence[Probe]) 
     )
     doubts = doubts_of(probes, space, estimate, fields["choices"][estimate.best[0]], setting.num_examples)
     return Advice(doubts=tuple(doubts), **fields, **common)
-
-
-def find_throughput(task: Task, optimizer: Any, sizes: Sequence[int], target: str) -> Throughput:
-    """Times of an update at every fourth-fold size: measured here, or bounded for a target that is not here."""
-    some = sorted({*sizes[::2], sizes[-1]}) if len(sizes) > 2 else list(sizes)
-    if len(some) == 1:  # a line needs another
-        some = sorted({some[0], some[0] // 4 or min(4, task.num_examples)})
-    if target != "here":
-        return predicted_throughput(task, optimizer, some, target)
-    return measure_throughput(task, optimizer, some, rounds=5)
 
 
 def _sizes(task: Task, batch_sizes: Sequence[int] | None) -> tuple[int, ...]:

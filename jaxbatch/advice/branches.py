@@ -29,7 +29,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxbatch.batches import check_seed, epoch_order
-from jaxbatch.gradients.updates import Optimizer, check_optimizer
+from jaxbatch.gradients.updates import Optimizer, check_make_optimizer, check_optimizer
 from jaxbatch.intervals import Interval, around
 from jaxbatch.schedules.rates import Rule, scale_learning_rate
 from jaxbatch.states import as_arrays
@@ -124,7 +124,8 @@ def branch(
         module's first lines.
     """
     sizes, count = _plan(task, batch_size, factors, examples, seeds, metric, tolerance)
-    rates = {size: scale_learning_rate(rule, learning_rate, batch_size, size) for size in sizes}
+    rates = {size: float(scale_learning_rate(rule, learning_rate, batch_size, size)) for size in sizes}
+    check_make_optimizer(make_optimizer, rates[sizes[0]])
     state = as_arrays(state)._replace(progress=())
     _check_state(make_optimizer, rates, state)
     test, is_finite = make_test(task, choose_evaluation_size(task, microbatch_size), eval_params), make_is_finite(state)

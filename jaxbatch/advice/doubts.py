@@ -32,9 +32,10 @@ def check_finite_data(task: Task) -> None:
         if data is None or is_stream(data):
             continue
         for leaf in jax.tree.leaves(data):
-            values = np.asarray(leaf)
-            if np.issubdtype(values.dtype, np.floating):
-                bad = ~np.isfinite(values.reshape(len(values), -1)).all(1)
+            if jax.numpy.issubdtype(jax.numpy.result_type(leaf), jax.numpy.inexact):  # NumPy does not know bfloat16 for a number
+                values = np.asarray(leaf)
+                finite = np.isfinite(values if np.issubdtype(values.dtype, np.inexact) else values.astype(np.float32))
+                bad = ~finite.reshape(len(values), -1).all(1)
                 if bad.any():
                     raise ValueError(f"{name} holds NaN or infinite numbers in {bad.sum()} of {len(values)} examples. Remove them first.")
 
@@ -59,6 +60,8 @@ def why_none(probes: Sequence[Probe], goal: Goal, start: float) -> str:
         >>> why_none([lost, lost._replace(learning_rate=1.0)], Goal("accuracy", 0.9), 0.1)
         'Training diverged at every learning rate from 0.1 to 1. Try smaller ones, and check the loss on one batch.'
     """
+    if not probes:
+        return "No run was made."
     rates = sorted(probe.learning_rate for probe in probes)
     span = f"from {rates[0]:.3g} to {rates[-1]:.3g}"
     if all(probe.diverged for probe in probes):

@@ -84,7 +84,7 @@ def tune_learning_rate(
     Args:
         task: its ``test_data`` are what the rates are judged on: take a part of the training set that is held out
             (:func:`jaxbatch.hold_out`), not the test set.
-        make_optimizer: ``learning_rate -> optimizer``; the rate is a traced number.
+        make_optimizer: ``learning_rate -> optimizer``; see :func:`jaxbatch.sweep` for schedules that cannot be traced.
         learning_rates: R rates, in any order.
         batch_size: B.
         seeds: S integers.

@@ -16,9 +16,11 @@ import optax
 
 from jaxbatch.batches import Duration
 from jaxbatch.gradients.part_norms import NoiseMonitor
-from jaxbatch.gradients.updates import Optimizer
+from jaxbatch.gradients.updates import Optimizer, takes_traced
 from jaxbatch.machine.compiling import take_out_constants
+from jaxbatch.states import as_arrays
 from jaxbatch.training.goals import Goal, fit_to_target
+from jaxbatch.training.monitor import ChangesTraining
 from jaxbatch.training.plans import FitConfig
 from jaxbatch.training.steps import TrainState, init_state
 from jaxbatch.training.tasks import Task
@@ -52,8 +54,8 @@ class RateState(NamedTuple):
     inner: Any
 
 
-def with_rate_in_state(make_optimizer: MakeOptimizer) -> optax.GradientTransformation:
-    """An optimizer whose learning rate is part of its state, so that one compiled program serves all rates.
+def with_rate_in_state(make_optimizer: MakeOptimizer, learning_rate: float = 1.0) -> optax.GradientTransformation:
+    """An optimizer whose learning rate is part of its state, so that one compiled program serves all rates; first it is ``learning_rate``.
 
     Example:
         >>> optimizer, params = with_rate_in_state(optax.sgd), jnp.array(1.0)
@@ -63,7 +65,7 @@ def with_rate_in_state(make_optimizer: MakeOptimizer) -> optax.GradientTransform
     """
 
     def init(params):
-        return RateState(jnp.zeros(()), make_optimizer(jnp.zeros(())).init(params))
+        return RateState(jnp.asarray(learning_rate, jnp.float32), make_optimizer(learning_rate).init(params))
 
     def step(gradient, state, params=None, *, value=None, **_):
         optimizer = optax.with_extra_args_support(make_optimizer(state.learning_rate))
@@ -86,11 +88,37 @@ def make_start(task: Task, optimizer: Any) -> Callable[[int], TrainState]:
     return lambda seed: compiled(constants, jnp.uint32(seed))
 
 
+def make_adjustable(make_optimizer: MakeOptimizer, learning_rate: float, params: Any) -> Any:
+    """:func:`with_rate_in_state` if one program can serve all rates; else ``make_optimizer`` as it is, to be called for each rate.
+
+    Args:
+        make_optimizer: ``learning_rate -> optimizer``.
+        learning_rate: any that is allowed.
+        params: only their shapes are used.
+
+    Example:
+        >>> callable(make_adjustable(optax.adam, 0.1, jnp.ones(2))), callable(make_adjustable(optax.inject_hyperparams(optax.sgd), 0.1, jnp.ones(2)))
+        (False, True)
+    """
+    one_program = takes_traced(make_optimizer, learning_rate, params) and not _keeps_rate(make_optimizer, learning_rate, params)
+    return with_rate_in_state(make_optimizer, learning_rate) if one_program else make_optimizer
+
+
+def _keeps_rate(make_optimizer: MakeOptimizer, learning_rate: float, params: Any) -> bool:
+    """Whether an optimizer's first state depends on the rate, so that another one cannot be put into its later steps alone."""
+    program = jax.make_jaxpr(lambda rate, params: jax.tree.leaves(make_optimizer(rate).init(params)))(learning_rate, params).jaxpr
+    dependent = {id(program.invars[0])}
+    for equation in program.eqns:
+        if any(id(variable) in dependent for variable in equation.invars):
+            dependent.update(id(variable) for variable in equation.outvars)
+    return any(id(variable) in dependent for variable in program.outvars)
+
+
 class Prober(NamedTuple):
-    """Runs probes of one task. ``optimizer`` comes from :func:`with_rate_in_state`."""
+    """Runs probes of one task."""
 
     task: Task
-    optimizer: Any
+    optimizer: Any  # from with_rate_in_state; or, where the rate cannot be traced, a function that makes one for each rate
     start: Callable[[int], TrainState]  # seed -> state, from make_start
     goal: Goal
     longest: Duration
@@ -99,16 +127,20 @@ class Prober(NamedTuple):
 
     def run(self, batch_size: int, learning_rate: float, seed: int) -> Iterator[Probe]:
         """The run so far at each evaluation, until the goal, divergence, or the longest duration."""
-        state = self.start(seed)
-        state = state._replace(opt_state=state.opt_state._replace(learning_rate=jnp.asarray(learning_rate, jnp.float32)))
+        state, optimizer = self.start(seed), self.optimizer
+        if callable(optimizer):
+            optimizer = optimizer(learning_rate)
+            state = state._replace(opt_state=as_arrays(optimizer.init(state.params)))
+        else:
+            state = state._replace(opt_state=state.opt_state._replace(learning_rate=jnp.asarray(learning_rate, jnp.float32)))
         looks = even_looks(self.task.num_examples // batch_size, self.evaluations_per_epoch)
         cut = batch_size > 1 and self.task.update_model_state is None  # a cut would change moments
         monitor = _MONITOR if self.measure_noise and cut else None
-        config = FitConfig(self.optimizer, batch_size, self.longest, seed=seed, evaluations_per_epoch=looks, monitor=monitor)
+        config = FitConfig(optimizer, batch_size, self.longest, seed=seed, evaluations_per_epoch=looks, monitor=monitor)
         best, better = (-math.inf, max) if self.goal.above else (math.inf, min)
         before = 0
         sums = np.zeros(3)  # measurements, signal, trace
-        for record in fit_to_target(self.task, config, self.goal, state=state):
+        for record in self._records(config, state):
             value, updates, reached = self.goal.in_record(record), record["updates"], record["reached"]
             best = best if math.isnan(value) else better(best, value)
             if record.get("noise_measurements"):
@@ -117,17 +149,24 @@ class Prober(NamedTuple):
             more_than, before = last_without(before, updates, reached), updates
             yield Probe(batch_size, learning_rate, seed, updates, reached, record["diverged"], more_than, value, best, record["loss"], *noise)
 
+    def _records(self, config: FitConfig, state: TrainState) -> Iterator[dict[str, Any]]:
+        """The records of a run, without noise where its measurement would train another model."""
+        try:
+            yield from fit_to_target(self.task, config, self.goal, state=state)
+        except ChangesTraining:  # before the first record
+            yield from fit_to_target(self.task, config._replace(monitor=None), self.goal, state=state)
+
 
 def even_looks(steps_per_epoch: int, looks: int) -> int:
     """About so many evaluations an epoch, with as many updates before each, if possible: other lengths need other programs.
 
     Example:
-        >>> even_looks(18, 12), even_looks(37, 12), even_looks(5, 12)
-        (9, 12, 5)
+        >>> even_looks(18, 12), even_looks(37, 12), even_looks(5, 12), even_looks(5, 1)
+        (9, 12, 5, 1)
     """
     if steps_per_epoch <= looks:
         return max(1, steps_per_epoch)
-    near = range(looks * 2 // 3, looks * 3 // 2 + 1)
+    near = range(max(1, looks * 2 // 3), looks * 3 // 2 + 1)
     return min(near, key=lambda count: (steps_per_epoch % count != 0, abs(count - looks)))
 
 

@@ -70,10 +70,11 @@ def search(
         within_budget: whether there is budget left after these probes.
     """
     probes = list(known)
-    if len(probes) < len(_racers(space)):  # the race did not end, or not all of it was kept: it gives the same again
-        for number, probe in enumerate(list(race(prober, space, first_size, seed))[len(probes) :], len(probes)):
-            on_probe(probe, number)
-            probes.append(probe)
+    if len(probes) < len(_racers(space, max_probes)):  # the race did not end, or not all of it was kept: it gives the same again
+        for probe in list(race(prober, space, first_size, seed, max_probes)):
+            if not any(probe.learning_rate == other.learning_rate and probe.updates <= other.updates for other in known):
+                on_probe(probe, len(probes))
+                probes.append(probe)
     if not any(probe.reached for probe in probes):
         return Outcome(tuple(probes), None)
     estimate = make_estimate(probes, space, prefer)
@@ -88,9 +89,9 @@ def search(
     return Outcome(tuple(probes), estimate)
 
 
-def race(prober: Runs, space: Space, batch_size: int, seed: int) -> Iterator[Probe]:
-    """Rates side by side; after rounds of doubling length the half with the larger loss ends. Yields how each one ended."""
-    runners: dict[float, Iterator[Probe]] = {rate: prober.run(batch_size, rate, seed) for rate in _racers(space)}
+def race(prober: Runs, space: Space, batch_size: int, seed: int, most: int = 10**6) -> Iterator[Probe]:
+    """At most ``most`` rates side by side; after rounds of doubling length the half with the larger loss ends. Yields how each one ended."""
+    runners: dict[float, Iterator[Probe]] = {rate: prober.run(batch_size, rate, seed) for rate in _racers(space, most)}
     latest: dict[float, Probe] = {}
     length = max(8, prober.task.num_examples // batch_size // 8)
     while runners:
@@ -111,9 +112,12 @@ def race(prober: Runs, space: Space, batch_size: int, seed: int) -> Iterator[Pro
     yield from latest.values()
 
 
-def _racers(space: Space) -> tuple[float, ...]:
-    """The rates of the race: every second one."""
-    return space.learning_rates[::2]
+def _racers(space: Space, most: int) -> tuple[float, ...]:
+    """The rates of the race: every second one, or as many as are allowed, from the whole range."""
+    rates = space.learning_rates[::2]
+    if len(rates) <= most:
+        return rates
+    return tuple(rates[round((number + 0.5) * len(rates) / most - 0.5)] for number in range(most))
 
 
 def _order(probe: Probe) -> float:

@@ -34,6 +34,7 @@ class Throughput(NamedTuple):
     seconds: dict[int, Interval]  # median seconds of an update, by batch size
     error: float  # the largest relative misfit of the line at the measured sizes; 0 with two sizes, whatever the truth
     bound: bool = False  # whether ``seconds`` are lower bounds, not measurements; the line through them is not a bound
+    ready_seconds: dict[int, float] | None = None  # of an update whose examples are loaded already, where ``seconds`` count loading
 
     def seconds_at(self, batch_size: float) -> float:
         """Seconds of an update with any batch size, between the *measured* times on straight lines.
@@ -59,6 +60,10 @@ class Throughput(NamedTuple):
         slope = (times[other] - times[here]) / (sizes[other] - sizes[here])
         low, high = sorted((times[here], times[here] * batch_size / sizes[here]))
         return min(max(times[here] + slope * (batch_size - sizes[here]), low), high)
+
+
+_UNKNOWN = Interval(math.nan, math.nan, math.nan, 0)
+NOT_TIMED = Throughput(_UNKNOWN, _UNKNOWN, _UNKNOWN, {}, math.nan)  # where there was no time to time anything
 
 
 def fit_throughput(rounds: Mapping[int, Sequence[float]]) -> Throughput:
@@ -156,9 +161,10 @@ def check_sizes(batch_sizes: Iterable[int], num_examples: int | None = None) -> 
         >>> check_sizes([64, 8, 8], num_examples=100)
         [8, 64]
     """
-    if not isinstance(batch_sizes, Iterable):
-        raise ValueError(f"batch_sizes={batch_sizes!r} must be a list of sizes, as [16, 64, 256].")
-    sizes = sorted({int(size) for size in batch_sizes})
+    listed = list(batch_sizes) if isinstance(batch_sizes, Iterable) and not isinstance(batch_sizes, str) else [None]
+    if not all(isinstance(size, int | np.integer) and not isinstance(size, bool) for size in listed):
+        raise ValueError(f"batch_sizes={batch_sizes!r} must be a list of whole numbers, as [16, 64, 256].")
+    sizes = sorted({int(size) for size in listed})
     if len(sizes) < 2 or sizes[0] < 1:
         raise ValueError(f"batch_sizes={sizes} must hold at least 2 different sizes, each at least 1.")
     if num_examples is not None and sizes[-1] > num_examples:

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxbatch.advice.throughput import Throughput, check_sizes, fit_throughput
+from jaxbatch.advice.throughput import Throughput, check_sizes, fit_throughput, predicted_throughput
 from jaxbatch.batches import epoch_order
 from jaxbatch.data.streams import Stream, is_stream
 from jaxbatch.gradients.updates import Optimizer, check_optimizer
@@ -21,6 +21,7 @@ from jaxbatch.training.epochs import compile_task_epoch
 from jaxbatch.training.steps import init_state, start_shapes
 from jaxbatch.training.tasks import Task
 
+_OVERLAP = 4  # batches in a row, if there are as many: loading the first overlaps with nothing
 _SHORT = 0.002  # seconds; calling a program takes a good part of less
 
 
@@ -34,6 +35,8 @@ def measure_throughput(
     microbatch_size: int | None = None,
     num_devices: int = 1,
     loading: bool = False,
+    budget: float | None = None,
+    on_progress: Callable[[str], None] | None = None,
 ) -> Throughput:
     """Times the program that :func:`jaxbatch.fit` runs, with several batch sizes side by side.
 
@@ -48,13 +51,17 @@ def measure_throughput(
         seconds_per_timing: each timing runs as many updates as take about so long, and at least one. The measurement takes about
             ``rounds * len(batch_sizes) * seconds_per_timing``, and the time to compile.
         microbatch_size, num_devices: see :class:`jaxbatch.FitConfig`.
-        loading: whether the time to decode examples counts, for a task with a stream. ``False``: the same few examples are
-            given again and again; they are still moved to the device. Arrays on the device cost nothing but the gathering of a
+        loading: whether the time to decode examples counts, for a task with a stream. It is the time that training waits: the next
+            batches are decoded while the device works. ``False``: the same few examples are given again and again; they are
+            still moved to the device. Arrays on the device cost nothing but the gathering of a
             batch, which always counts.
+        budget: seconds, compiling included, after which only what is needed is measured: the largest and the smallest size, in
+            two rounds. ``None``: no limit.
+        on_progress: called with a few words before each size is compiled and before the rounds.
 
     Raises:
         ValueError: fewer than 2 sizes, one above the data set, too few devices, ``rounds`` below 1, a time that is not above 0, or
-            an optimizer that is not one of optax's.
+            an optimizer that is not one of optax's, or a budget below 0.
 
     Example:
         >>> import optax
@@ -67,13 +74,19 @@ def measure_throughput(
     sizes = check_sizes(batch_sizes, task.num_examples)
     if not seconds_per_timing > 0:
         raise ValueError(f"seconds_per_timing={seconds_per_timing} must be above 0.")
+    if budget is not None and not budget >= 0:
+        raise ValueError(f"budget={budget} must be a number of seconds of at least 0, or None.")
+    end = math.inf if budget is None else time.perf_counter() + budget
+    say = on_progress or (lambda message: None)
     check_optimizer(optimizer, start_shapes(task))
     devices = find_devices(num_devices)
-    if is_stream(task.train_data) and not loading:
+    streamed = is_stream(task.train_data)
+    if streamed and not loading:
         task = task._replace(train_data=_Ready(task.train_data))
     order, kept = np.asarray(epoch_order(0, 0, task.num_examples)), [init_state(task, optimizer, 0)]
 
     def updates(size: int, count: int) -> Callable[[], Any]:
+        say(f"timing an update at B = {size}")
         run = compile_task_epoch(task, optimizer, kept[0], count, size, microbatch_size=microbatch_size, devices=devices)
         indices = np.resize(order, (count, size))
 
@@ -83,9 +96,42 @@ def measure_throughput(
 
         return one_row
 
-    functions, counts = _rows(updates, sizes, task.num_examples, seconds_per_timing)
-    times = list(timed_rounds(functions, rounds))
-    return fit_throughput({size: [of_round[size] / 1e3 / counts[size] for of_round in times] for size in sizes})
+    least = _OVERLAP if streamed and loading else 1
+    functions, counts = _rows(updates, sizes, task.num_examples, seconds_per_timing, least, lambda: time.perf_counter() > end)
+    say(f"timing B = {', '.join(map(str, sorted(functions)))} side by side")
+    times = []
+    for of_round in timed_rounds(functions, rounds):
+        times.append(of_round)
+        if len(times) >= 2 and time.perf_counter() > end:
+            break
+    return fit_throughput({size: [of_round[size] / 1e3 / counts[size] for of_round in times] for size in sorted(functions)})
+
+
+def find_throughput(
+    task: Task, optimizer: Optimizer, sizes: Sequence[int], target: str, left: float = math.inf, say: Callable[[str], None] | None = None
+) -> Throughput:
+    """Times of an update at every fourth-fold size: measured here, or bounded for a target that is not here.
+
+    Examples of a stream are loaded, as in training; then the times with ready examples are measured, too.
+
+    Args:
+        task, optimizer: see :func:`measure_throughput`.
+        sizes: all of interest, in ascending order.
+        target: ``"here"``, or see :func:`jaxbatch.predicted_throughput`.
+        left: seconds that are left; a third of them may be spent.
+        say: see ``on_progress`` of :func:`measure_throughput`.
+    """
+    some = sorted({*sizes[::2], sizes[-1]}) if len(sizes) > 2 else list(sizes)
+    if len(some) == 1:  # a line needs another
+        some = sorted({some[0], some[0] // 4 or min(4, task.num_examples)})
+    if target != "here":
+        return predicted_throughput(task, optimizer, some, target)
+    settings: dict[str, Any] = {"budget": None if left == math.inf else max(0.0, left / 3), "on_progress": say}
+    if not is_stream(task.train_data):
+        return measure_throughput(task, optimizer, some, rounds=5, **settings)
+    throughput = measure_throughput(task, optimizer, some, rounds=3, loading=True, **settings)
+    ready = measure_throughput(task, optimizer, list(throughput.seconds), rounds=3, **settings)
+    return throughput._replace(ready_seconds={size: seconds.value for size, seconds in ready.seconds.items()})
 
 
 class _Ready:
@@ -103,20 +149,24 @@ class _Ready:
             yield self._parts[len(part)]
 
 
-def _rows(updates: Callable[[int, int], Callable[[], Any]], sizes: Sequence[int], num_examples: int, seconds: float) -> tuple[dict, dict]:
-    """For each size a row of updates that takes about so many seconds, and their number.
+def _rows(
+    updates: Callable[[int, int], Callable[[], Any]], sizes: Sequence[int], num_examples: int, seconds: float, least: int, is_late: Callable[[], bool]
+) -> tuple[dict, dict]:
+    """For each size a row of updates that takes about so many seconds, of at least ``least`` if an epoch has them, and their number.
 
     Compiling takes longer than all timings, so each size is compiled once, if it can be. The number of steps in its program has
     to be known before, from the next larger size: a step with a smaller batch takes between as long and in proportion less.
     """
     functions, counts, expected = {}, {}, math.inf  # the first program has one step
     for number, size in enumerate(sorted(sizes, reverse=True)):
+        if is_late() and number and size != min(sizes):
+            continue
         most = num_examples // size  # as many as fit runs in one program
-        count = max(1, min(most, round(seconds / expected)))
+        count = min(most, max(least, round(seconds / expected)))
         row = updates(size, count)
         took = _seconds(row)
         if number == 0 and took < min(seconds, _SHORT) and most > 1:
-            count = min(most, math.ceil(seconds / took))
+            count = min(most, math.ceil(count * seconds / took))
             row = updates(size, count)
             took = _seconds(row)
         times = max(1, round(seconds / took))

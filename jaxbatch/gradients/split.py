@@ -31,7 +31,10 @@ from jaxbatch.gradients.independence import check_independent_losses
 from jaxbatch.gradients.part_norms import BatchNoise, NoiseMonitor, NoiseSums, metric_of, norms_of, statistics_of_parts
 from jaxbatch.gradients.parts import Method, Part, Take, choose_method, fold, vmap_at_a_time
 from jaxbatch.gradients.updates import Optimizer, update
+from jaxbatch.states import is_known
 from jaxbatch.sums import Losses, add, mean_loss, mean_over_devices, zero_sum
+
+Number = float | Float[Array, ""]
 
 
 def split_backward(
@@ -170,7 +173,7 @@ def update_by_groups(
     return params, opt_state, groups.examples, aux, means, noise
 
 
-def largest_stable_curvature(learning_rate: float, momentum: float, num_groups: int = 1) -> float:
+def largest_stable_curvature(learning_rate: Number, momentum: float, num_groups: int = 1) -> Number:
     r"""The curvature up to which SGD with split batches is stable on a quadratic loss.
 
     On :math:`\ell(\theta) = \tfrac12 \lambda \theta^2` one batch of K updates is a linear map of :math:`(\theta, v)`. The pair
@@ -201,7 +204,7 @@ def largest_stable_curvature(learning_rate: float, momentum: float, num_groups: 
     References:
         For K = 1: Polyak, *Some methods of speeding up the convergence of iteration methods*, 1964.
     """
-    if not learning_rate > 0:
+    if is_known(learning_rate) and not learning_rate > 0:
         raise ValueError(f"learning_rate={learning_rate} must be above 0.")
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum={momentum} must be at least 0 and below 1.")
@@ -213,4 +216,4 @@ def largest_stable_curvature(learning_rate: float, momentum: float, num_groups: 
     alternating = 2 * (1 + decay) / (learning_rate * (weight * (1 + decay) - momentum * velocity**2))
     gain = momentum * velocity**2 - decay * weight  # 0 for K = 1 and without momentum
     circling = (1 - decay) / (learning_rate * gain) if gain > 1e-12 else math.inf
-    return min(alternating, circling)
+    return min(alternating, circling) if is_known(learning_rate) else jnp.minimum(alternating, circling)

@@ -7,6 +7,7 @@ rounding and cap). A learning rate that is coupled to the schedule (:mod:`jaxbat
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from jaxbatch.batches import steps_per_epoch
 
@@ -178,7 +179,7 @@ def count_steps(schedule: int | Callable[[int], int], num_examples: int, num_epo
     return counts
 
 
-def is_finite(value: float) -> bool:
+def is_finite(value: Any) -> bool:
     """Whether a number is neither infinite nor NaN, nor an integer that no float can hold.
 
     Example:

@@ -16,7 +16,7 @@ position in the run, in epochs, and looked up by update step.
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,28 +24,30 @@ from jaxtyping import Array, Float, Int
 
 from jaxbatch.batches import Duration, in_examples
 from jaxbatch.schedules.batch_sizes import BatchSizeSchedule, as_schedule, count_steps, is_finite
+from jaxbatch.states import is_known
 
 Rule = Literal["linear", "sqrt", "none"]
+Number: TypeAlias = float | Float[Array, ""]  # an array that is traced has no value yet
 RateByEpoch = Callable[[Float[Array, ""]], Float[Array, ""]]  # position in epochs, a fraction -> rate
 
 
 def coupled_learning_rate(
     schedule: int | Callable[[int], int],
     *,
-    init: float,
-    decay: float = 1.0,
+    init: Number,
+    decay: Number = 1.0,
     num_examples: int,
     num_epochs: int,
     shape: RateByEpoch | None = None,
     warmup: Duration | None = None,
-    warmup_init: float = 0.0,
+    warmup_init: Number = 0.0,
     num_groups: int | None = None,
 ) -> Callable[[Int[Array, ""] | int], Float[Array, ""]]:
     r"""The learning rate that goes with a batch-size schedule, as an optax schedule over update steps.
 
     Args:
         schedule: the batch sizes; a number stands for a size that never changes.
-        init: the rate at the start.
+        init: the rate at the start. As every number of this module it may be traced, as by :func:`jaxbatch.sweep`; then it is not checked.
         decay: the factor of the rate at each change, besides the factor that a cap or rounding of the batch causes. AdaBatch's
             adaptive arm uses 0.75, with growth 2; its fixed arm uses 0.375, with growth 1.
         num_examples: the size of the training set. It gives the number of updates in an epoch; partial batches are dropped.
@@ -73,9 +75,9 @@ def coupled_learning_rate(
         Devarakonda et al., `AdaBatch <https://arxiv.org/abs/1712.02029>`_, 2017: eq. 6 and section 4.1. Warmup: Goyal et
         al., `Accurate, Large Minibatch SGD <https://arxiv.org/abs/1706.02677>`_, 2017.
     """
-    if not (init > 0 and is_finite(init)):
+    if is_known(init) and not (init > 0 and is_finite(init)):
         raise ValueError(f"init={init} must be above 0 and finite.")
-    if not (decay > 0 and is_finite(decay)):
+    if is_known(decay) and not (decay > 0 and is_finite(decay)):
         raise ValueError(f"decay={decay} must be above 0 and finite; 1 leaves the rate alone.")
     if num_epochs < 1:
         raise ValueError(f"num_epochs={num_epochs} must be at least 1.")
@@ -110,17 +112,22 @@ def coupled_learning_rate(
     return rate
 
 
-def _scales(schedule: BatchSizeSchedule, decay: float, init: float, num_epochs: int) -> Float[np.ndarray, "epochs"]:
+def _scales(schedule: BatchSizeSchedule, decay: Any, init: Any, num_epochs: int) -> Float[np.ndarray, "epochs"] | Float[Array, "epochs"]:
     """The factor of ``init`` in each epoch, computed with logarithms, because decay and growth alone may overflow."""
     log_nominal = schedule.log_nominal or (lambda epoch: math.log(schedule.nominal(epoch)))
-    logs = [schedule.stage(e) * math.log(decay) + math.log(schedule(e)) - log_nominal(e) for e in range(num_epochs)]
+    log_decay: Any = math.log(decay) if is_known(decay) else jnp.log(decay)
+    logs: Any = [schedule.stage(e) * log_decay + math.log(schedule(e)) - log_nominal(e) for e in range(num_epochs)]
+    if not is_known(decay):
+        return jnp.exp(jnp.stack(logs))
+    if not is_known(init):
+        return np.exp(logs)
     for epoch, log in enumerate(logs):
         if log + math.log(init) > math.log(np.finfo(np.float32).max):
             raise ValueError(f"decay={decay} with this schedule takes the rate from init={init} outside the range of float32 by epoch {epoch}.")
     return np.exp(logs)
 
 
-def cosine(num_epochs: float, end: float = 0.0) -> RateByEpoch:
+def cosine(num_epochs: Number, end: Number = 0.0) -> RateByEpoch:
     """A factor that falls from 1 to ``end`` along half a cosine; ``end`` after that.
 
     Example:
@@ -135,7 +142,7 @@ def cosine(num_epochs: float, end: float = 0.0) -> RateByEpoch:
     return lambda position: end + (1 - end) * 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(position / num_epochs, 0.0, 1.0)))
 
 
-def cyclic(period: float, low: float = 0.1) -> RateByEpoch:
+def cyclic(period: Number, low: Number = 0.1) -> RateByEpoch:
     """A factor that rises from ``low`` to 1 and falls back within each ``period`` epochs, in straight lines.
 
     Example:
@@ -150,7 +157,7 @@ def cyclic(period: float, low: float = 0.1) -> RateByEpoch:
     return lambda position: low + (1 - low) * (1 - jnp.abs(2 * jnp.mod(position / period, 1.0) - 1))
 
 
-def step_decay(decay: float, every: float) -> RateByEpoch:
+def step_decay(decay: Number, every: Number) -> RateByEpoch:
     """A factor that is multiplied by ``decay`` every ``every`` epochs, whatever the batch size.
 
     Example:
@@ -162,7 +169,7 @@ def step_decay(decay: float, every: float) -> RateByEpoch:
     return lambda position: decay ** jnp.floor(position / every)
 
 
-def scale_learning_rate(rule: Rule, base_lr: float, base_batch_size: int, batch_size: int) -> float:
+def scale_learning_rate(rule: Rule, base_lr: Number, base_batch_size: int, batch_size: int) -> Number:
     """Scales a learning rate from one batch size to another.
 
     Args:
@@ -186,24 +193,26 @@ def scale_learning_rate(rule: Rule, base_lr: float, base_batch_size: int, batch_
     if rule not in powers:
         raise ValueError(f"rule={rule!r} must be one of {', '.join(map(repr, powers))}.")
     for name, value in (("base_lr", base_lr), ("base_batch_size", base_batch_size), ("batch_size", batch_size)):
-        if not (value > 0 and is_finite(value)):
+        if is_known(value) and not (value > 0 and is_finite(value)):
             raise ValueError(f"{name}={_shown(value)} must be above 0 and finite.")
+    if not is_known(base_lr):
+        return base_lr * (float(batch_size) / float(base_batch_size)) ** powers[rule]
     rate = float(base_lr) * (float(batch_size) / float(base_batch_size)) ** powers[rule]
     if not math.isfinite(rate):
         raise ValueError(f"base_lr={base_lr} at base_batch_size={base_batch_size} is too large a rate at batch_size={batch_size}.")
     return rate
 
 
-def _shown(value: float) -> str:
+def _shown(value: Any) -> str:
     text = str(value)
     return text if len(text) < 30 else f"{text[:10]}... ({len(text)} characters)"
 
 
-def _check_length(name: str, value: float) -> None:
-    if not (value > 0 and is_finite(value)) or not np.finfo(np.float32).tiny <= value <= np.finfo(np.float32).max:
+def _check_length(name: str, value: Number) -> None:
+    if is_known(value) and not (value > 0 and is_finite(value) and np.finfo(np.float32).tiny <= value <= np.finfo(np.float32).max):
         raise ValueError(f"{name}={_shown(value)} epochs must be above 0 and finite, in float32 too.")
 
 
-def _check_factor(name: str, value: float) -> None:
-    if not (value >= 0 and is_finite(value)):
+def _check_factor(name: str, value: Number) -> None:
+    if is_known(value) and not (value >= 0 and is_finite(value)):
         raise ValueError(f"{name}={_shown(value)} must be at least 0 and finite.")

@@ -94,6 +94,11 @@ class Cut(NamedTuple):
     to_measure: int | None  # a smaller microbatch for the batches whose noise is measured, within the same program
     by_part: bool  # a compiled step takes the examples of each part when it works on it
 
+    @property
+    def at_a_time(self) -> int | None:
+        """The most examples that a device works on at once in a batch that is not measured; None: its whole share of a group."""
+        return self.task.microbatch_size if self.in_pieces else self.task.examples_at_a_time
+
 
 def choose_cut(
     task: Task,

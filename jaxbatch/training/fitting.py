@@ -18,7 +18,7 @@ from jaxbatch.training.devices import find_devices
 from jaxbatch.training.divergence import first_nonfinite, make_is_finite
 from jaxbatch.training.epochs import compile_task_epoch
 from jaxbatch.training.evaluation import choose_evaluation_size, make_test
-from jaxbatch.training.monitor import track_noise
+from jaxbatch.training.monitor import check_unchanged, track_noise
 from jaxbatch.training.plans import FitConfig, advance, plan_rest, plan_segments, settled, write_progress
 from jaxbatch.training.steps import TrainState, start_state
 from jaxbatch.training.tasks import Task, tokens_seen
@@ -56,7 +56,8 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
             are too few devices; ``prepare`` gets parts of a batch and its result for an example depends on the other examples;
             the leaves of the data disagree on the number of examples; the seed is outside [0, 2**32); ``state`` is at or past
             the end of ``duration``; the optimizer is not one of optax's or is a line search; ``monitor`` is given and all batches
-            have one example, or it is preconditioned and the optimizer has no second moments.
+            have one example, or it is preconditioned and the optimizer has no second moments, or it would cut batches of a loss,
+            ``prepare`` or model state that changes with the cut.
 
     Example:
         >>> import optax
@@ -80,6 +81,7 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
     is_finite = make_is_finite(state._replace(opt_state=config.optimizer.init(state.params)) if begun else state)
     settings: dict[str, Any] = {"num_groups": config.num_groups, "microbatch_size": config.microbatch_size, "monitor": config.monitor}
     settings |= {"devices": find_devices(config.num_devices), "parallel": config.parallel}
+    check_unchanged(task, config, state.params, [segment.batch_size for segment in planned])
     shapes = jax.eval_shape(lambda: state)  # without its arrays, which would stay alive
     with Programs(lambda key: compile_task_epoch(task, config.optimizer, shapes, *key, **settings)) as programs:
         used, started = set(), time.perf_counter()

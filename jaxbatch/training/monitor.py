@@ -14,9 +14,18 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, PyTree, UInt32
 
+from jaxbatch.augment import example_keys
+from jaxbatch.data.streams import is_stream
+from jaxbatch.gradients.groups import losses_and_aux
+from jaxbatch.gradients.independence import cut_matters
 from jaxbatch.gradients.noise import GradientStatistics, gradient_noise_scale
 from jaxbatch.gradients.part_norms import NoiseMonitor, check_monitor, layers_of
 from jaxbatch.intervals import Interval, fieller
+from jaxbatch.machine.compiling import call_compiled
+from jaxbatch.training.devices import alone, share_of_group
+from jaxbatch.training.epochs import Cut, choose_cut
+from jaxbatch.training.plans import FitConfig
+from jaxbatch.training.tasks import Task, smallest
 
 _WEIGHTS, _MOMENTS = 2, 5  # sums of weights and of their squares; then for each value two means and three sums of products
 
@@ -118,6 +127,64 @@ def track_noise(monitor: Any, state: Any, batch_sizes: Sequence[int]) -> NoiseTr
         if batch_sizes and max(batch_sizes) < 2:  # a schedule may have single examples among others: they are not measured
             raise ValueError("batch_size=1 with a monitor: one example cannot be cut into parts. Take batch_size=2 or more, or monitor=None.")
     return NoiseTrack(monitor, state.params, state.noise)
+
+
+class ChangesTraining(ValueError):
+    """A monitor would train another model than a run without it."""
+
+
+def check_unchanged(task: Task, config: FitConfig, params: PyTree, batch_sizes: Sequence[int]) -> None:
+    """Checks that a run with its monitor trains what it trains without: batches that are cut only to be measured must not notice it.
+
+    The losses of the first examples are computed whole and in parts (:func:`jaxbatch.gradients.independence.cut_matters`), for every
+    size of batch that the monitor cuts further than training does.
+
+    Raises:
+        ChangesTraining: the loss, ``prepare`` or the model's state depends on how a batch is cut.
+
+    Example:
+        >>> import optax
+        >>> task = Task(lambda key: jax.numpy.zeros(()), lambda w, x: w * x - (w * x).mean(), None, jax.numpy.arange(8.0), None)
+        >>> check_unchanged(task, FitConfig(optax.sgd(0.1), 4, monitor=NoiseMonitor()), jax.numpy.zeros(()), [4])
+        Traceback (most recent call last):
+        jaxbatch.training.monitor.ChangesTraining: monitor: to be measured, a batch of 4 is cut into parts of 2, and the loss of an
+        example changes with the cut, so that another model would be trained. Take monitor=None; or microbatch_size=2, which trains in
+        such parts with a monitor and without.
+    """
+    if config.monitor is None:
+        return
+    for batch_size in sorted(set(batch_sizes)):
+        settings: dict[str, Any] = {"microbatch_size": config.microbatch_size, "num_devices": config.num_devices}
+        settings["num_groups"] = config.num_groups or 1
+        plain, measured = (choose_cut(task, params, batch_size, monitor=monitor, **settings) for monitor in (None, config.monitor))
+        share = share_of_group(batch_size, settings["num_groups"], config.num_devices)
+        whole, part = (smallest(share, cut.to_measure, cut.at_a_time) or share for cut in (plain, measured))
+        cause = _noticed(task, measured, params, whole, part) if part < whole else None
+        if cause:
+            raise ChangesTraining(
+                f"monitor: to be measured, a batch of {batch_size} is cut into parts of {part}, and {cause} changes with the cut, so that "
+                f"another model would be trained. Take monitor=None; or microbatch_size={part}, which trains in such parts with a monitor "
+                "and without."
+            )
+
+
+def _noticed(task: Task, cut: Cut, params: PyTree, whole: int, part: int) -> str | None:
+    """What depends on whether ``whole`` examples are worked on at once or in parts; None: nothing."""
+    if task.update_model_state is not None:
+        return "the model's state, as the moments of batch normalisation,"
+    data = task.train_data
+    if is_stream(data):
+        (examples,) = data.parts([np.arange(whole, dtype=np.int32)], (0, 0))
+    else:
+        examples = jax.tree.map(lambda leaf: leaf[:whole], data)
+    prepare = task.prepare
+    if prepare is not None:
+        examples = example_keys(0, 0, jax.numpy.arange(whole)), examples
+        if (cut.by_part or cut.splits_prepare) and cut_matters(lambda _, pair: prepare(*pair), (), examples, part):
+            return "what prepare makes of an example"
+        examples = call_compiled(prepare, *examples)
+    loss_fn = alone(task.loss_fn)
+    return "the loss of an example" if cut_matters(lambda *args: losses_and_aux(loss_fn, *args)[0], params, examples, part) else None
 
 
 def _fields(signal: Float[np.ndarray, "n"], trace: Float[np.ndarray, "n"]) -> dict[str, float | None]:

@@ -6,32 +6,35 @@ a CPU several threads run the same program, each for another run, because a step
 Axes: R runs, S steps, B examples in a batch.
 """
 
-import concurrent.futures
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jaxbatch.batches import Duration, check_seed, epoch_order, in_examples
 from jaxbatch.data.streams import is_stream
 from jaxbatch.gradients.groups import check_num_groups
-from jaxbatch.gradients.updates import Optimizer
-from jaxbatch.machine.compiling import Programs, call_compiled, compile_ahead
+from jaxbatch.gradients.updates import Optimizer, check_make_optimizer, takes_traced
+from jaxbatch.machine.compiling import Programs, call_compiled
 from jaxbatch.machine.cores import num_cores
-from jaxbatch.machine.platform import compiled_platform
 from jaxbatch.training.divergence import make_is_finite
-from jaxbatch.training.epochs import takes_by_part
 from jaxbatch.training.evaluation import choose_evaluation_size, make_test
-from jaxbatch.training.loops import compile_epoch, make_epoch
 from jaxbatch.training.plans import FitConfig, plan_segments, progress_after
-from jaxbatch.training.steps import TrainState, init_state, make_task_step, start_shapes
+from jaxbatch.training.steps import TrainState, init_state, start_shapes
+from jaxbatch.training.sweep_programs import (
+    Runs,
+    choose_runs,
+    known_settings,
+    make_compiler,
+    make_compiler_by_setting,
+    of_run,
+    over_runs,
+    stack_runs,
+)
 from jaxbatch.training.tasks import Task, tokens_seen
-
-Runs = Literal["map", "vmap", "threads"]
 
 
 def sweep(
@@ -55,8 +58,9 @@ def sweep(
 
     Args:
         task: see :func:`jaxbatch.classification_task`.
-        make_optimizer: ``setting -> optimizer``. The setting is a traced number (or a pytree of them). So it may be a learning
-            rate, but must not change the program, for example through an ``if``.
+        make_optimizer: ``setting -> optimizer``. The setting is a traced number (or a pytree of them), such as a learning rate.
+            A function that must know its value, for example for an ``if``, as some of optax's schedules do, gets it as a Python
+            number. Then each setting has a program of its own, whatever ``runs`` says, and compiling takes as many times as long.
         settings: a pytree with leading axis R, such as an array of learning rates.
         seeds: R integers.
         batch_size: B, the same for all runs, because another size needs another program.
@@ -99,6 +103,7 @@ def sweep(
     for seed in seeds:
         check_seed(seed)
     settings = jax.tree.map(jnp.asarray, settings)
+    check_make_optimizer(make_optimizer, of_run(settings, 0))
     if num_groups is not None:
         check_num_groups(num_groups, batch_size)
     begun = states = start_states(task, make_optimizer, settings, seeds)
@@ -111,9 +116,11 @@ def sweep(
     segments = plan_segments(config, task.num_examples, start=progress_after(config, task.num_examples, batches))
     runs, used = runs or choose_runs(), set()
     at_once = {"vmap": count, "threads": min(count, num_cores())}.get(runs, 1)
-    test = _over_runs(make_test(task, choose_evaluation_size(task, at_once=at_once), eval_params), runs)
+    test = over_runs(make_test(task, choose_evaluation_size(task, at_once=at_once), eval_params), runs)
     is_finite = make_is_finite(begun, runs=True)
-    with Programs(_compiler(task, make_optimizer, settings, states, batch_size, num_groups, runs)) as programs:
+    arguments = task, make_optimizer, settings, states, batch_size, num_groups
+    traced = takes_traced(make_optimizer, of_run(settings, 0), start_shapes(task))
+    with Programs(make_compiler(*arguments, runs) if traced else make_compiler_by_setting(*arguments)) as programs:
         for segment in segments:
             start, stop = segment.first, segment.first + segment.num_examples
             orders = {seed: np.asarray(epoch_order(seed, segment.epoch, task.num_examples))[start:stop] for seed in set(seeds)}
@@ -156,83 +163,6 @@ def start_states(task: Task, make_optimizer: Callable[[Any], Optimizer], setting
         (3, 2)
     """
     start = lambda setting, seed: init_state(task, make_optimizer(setting), seed)
+    if not takes_traced(make_optimizer, of_run(settings, 0), start_shapes(task)):
+        return stack_runs([start(setting, seed) for setting, seed in zip(known_settings(settings), seeds, strict=True)])
     return call_compiled(jax.vmap(start), settings, jnp.asarray(np.asarray(seeds, np.uint32)))
-
-
-def choose_runs(platform: str | None = None) -> Runs:
-    """The way to train several runs at once on a platform.
-
-    Example:
-        >>> choose_runs("gpu"), choose_runs("cpu")
-        ('vmap', 'threads')
-    """
-    return "threads" if (platform or compiled_platform()) == "cpu" else "vmap"
-
-
-def _over_runs(function, runs: Runs):
-    """Applies ``function(data, *trees)`` to each run and stacks the results. Runs share the data; the trees have an axis R.
-
-    The data are an argument, because arrays that a program closes over become constants in it, which are compiled too.
-    """
-    if runs == "vmap":
-        return jax.jit(lambda data, *trees: jax.vmap(lambda *args: function(data, *args))(*trees))
-    if runs == "map":
-        return jax.jit(lambda data, *trees: lax.map(lambda args: function(data, *args), trees))
-    if runs != "threads":
-        raise ValueError(f"runs={runs!r} must be 'vmap', 'threads', 'map' or None.")
-    x64 = jax.config.jax_enable_x64  # type: ignore[attr-defined]  # the calling thread's setting; other threads have their own
-
-    def one(args):
-        with jax.enable_x64(x64):
-            return jax.block_until_ready(function(*args))
-
-    def in_threads(data, *trees):
-        count = len(jax.tree.leaves(trees)[0])
-        with concurrent.futures.ThreadPoolExecutor(num_cores()) as pool:
-            results = list(pool.map(one, [(data, *_run(trees, index)) for index in range(count)]))
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
-
-    return in_threads
-
-
-def _compiler(task: Task, make_optimizer, settings, states, batch_size: int, num_groups: int | None, runs: Runs):
-    """Makes ``num_batches -> program``; a program is ``(states, indices, seed_epochs, alive) -> (states, losses)``."""
-
-    def one_step(setting):
-        return make_task_step(task, make_optimizer(setting), batch_size, num_groups=num_groups)
-
-    by_part = takes_by_part(task, start_shapes(task), batch_size, num_groups or 1)
-
-    def compile(num_batches):
-        if runs == "threads":
-
-            def with_setting(pair, *batch):
-                setting, state = pair
-                state, losses = one_step(setting)(state, *batch)
-                return (setting, state), losses
-
-            start = _run((settings, states), 0)
-            one = compile_epoch(with_setting, start, task.train_data, num_batches, batch_size, prepare=task.prepare, by_part=by_part)
-
-            def train(data, setting, state, indices, seed_epoch, alive):
-                if not alive:
-                    return state, jnp.full(num_batches, jnp.nan)
-                (_, state), losses = one((setting, state), data, indices, seed_epoch)
-                return state, losses
-
-            over = _over_runs(train, runs)
-            return lambda states, indices, seed_epochs, alive: over(task.train_data, settings, states, indices, seed_epochs, alive)
-
-        def train(data, setting, state, indices, seed_epoch):
-            return make_epoch(one_step(setting), task.prepare, by_part=by_part)(state, data, indices, seed_epoch)
-
-        count = len(jax.tree.leaves(states)[0])
-        shapes = [jax.ShapeDtypeStruct((count, num_batches, batch_size), jnp.int32), jax.ShapeDtypeStruct((count, 2), jnp.uint32)]
-        program = compile_ahead(_over_runs(train, runs), task.train_data, settings, states, *shapes)
-        return lambda states, indices, seed_epochs, alive: program(task.train_data, settings, states, indices, seed_epochs)
-
-    return compile
-
-
-def _run(tree, index: int):
-    return jax.tree.map(lambda leaf: leaf[index], tree)
