@@ -19,6 +19,7 @@ from jaxbatch.intervals import Interval, around
 Objective = Literal["time", "examples", "balanced"]
 _CLOSE = 1.1  # sizes that cost at most so many times the best belong to the range
 _PRIOR_RUNS = 6  # the weight of the spread of all probes against that of one setting's runs
+_LAW_ERROR = 0.3  # how far the critical batch size may be from that of the law, as the standard deviation of its logarithm
 _SURELY = 0.95  # the part of the runs that reach the goal within the duration that is advised
 
 
@@ -99,9 +100,15 @@ def summarize(
         "choices": tuple(choices),
         "close_sizes": close,
         "candidates": tuple(c.batch_size for c in choices if c.chance >= 0.1 or c.batch_size in (advised, *close)),
-        "critical_batch_size": _spread(estimate.posterior.critical_batch_size, len(probes)) if several else Interval(math.nan, math.nan, math.nan, 0),
+        "critical_batch_size": _critical_batch_size(estimate, len(probes)) if several else Interval(math.nan, math.nan, math.nan, 0),
         "expected_regret": float(np.expm1(np.mean(chosen - log_cost.min((1, 2))))),
     }
+
+
+def _critical_batch_size(estimate: Estimate, runs: int) -> Interval:
+    """Where all runs had smaller batches, the law is read beyond them, and it is only approximate."""
+    draws = estimate.posterior.critical_batch_size
+    return _spread(draws * np.exp(_LAW_ERROR * np.random.default_rng(4).standard_normal(len(draws))), runs)
 
 
 def _expected_of_runs(estimate: Estimate, row: int, rate: int, seconds: np.ndarray, runs: Sequence[Probe], setting: tuple[int, float], look: int):

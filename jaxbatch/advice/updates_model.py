@@ -31,7 +31,7 @@ from jaxbatch.advice.probes import Probe
 
 # Priors of (log S_min, log B_c, log eta_max, p, log a, log c, log sigma, t); the first and third are centred on the probes.
 _MEAN = np.array([0.0, np.log(64.0), 0.0, 0.75, np.log(0.8), np.log(2.0), np.log(0.2), np.log(5.0)])
-_SPREAD = np.array([4.0, 2.0, 4.0, 0.25, 0.4, 0.5, 0.5, 0.7])
+_SPREAD = np.array([4.0, 1.5, 4.0, 0.25, 0.4, 0.5, 0.5, 0.7])
 _CHAINS, _ITERATIONS, _KEPT_FROM, _KEPT_EVERY = 150, 450, 250, 40
 _CLIFF = 0.2  # how much log r differs between the runs that begin to diverge: the scale of a logistic distribution
 _SOON = 0.5  # updates; no run reaches the goal before, so that a first look bounds the crossing from both sides
