@@ -15,7 +15,7 @@ from jaxbatch.batches import cut_batches
 from jaxbatch.data.streaming import prefetch
 from jaxbatch.data.streams import is_stream
 from jaxbatch.layers import loops_are_slow
-from jaxbatch.sums import Weighted, counted, divisor, sum_losses, totals, widen
+from jaxbatch.sums import Weighted, as_floats, counted, divisor, sum_losses, totals
 from jaxbatch.training.steps import TrainState
 from jaxbatch.training.tasks import Task, count_examples
 
@@ -50,7 +50,7 @@ def make_evaluate(
                         + (" Leave out the mean." if jnp.shape(leaf) == () else "")
                     )
         metrics = {name: counted(values) if isinstance(values, Weighted) else values for name, values in metrics.items()}
-        return jax.tree.map(lambda values: jnp.where(mask, values, 0).sum(), widen(metrics))
+        return jax.tree.map(lambda values: jnp.where(mask, values, 0).sum(), as_floats(metrics))
 
     def sums(params, data, batch):
         return sums_of(params, jax.tree.map(lambda leaf: leaf[batch.indices], data), batch.mask)
