@@ -243,7 +243,8 @@ def even_part(batch_size: int, at_most: int) -> int:
         >>> even_part(600, 128), even_part(509, 128)
         (120, 128)
     """
-    for size in range(min(batch_size, at_most), at_most // 2, -1):
-        if batch_size % size == 0:
-            return size
-    return min(batch_size, at_most)
+    largest = min(batch_size, at_most)
+    parts = range(-(-batch_size // largest), batch_size // (at_most // 2 + 1) + 1)
+    if len(parts) < largest - at_most // 2:  # few large parts: their numbers are fewer than their sizes
+        return next((batch_size // count for count in parts if batch_size % count == 0), largest)
+    return next((size for size in range(largest, at_most // 2, -1) if batch_size % size == 0), largest)

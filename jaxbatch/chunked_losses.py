@@ -14,6 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxbatch.chunked_softmax import Plan, others_and_target
+from jaxbatch.losses import check_smoothing
 
 Number = float | Float[Array, ""]
 Margin = Callable[[Float[Array, "B"]], Float[Array, "B"]]
@@ -28,6 +29,7 @@ def chunked_cross_entropy(
     bias: Float[Array, "C"] | None = None,
     scale: Number = 1.0,
     margin: Margin | None = None,
+    label_smoothing: float = 0.0,
     axis: str | None = None,
     num_classes: int | None = None,
 ) -> Float[Array, "*B"]:
@@ -54,6 +56,7 @@ def chunked_cross_entropy(
         bias: ``(C,)``.
         scale: multiplies the products, an inverse temperature.
         margin: takes the targets' products, before ``scale``, and returns what takes their place.
+        label_smoothing: the share of the target that goes to all classes alike, as in :func:`jaxbatch.cross_entropy`.
         axis: the name of the axis of devices that share the classes.
         num_classes: with ``axis``, the number of classes on all devices, if the last columns are only there to give every device as many.
 
@@ -61,7 +64,8 @@ def chunked_cross_entropy(
         One loss per example, in float32 at least.
 
     Raises:
-        ValueError: shapes do not go together, ``chunk_size`` is below 1, a margin is given with a bias, or ``num_classes`` without ``axis``.
+        ValueError: shapes do not go together, ``chunk_size`` is below 1, a margin is given with a bias, ``num_classes`` without ``axis``, or
+            ``label_smoothing`` is not from 0 to 1.
 
     Example:
         >>> features, kernel = jnp.array([[1.0, 0.0], [0.0, 2.0]]), jnp.array([[1.0, 0.0, 2.0], [0.0, 1.0, -1.0]])
@@ -74,17 +78,21 @@ def chunked_cross_entropy(
         Wijmans et al., `Cut Your Losses in Large-Vocabulary Language Models <https://arxiv.org/abs/2411.09009>`_, 2024.
     """
     _check(features, kernel, labels, chunk_size, bias, margin, axis, num_classes)
+    check_smoothing(label_smoothing)
     shape, flat = labels.shape, labels.reshape(-1)
     classes = kernel.shape[1] * (1 if axis is None else lax.axis_size(axis))
     classes = classes if num_classes is None else num_classes
     scaled = features.reshape(-1, features.shape[-1])
     scaled = scaled if isinstance(scale, float | int) and scale == 1 else (scaled * scale).astype(features.dtype)
-    plan = Plan(min(chunk_size, kernel.shape[1]), axis, num_classes)
-    others, target = others_and_target(plan, scaled, kernel, bias, flat)
+    plan = Plan(min(chunk_size, kernel.shape[1]), axis, num_classes, label_smoothing > 0)
+    others, target, plain = others_and_target(plan, scaled, kernel, bias, flat)
     if margin is not None:
         target = scale * margin(target / scale)
+    losses = jax.nn.softplus(others - target)
+    if label_smoothing:  # in place of a share of the target's logit, that of the mean logit
+        losses = losses + label_smoothing * (target - (plain + target) / classes)
     valid = (flat >= 0) & (flat < classes)
-    return jnp.where(valid, jax.nn.softplus(others - target), jnp.nan).reshape(shape)
+    return jnp.where(valid, losses, jnp.nan).reshape(shape)
 
 
 def additive_margin(margin: Number) -> Margin:

@@ -25,16 +25,17 @@ class Plan(NamedTuple):
     chunk_size: int
     axis: str | None
     num_classes: int | None
+    with_sum: bool = False  # whether the sum of the others' logits is wanted too
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def others_and_target(plan, features, kernel, bias, labels):
-    """The log-sum-exp of the logits that are not the target's, and the target's logit, ``(B,)`` each; with an axis, of own examples.
+    """The log-sum-exp of the logits that are not the target's, the target's logit, and None or the sum of the others' logits.
 
-    Labels may lie outside of the classes. Then the target's logit is 0.
+    Each is ``(B,)``; with an axis, of own examples. Labels may lie outside of the classes. Then the target's logit is 0.
 
     Example:
-        >>> others, target = others_and_target(Plan(2, None, None), jnp.eye(2), jnp.ones((2, 3)), None, jnp.array([0, 2]))
+        >>> others, target, _ = others_and_target(Plan(2, None, None), jnp.eye(2), jnp.ones((2, 3)), None, jnp.array([0, 2]))
         >>> print(others.round(4), target)  # log(e + e)
         [1.6931 1.6931] [1. 1.]
     """
@@ -46,14 +47,16 @@ def _forward(plan: Plan, features, kernel, bias, labels):
     size, count = plan.chunk_size, kernel.shape[1] // plan.chunk_size
 
     def one(state, start, size=size):
-        largest, total = state
+        largest, total, plain = state
         logits = _counted(_logits(gathered, kernel, bias, start, size), own_labels, limit, start)[0]
         new = jnp.maximum(largest, logits.max(1))
         by = jnp.where(new == -jnp.inf, 0, new)  # no logit yet
-        return new, total * jnp.exp(largest - by) + jnp.exp(logits - by[:, None]).sum(1)
+        plain = plain + jnp.where(logits == -jnp.inf, 0, logits).sum(1) if plan.with_sum else None
+        return new, total * jnp.exp(largest - by) + jnp.exp(logits - by[:, None]).sum(1), plain
 
     target, here = _targets(gathered, kernel, bias, own_labels)
-    state = _over(one, (jnp.full_like(target, -jnp.inf), jnp.zeros_like(target)), kernel.shape[1], size, count)
+    zeros = jnp.zeros_like(target)
+    state = _over(one, (jnp.full_like(target, -jnp.inf), zeros, zeros if plan.with_sum else None), kernel.shape[1], size, count)
     others = jnp.where(state[0] == -jnp.inf, 0, state[0]) + jnp.log(state[1])
     target = jnp.where(here, target, 0)
     if plan.axis is not None:
@@ -61,14 +64,16 @@ def _forward(plan: Plan, features, kernel, bias, labels):
         by = jnp.where(largest == -jnp.inf, 0, largest)
         others = by + jnp.log(lax.psum(jnp.exp(others - by), plan.axis))
         target = lax.psum(target, plan.axis)
+    plain = state[2] if plan.axis is None or not plan.with_sum else lax.psum(state[2], plan.axis)
     kept = features, kernel, bias, labels, others
-    return _own(plan, (others, target), features.shape[0]), kept
+    return _own(plan, (others, target, plain), features.shape[0]), kept
 
 
 def _backward(plan: Plan, kept, cotangents):
     features, kernel, bias, labels, others = kept
     gathered, own_labels, limit = _share(plan, features, kernel, labels)
-    of_others, of_target = (one if plan.axis is None else lax.all_gather(one, plan.axis, tiled=True) for one in cotangents)
+    gather = lambda one: one if plan.axis is None else lax.all_gather(one, plan.axis, tiled=True)
+    of_others, of_target, of_sum = jax.tree.map(gather, cotangents)
     by = jnp.where(others == -jnp.inf, 0, others)
     dtype, size = jnp.result_type(gathered, kernel), plan.chunk_size
     product = functools.partial(jnp.matmul, preferred_element_type=others.dtype)
@@ -76,7 +81,10 @@ def _backward(plan: Plan, kept, cotangents):
     def one(state, start, size=size):
         of_features, of_kernel, of_bias = state
         logits, here = _counted(_logits(gathered, kernel, bias, start, size), own_labels, limit, start)
-        of_logits = jnp.where(here, of_target[:, None], of_others[:, None] * jnp.exp(logits - by[:, None]))
+        of_logits = of_others[:, None] * jnp.exp(logits - by[:, None])
+        if plan.with_sum:
+            of_logits = of_logits + jnp.where(logits == -jnp.inf, 0, of_sum[:, None])
+        of_logits = jnp.where(here, of_target[:, None], of_logits)
         if bias is not None:
             of_bias = lax.dynamic_update_slice_in_dim(of_bias, of_logits.sum(0).astype(bias.dtype), start, 0)
         of_logits = of_logits.astype(dtype)
@@ -139,4 +147,4 @@ def _own(plan: Plan, results, batch_size: int):
     if plan.axis is None:
         return results
     first = lax.axis_index(plan.axis) * batch_size
-    return tuple(lax.dynamic_slice_in_dim(one, first, batch_size) for one in results)
+    return jax.tree.map(lambda one: lax.dynamic_slice_in_dim(one, first, batch_size), results)

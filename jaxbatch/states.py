@@ -19,7 +19,34 @@ def as_arrays(state: PyTree) -> PyTree:
         >>> as_arrays({"rate": 0.5, "count": np.int8(3), "nothing": None})
         {'count': Array(3, dtype=int8), 'nothing': None, 'rate': Array(0.5, dtype=float32)}
     """
+    check_integers(state, "state")
     return jax.tree.map(lambda leaf: leaf if is_key(leaf) else jnp.asarray(leaf, jnp.result_type(leaf)), state)
+
+
+def check_integers(tree: PyTree, name: str) -> None:
+    """Raises a ValueError for NumPy's integers of 64 bits that JAX would cut to 32, which would make others of them.
+
+    Args:
+        tree: only NumPy's arrays and numbers are looked at, and of these only integers of 64 bits.
+        name: what they are called in the message.
+
+    Example:
+        >>> check_integers({"id": np.array([2**31])}, "train_data")
+        Traceback (most recent call last):
+        ValueError: train_data['id'] goes from 2147483648 to 2147483648, and JAX keeps int64 as int32: take smaller numbers, or jax_enable_x64.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not isinstance(leaf, np.ndarray | np.generic) or leaf.dtype.kind not in "iu" or leaf.size == 0:
+            continue
+        kept = jax.dtypes.canonicalize_dtype(leaf.dtype)
+        if kept == leaf.dtype:
+            continue
+        low, high = int(leaf.min()), int(leaf.max())
+        if low < np.iinfo(kept).min or high > np.iinfo(kept).max:
+            raise ValueError(
+                f"{name}{jax.tree_util.keystr(path)} goes from {low} to {high}, and JAX keeps {leaf.dtype} as {kept}: take smaller numbers, or "
+                "jax_enable_x64."
+            )
 
 
 def is_key(leaf: Any) -> bool:

@@ -21,19 +21,31 @@ from jaxtyping import Array, Bool, Float, Num, PyTree
 
 
 def widen(tree: PyTree) -> PyTree:
-    """Casts floating-point leaves to float32 at least and leaves the others as they are.
+    """Casts floating-point leaves to float32 at least, integers to 32 bits at least, and leaves the others as they are.
 
     Example:
-        >>> widen(jnp.ones(2, jnp.bfloat16)).dtype.name, widen(jnp.ones(2, jnp.int8)).dtype.name
-        ('float32', 'int8')
+        >>> [widen(jnp.ones(2, dtype)).dtype.name for dtype in (jnp.bfloat16, jnp.int8, jnp.uint8, bool)]
+        ['float32', 'int32', 'uint32', 'bool']
     """
+    kinds = (jnp.floating, jnp.float32), (jnp.signedinteger, jnp.int32), (jnp.unsignedinteger, jnp.uint32)
 
     def one(leaf):
         dtype = jnp.result_type(leaf)
-        wide = jnp.promote_types(dtype, jnp.float32) if jnp.issubdtype(dtype, jnp.floating) else dtype
-        return jnp.asarray(leaf, wide)
+        least = next((least for kind, least in kinds if jnp.issubdtype(dtype, kind)), dtype)
+        return jnp.asarray(leaf, jnp.promote_types(dtype, least))
 
     return jax.tree.map(one, tree)
+
+
+def as_floats(tree: PyTree) -> PyTree:
+    """Casts integers and bools to floating-point numbers of the default width, in which sums of large ones have no end.
+
+    Example:
+        >>> as_floats(jnp.full(3000, 1_000_000, jnp.int32)).sum().item()
+        3000000000.0
+    """
+    default = jnp.result_type(float)
+    return jax.tree.map(lambda leaf: widen(leaf) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else jnp.asarray(leaf, default), tree)
 
 
 def zero_sum(tree: PyTree) -> PyTree:
@@ -134,7 +146,7 @@ def counted(losses: Weighted) -> Weighted:
         >>> total.tolist(), weight.tolist()
         ([2.0, 0.0, 0.0], [4.0, 0.0, nan])
     """
-    losses = Weighted(*map(jnp.asarray, losses))
+    losses = Weighted(as_floats(losses.total), jnp.asarray(losses.weight))
     total, weight = losses
     floating = [leaf.dtype for leaf in losses if jnp.issubdtype(leaf.dtype, jnp.floating)] or [jnp.result_type(float)]
     of = functools.reduce(jnp.promote_types, floating, jnp.dtype(jnp.float32))

@@ -80,7 +80,8 @@ class TransformerLM(nn.Module):
         embed = nn.Embed(self.vocab_size, self.width, embedding_init=_normal(), name="embed")
         starts = _text_starts(tokens, segments)
         positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None] - starts
-        x = embed(tokens.astype(jnp.int32)).astype(self.dtype)
+        tokens = tokens.astype(jnp.int32)
+        x = embed(jnp.where(tokens < 0, self.vocab_size, tokens)).astype(self.dtype)  # NaN for what is no token; JAX counts -1 from the end
         if self.positions == "learned":
             x = x + nn.Embed(self.max_length, self.width, embedding_init=_normal(), name="positions")(positions).astype(self.dtype)
         mask = jnp.tril(jnp.ones((1, 1, *2 * tokens.shape[1:]), bool)) & (starts[:, None, :, None] == starts[:, None, None, :])

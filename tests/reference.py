@@ -206,3 +206,56 @@ def dense_hessian(loss_fn, params, batch):
     """The matrix itself, of the mean loss of examples without weights."""
     flat, unravel = ravel_pytree(params)
     return np.asarray(jax.hessian(lambda w: loss_fn(unravel(w), batch).mean())(flat))
+
+
+def smoothed_cross_entropy(logits, labels, smoothing):
+    """The cross-entropy with the target distribution written out: a share of ``smoothing`` for all classes alike; float64."""
+    losses = []
+    for row, label in zip(np.asarray(logits, np.float64), np.asarray(labels), strict=True):
+        target = np.full(len(row), smoothing / len(row))
+        target[label] += 1 - smoothing
+        losses.append(-(target * (row - np.log(np.exp(row - row.max()).sum()) - row.max())).sum())
+    return np.array(losses)
+
+
+def contrastive(name, first, second, temperature, labels=None, same_label="left_out", bias=-3.0):
+    """``info_nce``, ``nt_xent`` or ``sigmoid_contrastive`` by loops over pairs, in float64, without a difference of nearly equal numbers."""
+    unit = [np.asarray(x, np.float64) / np.linalg.norm(np.asarray(x, np.float64), axis=1, keepdims=True) for x in (first, second)]
+    count, labels = len(unit[0]), np.arange(len(unit[0])) if labels is None else np.asarray(labels)
+
+    def told_from(similarities, own, of_rows, row):
+        """One row: how well its own and those of its label are told from all others."""
+        same = [j for j in range(len(similarities)) if of_rows[j] == of_rows[row] and j != own and similarities[j] is not None]
+        left_out = same if same_label == "left_out" else []
+        compared = [j for j in range(len(similarities)) if similarities[j] is not None and j not in left_out]
+        belonging = [own] + (same if same_label == "positive" else [])
+        one = lambda p: np.log1p(sum(np.exp(similarities[j] - similarities[p]) for j in compared if j != p))
+        return np.mean([one(p) for p in belonging])
+
+    if name == "info_nce":
+        s = unit[0] @ unit[1].T / temperature
+        return np.array([(told_from(list(s[i]), i, labels, i) + told_from(list(s[:, i]), i, labels, i)) / 2 for i in range(count)])
+    if name == "nt_xent":
+        views, of_views = np.concatenate(unit), np.concatenate([labels, labels])
+        s = views @ views.T / temperature
+        rows = [told_from([None if i == j else s[i, j] for j in range(2 * count)], (i + count) % (2 * count), of_views, i) for i in range(2 * count)]
+        return np.reshape(rows, (2, count)).mean(0)
+    z = unit[0] @ unit[1].T / temperature + bias
+    losses = np.zeros(count)
+    for i in range(count):
+        for j in range(count):
+            together = i == j or (same_label == "positive" and labels[i] == labels[j])
+            if together or labels[i] != labels[j]:
+                losses[i] += np.log1p(np.exp(-z[i, j] if together else z[i, j]))
+    return losses
+
+
+def first_fit(lengths, size):
+    """Row and start of each piece: every row is looked at from the first on."""
+    used, places = [], []
+    for length in lengths:
+        row = next((row for row, taken in enumerate(used) if taken + length <= size), len(used))
+        used += [0] * (row == len(used))
+        places.append((row, used[row]))
+        used[row] += length
+    return places

@@ -9,7 +9,7 @@ import pytest
 from jaxbatch.advice import updates_model
 from jaxbatch.advice.estimates import Space, make_estimate
 from jaxbatch.advice.probes import Probe
-from jaxbatch.advice.search import race, run_capped
+from jaxbatch.advice.search import race, run_capped, search
 from jaxbatch.advice.updates_model import fit_updates, predict_divergence, predict_log_updates
 from tests.simulated import RATES, SIZES, Law, SimulatedProber, Spread, random_law, space
 
@@ -114,3 +114,32 @@ def test_the_race_ends_with_the_first_that_reaches_the_goal():
     soonest = min(probe.updates for probe in runs if probe.reached)
     assert all(probe.updates <= 2 * soonest for probe in runs)
     assert sum(probe.updates for probe in runs) < 5 * soonest  # ten rates, most of which end early
+
+
+def test_rates_between_the_racers_are_tried_where_no_racer_reaches_the_goal():
+    class OneRate(SimulatedProber):
+        """Runs that reach the goal at one rate alone, between two that race; near it the loss is less."""
+
+        def run(self, batch_size, learning_rate, seed):
+            for probe in super().run(batch_size, learning_rate, seed):
+                near = abs(math.log(learning_rate / RATES[9]))
+                yield probe._replace(reached=probe.reached and near < 0.1, loss=near)
+                if probe.reached and near < 0.1:
+                    return
+
+    outcome = search(
+        OneRate(Law(largest_rate=RATES[9]), 0.0, 0), space("time"), first_size=64, max_probes=14, tolerance=0.05, prefer="smaller", seed=0
+    )
+    assert RATES[9] not in RATES[::2]
+    assert any(probe.reached and probe.learning_rate == RATES[9] for probe in outcome.probes)
+    again = search(
+        OneRate(Law(largest_rate=RATES[9]), 0.0, 0),
+        space("time"),
+        first_size=64,
+        max_probes=14,
+        tolerance=0.05,
+        prefer="smaller",
+        seed=0,
+        known=outcome.probes[:11],
+    )
+    assert [probe.learning_rate for probe in again.probes[:12]] == [probe.learning_rate for probe in outcome.probes[:12]]

@@ -1,5 +1,7 @@
 """Arrays that stay on the host, or in a file: training from them is training from the device."""
 
+import json
+
 import jax
 import numpy as np
 import optax
@@ -61,3 +63,44 @@ def test_types_are_those_of_the_device():
 def test_arrays_that_are_no_examples_are_refused(arrays):
     with pytest.raises(ValueError, match="arrays have the shapes"):
         jb.ArrayStream(arrays)
+
+
+def other_data(arrays, way):
+    if way == "one number":
+        arrays[0][-1, 0] += 1
+    return arrays if way != "order" else [leaf[::-1].copy() for leaf in arrays]
+
+
+@pytest.mark.parametrize("way", ["one number", "order"])
+def test_other_data_in_the_same_folder_are_refused(way, tmp_path):
+    arrays = [np.arange(24.0).reshape(12, 2), np.arange(12)]
+    run = lambda arrays: jb.fit_with_checkpoints(
+        jb.Task(lambda key: np.zeros(2, np.float32), lambda w, b: b[0] @ w, None, jb.ArrayStream(tuple(arrays)), None),
+        jb.FitConfig(optax.sgd(0.1), 4, jb.epochs(3)),
+        tmp_path,
+    )
+    next(iter(run(arrays)))
+    next(iter(run([leaf.copy() for leaf in arrays])))  # the same data
+    with pytest.raises(ValueError, match="holds another run .data"):
+        next(iter(run(other_data(arrays, way))))
+
+
+def test_a_folder_from_before_streams_had_fingerprints_goes_on(tmp_path):
+    task = jb.Task(lambda key: np.zeros((), np.float32), lambda w, x: w * x, None, jb.ArrayStream(np.ones(8, np.float32)), None)
+    run = lambda: jb.fit_with_checkpoints(task, jb.FitConfig(optax.sgd(0.1), 4, jb.epochs(3)), tmp_path)
+    next(iter(run()))
+    about = tmp_path / "about.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"data": None}, sort_keys=True))
+    assert [record["epoch"] for record in run()][-1] == 3.0
+
+
+def test_the_fingerprint_of_a_large_file_reads_some_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxbatch.data.streams._DIGESTED_BYTES", 1000)
+    monkeypatch.setattr("jaxbatch.data.streams._DIGESTED_EXAMPLES", 10)
+    x = np.arange(2000.0)
+    first = jb.ArrayStream(x).fingerprint
+    assert first == jb.ArrayStream(x.copy()).fingerprint != jb.ArrayStream(x + 1).fingerprint
+    assert first != jb.ArrayStream(x[:1999]).fingerprint and first != jb.ArrayStream(x.astype(np.float32)).fingerprint
+    unread = x.copy()
+    unread[1] = 7
+    assert jb.ArrayStream(unread).fingerprint == first  # as the docstring says

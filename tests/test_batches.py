@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxbatch as jb
-from jaxbatch.batches import Duration, check_duration
+from jaxbatch.batches import Duration, check_duration, even_part
+from jaxbatch.training import plans
 from jaxbatch.training.plans import FitConfig, plan_segments
 
 sizes = st.integers(1, 40)
@@ -171,3 +172,28 @@ def test_bad_sizes(args, message):
 def test_unknown_partial():
     with pytest.raises(ValueError, match="partial='keep'"):
         jb.steps_per_epoch(10, 2, partial="keep")
+
+
+def test_the_even_part_is_the_one_that_a_search_through_all_finds():
+    for batch_size in (*range(1, 70), 509, 600, 2**13, 2**13 - 1):
+        for at_most in (*range(1, 75), 128, 4000):
+            sizes = [size for size in range(at_most // 2 + 1, min(batch_size, at_most) + 1) if batch_size % size == 0]
+            assert even_part(batch_size, at_most) == max(sizes, default=min(batch_size, at_most))
+    assert even_part(10**9 + 7, 5 * 10**8) == 5 * 10**8  # a prime: a search through all sizes would take minutes
+
+
+def test_a_plan_of_many_epochs_works_one_of_them_out(monkeypatch):
+    looks = 0
+    plain = plans._batches_to
+
+    def counted(*arguments):
+        nonlocal looks
+        looks += 1
+        return plain(*arguments)
+
+    monkeypatch.setattr(plans, "_batches_to", counted)
+    config = FitConfig(None, 4, jb.steps(20_000), evaluations_per_epoch=4)
+    plan = plan_segments(config, 21)
+    assert len(plan) == 4 * 4000 and sum(segment.num_batches for segment in plan) == 20_000
+    assert plan[-1] == (3999, 12, 4, 2, 4000.0, True)
+    assert looks < 100

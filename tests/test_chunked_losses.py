@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import jaxbatch as jb
+from tests import reference
 from tests.conftest import shapes_unchecked
 
 
@@ -123,3 +124,26 @@ def test_slips_are_named():
     }.items():
         with pytest.raises(ValueError, match=message):
             jb.chunked_cross_entropy(x, kernel, labels, **({"chunk_size": 5} | slip))
+
+
+@pytest.mark.parametrize("chunk_size", [1, 5, 23])
+@pytest.mark.parametrize("smoothing", [0.1, 1.0])
+def test_label_smoothing(x64, chunk_size, smoothing):
+    x, kernel, bias, labels, weights = make_classes()
+    ours = lambda x, kernel, bias: jb.chunked_cross_entropy(x, kernel, labels, chunk_size=chunk_size, bias=bias, scale=2.0, label_smoothing=smoothing)
+    plain = lambda x, kernel, bias: jb.cross_entropy(2.0 * x @ kernel + bias[None], labels, label_smoothing=smoothing)
+    np.testing.assert_allclose(ours(x, kernel, bias), reference.smoothed_cross_entropy(2 * x @ kernel + bias[None], labels, smoothing), rtol=1e-11)
+    assert_same_gradients(lambda *a: (weights * ours(*a)).sum(), lambda *a: (weights * plain(*a)).sum(), (x, kernel, bias))
+
+
+def test_label_smoothing_with_a_margin(x64):
+    x, kernel, _, labels, weights = make_classes()
+    unit, margin = lambda x, kernel: (jb.unit_length(x), jb.unit_length(kernel, axis=0)), jb.additive_margin(0.35)
+    ours = lambda x, kernel: jb.chunked_cross_entropy(*unit(x, kernel), labels, chunk_size=5, scale=16.0, margin=margin, label_smoothing=0.2)
+
+    def plain(x, kernel):
+        cosines = jnp.matmul(*unit(x, kernel))
+        target = jax.nn.one_hot(labels, kernel.shape[1], dtype=bool)
+        return jb.cross_entropy(16.0 * jnp.where(target, margin(cosines), cosines), labels, label_smoothing=0.2)
+
+    assert_same_gradients(lambda *a: (weights * ours(*a)).sum(), lambda *a: (weights * plain(*a)).sum(), (x, kernel))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import jaxbatch as jb
+from tests import reference
 from tests.conftest import shapes_unchecked
 
 
@@ -107,3 +108,33 @@ def test_slips_are_named():
         jb.nt_xent(a, b, 0.0)
     with pytest.raises(ValueError, match="chunk_size=0"):
         jb.info_nce(a, b, 0.1, chunk_size=0)
+
+
+LABELS = ([0, 0, 1, 2, 2, 2, 3], [5] * 7, [-1, 4, 8, 0, 2, 9, 1])
+
+
+@pytest.mark.parametrize("labels", LABELS)
+@pytest.mark.parametrize("same_label", ["left_out", "positive"])
+@pytest.mark.parametrize("name", ["info_nce", "nt_xent", "sigmoid_contrastive"])
+def test_examples_of_one_label(x64, name, same_label, labels):
+    loss = getattr(jb, name)
+    more = (-3.0,) if name == "sigmoid_contrastive" else ()
+    a, b = make_views()
+    expected = reference.contrastive(name, a, b, 0.3, labels, same_label)
+    values = lambda a, chunk_size=None: loss(a, b, 0.3, *more, labels=jnp.array(labels), same_label=same_label, chunk_size=chunk_size)
+    slopes = [(reference.contrastive(name, a.at[2, 1].add(sign * 1e-6), b, 0.3, labels, same_label).sum() * sign) / 2e-6 for sign in (1, -1)]
+    for chunk_size in (None, 1, 3):
+        np.testing.assert_allclose(values(a, chunk_size), expected, rtol=1e-12, atol=1e-14)
+        gradient = jax.grad(lambda a: values(a, chunk_size).sum())(a)
+        np.testing.assert_allclose(gradient[2, 1], sum(slopes), rtol=1e-6, atol=1e-9)
+        assert np.isfinite(gradient).all()
+    if len(set(labels)) == 7:  # every example of a kind of its own
+        np.testing.assert_array_equal(values(a), loss(a, b, 0.3, *more))
+
+
+def test_labels_that_are_refused():
+    x = jnp.eye(3)
+    with pytest.raises(ValueError, match=r"labels have shape \(2,\) and must be \(3,\)"):
+        jb.info_nce(x, x, 0.1, labels=jnp.zeros(2, int))
+    with pytest.raises(ValueError, match="same_label='other' must be 'left_out' or 'positive'"):
+        jb.nt_xent(x, x, 0.1, labels=jnp.zeros(3, int), same_label="other")

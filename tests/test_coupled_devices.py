@@ -32,6 +32,23 @@ for n in (1, 2, 4):
         number = lambda params, batch: tuple(jb.coupled_gradient(single, encode, params, batch, 2, axis="devices"))
         found[f"coupled number {n} {check}"] = error(over(number, (P(), P()))(params, batch), (expected[0].mean(), expected[1]))
 
+# two encoders whose batches have other lengths: the losses are those of either, by their own length
+queries, passages, w = jnp.arange(1.0, 9.0), jnp.arange(1.0, 17.0) / 16, (jnp.array(0.5), jnp.array(2.0))
+encoders = (lambda w, x: w * x, lambda w, x: jnp.sin(w * x))
+for name, by in {"queries": lambda w, z: (z[0] - z[1].mean()) ** 2, "passages": lambda w, z: (z[1] - z[0].mean()) ** 2}.items():
+    expected = jb.coupled_gradient(by, encoders, w, (queries, passages), 3)
+    for n in (2, 4):
+        run = lambda w, batch: tuple(jb.coupled_gradient(by, encoders, w, batch, 3, axis="devices"))
+        over = jax.jit(jax.shard_map(run, mesh=mesh_of(n), in_specs=(P(), P("devices")), out_specs=(P("devices"), P())))
+        found[f"towers {name} {n}"] = error(over(w, (queries, passages)), tuple(expected))
+odd = lambda w, z: jnp.concatenate([z[0], z[0][:1]])
+try:
+    run = lambda w, batch: jb.coupled_gradient(odd, encoders, w, batch, 3, axis="devices").losses
+    jax.jit(jax.shard_map(run, mesh=mesh_of(2), in_specs=(P(), P("devices")), out_specs=P("devices")))(w, (queries, passages))
+    found["towers odd"] = 1.0
+except ValueError as problem:
+    found["towers odd"] = 0.0 if "9 losses on 2 devices" in str(problem) else 2.0
+
 x, kernel, bias, labels, weights = make_classes(8, 5, 20)
 encoder, margin = jnp.eye(5) + 0.1, jb.additive_margin(0.3)
 given = dict(chunk_size=3, scale=2.0)
@@ -79,7 +96,7 @@ def found():
     return on_four_devices(RUN)
 
 
-@pytest.mark.parametrize(("name", "count"), [("coupled", 15), ("classes", 15)])
+@pytest.mark.parametrize(("name", "count"), [("coupled", 15), ("classes", 15), ("towers", 5)])
 def test_the_numbers_of_one_device(found, name, count):
     errors = {key: value for key, value in found.items() if key.startswith(name)}
     assert len(errors) == count and max(errors.values()) < 1e-10, errors

@@ -5,11 +5,14 @@ import weakref
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
 import jaxbatch as jb
 from jaxbatch.training.epochs import compile_task_epoch
+from jaxbatch.training.loops import compile_epoch_in_pieces
+from tests import reference
 
 LOSS = lambda w, x: 0.5 * (x - w) ** 2
 X = jnp.arange(8.0)
@@ -90,3 +93,70 @@ def test_a_program_is_compiled_once_for_its_text(monkeypatch):
     for _ in range(3):
         jb.accumulated_gradient(Scaled(7.0), w, x, 3)
     assert len(count) == 1
+
+
+def test_labels_that_are_no_class_are_named_or_not_a_number():
+    logits = jnp.zeros((2, 2, 4))
+    for label, where in ((-1, r"labels\[1\]\[0\]=-1"), (4, r"labels\[1\]\[0\]=4")):
+        labels = jnp.array([[0, 3], [label, 1]])
+        with pytest.raises(ValueError, match=f"{where} is no class: 4 classes have the labels 0 to 3"):
+            jb.cross_entropy(logits, labels)
+        found = jax.jit(jb.cross_entropy)(logits, labels)
+        assert jnp.isnan(found).tolist() == [[False, False], [True, False]]
+        task = jb.Task(
+            lambda key: jnp.ones(4), lambda w, b: jb.cross_entropy(w * b[0], b[1]), None, (jnp.ones((4, 4)), jnp.array([0, 1, label, 2])), None
+        )
+        (record,) = jb.fit(task, jb.FitConfig(optax.sgd(0.1), 4))
+        assert record["diverged"]  # and not a run on the wrong class
+
+
+def test_minus_one_does_not_count_where_the_loss_says_so():
+    logits, labels = jnp.array([[1.0, 2.0], [3.0, -1.0], [0.5, 0.0]]), jnp.array([1, -1, 0])
+    loss_fn = lambda w, b: jb.Weighted(jb.cross_entropy(w * b[0], jnp.maximum(b[1], 0)), b[1] >= 0)
+    kept = jnp.array([0, 2])
+    found = jb.losses_and_mean_gradient(loss_fn, jnp.array(2.0), (logits, labels))[1]
+    expected = jax.grad(lambda w: jb.cross_entropy(w * logits[kept], labels[kept]).mean())(2.0)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+def test_label_smoothing_against_the_target_written_out(x64, smoothing):
+    random = np.random.default_rng(0)
+    logits, labels = jnp.asarray(10 * random.normal(size=(6, 5))), jnp.asarray(random.integers(0, 5, 6))
+    loss = lambda logits: jb.cross_entropy(logits, labels, label_smoothing=smoothing)
+    np.testing.assert_allclose(loss(logits), reference.smoothed_cross_entropy(logits, labels, smoothing), rtol=1e-12)
+    target = (1 - smoothing) * jax.nn.one_hot(labels, 5) + smoothing / 5
+    np.testing.assert_allclose(jax.grad(lambda z: loss(z).sum())(logits), jax.nn.softmax(logits) - target, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.1, float("nan")])
+def test_smoothing_outside_of_its_range(smoothing):
+    with pytest.raises(ValueError, match=f"label_smoothing={smoothing} must be from 0 to 1"):
+        jb.cross_entropy(jnp.zeros((1, 2)), jnp.array([0]), label_smoothing=smoothing)
+    with pytest.raises(ValueError, match=f"label_smoothing={smoothing} must be from 0 to 1"):
+        jb.chunked_cross_entropy(jnp.ones((1, 2)), jnp.ones((2, 3)), jnp.array([0]), chunk_size=2, label_smoothing=smoothing)
+
+
+@pytest.mark.parametrize("index", [-1, 8])
+@pytest.mark.parametrize("path", ["make_epoch", "compile_epoch", "compile_epoch_in_pieces"])
+def test_an_order_of_examples_that_are_not_there_is_refused(path, index):
+    task = jb.Task(lambda key: jnp.array(0.0), LOSS, None, X, None, microbatch_size=2)
+    state, indices = jb.init_state(task, CONFIG.optimizer, 0), jnp.array([[0, 1, 2, index]])
+    step = jb.make_train_step(LOSS, CONFIG.optimizer, 4)
+    if path == "make_epoch":
+        run = jb.make_epoch(step)
+    elif path == "compile_epoch":
+        run = jb.compile_epoch(step, state, X, 1, 4)
+    else:
+        run = compile_epoch_in_pieces(task, CONFIG.optimizer, state, 4)
+    with pytest.raises(ValueError, match=f"indices hold {index}, and the data have the examples 0 to 7"):
+        run(state, X, indices)
+
+
+def test_a_token_below_zero_is_not_the_last_one():
+    model = jb.TransformerLM(9, width=8, num_layers=1, num_heads=2)
+    tokens = jnp.array([[1, 2, 3]])
+    params = model.init(jax.random.key(0), tokens)
+    assert jnp.isfinite(model.apply(params, tokens)).all()
+    for wrong in (-1, 9):
+        assert jnp.isnan(model.apply(params, tokens.at[0, 1].set(wrong))[0, 1:]).all()

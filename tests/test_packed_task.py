@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxbatch as jb
+from jaxbatch.data.packing import _first_fit
+from tests import reference
 
 VOCAB = 9
 MODEL = jb.TransformerLM(VOCAB, width=8, num_layers=1, num_heads=2)
@@ -112,3 +114,30 @@ def test_rows_that_would_train_wrongly_are_refused():
         jb.packed_language_task(MODEL, jb.PackedText(rows.tokens * 0, rows.segments), rows, 2)
     with pytest.raises(ValueError, match=r"train: tokens \(1, 8\) and segments \(2, 9\)|train: tokens \(2, 8\) and segments \(2, 9\)"):
         jb.packed_language_task(MODEL, rows._replace(tokens=rows.tokens[:, :-1]), rows, VOCAB)
+
+
+@given(st.lists(st.integers(2, 10), min_size=1, max_size=200), st.integers(10, 14))
+@settings(max_examples=50, deadline=None)
+def test_a_piece_goes_into_the_first_row_that_has_room(lengths, size):
+    assert _first_fit(lengths, size) == reference.first_fit(lengths, size)
+
+
+def test_packing_grows_in_proportion_to_the_texts():
+    """Counted, not timed: the comparisons of a search through the rows would be ten thousand times as many."""
+    looks = 0
+
+    class Length(int):
+        def __gt__(self, other):
+            nonlocal looks
+            looks += 1
+            return int(self) > int(other)
+
+    count = 20_000
+    lengths = np.random.default_rng(0).integers(2, 257, count).tolist()
+    _first_fit(list(map(Length, lengths)), 257)
+    assert count < looks < 40 * count
+
+
+def test_types_that_no_type_of_whole_numbers_holds():
+    with pytest.raises(ValueError, match="texts are of int64 and uint64, which no type of whole numbers holds"):
+        jb.pack_texts([np.arange(3), np.arange(3).astype(np.uint64)], 4)

@@ -119,7 +119,6 @@ def advise(
         return watch.confess(conclude(setting, NOT_TIMED, ()))
     throughput = throughput or find_throughput(task, optimizer(setting.learning_rates[0]), setting.batch_sizes, target, watch.left, watch.say)
     prober = Prober(task, adjustable, begin, setting.goal, longest, evaluations_per_epoch, measure_noise)
-
     outcome = search(
         WatchedRuns(prober, watch),
         setting.space(throughput),
@@ -176,7 +175,7 @@ def settle(
     The optimizer is from :func:`jaxbatch.advice.probes.make_adjustable`.
     """
     check_question(task, goal, batch_sizes, learning_rates, evaluations_per_epoch, seed)
-    goal, sizes = check_goal(task, goal), _sizes(task, batch_sizes)
+    goal, sizes = check_goal(task, goal), _sizes(task.num_examples, batch_sizes)
     rates = tuple(sorted(float(rate) for rate in learning_rates))
     if len(rates) < 3:
         raise ValueError(f"learning_rates={list(rates)} must hold at least 3 finite numbers above 0.")
@@ -227,9 +226,8 @@ def conclude(setting: Setting, throughput: Throughput, probes: Sequence[Probe]) 
     return Advice(doubts=tuple(doubts), **fields, **common)
 
 
-def _sizes(task: Task, batch_sizes: Sequence[int] | None) -> tuple[int, ...]:
-    count = task.num_examples
-    sizes = tuple(sorted({int(size) for size in (usual_sizes(count) if batch_sizes is None else batch_sizes)}))
+def _sizes(count: int, batch_sizes: Sequence[int] | None) -> tuple[int, ...]:
+    sizes = tuple(sorted(set(map(int, usual_sizes(count) if batch_sizes is None else batch_sizes))))
     if not sizes or sizes[0] < 1 or sizes[-1] > count:
         raise ValueError(f"batch_sizes={list(sizes)} must hold sizes between 1 and the {count} examples of the data set.")
     return sizes

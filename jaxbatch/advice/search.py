@@ -75,6 +75,11 @@ def search(
             if not any(probe.learning_rate == other.learning_rate and probe.updates <= other.updates for other in known):
                 on_probe(probe, len(probes))
                 probes.append(probe)
+    for rate in _rates_beside(probes, _racers(space, max_probes), space):  # none, if a racer reached the goal
+        if len(probes) < max_probes and within_budget(probes) and not any(probe.reached for probe in probes):
+            *_, probe = prober.run(first_size, rate, seed + len(probes))
+            on_probe(probe, len(probes))
+            probes.append(probe)
     if not any(probe.reached for probe in probes):
         return Outcome(tuple(probes), None)
     estimate = make_estimate(probes, space, prefer)
@@ -118,6 +123,16 @@ def _racers(space: Space, most: int) -> tuple[float, ...]:
     if len(rates) <= most:
         return rates
     return tuple(rates[round((number + 0.5) * len(rates) / most - 0.5)] for number in range(most))
+
+
+def _rates_beside(probes: Sequence[Probe], racers: Sequence[float], space: Space) -> list[float]:
+    """Where no racer reached the goal, the rates beside the one with the least loss that have not been tried: they lie between the racers."""
+    raced = [probe for probe in probes if probe.learning_rate in racers]
+    if any(probe.reached for probe in raced):
+        return []
+    rates, tried = space.learning_rates, {probe.learning_rate for probe in probes}
+    best = rates.index(min(raced, key=_order).learning_rate)
+    return [rates[index] for index in (best + 1, best - 1) if 0 <= index < len(rates) and rates[index] not in tried]
 
 
 def _order(probe: Probe) -> float:

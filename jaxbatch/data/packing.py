@@ -46,31 +46,52 @@ def pack_texts(texts: Sequence[Any], length: int) -> PackedText:
     """
     if length < 1:
         raise ValueError(f"length={length} tokens must be at least 1.")
-    pieces = []
+    pieces, kinds = [], set()
     for number, text in enumerate(texts):
         if not isinstance(text, np.ndarray) or text.ndim != 1 or not np.issubdtype(text.dtype, np.integer):
             kind = f"{text.dtype} of shape {text.shape}" if isinstance(text, np.ndarray) else type(text).__name__
             raise ValueError(f"texts[{number}] is {kind} and must be a NumPy array of whole numbers of shape (tokens,).")
+        kinds.add(text.dtype)
         pieces += [text[start : start + length + 1] for start in range(0, len(text) - 1, length)]
     if not pieces:
         raise ValueError(f"texts holds {len(texts)} texts, and none has the two tokens that a prediction needs.")
-    rows: list[list[np.ndarray]] = []
-    room: list[int] = []
-    first_with_room = 0  # rows before it hold no two tokens more, so that long lists of texts are packed in little time
-    for piece in pieces:
-        while first_with_room < len(rows) and room[first_with_room] < 2:
-            first_with_room += 1
-        row = next((row for row in range(first_with_room, len(rows)) if room[row] >= len(piece)), None)
-        if row is None:
-            row = len(rows)
-            rows.append([])
-            room.append(length + 1)
-        rows[row].append(piece)
-        room[row] -= len(piece)
-    tokens = np.zeros((len(rows), length + 1), np.result_type(*pieces))
+    if not np.issubdtype(np.result_type(*kinds), np.integer):
+        raise ValueError(f"texts are of {' and '.join(sorted(map(str, kinds)))}, which no type of whole numbers holds: take one type for all.")
+    places = _first_fit([len(piece) for piece in pieces], length + 1)
+    tokens = np.zeros((max(row for row, _ in places) + 1, length + 1), np.result_type(*kinds))
     segments = np.full(tokens.shape, PADDING, np.int32)
-    for number, row_pieces in enumerate(rows):
-        filled = np.concatenate(row_pieces)
-        tokens[number, : len(filled)] = filled
-        segments[number, : len(filled)] = np.repeat(np.arange(1, len(row_pieces) + 1), [len(piece) for piece in row_pieces])
+    texts_in = np.zeros(len(tokens), int)
+    for piece, (row, start) in zip(pieces, places, strict=True):
+        texts_in[row] += 1
+        tokens[row, start : start + len(piece)] = piece
+        segments[row, start : start + len(piece)] = texts_in[row]
     return PackedText(tokens, segments)
+
+
+def _first_fit(lengths: list[int], size: int) -> list[tuple[int, int]]:
+    """Row and start of each piece: the first row with room for it, found in a binary tree of the most room in a range of rows.
+
+    Example:
+        >>> _first_fit([3, 4, 2], 5)
+        [(0, 0), (1, 0), (0, 3)]
+    """
+    leaves = 1 << (len(lengths) - 1).bit_length()  # there are as many rows as pieces at most
+    most = [size] * (2 * leaves)  # of node n, whose children are 2n and 2n + 1; the rows' own are the last half
+    places = []
+    for length in lengths:
+        node = 1
+        while node < leaves:
+            node *= 2
+            if most[node] < length:
+                node += 1
+        room = most[node]
+        places.append((node - leaves, size - room))
+        most[node] = room - length
+        while node > 1:
+            node //= 2
+            left, right = most[2 * node], most[2 * node + 1]
+            larger = left if left > right else right
+            if most[node] == larger:
+                break
+            most[node] = larger
+    return places

@@ -8,6 +8,7 @@ Axes: M examples in a part of a batch, H × W pixels, C channels.
 import collections
 import concurrent.futures
 import contextlib
+import hashlib
 import itertools
 import multiprocessing
 from collections.abc import Generator, Iterable, Iterator
@@ -20,8 +21,10 @@ from jaxtyping import Int, Int32, PyTree, UInt8
 
 from jaxbatch.data import images
 from jaxbatch.machine.cores import num_cores
+from jaxbatch.states import check_integers
 
 _CHUNK = 32  # images that a worker gets at a time
+_DIGESTED_BYTES, _DIGESTED_EXAMPLES, _DIGESTED_IMAGES = 2**28, 4096, 64
 
 
 @runtime_checkable
@@ -46,7 +49,7 @@ class ArrayStream:
         arrays: a pytree of arrays ``(N, ...)``. NumPy's are not copied.
 
     Raises:
-        ValueError: there is no array, or the leaves disagree on N.
+        ValueError: there is no array, or the leaves disagree on N; from ``parts``: an integer does not fit into the device's type.
 
     Example:
         >>> stream = ArrayStream((np.arange(6.0).reshape(3, 2), np.array([7, 8, 9])))
@@ -69,7 +72,20 @@ class ArrayStream:
     def parts(self, indices: Iterable[Int[np.ndarray, "_"]], seed_epoch: tuple[int, int] = (0, 0)) -> Iterator[PyTree]:
         """The examples of each part in order; nothing depends on ``seed_epoch``."""
         for part in indices:
-            yield jax.tree.map(lambda leaf, example, part=part: np.asarray(leaf[part], example.dtype), self.arrays, self.example)
+            taken = jax.tree.map(lambda leaf, part=part: leaf[part], self.arrays)
+            check_integers(taken, "arrays")
+            yield jax.tree.map(lambda leaf, example: np.asarray(leaf, example.dtype), taken, self.example)
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the arrays, by which a checkpoint tells other data; of arrays above 256 MiB, of 4,096 examples all over them."""
+        digest = hashlib.blake2b(str(jax.tree.structure(self.arrays)).encode(), digest_size=16)
+        for leaf in jax.tree.leaves(self.arrays):
+            digest.update(f"{leaf.dtype}{leaf.shape}".encode())
+            count = min(self.num_examples, self.num_examples if leaf.nbytes <= _DIGESTED_BYTES else _DIGESTED_EXAMPLES)
+            for rows in np.array_split(np.linspace(0, self.num_examples - 1, count).astype(int), max(1, count // _DIGESTED_EXAMPLES)):
+                digest.update(np.ascontiguousarray(leaf[rows]).tobytes())
+        return digest.hexdigest()
 
 
 class Decoders:
@@ -93,18 +109,18 @@ class Decoders:
         if ahead is not None and ahead < 1:
             raise ValueError(f"ahead={ahead} chunks must be at least 1.")
         self.num_workers = num_cores() if num_workers is None else num_workers
-        self._works, self._ahead = works, ahead or max(1, 2 * self.num_workers)
+        self.works, self._ahead = works, ahead or max(1, 2 * self.num_workers)
         self._pool: concurrent.futures.Executor | None = None
 
     def in_order(self, which: int, chunks: Iterable[np.ndarray], seed_epoch: tuple[int, int]) -> Generator[tuple]:
         """Decodes chunks with work number ``which``."""
         if self.num_workers == 0:
-            yield from (_decode(self._works[which], chunk, seed_epoch) for chunk in chunks)
+            yield from (_decode(self.works[which], chunk, seed_epoch) for chunk in chunks)
             return
         if self._pool is None:
             # "spawn" and not "fork": a forked copy of a process in which JAX has started threads can hang.
             context = multiprocessing.get_context("spawn")
-            self._pool = concurrent.futures.ProcessPoolExecutor(self.num_workers, context, _give_works, (self._works,))
+            self._pool = concurrent.futures.ProcessPoolExecutor(self.num_workers, context, _give_works, (self.works,))
         pending: collections.deque[concurrent.futures.Future] = collections.deque()
         try:
             for chunk in chunks:
@@ -142,6 +158,16 @@ class ImageStream:
         self.decoders, self._which, self.num_examples = decoders, which, num_examples
         pixels = jax.ShapeDtypeStruct((image_size, image_size, 3), jnp.uint8)
         self.example = (pixels, jax.ShapeDtypeStruct((), jnp.int32))
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of their number and of 64 images all over them, as they are stored, by which a checkpoint tells other data."""
+        source, image_size, augment = self.decoders.works[self._which]
+        digest = hashlib.blake2b(f"{self.num_examples} {image_size} {augment}".encode(), digest_size=16)
+        for index in np.linspace(0, self.num_examples - 1, min(self.num_examples, _DIGESTED_IMAGES)).astype(int).tolist():
+            blob, label = source.read(index)
+            digest.update(blob + str(label).encode())
+        return digest.hexdigest()
 
     def parts(
         self, indices: Iterable[Int[np.ndarray, "M"]], seed_epoch: tuple[int, int] = (0, 0)

@@ -189,22 +189,52 @@ def summed_gradient(
         losses = losses if mask is None else jax.tree.map(lambda leaf: jnp.where(mask, leaf, 0), losses)
         return widen(totals(losses)).sum(), (losses, aux)
 
-    (_, (losses, aux)), gradient = jax.value_and_grad(loss_sum, has_aux=True)(params)
+    total, pull_back, (losses, aux) = jax.vjp(loss_sum, params, has_aux=True)
+    gradient = _gradient_of_sum(total, pull_back, losses, params)
     own = None if mask is None else mask.sum(dtype=jnp.int32)
     spread = None if norms is None else norms(gradient, totals(losses).size if own is None else own, weight_of(losses))
     return Part(widen(gradient), losses, (aux, own, spread))
 
 
+def _gradient_of_sum(total: Float[Array, ""], pull_back: Callable[[Array], tuple[PyTree]], losses: Losses, params: PyTree) -> PyTree:
+    """The gradient of the sum of ``losses``; where float16 takes part, of about their mean, which then is multiplied in float32.
+
+    The gradient of a mean of thousands fits into float16, whose largest number is 65,504, and that of their sum does not. The factor
+    is a power of two, so that nothing is rounded.
+    """
+    one = jnp.ones_like(total)
+    taking_part = jax.tree.leaves((pull_back, losses, params))  # what the backward pass keeps of the forward pass is in pull_back
+    if not any(getattr(leaf, "dtype", None) == jnp.float16 for leaf in taking_part):
+        return pull_back(one)[0]
+    weight = weight_of(losses)
+    exponent = jnp.frexp(jnp.asarray(totals(losses).size, one.dtype) if weight is None else weight)[1]
+    exponent = jnp.clip(exponent, 0, 14)  # a smaller factor has fewer digits in float16
+    return jax.tree.map(lambda leaf: jnp.ldexp(leaf, exponent), widen(pull_back(jnp.ldexp(one, -exponent))[0]))
+
+
 def mean_aux(axis: str, aux: PyTree, own: Int32[Array, "*parts"] | None) -> PyTree:
     """The mean of the devices' aux along ``axis``, weighted by their numbers of examples (``own`` None: all are equal)."""
-    if own is None or not jax.tree.leaves(aux):
-        return lax.pmean(aux, axis)
+    if own is None:
+
+        def simple_mean(leaf):
+            return lax.pmean(leaf, axis) if jnp.issubdtype(leaf.dtype, jnp.inexact) else _mean_of_integers(axis, leaf, simple_mean)
+
+        return jax.tree.map(simple_mean, aux)
     whole = jnp.maximum(lax.psum(own, axis), 1)
 
     def mean(leaf):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return _mean_of_integers(axis, leaf, mean)
         wide = jnp.promote_types(leaf.dtype, jnp.float32)
         weight, total = (count.astype(wide).reshape(*count.shape, *(1,) * (leaf.ndim - own.ndim)) for count in (own, whole))
         # The aux of a device without an example is left out, even if it is NaN.
         return (lax.psum(jnp.where(weight > 0, leaf.astype(wide) * weight, 0), axis) / total).astype(leaf.dtype)
 
     return jax.tree.map(mean, aux)
+
+
+def _mean_of_integers(axis: str, leaf: Array, mean: Callable[[Array], Array]) -> Array:
+    """The mean of the devices' integers, rounded, in their own type: what all devices agree on, such as a count, comes back exactly."""
+    numbers = leaf.astype(jnp.int32) if leaf.dtype == bool else leaf
+    least = lax.pmin(numbers, axis)
+    return (least + jnp.round(mean((numbers - least).astype(jnp.float32))).astype(numbers.dtype)).astype(leaf.dtype)

@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size, losses_and_aux
+from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size, losses_and_aux, of_each_device
 from jaxbatch.gradients.independence import check_independent_losses
+from jaxbatch.gradients.norms import norm
 from jaxbatch.gradients.parts import CPU_VMAP, Part, fold
-from jaxbatch.sums import cast_like, loss_of_one, squared_norm, widen
+from jaxbatch.sums import cast_like, loss_of_one, widen
 
 
 class ClippedSum(NamedTuple):
@@ -62,9 +63,9 @@ def clipped_gradient_sum(
         raise ValueError(f"max_norm={max_norm} must be above 0.")
 
     def clip(gradient):
-        norm = jnp.sqrt(squared_norm(gradient))
-        scale = jnp.where(norm > max_norm, max_norm / norm, 1.0)  # the quotient for a norm of 0 is not used
-        return jax.tree.map(lambda leaf: leaf * scale, widen(gradient)), norm
+        length = norm(gradient)
+        scale = jnp.where(length > max_norm, max_norm / length, 1.0)  # the quotient for a norm of 0 is not used
+        return jax.tree.map(lambda leaf: leaf * scale, widen(gradient)), length
 
     total, norms = _fold(loss_fn, params, batch, clip, microbatch_size)
     return ClippedSum(cast_like(total, params), norms)
@@ -104,6 +105,7 @@ def _fold(loss_fn, params, batch, function, microbatch_size: int | None):
     batch_size = check_loss(loss_fn, params, batch)
     check_independent_losses(loss_fn, params, batch)
     check_microbatch_size(microbatch_size)
+    params = of_each_device(params, batch)
 
     def measure(one):
         summed, kept = function(jax.grad(lambda p: loss_of_one(losses_and_aux(loss_fn, p, one)[0]))(params))

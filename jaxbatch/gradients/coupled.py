@@ -22,7 +22,7 @@ from jax import lax
 from jaxtyping import PyTree
 
 from jaxbatch.batches import even_part
-from jaxbatch.gradients.groups import check_microbatch_size, check_params, leading_axis
+from jaxbatch.gradients.groups import check_microbatch_size, check_params, leading_axis, vary_along
 from jaxbatch.gradients.independence import company_matters
 from jaxbatch.gradients.parts import Part, fold
 from jaxbatch.layers import loops_are_slow
@@ -73,7 +73,8 @@ def coupled_gradient(
             the same on all devices; do not sum it again. Every device computes the whole loss, which is little beside an encoder.
 
     Returns:
-        ``(losses, gradient)``; with ``axis``, the losses are those of the share, or the single number.
+        ``(losses, gradient)``; with ``axis``, the losses are those of the share, a device's part of as many as ``loss_fn`` returns, or the
+        single number.
 
     Raises:
         ValueError: the representation of an example changes with the others in its microbatch, as through batch normalisation;
@@ -96,7 +97,7 @@ def coupled_gradient(
         _check(tower, f"[{number}]" if several else "")
     together = lambda parts: tuple(parts) if several else parts[0]
     if axis is not None:  # as values of this device, or JAX would sum over devices what is summed here
-        towers = [tower._replace(params=jax.tree.map(lambda leaf: _of_device(leaf, axis), tower.params)) for tower in towers]
+        towers = [tower._replace(params=jax.tree.map(lambda leaf: vary_along(leaf, {axis}), tower.params)) for tower in towers]
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, batch)))
     in_python = not traced and any(loops_are_slow(tower.encode, tower.params, tower.batch) for tower in towers)
     go_over = _in_python if in_python else _in_a_loop
@@ -110,8 +111,8 @@ def coupled_gradient(
     run = compile_ahead(jax.jit(of_loss), [tower.params for tower in towers], whole) if in_python else of_loss
     losses, (direct, cotangents) = run([tower.params for tower in towers], whole)
     if axis is not None:
-        cotangents = [_own(one, tower, axis) for one, tower in zip(cotangents, towers, strict=True)]
-        losses = lax.pmean(losses, axis) if jnp.ndim(jax.tree.leaves(losses)[0]) == 0 else _own(losses, towers[0], axis)
+        cotangents = [_own(one, axis) for one in cotangents]
+        losses = lax.pmean(losses, axis) if jnp.ndim(jax.tree.leaves(losses)[0]) == 0 else _own(losses, axis)
     gradients = []
     for tower, part, own in zip(towers, direct, cotangents, strict=True):
         summed = go_over(_pulled_back, (tower.batch, own), tower.size, tower.encode, tower.params).summed
@@ -230,12 +231,17 @@ def _zeros(measure, params: PyTree) -> PyTree:
     return zero_sum(params) if measure is _pulled_back else ()
 
 
-def _of_device(leaf, axis: str):
-    varies = axis in getattr(jax.typeof(leaf), "vma", ())
-    return leaf if varies else lax.pcast(leaf, axis, to="varying")
+def _own(tree: PyTree, axis: str) -> PyTree:
+    """This device's part of leaves that all devices have: of their lengths, which two encoders need not share, the N-th part."""
+    count = lax.axis_size(axis)
 
+    def own(leaf):
+        size, rest = divmod(leaf.shape[0], count)
+        if rest:
+            raise ValueError(
+                f"loss_fn returned {leaf.shape[0]} losses on {count} devices, of which each would get a part: return one for each example of an "
+                "encoder, of all devices, or a single number."
+            )
+        return lax.dynamic_slice_in_dim(leaf, lax.axis_index(axis) * size, size)
 
-def _own(tree: PyTree, tower: _Tower, axis: str) -> PyTree:
-    """This device's part of leaves that all devices have."""
-    size = leading_axis(tower.batch)
-    return jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, lax.axis_index(axis) * size, size), tree)
+    return jax.tree.map(own, tree)

@@ -16,7 +16,7 @@ import jax
 from jaxtyping import Array, Float, PyTree
 
 from jaxbatch.gradients.accumulation import mean_gradient
-from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size, check_num_groups, check_one_aux, losses_and_aux
+from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size, check_num_groups, check_one_aux, losses_and_aux, of_each_device
 from jaxbatch.gradients.independence import check_independent_losses
 from jaxbatch.gradients.parts import CPU_VMAP, Method, Part, choose_method, fold, vmap_at_a_time
 from jaxbatch.machine.platform import compiled_platform
@@ -58,6 +58,7 @@ def per_example_gradients(loss_fn: LossFn, params: PyTree, batch: PyTree, *, mic
     if microbatch_size is None:
         microbatch_size = CPU_VMAP if compiled_platform() == "cpu" else batch_size
     check_microbatch_size(microbatch_size)
+    params = of_each_device(params, batch)
 
     def gradient(one):
         return jax.tree.map(lambda leaf: leaf[None], jax.grad(lambda p: loss_of_one(losses_and_aux(loss_fn, p, one)[0]))(params))
@@ -141,7 +142,7 @@ def losses_and_group_gradients(
     check_one_aux(has_aux, microbatch_size)
     if num_groups == batch_size > 1:
         check_independent_losses(loss_fn, params, batch, has_aux=has_aux)
-    size = batch_size // num_groups
+    size, params = batch_size // num_groups, of_each_device(params, batch)
 
     def measure(group):
         losses, gradient, aux, _ = mean_gradient(loss_fn, params, group, has_aux=has_aux, microbatch_size=microbatch_size)

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import PyTree
 
 from jaxbatch.hints import call_function, check_nothing_untrained, how_to_hand_in, library_of
@@ -137,6 +138,28 @@ def leading_axis(batch: PyTree, name: str = "batch") -> int:
     if sizes[0] == 0:
         raise ValueError(f"{name} is empty: the mean loss of no examples is undefined.")
     return sizes[0]
+
+
+def of_each_device(params: PyTree, batch: PyTree) -> PyTree:
+    """In ``shard_map`` with ``check_vma``, parameters as values of each device over which ``batch`` is shared; else as they are.
+
+    JAX sums the gradient of a parameter that all devices share over the devices. A gradient of one example or of one group would then
+    be a sum over examples of different devices.
+    """
+    axes = set().union(*(varying_axes(jax.typeof(leaf)) for leaf in jax.tree.leaves(batch)))
+    return jax.tree.map(lambda leaf: vary_along(leaf, axes), params)
+
+
+def varying_axes(of: Any) -> set[str]:
+    """The axes of devices along which an array's type, or what ``jax.eval_shape`` returns, says that it differs."""
+    kind = getattr(of, "manual_axis_type", None)  # of older versions of JAX: vma
+    return set((getattr(of, "vma", None) if kind is None else kind.varying) or ())
+
+
+def vary_along(leaf: Any, axes: set[str]) -> Any:
+    """The array as one that may differ along these axes of devices, which JAX's types say of it from here on."""
+    missing = axes - varying_axes(jax.typeof(leaf))
+    return lax.pcast(leaf, tuple(sorted(missing)), to="varying") if missing else leaf
 
 
 def check_num_groups(num_groups: int, batch_size: int) -> None:

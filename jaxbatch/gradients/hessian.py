@@ -64,12 +64,14 @@ def product(loss_fn: LossFn, params: PyTree, vector: PyTree, batch: PyTree, micr
     vector = cast_like(vector, params)
 
     def measure(part):
+        near_mean = 2.0 ** -min(14, leading_axis(part).bit_length())  # exact, and what is computed in float16 within the loss stays finite
+
         def total(p):
             losses, _ = losses_and_aux(loss_fn, p, part, has_aux)
-            return widen(totals(losses)).sum(), weight_of(losses)
+            return widen(totals(losses)).sum() * near_mean, weight_of(losses)
 
         _, tangent, weight = jax.jvp(jax.grad(total, has_aux=True), (params,), (vector,), has_aux=True)
-        return Part((tangent, weight))
+        return Part((jax.tree.map(lambda leaf: leaf / near_mean, tangent), weight))
 
     size = batch_size if microbatch_size is None or microbatch_size >= batch_size else even_part(batch_size, microbatch_size)
     summed, weight = fold(measure, batch, size, at_a_time=1).summed  # two side by side compile twice as long, and need twice the memory

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Bool, PyTree
 
 from jaxbatch.augment import Prepare, call_prepare
 from jaxbatch.batches import even_part
@@ -21,12 +21,17 @@ from jaxbatch.gradients.groups import LossFn, losses_and_aux
 from jaxbatch.machine.compiling import compile_ahead, take_out_constants
 from jaxbatch.states import is_key
 
+_LOOKED_AT = 64  # examples, from all over the batch, among which two are chosen
+_AT_A_TIME = 4096  # examples compared at a time where those are all the same
+
 
 def check_independent_losses(loss_fn: LossFn, params: PyTree, batch: PyTree, *, has_aux: bool = False) -> None:
     """Checks that an example's loss does not depend on the others.
 
-    The check computes the losses of the first two examples in a batch of both, and each in a batch with a copy of itself, and
-    compares them. Within ``jit`` there are no examples yet, so random ones of the same shapes are used. If a loss is not
+    The check computes the losses of two examples in a batch of both, and each in a batch with a copy of itself, and compares
+    them. The two differ in every array of the batch that is not the same for all examples; where no two do, there are several pairs.
+    Parameters that are all zeros, as those of a last layer at its start, hide a dependence, so it is looked for with random ones in
+    their place too. Within ``jit`` there are no examples yet, so random ones of the same shapes are used. If a loss is not
     finite, or if the function closes over values that are not known yet, the check passes. Of :class:`jaxbatch.Weighted` losses
     totals and weights are compared; it passes too if both examples have the weight 0.
 
@@ -69,8 +74,10 @@ def has_independent_prepare(task: Any) -> bool:
 def _is_independent(prepare: Prepare | None, data: Any, name: str) -> bool:
     if prepare is None:
         return True
+    if is_stream(data):
+        data = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((2, *leaf.shape), leaf.dtype), data.example)
     keys = jax.random.split(jax.random.key(0), 2)
-    return not company_matters(lambda _, pair: call_prepare(prepare, pair[0], pair[1], name), (), (keys, _first_two(data)))
+    return not company_matters(lambda _, batch: call_prepare(prepare, keys, batch, name), (), data)
 
 
 def check_independent_prepare_test(task: Any) -> None:
@@ -86,13 +93,6 @@ def check_independent_prepare_test(task: Any) -> None:
         )
 
 
-def _first_two(data: Any) -> PyTree:
-    if is_stream(data):
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((2, *leaf.shape), leaf.dtype), data.example)
-    only_shapes = lambda leaf: jax.ShapeDtypeStruct((2, *leaf.shape[1:]), leaf.dtype)
-    return jax.tree.map(lambda leaf: only_shapes(leaf) if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.asarray(leaf[:2]), data)
-
-
 def company_matters(function: Callable[[PyTree, PyTree], PyTree], params: PyTree, batch: PyTree) -> bool:
     """Whether the result of ``function(params, batch)`` for one of two examples changes when the other example changes.
 
@@ -102,22 +102,26 @@ def company_matters(function: Callable[[PyTree, PyTree], PyTree], params: PyTree
         [False, True]
     """
     random = np.random.default_rng(0)
-    with jax.ensure_compile_time_eval():
+    # Within shard_map without jit, even new arrays would belong to its devices.
+    nowhere = jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
+    with nowhere, jax.core.eval_context():
         params = jax.tree.map(lambda leaf: _known_or_random(leaf, leaf.shape, 0, random), jax.tree.map(_as_shaped, params))
         batch = jax.tree.map(_as_shaped, batch)
-        first, second = (jax.tree.map(lambda leaf: _example(leaf, n, random), batch) for n in (0, 1))
+        first, *seconds = [jax.tree.map(lambda leaf: _example(leaf, rows, random), batch) for rows in _rows(batch)]
         join = lambda *examples: jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *examples)
-        others = join(first, second)
-        run, constants = take_out_constants(function, params, others)
+        run, constants = take_out_constants(function, params, join(first, seconds[0]))
         if any(isinstance(constant, jax.core.Tracer) for constant in constants):
             return False  # the function closes over traced values from outside, which are not known yet
-        program = compile_ahead(jax.jit(run), constants, params, others)
-        together = program(constants, params, others)
-        for number, one in enumerate((first, second)):  # both, because an example of weight 0 has no loss to compare
-            alone = program(constants, params, join(one, one))
-            pairs = zip(*(jax.tree.leaves(result) for result in (together, alone)), strict=True)
-            if any(_differ(*(_example_of(leaf, number) for leaf in pair)) for pair in pairs):
-                return True
+        program = compile_ahead(jax.jit(run), constants, params, join(first, seconds[0]))
+        without_zeros = jax.tree.map(lambda leaf: _not_zeros(leaf, random), params)
+        hidden = any(new is not old for new, old in zip(jax.tree.leaves(without_zeros), jax.tree.leaves(params), strict=True))
+        for values in (params, without_zeros) if hidden else (params,):
+            for second in seconds:
+                together = program(constants, values, join(first, second))
+                for number, one in enumerate((first, second)):  # both, because an example of weight 0 has no loss to compare
+                    pairs = zip(*(jax.tree.leaves(result) for result in (together, program(constants, values, join(one, one)))), strict=True)
+                    if any(_differ(*(_example_of(leaf, number) for leaf in pair)) for pair in pairs):
+                        return True
         return False
 
 
@@ -179,6 +183,46 @@ def _on_host(leaf) -> np.ndarray:
     return np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
 
 
+def _rows(batch: PyTree) -> list[int]:
+    """The first example, and others that differ from it: one in all arrays that differ at all, else one for each array."""
+    count = min((leaf.shape[0] for leaf in jax.tree.leaves(batch)), default=0)
+    known = [leaf for leaf in jax.tree.leaves(batch) if not isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct)]
+    some = np.unique(np.linspace(0, count - 1, _LOOKED_AT).astype(int)) if count > 1 else np.zeros(1, int)
+    differing: list[np.ndarray] = []
+    for leaf in known:
+        differs = _differs(leaf, some)
+        if not differs.any() and count > len(some):  # not among those looked at: all others
+            starts = range(1, count, _AT_A_TIME)
+            everywhere = (start + np.flatnonzero(_differs(leaf, np.arange(start, min(start + _AT_A_TIME, count)))) for start in starts)
+            found = next((rows[0] for rows in everywhere if len(rows)), None)
+            if found is not None:
+                some = np.append(some, found)
+                differing = [_differs(one, some) for one in known[: len(differing)]]
+                differs = _differs(leaf, some)
+        differing.append(differs)
+    differing = [differs for differs in differing if differs.any()]
+    if not differing:
+        return [0, count]  # zeros as the second example
+    in_all = np.stack(differing).sum(0)
+    best = int(in_all.argmax())
+    rows = [best] + [int(differs.argmax()) for differs in differing if not differs[best]]
+    return [0, *dict.fromkeys(some[rows].tolist())]
+
+
+def _differs(leaf, rows: np.ndarray) -> Bool[np.ndarray, "rows"]:
+    """Which of an array's rows differ from the first."""
+    leaf = jax.random.key_data(leaf) if is_key(leaf) else leaf
+    here = isinstance(leaf, np.ndarray) or {device.platform for device in leaf.devices()} == {"cpu"}
+    leaf = np.asarray(leaf) if here else leaf  # no copy
+    return np.asarray(np.asarray(leaf[rows] != leaf[:1]).reshape(len(rows), -1).any(1))
+
+
+def _not_zeros(leaf, random: np.random.Generator):
+    if leaf.size == 0 or not jnp.issubdtype(leaf.dtype, jnp.floating) or np.asarray(leaf).any():
+        return leaf
+    return jnp.asarray(0.1 * random.normal(size=leaf.shape), leaf.dtype)
+
+
 def _example_of(leaf, number: int) -> np.ndarray:
     """By NumPy: within ``shard_map`` an array of a program compiled for other devices must not meet an operation of JAX."""
     return _on_host(leaf)[number : number + 1]
@@ -201,13 +245,14 @@ def _known_or_random(leaf, shape: tuple[int, ...], number: int, random: np.rando
     return jnp.asarray(random.normal(size=shape) > 0 if leaf.dtype == bool else random.normal(size=shape), leaf.dtype)
 
 
-def _example(leaf, number: int, random: np.random.Generator):
-    """One example ``(1, ...)`` of a leaf ``(B, ...)``; if B is 1, the second example is zeros."""
+def _example(leaf, row: int, random: np.random.Generator):
+    """One example ``(1, ...)`` of a leaf ``(B, ...)``; beyond its end, zeros."""
     if isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct):
-        return _known_or_random(leaf, (1, *leaf.shape[1:]), number, random)
-    if number < leaf.shape[0]:
-        return leaf[number : number + 1]
-    return leaf if is_key(leaf) else jnp.zeros_like(leaf)
+        return _known_or_random(leaf, (1, *leaf.shape[1:]), int(row > 0), random)
+    if row < leaf.shape[0]:
+        one = leaf[row : row + 1]
+        return one if is_key(one) else jnp.asarray(one)
+    return leaf[:1] if is_key(leaf) else jnp.zeros_like(leaf[:1])
 
 
 def _differ(one, other) -> bool:

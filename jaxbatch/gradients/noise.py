@@ -17,12 +17,13 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jaxbatch.gradients.accumulation import mean_gradient
-from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size, check_num_groups
+from jaxbatch.gradients.deviations import no_deviations, signal_and_trace, with_parts
+from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size, check_num_groups, has_weights, of_each_device
 from jaxbatch.gradients.independence import check_independent_losses
-from jaxbatch.gradients.part_weights import signal_and_trace
+from jaxbatch.gradients.norms import direction, norm
 from jaxbatch.gradients.parts import CPU_VMAP, Method, Part, choose_method, fold
 from jaxbatch.intervals import Interval, ratio_of_means
-from jaxbatch.sums import inner_product, squared_norm, weight_of, widen
+from jaxbatch.sums import inner_product, weight_of, widen
 
 
 class GradientStatistics(NamedTuple):
@@ -89,26 +90,20 @@ def gradient_statistics(
     check_microbatch_size(microbatch_size)
     if num_groups == batch_size > 1:
         check_independent_losses(loss_fn, params, batch)
-    size = batch_size // num_groups
+    size, params = batch_size // num_groups, of_each_device(params, batch)
 
     def measure(group):
         losses, gradient, *_ = mean_gradient(loss_fn, params, group, microbatch_size=microbatch_size)
         weight = weight_of(losses)
-        if weight is None:
-            return Part((gradient, squared_norm(gradient)))
-        gradient = jax.tree.map(lambda leaf: leaf * weight.astype(leaf.dtype), widen(gradient))  # of the summed loss
-        return Part((gradient, squared_norm(gradient), weight, weight**2))
+        if weight is not None:  # the gradient of the summed loss
+            gradient = jax.tree.map(lambda leaf: leaf * weight.astype(leaf.dtype), widen(gradient))
+        return Part((gradient, weight))
 
+    start = no_deviations(params, has_weights(loss_fn, params, batch))
     method = method or choose_method(loss_fn, params, batch, size)
-    total, squares, *weights = fold(measure, batch, size, method=method, at_a_time=CPU_VMAP if method == "vmap" else None).summed
-    if weights:
-        signal, trace, several = signal_and_trace(squared_norm(total), squares, weights[1], weights[0], batch_size)
-        return GradientStatistics(jnp.where(several, signal, jnp.nan), jnp.where(several, trace, jnp.nan))
-    mean_square = squares / num_groups  # s
-    square_of_mean = squared_norm(total) / num_groups**2  # b
-    signal = (num_groups * square_of_mean - mean_square) / (num_groups - 1)
-    trace = batch_size * (mean_square - square_of_mean) / (num_groups - 1)
-    return GradientStatistics(signal, trace)
+    at_a_time = CPU_VMAP if method == "vmap" else None
+    total = fold(measure, batch, size, method=method, at_a_time=at_a_time, start=start, combine_several=with_parts).summed
+    return GradientStatistics(*signal_and_trace(total, num_groups, batch_size))
 
 
 def gradient_noise_scale(statistics: GradientStatistics) -> Interval:
@@ -151,7 +146,7 @@ def cosine_similarity(a: PyTree, b: PyTree) -> Float[Array, ""]:
         >>> cosine_similarity({"w": jnp.array([1.0, 0.0])}, {"w": jnp.array([3.0, 4.0])}).item()
         0.6000000238418579
     """
-    return inner_product(a, b) / (jnp.sqrt(squared_norm(a)) * jnp.sqrt(squared_norm(b)))
+    return inner_product(direction(a), direction(b))
 
 
 def relative_squared_error(gradient: PyTree, reference: PyTree) -> Float[Array, ""]:
@@ -162,4 +157,4 @@ def relative_squared_error(gradient: PyTree, reference: PyTree) -> Float[Array, 
         0.5
     """
     difference = jax.tree.map(jnp.subtract, widen(gradient), widen(reference))
-    return squared_norm(difference) / squared_norm(reference)
+    return (norm(difference) / norm(reference)) ** 2

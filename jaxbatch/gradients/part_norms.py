@@ -30,7 +30,9 @@ from jaxbatch.sums import widen, zero_sum
 class NoiseMonitor(NamedTuple):
     """How :class:`jaxbatch.FitConfig` measures the noise of gradients while it trains.
 
-    ``every`` is the number of batches between measurements. ``halflife``, in batches, is that of the running averages.
+    ``every`` is the number of batches between measurements. Batches are counted as updates / K, with the K that a run has now: if K
+    changes when a run goes on, batches are measured as often as before, but not those that the earlier K would have measured.
+    ``halflife``, in batches, is that of the running averages.
     ``parts`` is the least number of parts of a batch: a step that has fewer works in smaller microbatches. ``per_layer`` measures
     each layer too. ``preconditioned`` divides gradients by :math:`\\sqrt{\\hat v} + \\epsilon`, with the second moments v that the
     optimizer had before the batch; ``b2`` and ``eps`` are then those of the optimizer, whose state does not hold them.
@@ -125,7 +127,7 @@ def statistics_of_parts(monitor: NoiseMonitor, metric: Metric, sums: NoiseSums, 
     """Signal and trace of a batch after its last group; not measured if it has a single part."""
     squares, parts, weight = sums.spread
     if weight is None:
-        square_of_mean = squared_norms(sums.gradient, metric.weights, monitor.per_layer) / batch_size**2
+        square_of_mean = squared_norms(sums.gradient, metric.weights, monitor.per_layer) / float(batch_size) ** 2
         trace = (squares - batch_size * square_of_mean) / jnp.maximum(parts - 1, 1)
         signal, several = square_of_mean - trace / batch_size, None
     else:

@@ -42,6 +42,7 @@ def signal_and_trace(
     """
     pairs = weight**2 - square_weights
     several = pairs > 1e-6 * weight**2  # less is rounding, or a second part that says nothing
-    signal = jnp.where(several, square_of_sum - squares, 0) / jnp.where(several, pairs, 1)
-    trace = batch_size * (square_of_sum / jnp.where(several, weight**2, 1) - signal)
-    return signal, jnp.where(several, trace, 0), several
+    square_of_mean = square_of_sum / jnp.where(several, weight**2, 1)
+    # B (|mean|^2 - |G|^2), written so that only the parts' noise is left of two nearly equal numbers.
+    trace = batch_size * jnp.where(several, squares - square_weights * square_of_mean, 0) / jnp.where(several, pairs, 1)
+    return jnp.where(several, square_of_mean - trace / batch_size, 0), trace, several

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import PyTree
 
-from jaxbatch.gradients.groups import LossFn, leading_axis
+from jaxbatch.gradients.groups import LossFn, leading_axis, vary_along, varying_axes
 from jaxbatch.layers import loops_are_slow
 from jaxbatch.machine.platform import compiled_platform
 from jaxbatch.sums import add, widen, zero_sum
@@ -45,6 +45,7 @@ def fold(
     at_a_time: int | None = None,
     start: PyTree = None,
     combine: Callable[[PyTree, PyTree], PyTree] = add,
+    combine_several: Callable[[PyTree, PyTree], PyTree] | None = None,
 ) -> Part:
     """Cuts a batch into parts of ``size`` examples, measures each, and sums.
 
@@ -58,6 +59,8 @@ def fold(
             that suits the platform.
         start: the start value of the sum; ``None``: zeros.
         combine: ``(total, a part's summed) -> total``, to replace the addition, for example by an optimizer's update.
+        combine_several: the same for any number of parts at a time, with a leading axis; then ``combine`` is not needed, and parts
+            side by side are not kept.
 
     Raises:
         ValueError: ``method`` is unknown.
@@ -75,14 +78,17 @@ def fold(
     parts = jax.tree.map(lambda leaf: leaf[:full].reshape(count, size, *leaf.shape[1:]), batch)
     if start is None:
         shapes = jax.eval_shape(measure, _take(parts, 0)).summed
-        start = zero_sum(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.int32 if leaf.dtype == bool else leaf.dtype), shapes))
+        start = zero_sum(jax.tree.map(_zeros_of, shapes))
+
+    if combine_several is not None:
+        combine = lambda total, summed: combine_several(total, jax.tree.map(lambda leaf: leaf[None], summed))
 
     def one(total, part):
         measured = measure(part)
         return combine(total, measured.summed), (measured.examples, measured.each)
 
     if method == "vmap":
-        total, kept = _side_by_side(measure, parts, start, combine, min(at_a_time or count, count))
+        total, kept = _side_by_side(measure, parts, start, combine, combine_several, min(at_a_time or count, count))
     elif method == "map" and count > 1:
         total, kept = lax.scan(one, start, parts, unroll=at_a_time or side_by_side(size))
     else:
@@ -99,23 +105,28 @@ def fold(
     return Part(total, examples, each)
 
 
-def _side_by_side(measure, parts, start, combine, at_a_time: int):
+def _side_by_side(measure, parts, start, combine, combine_several, at_a_time: int):
     """Measures ``at_a_time`` parts at once; returns the total, and the kept results with an axis of parts."""
-    adding = combine is add
+    adding, reduced = combine is add, combine is add or combine_several is not None
 
     def several(some):
         measured = jax.vmap(measure)(some)
-        summed = jax.tree.map(lambda leaf: leaf.sum(0), widen(measured.summed)) if adding else ()
-        return Part(summed, (measured.examples, measured.each, () if adding else measured.summed))
+        summed = jax.tree.map(lambda leaf: leaf.sum(0), widen(measured.summed)) if adding else measured.summed if reduced else ()
+        return Part(summed, (measured.examples, measured.each, () if reduced else measured.summed))
 
     if at_a_time == leading_axis(parts):
         summed, kept, _ = several(parts)
-        total = add(start, summed) if adding else start
+        total = (combine_several or add)(start, summed) if reduced else start
     else:
-        total, kept, _ = fold(several, parts, at_a_time, at_a_time=1, start=start if adding else ())
-    if not adding:
+        total, kept, _ = fold(several, parts, at_a_time, at_a_time=1, start=start if reduced else (), combine=combine_several or add)
+    if not reduced:
         total = lax.scan(lambda total, one: (combine(total, one), None), start, kept[2])[0]
     return total, kept[:2]
+
+
+def _zeros_of(shape: jax.ShapeDtypeStruct) -> jax.Array:
+    zeros = jnp.zeros(shape.shape, jnp.int32 if shape.dtype == bool else shape.dtype)
+    return vary_along(zeros, varying_axes(shape))
 
 
 def _take(parts: PyTree, number: int) -> PyTree:

@@ -80,14 +80,14 @@ def fit_with_checkpoints(
     if config.monitor is not None:  # only then, so that folders from before there were monitors stay readable
         about["monitor"] = config.monitor._asdict()
     checkpoints = Checkpoints(checkpoint_dir, about, keep=keep)
-    ends = np.cumsum([segment.num_batches for segment in segments]).tolist()
+    ends = np.cumsum([segment.num_batches for segment in segments])
     shapes = state_shapes(task, config.optimizer)
     shapes = shapes._replace(noise=NoiseTrack(config.monitor, shapes.params).written())
     state = checkpoints.latest(shapes)
-    if state is not None and ends and int(state.step) // (config.num_groups or 1) >= ends[-1]:
+    if state is not None and len(ends) and int(state.step) // (config.num_groups or 1) >= ends[-1]:
         return  # the run is complete, so there is nothing left to do
     for record in fit(task, config, state=state):
-        batches, state, number = record["batches"], record["state"], ends.index(record["batches"]) + 1
+        batches, state, number = record["batches"], record["state"], int(np.searchsorted(ends, record["batches"])) + 1
         wanted = not record["diverged"] and (number % every == 0 or number == len(ends))
         yield record
         if wanted:
@@ -122,6 +122,7 @@ class Checkpoints:
         written = _read_about(file)
         if written is not None:
             here = json.loads(text)
+            here["data"] = None if written.get("data", "") is None else here.get("data")  # of a stream, from before it had a fingerprint
             differing = sorted(key for key in {*written, *here} if written.get(key) != here.get(key))
             if differing:
                 differences = ", ".join(f"{key}: {_brief(written.get(key))} there, {_brief(here.get(key))} here" for key in differing)

@@ -20,7 +20,7 @@ from jaxbatch.gradients.groups import check_count, check_microbatch_size
 from jaxbatch.gradients.independence import check_independent_prepare_test
 from jaxbatch.hints import call_function, describe
 from jaxbatch.layers import loops_are_slow
-from jaxbatch.sums import Weighted, counted, divisor, sum_losses, totals, widen
+from jaxbatch.sums import Weighted, as_floats, counted, divisor, sum_losses, totals
 from jaxbatch.training.layouts import Layout, shapes_of
 from jaxbatch.training.steps import TrainState
 from jaxbatch.training.tasks import MetricsFn, Task, count_examples, smallest
@@ -128,7 +128,7 @@ def _programs(metrics_fn: MetricsFn, num_examples: int, batch_size: int, prepare
                         + (" Leave out the mean." if jnp.shape(leaf) == () else "")
                     )
         metrics = {name: counted(values) if isinstance(values, Weighted) else values for name, values in metrics.items()}
-        return jax.tree.map(lambda values: jnp.where(mask, values, 0).sum(), widen(metrics))
+        return jax.tree.map(lambda values: jnp.where(mask, values, 0).sum(), as_floats(metrics))
 
     def of_batch(params, data, batch):
         return of_examples(params, jax.tree.map(lambda leaf: leaf[batch.indices], data), batch)

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxbatch.batches import epoch_order
 from jaxbatch.machine.compiling import Programs
-from jaxbatch.states import as_arrays
+from jaxbatch.states import as_arrays, check_integers
 from jaxbatch.training.devices import find_devices
 from jaxbatch.training.divergence import first_nonfinite, make_is_finite
 from jaxbatch.training.epochs import compile_task_epoch
@@ -74,6 +74,8 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
     planned = plan_segments(config, num_examples)  # raises an error if the plan is wrong
     begun, state = state is not None, start_state(task, config.optimizer, config.seed, state)
     noise = track_noise(config.monitor, state, [segment.batch_size for segment in planned])
+    check_integers(task.train_data, "train_data")
+    check_integers(task.test_data, "test_data")
     test = make_test(task, choose_evaluation_size(task, config.microbatch_size, config.evaluation_batch_size), config.eval_params)
     progress, segments = plan_rest(config, num_examples, state.progress, int(state.step))
     total = progress.batches + sum(segment.num_batches for segment in segments)
@@ -84,21 +86,23 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
     check_unchanged(task, config, state.params, [segment.batch_size for segment in planned])
     shapes = jax.eval_shape(lambda: state)  # without its arrays, which would stay alive
     with Programs(lambda key: compile_task_epoch(task, config.optimizer, shapes, *key, **settings)) as programs:
-        used, started = set(), time.perf_counter()
+        used, started = set[tuple[int, int]](), time.perf_counter()
         if config.compile_first:
             programs.ahead(segment.program for segment in segments)
             for segment in segments:
                 programs[segment.program]  # programs that the background thread has not begun are compiled here, in parallel
-        waited = time.perf_counter() - started
-        for number, segment in enumerate(segments):
+        waited, ordered = time.perf_counter() - started, None
+        for segment in segments:
             state = jax.tree.map(jnp.copy, state)  # the caller may keep the yielded state, and the program reuses memory
             key, count = segment.program, segment.num_batches
             started = time.perf_counter()
             program = programs[key]
             stall_seconds, waited = waited + time.perf_counter() - started, 0.0
-            programs.ahead(later.program for later in segments[number + 1 :])
+            if not used:  # those of all later ones, once: a look at all of them at each would be quadratic
+                programs.ahead(later.program for later in segments)
             started = time.perf_counter()
-            order = np.asarray(epoch_order(config.seed, segment.epoch, num_examples))
+            if segment.epoch != ordered:
+                order, ordered = np.asarray(epoch_order(config.seed, segment.epoch, num_examples)), segment.epoch
             indices = order[segment.first : segment.first + segment.num_examples].reshape(count, segment.batch_size)
             state, losses = jax.block_until_ready(program.run(state, task.train_data, indices, (config.seed, segment.epoch)))
             seconds = time.perf_counter() - started

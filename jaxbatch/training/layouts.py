@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import AbstractMesh
 from jaxtyping import Array, Float, PyTree
 
 from jaxbatch.augment import Prepare, prepared
+from jaxbatch.gradients.groups import leading_axis
 from jaxbatch.gradients.part_norms import WithNoise
 from jaxbatch.machine.compiling import compile_ahead
 from jaxbatch.sums import mean_loss
@@ -39,6 +41,23 @@ def one_step(step: Step, prepare: Prepare | None, state: Any, data: PyTree, inde
     if isinstance(losses, WithNoise):
         return state, losses._replace(losses=mean_loss(losses.losses))
     return state, mean_loss(losses)
+
+
+def check_indices(indices: Any, data: PyTree) -> None:
+    """Raises a ValueError for an index that is no example, in place of which JAX would take another; while traced, it has no value.
+
+    Example:
+        >>> check_indices(np.array([[0, 3]]), jnp.ones(3))
+        Traceback (most recent call last):
+        ValueError: indices hold 3, and the data have the examples 0 to 2.
+    """
+    count = leading_axis(data, "data")  # JAX would clamp an index beyond a shorter leaf, too
+    if isinstance(indices, jax.core.Tracer) or np.size(indices) == 0:
+        return
+    known = np.asarray(indices)
+    for index in (int(known.min()), int(known.max())):
+        if not 0 <= index < count:
+            raise ValueError(f"indices hold {index}, and the data have the examples 0 to {count - 1}.")
 
 
 class Layout(NamedTuple):

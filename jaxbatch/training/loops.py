@@ -18,14 +18,13 @@ from jaxtyping import Array, PyTree
 
 from jaxbatch.augment import Prepare, batch_shapes
 from jaxbatch.data.streams import is_stream
-from jaxbatch.gradients.groups import leading_axis
 from jaxbatch.gradients.part_norms import NoiseMonitor, WithNoise
 from jaxbatch.gradients.updates import Optimizer
 from jaxbatch.layers import loops_are_slow
 from jaxbatch.states import through_host
 from jaxbatch.sums import Weighted
 from jaxbatch.training.devices import Parallel, alone, decode_parts, share_batches, share_of_group, share_parts
-from jaxbatch.training.layouts import Step, lay_out_step, one_step, shapes_of
+from jaxbatch.training.layouts import Step, check_indices, lay_out_step, one_step, shapes_of
 from jaxbatch.training.pieces import lay_out_pieces
 from jaxbatch.training.steps import TrainState
 from jaxbatch.training.tasks import Task
@@ -59,11 +58,17 @@ def make_epoch(step: Step, prepare: Prepare | None = None, *, by_part: bool = Fa
         (2.5, [18.0, 0.5])
     """
 
-    def run(state, data, indices, seed_epoch=None):
-        leading_axis(data, "data")  # JAX would clamp an index beyond a shorter leaf, silently
+    def steps(state, data, indices, seed_epoch=None):
         return lax.scan(lambda state, index: one_step(step, prepare, state, data, index, seed_epoch, by_part=by_part), state, indices)
 
-    return jax.jit(run, donate_argnums=0)
+    compiled = jax.jit(steps, donate_argnums=0)
+
+    def run(state, data, indices, seed_epoch=None):
+        check_indices(indices, data)
+        return compiled(state, data, indices, seed_epoch)
+
+    run.lower = compiled.lower  # type: ignore[attr-defined]  # as of what jax.jit returns
+    return run
 
 
 def stack_on_host(results: list) -> Any:
@@ -127,8 +132,8 @@ def compile_epoch(
     count = len(devices)
     if count < 1:
         raise ValueError("devices is empty: at least 1 is needed.")
-    leading_axis(data, "data")  # JAX would clamp an index beyond a shorter leaf, silently
     share = num_groups * share_of_group(batch_size, num_groups, count)
+    check_indices((), data)
     state, data = shapes_of(state), shapes_of(data)
     loop = loop or choose_loop(step if count == 1 else alone(lambda state, share: step(state, share, None)), state, data, share, prepare)
     if loop not in ("scan", "python"):
@@ -140,6 +145,7 @@ def compile_epoch(
 
     def run(state, data, indices, seed_epoch=None):
         seed_epoch = None if prepare is None else np.asarray(seed_epoch, np.uint32)
+        check_indices(indices, data)
         index, mask = np.asarray(indices, np.int32), None
         if count > 1:
             if on_all.get("from") is not data:
@@ -201,6 +207,8 @@ def compile_epoch_in_pieces(
     deal, starts = compiled[laid.size][1], range(0, group_size, laid.size)
 
     def run(state, data, indices, seed_epoch=(0, 0)):
+        if not streamed:
+            check_indices(indices, data)
         indices, seed_epoch = np.asarray(indices, np.int32), np.asarray(seed_epoch, np.uint32)
         losses, behind = [], collections.deque()
         parts = lambda: share_parts(indices.reshape(-1, group_size), laid.size, count)

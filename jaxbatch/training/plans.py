@@ -3,6 +3,7 @@
 Everything here is counted on the host, in Python's integers.
 """
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -126,15 +127,19 @@ def plan_segments(config: FitConfig, num_examples: int, *, start: Progress = Pro
         if unit == "epochs":  # they count from the epoch's beginning
             left = _batches_to(left * size, offset, size)
         count = min(whole, left if batches else max(left, 1))
-        parts = min(config.evaluations_per_epoch, per_epoch)
-        ends = [per_epoch * part // parts * size for part in range(1, parts + 1)]
-        stops = sorted({min(count, _batches_to(end, offset, size)) for end in ends})
-        for first, stop in zip([0, *stops], stops):
-            if first < stop:
-                end = epoch + (1.0 if stop == whole else (offset + stop * size) / (per_epoch * size))
-                segments.append(Segment(epoch, offset + first * size, size, stop - first, end, stop == whole))
+        for first, stop in _cut_epoch(min(config.evaluations_per_epoch, per_epoch), per_epoch, offset, size, count):
+            end = epoch + (1.0 if stop == whole else (offset + stop * size) / (per_epoch * size))
+            segments.append(Segment(epoch, offset + first * size, size, stop - first, end, stop == whole))
         batches, examples, offset = batches + count, examples + count * size, 0
     raise AssertionError("epochs do not end")
+
+
+@functools.lru_cache
+def _cut_epoch(parts: int, per_epoch: int, offset: int, size: int, count: int) -> tuple[tuple[int, int], ...]:
+    """The first and the last batch of each segment of an epoch; a run of a million epochs has few different ones."""
+    ends = [per_epoch * part // parts * size for part in range(1, parts + 1)]
+    stops = sorted({min(count, _batches_to(end, offset, size)) for end in ends})
+    return tuple((first, stop) for first, stop in zip([0, *stops], stops) if first < stop)
 
 
 def _batch_size(config: FitConfig, epoch: int) -> int:

@@ -114,7 +114,7 @@ def sweep(
         states = jax.tree.map(lambda old, new: jnp.asarray(new, old.dtype), states, after["state"])
         batches, failed = int(after["batches"]), np.array(after["diverged_at_batch"])
     segments = plan_segments(config, task.num_examples, start=progress_after(config, task.num_examples, batches))
-    runs, used = runs or choose_runs(), set()
+    runs, used, ordered = runs or choose_runs(), set[int](), None
     at_once = {"vmap": count, "threads": min(count, num_cores())}.get(runs, 1)
     test = over_runs(make_test(task, choose_evaluation_size(task, at_once=at_once), eval_params), runs)
     is_finite = make_is_finite(begun, runs=True)
@@ -123,10 +123,12 @@ def sweep(
     with Programs(make_compiler(*arguments, runs) if traced else make_compiler_by_setting(*arguments)) as programs:
         for segment in segments:
             start, stop = segment.first, segment.first + segment.num_examples
-            orders = {seed: np.asarray(epoch_order(seed, segment.epoch, task.num_examples))[start:stop] for seed in set(seeds)}
-            indices = np.stack([orders[seed] for seed in seeds]).reshape(count, segment.num_batches, batch_size)
+            if segment.epoch != ordered:
+                orders, ordered = {seed: np.asarray(epoch_order(seed, segment.epoch, task.num_examples)) for seed in set(seeds)}, segment.epoch
+            indices = np.stack([orders[seed][start:stop] for seed in seeds]).reshape(count, segment.num_batches, batch_size)
             program = programs[segment.num_batches]
-            programs.ahead(later.num_batches for later in segments)
+            if not used:
+                programs.ahead(later.num_batches for later in segments)
             started = time.perf_counter()
             seed_epochs = np.array([(seed, segment.epoch) for seed in seeds], np.uint32)
             states, losses = jax.block_until_ready(program.run(states, indices, seed_epochs, failed < 0))
