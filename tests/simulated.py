@@ -75,7 +75,7 @@ class SimulatedProber:
         for number in range(1, EPOCHS * self.looks + 1):
             updates = number * look
             lost = diverges and updates >= needed / 4
-            reached = not lost and updates >= needed
+            reached = bool(not lost and updates >= needed)
             loss = math.nan if lost else math.exp(-updates / needed)
             yield Probe(batch_size, learning_rate, seed, updates, reached, lost, last_without(before, updates, reached), 0.0, 0.0, loss)
             if reached or lost:
