@@ -61,7 +61,7 @@ class Throughput(NamedTuple):
         return min(max(times[here] + slope * (batch_size - sizes[here]), low), high)
 
 
-def fit_throughput(rounds: Mapping[int, Sequence[float]]) -> Throughput:
+def fit_throughput(rounds: Mapping[int, Sequence[float] | np.ndarray]) -> Throughput:
     r"""Fits measured times of an update as :math:`T(B) = \alpha + \beta B` with :math:`\alpha, \beta \ge 0`.
 
     Least squares of the relative error of the line at each size's median time. It takes medians, because sometimes something
