@@ -42,13 +42,7 @@ class Case(NamedTuple):
 
 
 def draw_values(random: np.random.Generator, family: Family, spread: float, shape, mean=1.0) -> np.ndarray:
-    """Measurements with a mean and a spread relative to it; log-normal ones have the spread as that of their logarithms.
-
-    Example:
-        >>> values = draw_values(np.random.default_rng(0), "log-normal", 0.5, 10**6, 3.0)
-        >>> round(float(values.mean()), 2), round(float(np.log(values).std()), 2)
-        (3.0, 0.5)
-    """
+    """Measurements with a mean and a spread relative to it; log-normal ones have the spread as that of their logarithms."""
     noise = random.normal(size=shape)
     return mean * (1 + spread * noise if family == "normal" else np.exp(spread * noise - spread**2 / 2))
 
@@ -218,12 +212,7 @@ CASES = (
 
 
 def coverage(case: Case, family: Family, n: int, draws: int, seed: int = 0) -> float:
-    """The least share of draws whose interval holds the truth, over the numbers of a case.
-
-    Example:
-        >>> coverage(CASES[0], "normal", 5, 20)
-        1.0
-    """
+    """The least share of draws whose interval holds the truth, over the numbers of a case."""
     random, hits = np.random.default_rng([seed, n]), []
     for _ in range(draws):
         hits.append([one.low <= truth <= one.high for one, truth in case.draw(random, family, case.spread, n)])
