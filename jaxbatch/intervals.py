@@ -228,6 +228,6 @@ def fieller(
             low = ends[1]
     if not nonnegative:
         return around(value, low, high, n)
-    if a > 0 > y:  # below its range: as near as the range allows, a denominator of zero
+    if a >= 0 >= y:  # below its range: as near as the range allows, a denominator of zero
         return around(value, math.inf if c > 0 and x > 0 else 0.0, math.inf, n)
     return around(value, max(low, 0.0), max(high, 0.0), n)

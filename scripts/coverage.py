@@ -42,13 +42,7 @@ class Case(NamedTuple):
 
 
 def draw_values(random: np.random.Generator, family: Family, spread: float, shape, mean=1.0) -> np.ndarray:
-    """Measurements with a mean and a spread relative to it; log-normal ones have the spread as that of their logarithms.
-
-    Example:
-        >>> values = draw_values(np.random.default_rng(0), "log-normal", 0.5, 10**6, 3.0)
-        >>> round(float(values.mean()), 2), round(float(np.log(values).std()), 2)
-        (3.0, 0.5)
-    """
+    """Measurements with a mean and a spread relative to it; log-normal ones have the spread as that of their logarithms."""
     noise = random.normal(size=shape)
     return mean * (1 + spread * noise if family == "normal" else np.exp(spread * noise - spread**2 / 2))
 
@@ -60,8 +54,12 @@ def of_mean(scale: Scale):
 
 def of_median(scale: Scale):
     """The median on a scale."""
-    truth = {"normal": lambda spread: 1.0, "log-normal": lambda spread: math.exp(-(spread**2) / 2)}
-    return lambda random, family, spread, n: [(jb.interval(draw_values(random, family, spread, n), np.median, scale=scale), truth[family](spread))]
+
+    def draw(random, family, spread, n):
+        values = draw_values(random, family, spread, n)
+        return [(jb.interval(values, np.median, scale=scale), 1.0 if family == "normal" else math.exp(-(spread**2) / 2))]
+
+    return draw
 
 
 def of_difference(random, family, spread, n):
@@ -95,9 +93,8 @@ def of_slope(random, family, spread, n):
     """The slope of log means by log size, from groups and from the records of the smoothness study."""
     groups = [draw_values(random, family, spread, n, 10 / size) for size in SIZES]
     logs = np.log(SIZES) - np.log(SIZES).mean()
-    records = [
-        {"kind": "error", "batch_size": size, "place": "start", "error": group.tolist()} for size, group in zip(SIZES.tolist(), groups, strict=True)
-    ]
+    row = {"kind": "error", "place": "start"}
+    records = [row | {"batch_size": size, "error": group.tolist()} for size, group in zip(SIZES.tolist(), groups, strict=True)]
     config = argparse.Namespace(batch_sizes=SIZES.tolist())
     return [(log_combination(groups, logs / (logs**2).sum()), -1.0), (error_slope(config, records, "start"), -1.0)]
 
@@ -112,11 +109,8 @@ def of_standing(random, family, spread, n):
     """An arm's gain, gap and the part of the gap that it closes, from records of the huge-batch study."""
     shared = draw_values(random, family, spread, n)
     ends = {arm: 0.01 * shared + mean + 0.002 * random.normal(size=n) for arm, mean in (("small", 0.9), ("plain", 0.8), ("arm", 0.86))}
-    records = [
-        {"kind": "run", "arm": arm, "seed": seed, "test_accuracy": value}
-        for arm, values in ends.items()
-        for seed, value in enumerate(values.tolist())
-    ]
+    row = {"kind": "run"}
+    records = [row | {"arm": arm, "seed": n, "test_accuracy": value} for arm, values in ends.items() for n, value in enumerate(values.tolist())]
     outcome = standing(argparse.Namespace(metric="accuracy>"), records, "arm")
     return [(outcome.gain, 0.06), (outcome.gap, -0.04), (outcome.closed, 0.6)]
 
@@ -218,12 +212,7 @@ CASES = (
 
 
 def coverage(case: Case, family: Family, n: int, draws: int, seed: int = 0) -> float:
-    """The least share of draws whose interval holds the truth, over the numbers of a case.
-
-    Example:
-        >>> coverage(CASES[0], "normal", 5, 20)
-        1.0
-    """
+    """The least share of draws whose interval holds the truth, over the numbers of a case."""
     random, hits = np.random.default_rng([seed, n]), []
     for _ in range(draws):
         hits.append([one.low <= truth <= one.high for one, truth in case.draw(random, family, case.spread, n)])

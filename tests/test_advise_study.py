@@ -1,6 +1,7 @@
 """The study that advises, from the command line: its answer, its records, going on after a kill, and errors in one line."""
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -8,10 +9,14 @@ import time
 
 import pytest
 
+import jaxbatch as jb
 from experiments import advise_records
+from experiments.advise_records import read_setting, write_setting
 from experiments.advise_verify import Verification, mean_costs, read_verification, regret
-from jaxbatch.advice.advising import conclude
-from jaxbatch.results.records import read_records
+from jaxbatch.advice.advising import Setting, conclude
+from jaxbatch.advice.doubts import why_none
+from jaxbatch.advice.probes import Probe
+from jaxbatch.results.records import open_run, read_records
 
 FLAGS = ("--quick", "--model", "mlp", "--target", "accuracy>0.85", "--batch-sizes", "8", "32", "128", "--learning-rates", "0.01", "0.1", "1")
 
@@ -134,3 +139,14 @@ def test_without_verify_there_is_nothing_to_say(quick_run):
     records = [record for record in read_records(path.parent) if record["kind"] not in ("sweep", "judged")]
     assert read_verification(None, records) is None
     assert Verification._fields == ("rows", "sentence")
+
+
+def test_a_metric_that_is_not_a_number_before_training_is_read_back(tmp_path):
+    setting = Setting(jb.Goal("loss", 0.5, above=False), "time", (8, 16), (0.1, 1.0), 2, 100, math.nan, None, ())
+    run = open_run(tmp_path, "advise", {})
+    run.append(write_setting(setting))
+    again = read_setting(open_run(tmp_path, "advise", {}).records)
+    assert math.isnan(again.start) and again._replace(start=0.0) == setting._replace(start=0.0)
+    lost = Probe(8, 0.1, 0, 9, False, True, 9, math.nan, math.nan, math.nan)
+    assert "diverged" in why_none([lost], again.goal, again.start)
+    assert "nan" in why_none([lost._replace(diverged=False)], again.goal, again.start)

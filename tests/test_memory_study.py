@@ -5,8 +5,11 @@ import pathlib
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+
+from experiments import memory
 
 
 def run(*flags):
@@ -66,6 +69,21 @@ def test_wrong_flags_are_one_line(flags, message, tmp_path):
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert message in done.stderr
+
+
+def test_a_target_that_does_not_fit_leaves_the_others_their_rows(monkeypatch):
+    def measure_target(config, task, name, work):
+        if name == "t4":
+            raise ValueError("no batch fits on t4")
+        yield {"kind": "largest", "target": name}
+
+    monkeypatch.setattr(memory, "measure_target", measure_target)
+    monkeypatch.setattr(memory, "work_by_batch_size", lambda task, optimizer: None)
+    measured = []
+    with pytest.raises(ValueError, match="no batch fits on t4"):
+        for record in memory.measure(memory.Config(targets=("t4", "h100", "v5e")), None, SimpleNamespace(find=lambda **key: [])):
+            measured.append(record["target"])
+    assert sorted(measured) == ["h100", "v5e"]
 
 
 BUDGET = pathlib.Path(__file__).with_name("budget_child.py")

@@ -53,7 +53,7 @@ def test_a_sharper_minimum_that_is_none_is_told():
     assert told[0].startswith("No seed reached both solutions after 30 epochs")
     assert "the largest eigenvalue at B = 1024 is 3.00 [3.00, 3.00] times that at B = 16 (sharper), and the trace is 1.00" in told[1]
     assert "test accuracy differs by +0.0000 [+0.0000, +0.0000], and the test loss is 2.83 [2.83, 2.83] times as large." in told[1]
-    assert "is 0.29 [0.26, 0.32] at B = 16 and 0.87 [0.79, 0.95] at B = 1024" in told[1]  # of 38
+    assert "is 0.29 [0.22, 0.36] at B = 16 and 0.87 [0.67, 1.09] at B = 1024" in told[1]  # of 38
     assert "negative curvature is proved at 3 of 3 solutions of B = 1024 and at 3 of B = 16" in told[2] and "by 5.0 [5.0, 5.0]%" in told[2]
     assert "rises by 0.06 [0.06, 0.06] above the straight line between its values at the ends, the higher of which is 0.02" in told[3]
     assert "After 30 more epochs with its own batch, the large batch's loss is 0.25 [0.25, 0.25] times what it was" in told[4]

@@ -5,7 +5,6 @@ import types
 import numpy as np
 import pytest
 
-from experiments import split_backward
 from experiments.split_backward_records import chosen_rate
 from experiments.split_backward_verdict import verdict
 from jaxbatch.training.goals import Goal
@@ -69,12 +68,6 @@ def test_the_same_update_is_called_so_whatever_chance_does():
     assert "it is a 4 times larger learning rate and nothing else" in text and "is chance" in text
     text = " ".join(verdict(CONFIG, [*records, distance | {"batch_split_scaled": 0.5}]))
     assert "does better than a 4 times larger" in text
-
-
-def test_verdict_of_few_seeds_says_so():
-    ends = dict.fromkeys(split_backward.ARMS, 0.97)
-    assert "too narrow" in verdict(CONFIG, made_up(ends, n=2))[-1]
-    assert "too narrow" not in verdict(CONFIG, made_up(ends, n=10))[-1]
 
 
 def test_each_protocol_has_a_verdict_of_its_own():

@@ -32,7 +32,7 @@ class CriticalFit(NamedTuple):
         return float(self.examples)
 
 
-def critical_batch_size(updates: Mapping[int, Sequence[float]]) -> CriticalFit:
+def critical_batch_size(updates: Mapping[int, Sequence[float] | np.ndarray]) -> CriticalFit:
     r"""Fits the updates S to a goal as :math:`S = S_\min (1 + B_\text{crit} / B)` with neither number below 0.
 
     A generalised linear model: runs of all sizes spread in proportion to their mean, which is linear in :math:`S_\min` and

@@ -18,7 +18,7 @@ from jaxbatch.advice.memory import make_measure
 from jaxbatch.advice.time_bound import make_step_bound, work_by_batch_size
 from jaxbatch.gradients.updates import Optimizer
 from jaxbatch.interval_ends import median_ends
-from jaxbatch.intervals import Interval, around, interval
+from jaxbatch.intervals import Interval, around, interval, unknown
 from jaxbatch.machine.targets import Target, find_target
 from jaxbatch.training.tasks import Task
 
@@ -62,11 +62,10 @@ class Throughput(NamedTuple):
         return min(max(times[here] + slope * (batch_size - sizes[here]), low), high)
 
 
-_UNKNOWN = Interval(math.nan, math.nan, math.nan, 0)
-NOT_TIMED = Throughput(_UNKNOWN, _UNKNOWN, _UNKNOWN, {}, math.nan)  # where there was no time to time anything
+NOT_TIMED = Throughput(unknown(), unknown(), unknown(), {}, math.nan)  # where there was no time to time anything
 
 
-def fit_throughput(rounds: Mapping[int, Sequence[float]]) -> Throughput:
+def fit_throughput(rounds: Mapping[int, Sequence[float] | np.ndarray]) -> Throughput:
     r"""Fits measured times of an update as :math:`T(B) = \alpha + \beta B` with :math:`\alpha, \beta \ge 0`.
 
     Least squares of the relative error of the line at each size's median time. It takes medians, because sometimes something
