@@ -92,7 +92,7 @@ def gradients(task):
 
 
 def split_study(task):
-    config = split_backward.Config(batch_size=SIZE, num_groups=2, quick=True, cost_rounds=1, epochs=1)
+    config = split_backward.Config(batch_size=SIZE, num_groups=2, quick=True, learning_rate=0.02, cost_rounds=1, epochs=1)
     list(split_backward_cost.measure_exactness(task, config))
     list(split_backward_cost.measure_cost(task, config, 0))
     trainer = Trainer(task._replace(test_data=(task.test_data, task.test_data)), config)
@@ -101,7 +101,7 @@ def split_study(task):
 
 
 def smoothness_study(task):
-    config = gradient_smoothness.Config(batch_sizes=(SIZE,), iterations=2, batches_compared=2)
+    config = gradient_smoothness.Config(batch_sizes=(SIZE,), iterations=2, learning_rate=0.02, batches_compared=2)
     programs = gradient_smoothness.make_programs(task, config)
     gradient_smoothness.measure_curve(task, config, SIZE, 0, programs)
     list(gradient_smoothness.measure_errors(task, config, 0, programs))

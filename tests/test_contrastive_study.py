@@ -19,7 +19,7 @@ from jaxbatch.results.records import read_records
 from tests.test_command_line import ended
 
 IMAGES = np.random.default_rng(0).uniform(size=(24, 6, 6)).astype(np.float32)
-CONFIG = SimpleNamespace(microbatch_size=4, temperature=0.5, group=4, learning_rates=(0.1, 0.2, 0.3, 0.4), seeds=3)
+CONFIG = SimpleNamespace(microbatch_size=4, optimizer="adam", temperature=0.5, group=4, learning_rates=(0.1, 0.2, 0.3, 0.4), seeds=3)
 
 
 def clouds(count, seed):

@@ -18,7 +18,7 @@ from jaxbatch.machine.memory import program_memory
 from jaxbatch.results.records import read_records
 from tests.test_command_line import ended
 
-CONFIG = SimpleNamespace(scale=16.0, margin=0.2, chunk_size=3, microbatch_size=4, learning_rates=(0.1, 0.2, 0.3), seeds=3)
+CONFIG = SimpleNamespace(optimizer="adam", scale=16.0, margin=0.2, chunk_size=3, microbatch_size=4, learning_rates=(0.1, 0.2, 0.3), seeds=3)
 SOURCES = np.random.default_rng(0).uniform(size=(9, 8, 8)).astype(np.float32)
 
 
@@ -120,7 +120,7 @@ def test_flags_that_cannot_be(flags, message, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_the_largest_case_in_small_learns_in_bounded_memory():
-    config = SimpleNamespace(batch_size=512, identities=600, chunk_size=128, microbatch_size=128, scale=16.0, margin=0.2)
+    config = SimpleNamespace(optimizer="adam", batch_size=512, identities=600, chunk_size=128, microbatch_size=128, scale=16.0, margin=0.2)
     found = measure_updates(config, 8)
     assert found["losses"][-1] < found["losses"][0] and found["peak"] >= found["peak_before"] > 0
 

@@ -165,7 +165,7 @@ def test_diverging_arms_are_results(tmp_path, capsys, monkeypatch):
 def test_adam(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     split_backward.main([*FAST, "--seeds", "1", "--optimizer", "adam", "--learning-rate", "0.002"])
-    assert "digits, mlp, B = 32, K = 4, adam at rate 0.002 and at each arm's best rate" in capsys.readouterr().out
+    assert "digits, mlp, B = 32, K = 4, Adam at rate 0.002 and at each arm's best rate" in capsys.readouterr().out
 
 
 def test_without_tuning_only_the_one_rate_is_told(tmp_path, capsys, monkeypatch):
