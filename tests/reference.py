@@ -252,10 +252,10 @@ def contrastive(name, first, second, temperature, labels=None, same_label="left_
 
 def first_fit(lengths, size):
     """Row and start of each piece: every row is looked at from the first on."""
-    used, places = [], []
+    used, starts = [], []
     for length in lengths:
         row = next((row for row, taken in enumerate(used) if taken + length <= size), len(used))
         used += [0] * (row == len(used))
-        places.append((row, used[row]))
+        starts.append((row, used[row]))
         used[row] += length
-    return places
+    return starts

@@ -71,10 +71,7 @@ def test_the_gradient_of_thousands_fits_into_float16(loss, size):
     assert float(gradient) == 50.0
     if size:
         assert float(jb.accumulated_gradient(loss, w, x, size)) == 50.0
-        assert (
-            float(jb.hessian_vector_product(lambda w, x: loss(w, x * w) if inside else 50.0 * w**2, w, jnp.ones_like(w), x, microbatch_size=size))
-            == 100
-        )
+        assert float(jb.hessian_vector_product(lambda w, x: loss(w, x * w), w, jnp.ones_like(w), x, microbatch_size=size)) == 100.0
     _, (losses, noise) = monitored_step(loss, w, x, microbatch_size=size or 2048)
     assert float(noise.signal[0]) == 2500.0 and float(noise.trace[0]) == 0.0
 

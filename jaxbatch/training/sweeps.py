@@ -29,7 +29,7 @@ from jaxbatch.training.evaluation import make_test
 from jaxbatch.training.loops import compile_epoch, make_epoch
 from jaxbatch.training.plans import FitConfig, plan_segments, progress_after
 from jaxbatch.training.steps import TrainState, init_state, make_task_step, start_shapes
-from jaxbatch.training.tasks import Task, tokens_seen
+from jaxbatch.training.tasks import Task, check_data, tokens_seen
 
 Runs = Literal["map", "vmap", "threads"]
 
@@ -92,6 +92,7 @@ def sweep(
     for name, data in (("train_data", task.train_data), ("test_data", task.test_data)):
         if is_stream(data):
             raise ValueError(f"{name} is a stream, and the runs of a sweep read arrays on the device. Train them one after another with fit.")
+    check_data(task)
     count = len(seeds)
     sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(settings)}
     if count == 0 or sizes != {(count,)}:
