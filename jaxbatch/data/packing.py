@@ -57,11 +57,11 @@ def pack_texts(texts: Sequence[Any], length: int) -> PackedText:
         raise ValueError(f"texts holds {len(texts)} texts, and none has the two tokens that a prediction needs.")
     if not np.issubdtype(np.result_type(*kinds), np.integer):
         raise ValueError(f"texts are of {' and '.join(sorted(map(str, kinds)))}, which no type of whole numbers holds: take one type for all.")
-    places = _first_fit([len(piece) for piece in pieces], length + 1)
-    tokens = np.zeros((max(row for row, _ in places) + 1, length + 1), np.result_type(*kinds))
+    starts = _first_fit([len(piece) for piece in pieces], length + 1)
+    tokens = np.zeros((max(row for row, _ in starts) + 1, length + 1), np.result_type(*kinds))
     segments = np.full(tokens.shape, PADDING, np.int32)
     texts_in = np.zeros(len(tokens), int)
-    for piece, (row, start) in zip(pieces, places, strict=True):
+    for piece, (row, start) in zip(pieces, starts, strict=True):
         texts_in[row] += 1
         tokens[row, start : start + len(piece)] = piece
         segments[row, start : start + len(piece)] = texts_in[row]
@@ -77,7 +77,7 @@ def _first_fit(lengths: list[int], size: int) -> list[tuple[int, int]]:
     """
     leaves = 1 << (len(lengths) - 1).bit_length()  # there are as many rows as pieces at most
     most = [size] * (2 * leaves)  # of node n, whose children are 2n and 2n + 1; the rows' own are the last half
-    places = []
+    starts = []
     for length in lengths:
         node = 1
         while node < leaves:
@@ -85,7 +85,7 @@ def _first_fit(lengths: list[int], size: int) -> list[tuple[int, int]]:
             if most[node] < length:
                 node += 1
         room = most[node]
-        places.append((node - leaves, size - room))
+        starts.append((node - leaves, size - room))
         most[node] = room - length
         while node > 1:
             node //= 2
@@ -94,4 +94,4 @@ def _first_fit(lengths: list[int], size: int) -> list[tuple[int, int]]:
             if most[node] == larger:
                 break
             most[node] = larger
-    return places
+    return starts

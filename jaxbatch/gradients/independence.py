@@ -194,9 +194,9 @@ def _rows(batch: PyTree) -> list[int]:
         if not differs.any() and count > len(some):  # not among those looked at: all others
             starts = range(1, count, _AT_A_TIME)
             everywhere = (start + np.flatnonzero(_differs(leaf, np.arange(start, min(start + _AT_A_TIME, count)))) for start in starts)
-            found = next((rows[0] for rows in everywhere if len(rows)), None)
-            if found is not None:
-                some = np.append(some, found)
+            other = next((rows[0] for rows in everywhere if len(rows)), None)
+            if other is not None:
+                some = np.append(some, other)
                 differing = [_differs(one, some) for one in known[: len(differing)]]
                 differs = _differs(leaf, some)
         differing.append(differs)

@@ -3,6 +3,7 @@
 Axes: S steps.
 """
 
+import functools
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 
 from jaxbatch.batches import epoch_order
 from jaxbatch.machine.compiling import Programs
-from jaxbatch.states import as_arrays, check_integers
+from jaxbatch.states import as_arrays
 from jaxbatch.training.devices import find_devices
 from jaxbatch.training.divergence import first_nonfinite, make_is_finite
 from jaxbatch.training.epochs import compile_task_epoch
@@ -21,7 +22,7 @@ from jaxbatch.training.evaluation import choose_evaluation_size, make_test
 from jaxbatch.training.monitor import check_unchanged, track_noise
 from jaxbatch.training.plans import FitConfig, advance, plan_rest, plan_segments, settled, write_progress
 from jaxbatch.training.steps import TrainState, start_state
-from jaxbatch.training.tasks import Task, tokens_seen
+from jaxbatch.training.tasks import Task, check_data, tokens_seen
 
 
 def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> Iterator[dict[str, Any]]:
@@ -74,8 +75,7 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
     planned = plan_segments(config, num_examples)  # raises an error if the plan is wrong
     begun, state = state is not None, start_state(task, config.optimizer, config.seed, state)
     noise = track_noise(config.monitor, state, [segment.batch_size for segment in planned])
-    check_integers(task.train_data, "train_data")
-    check_integers(task.test_data, "test_data")
+    check_data(task)
     test = make_test(task, choose_evaluation_size(task, config.microbatch_size, config.evaluation_batch_size), config.eval_params)
     progress, segments = plan_rest(config, num_examples, state.progress, int(state.step))
     total = progress.batches + sum(segment.num_batches for segment in segments)
@@ -91,7 +91,8 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
             programs.ahead(segment.program for segment in segments)
             for segment in segments:
                 programs[segment.program]  # programs that the background thread has not begun are compiled here, in parallel
-        waited, ordered = time.perf_counter() - started, None
+        waited = time.perf_counter() - started
+        order_of = functools.lru_cache(1)(lambda epoch: np.asarray(epoch_order(config.seed, epoch, num_examples)))
         for segment in segments:
             state = jax.tree.map(jnp.copy, state)  # the caller may keep the yielded state, and the program reuses memory
             key, count = segment.program, segment.num_batches
@@ -101,9 +102,7 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
             if not used:  # those of all later ones, once: a look at all of them at each would be quadratic
                 programs.ahead(later.program for later in segments)
             started = time.perf_counter()
-            if segment.epoch != ordered:
-                order, ordered = np.asarray(epoch_order(config.seed, segment.epoch, num_examples)), segment.epoch
-            indices = order[segment.first : segment.first + segment.num_examples].reshape(count, segment.batch_size)
+            indices = order_of(segment.epoch)[segment.first : segment.first + segment.num_examples].reshape(count, segment.batch_size)
             state, losses = jax.block_until_ready(program.run(state, task.train_data, indices, (config.seed, segment.epoch)))
             seconds = time.perf_counter() - started
             losses, noise_fields = noise.read(losses)

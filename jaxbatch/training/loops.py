@@ -61,12 +61,11 @@ def make_epoch(step: Step, prepare: Prepare | None = None, *, by_part: bool = Fa
     def steps(state, data, indices, seed_epoch=None):
         return lax.scan(lambda state, index: one_step(step, prepare, state, data, index, seed_epoch, by_part=by_part), state, indices)
 
-    compiled = jax.jit(steps, donate_argnums=0)
-
     def run(state, data, indices, seed_epoch=None):
         check_indices(indices, data)
         return compiled(state, data, indices, seed_epoch)
 
+    compiled = jax.jit(steps, donate_argnums=0)
     run.lower = compiled.lower  # type: ignore[attr-defined]  # as of what jax.jit returns
     return run
 
@@ -129,8 +128,7 @@ def compile_epoch(
         ValueError: ``loop`` or ``parallel`` is unknown, or there is no device.
     """
     devices = jax.devices()[:1] if devices is None else devices
-    count = len(devices)
-    if count < 1:
+    if (count := len(devices)) < 1:
         raise ValueError("devices is empty: at least 1 is needed.")
     share = num_groups * share_of_group(batch_size, num_groups, count)
     check_indices((), data)

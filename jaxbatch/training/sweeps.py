@@ -34,7 +34,7 @@ from jaxbatch.training.sweep_programs import (
     over_runs,
     stack_runs,
 )
-from jaxbatch.training.tasks import Task, tokens_seen
+from jaxbatch.training.tasks import Task, check_data, tokens_seen
 
 
 def sweep(
@@ -96,6 +96,7 @@ def sweep(
     for name, data in (("train_data", task.train_data), ("test_data", task.test_data)):
         if is_stream(data):
             raise ValueError(f"{name} is a stream, and the runs of a sweep read arrays on the device. Train them one after another with fit.")
+    check_data(task)
     count = len(seeds)
     sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(settings)}
     if count == 0 or sizes != {(count,)}:

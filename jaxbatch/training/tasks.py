@@ -16,7 +16,7 @@ from jaxbatch.data.streams import Stream, is_stream
 from jaxbatch.gradients.groups import LossFn, check_params, leading_axis
 from jaxbatch.hints import call_function, describe
 from jaxbatch.machine.platform import compiled_platform
-from jaxbatch.states import pack
+from jaxbatch.states import check_integers, pack
 from jaxbatch.sums import Weighted
 
 MetricsFn = Callable[[PyTree, PyTree], Mapping[str, Array | Weighted]]
@@ -98,6 +98,12 @@ def smallest(*sizes: int | None) -> int | None:
         (8, None)
     """
     return min((size for size in sizes if size is not None), default=None)
+
+
+def check_data(task: Task) -> None:
+    """Raises a ValueError for integers of 64 bits in a task's arrays that JAX would make others of; see :func:`jaxbatch.states.check_integers`."""
+    for name, data in (("train_data", task.train_data), ("test_data", task.test_data)):
+        check_integers(data, name)
 
 
 def count_examples(data: PyTree | Stream, name: str = "train_data") -> int:
