@@ -76,7 +76,7 @@ def product(one: Interval, other: Interval) -> Interval:
     if not (one.value > 0 and other.value > 0):
         return one.times(other.value)
     with np.errstate(divide="ignore", over="ignore"):
-        down, up = (np.hypot(*(np.log(part[end] / part.value) if part[end] > 0 or end == 2 else np.inf for part in (one, other))) for end in (1, 2))
+        down, up = (math.hypot(*(np.log(part[end] / part.value) if part[end] > 0 or end == 2 else np.inf for part in (one, other))) for end in (1, 2))
         low, high = float(value * np.exp(-down)), float(value * np.exp(up))
     missing = any(math.isnan(end) for part in (one, other) for end in part[1:3])
     return around(value, *((math.nan, math.nan) if missing else (low, high)), n, one.left_out)

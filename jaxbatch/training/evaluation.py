@@ -195,7 +195,7 @@ def _stack(parts):
 
 
 def make_task_evaluate(task: Task, data: PyTree, batch_size: int | None = None) -> Callable[[PyTree, PyTree], dict[str, Array]]:
-    """:func:`make_evaluate` for a task's metrics, on data like its test data.
+    """:func:`make_evaluate` for the metrics of a task that has some, on data like its test data.
 
     Args:
         task: its metrics, its ``prepare_test`` and its bounds are used.
@@ -207,6 +207,7 @@ def make_task_evaluate(task: Task, data: PyTree, batch_size: int | None = None) 
         >>> float(make_task_evaluate(task, jnp.ones(3))(jnp.array(0.0), jnp.array([1.0, 2.0, 2.0]))["loss"])
         3.0
     """
+    assert task.metrics_fn is not None
     return make_evaluate(task.metrics_fn, count_examples(data, "test_data"), batch_size or choose_evaluation_size(task), task.prepare_test)
 
 
