@@ -156,8 +156,9 @@ def judge(folder: Folder) -> None:
         wanted[f"advised {row['objective']}"] = row["batch_size"], row["learning_rate"]
     for objective in OBJECTIVES:
         costs = mean_costs(folder.read("sweep"), folder.unit(objective))
-        wanted[f"best {objective}"] = min(costs, key=costs.__getitem__)
-    if not is_whole(folder.read("named"), name=USUAL):
+        if costs:  # else the best setting of an earlier sweep is named already
+            wanted[f"best {objective}"] = min(costs, key=costs.__getitem__)
+    if folder.read("sweep") and not is_whole(folder.read("named"), name=USUAL):
         wanted |= usual_settings(folder, task)
     named = [{"name": name, "batch_size": setting[0], "learning_rate": setting[1]} for name, setting in wanted.items()]
     for row in missing(folder.read("named"), named, ["name"]):
@@ -186,8 +187,8 @@ def table(folder: Folder) -> list[dict]:
         mine, best = named[f"advised {objective}"], named[f"best {objective}"]
         row = {"case": folder.name, "building": folder.case.building, "objective": objective, "advised": mine, "best": best}
         row["regret"] = regret(judged[mine], judged[best], unit)
-        for name, of in (("share", unit), ("seconds share", folder.unit("time"))):
-            row[name] = spent(advice["probes"], "updates", of) / spent(folder.read("sweep"), "ran", of)
+        row["price"] = spent(advice["probes"], "updates", unit) / np.mean([run["updates"] * unit[best[0]] for run in judged[best]])
+        row["share"] = spent(advice["probes"], "updates", unit) / (spent(folder.read("sweep"), "ran", unit) or np.nan)
         row["probes"] = len(advice["probes"])
         for name in USUAL:
             row[name] = regret(judged[named[name]], judged[best], unit).value if name in named else np.nan
@@ -206,21 +207,28 @@ def is_judged(folder: Folder) -> bool:
 def print_table(folders: list[Folder]) -> None:
     """The table in Markdown, and what it comes to."""
     rows = [row for folder in folders if is_judged(folder) for row in table(folder)]
-    print("| case | objective | advised | sweep's best | regret | cost ÷ sweep | seconds ÷ sweep | runs | " + " | ".join(USUAL) + " |")
-    print("|---|---|---|---|---|---|---|---|" + "---|" * len(USUAL))
+    usual = [name for name in USUAL if any(np.isfinite(row[name]) for row in rows)]
+    print("| " + " | ".join(["case", "objective", "advised", "sweep's best", "regret", "cost ÷ best", "cost ÷ sweep", "runs", *usual]) + " |")
+    print("|" + "---|" * (8 + len(usual)))
     for row in rows:
         (size, rate), (best_size, best_rate) = row["advised"], row["best"]
-        usual = " | ".join(f"{row[name]:.2f}" for name in USUAL)
         name = row["case"] + (" (building)" if row["building"] else "")
         cells = [name, row["objective"], f"{size}, {rate:.3g}", f"{best_size}, {best_rate:.3g}", f"{row['regret']:.2f}"]
-        print("| " + " | ".join([*cells, f"{row['share']:.3f}", f"{row['seconds share']:.3f}", str(row["probes"]), usual]) + " |")
+        cells += [f"{row['price']:.0f}", "–" if np.isnan(row["share"]) else f"{row['share']:.3f}", str(row["probes"])]
+        print(
+            "| "
+            + " | ".join([*cells, *("–" if np.isnan(row[name]) else "no" if np.isinf(row[name]) else f"{row[name]:.2f}" for name in usual)])
+            + " |"
+        )
     scored = [row for row in rows if not row["building"]]
-    regrets = {"advise": [row["regret"].value for row in scored]} | {name: [row[name] for row in scored] for name in USUAL}
+    regrets = {"advise": [row["regret"].value for row in scored]} | {name: [row[name] for row in scored] for name in usual}
     for name, values in regrets.items():
-        print(f"{name}: median regret {np.nanmedian(values):.2f}, worst {np.nanmax(values):.2f}, over {len(values)} scored cases")
-    for name in ("share", "seconds share"):
-        values = [row[name] for row in scored]
-        print(f"{name} of the sweep: median {np.median(values):.3f}, worst {max(values):.3f}")
+        known = [value for value in values if not np.isnan(value)]
+        if known:
+            print(f"{name}: median regret {np.median(known):.2f}, worst {max(known):.2f}, over {len(known)} scored cases")
+    if scored:
+        prices = [row["price"] for row in scored]
+        print(f"cost of all runs: {np.median(prices):.0f} runs of the best setting (median), {max(prices):.0f} at most")
     advice_promises.print_promises([row for row in rows if "promise" in row])
 
 
