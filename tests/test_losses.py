@@ -104,7 +104,7 @@ def test_labels_that_are_no_class_are_named_or_not_a_number():
         found = jax.jit(jb.cross_entropy)(logits, labels)
         assert jnp.isnan(found).tolist() == [[False, False], [True, False]]
         task = jb.Task(
-            lambda key: jnp.ones(4), lambda w, b: jb.cross_entropy(w * b[0], b[1]), None, (jnp.ones((4, 4)), jnp.array([0, 1, label, 2])), None
+            lambda key: jnp.ones(4), lambda w, b: jb.cross_entropy(w[None] * b[0], b[1]), None, (jnp.ones((4, 4)), jnp.array([0, 1, label, 2])), None
         )
         (record,) = jb.fit(task, jb.FitConfig(optax.sgd(0.1), 4))
         assert record["diverged"]  # and not a run on the wrong class

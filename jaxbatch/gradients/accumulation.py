@@ -214,7 +214,7 @@ def _gradient_of_sum(total: Float[Array, ""], pull_back: Callable[[Array], tuple
 
 def mean_aux(axis: str, aux: PyTree, own: Int32[Array, "*parts"] | None) -> PyTree:
     """The mean of the devices' aux along ``axis``, weighted by their numbers of examples (``own`` None: all are equal)."""
-    if own is None:
+    if own is None or not jax.tree.leaves(aux):
 
         def simple_mean(leaf):
             return lax.pmean(leaf, axis) if jnp.issubdtype(leaf.dtype, jnp.inexact) else _mean_of_integers(axis, leaf, simple_mean)
