@@ -41,7 +41,7 @@ def write_throughput(throughput: Throughput) -> Record:
     for name, value in named.items():
         fields |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high, f"{name}_n": value.n}
     ready = throughput.ready_seconds
-    return fields | {"sizes": list(throughput.seconds), "ready_seconds": None if ready is None else list(ready.values())}
+    return fields | {"sizes": list(throughput.seconds), "ready_seconds": None if ready is None else [ready.get(size) for size in throughput.seconds]}
 
 
 def read_throughput(records: Sequence[Record]) -> Throughput:
@@ -57,7 +57,7 @@ def read_throughput(records: Sequence[Record]) -> Throughput:
 
     seconds = {size: read(f"seconds_{size}") for size in record["sizes"]}
     ready = record.get("ready_seconds")  # of every size, in their order
-    ready = None if ready is None else dict(zip(record["sizes"], ready, strict=True))
+    ready = None if ready is None else {size: value for size, value in zip(record["sizes"], ready, strict=True) if value is not None}
     return Throughput(*(read(name) for name in _LINE), seconds, record["error"], record["bound"], ready)
 
 

@@ -46,7 +46,7 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
     describe_setting(console, config, provenance, network, f"AdamW, rate {config.learning_rate:g}")
     tokens, training = by_epoch(records, "tokens"), by_epoch(records, "loss")
     rows = [
-        [str(epoch), f"{tokens[epoch][0]:,}", f"{interval(np.array(training[epoch]) / math.log(2)):.4f}", f"{interval(values):.4f}"]
+        [str(epoch), f"{tokens[epoch][0]:,.0f}", f"{interval(np.array(training[epoch]) / math.log(2)):.4f}", f"{interval(values):.4f}"]
         for epoch, values in by_epoch(records, "validation_bits_per_token").items()
     ]
     print_table(console, "Bits per token", ["epoch", "tokens seen", "training, mean of the epoch", "validation"], rows)
@@ -64,7 +64,7 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
     if not test_bits.n:
         return sentences
     tokens = max(value for values in by_epoch(records, "tokens").values() for value in values)
-    sentences.append(f"The test text takes {test_bits:.3f} bits per token after {tokens:,} tokens and {seconds(records):.0f} s of training.")
+    sentences.append(f"The test text takes {test_bits:.3f} bits per token after {tokens:,.0f} tokens and {seconds(records):.0f} s of training.")
     if text["entropy"] is not None:
         above = test_bits.less(text["entropy"])
         sentences.append(f"The best possible number is {text['entropy']:.4f}, so {above:.4f} bits are left.")

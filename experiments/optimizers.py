@@ -185,7 +185,7 @@ def make_optimizer(config: Any, name: str | None = None) -> Callable[[Any], Any]
 def _settings(config: Any, kind: Kind, name: str | None = None) -> dict[str, float]:
     """The arguments of an optimizer besides the rate."""
     momentum, decay = momentum_of(config, name), getattr(config, "weight_decay", None)
-    settings = {"momentum": momentum} if momentum else {}
+    settings = {"momentum": momentum} if momentum or (momentum is not None and kind.momentum) else {}
     if decay is not None and kind.decays:
         settings["weight_decay"] = decay
         settings |= {"adam_weight_decay": decay} if kind.make is optax.contrib.muon else {}  # of the arrays that are no matrices

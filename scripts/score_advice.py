@@ -26,12 +26,14 @@ import advice_cases
 import advice_promises
 import jax
 import numpy as np
+from score_table import print_score
 
 import jaxbatch as jb
 from experiments import advise_records
 from experiments.advise_verify import JUDGING_SEEDS, RUN, by_setting, mean_costs, regret, run_sweep, sweep_size
 from experiments.resuming import is_whole, missing
 from jaxbatch.advice.advice import cost_of_update
+from jaxbatch.intervals import Interval
 
 SEEDS, JUDGES = 3, 10
 JUDGING = range(JUDGING_SEEDS, JUDGING_SEEDS + JUDGES)  # the seeds on which settings are judged
@@ -186,8 +188,9 @@ def table(folder: Folder) -> list[dict]:
         objective, unit = advice["objective"], folder.unit(advice["objective"])
         mine, best = named[f"advised {objective}"], named[f"best {objective}"]
         row = {"case": folder.name, "building": folder.case.building, "objective": objective, "advised": mine, "best": best}
-        row["regret"] = regret(judged[mine], judged[best], unit)
-        row["price"] = spent(advice["probes"], "updates", unit) / np.mean([run["updates"] * unit[best[0]] for run in judged[best]])
+        row["regret"] = Interval(np.inf, np.nan, np.nan, 0) if mine[0] is None else regret(judged[mine], judged[best], unit)
+        one = np.mean([np.inf if run["updates"] is None else run["updates"] * unit[best[0]] for run in judged[best]])
+        row["price"] = spent(advice["probes"], "updates", unit) / one or np.nan  # a run of the best setting that misses the goal has no cost
         row["share"] = spent(advice["probes"], "updates", unit) / (spent(folder.read("sweep"), "ran", unit) or np.nan)
         row["probes"] = len(advice["probes"])
         for name in USUAL:
@@ -201,35 +204,7 @@ def table(folder: Folder) -> list[dict]:
 def is_judged(folder: Folder) -> bool:
     """Whether every named setting of a case has been judged."""
     judged, named = folder.read("judged"), folder.read("named")
-    return bool(named) and all(is_whole_setting(judged, row["batch_size"], row["learning_rate"]) for row in named)
-
-
-def print_table(folders: list[Folder]) -> None:
-    """The table in Markdown, and what it comes to."""
-    rows = [row for folder in folders if is_judged(folder) for row in table(folder)]
-    usual = [name for name in USUAL if any(np.isfinite(row[name]) for row in rows)]
-    print("| " + " | ".join(["case", "objective", "advised", "sweep's best", "regret", "cost ÷ best", "cost ÷ sweep", "runs", *usual]) + " |")
-    print("|" + "---|" * (8 + len(usual)))
-    for row in rows:
-        (size, rate), (best_size, best_rate) = row["advised"], row["best"]
-        name = row["case"] + (" (building)" if row["building"] else "")
-        cells = [name, row["objective"], f"{size}, {rate:.3g}", f"{best_size}, {best_rate:.3g}", f"{row['regret']:.2f}"]
-        cells += [f"{row['price']:.0f}", "–" if np.isnan(row["share"]) else f"{row['share']:.3f}", str(row["probes"])]
-        print(
-            "| "
-            + " | ".join([*cells, *("–" if np.isnan(row[name]) else "no" if np.isinf(row[name]) else f"{row[name]:.2f}" for name in usual)])
-            + " |"
-        )
-    scored = [row for row in rows if not row["building"]]
-    regrets = {"advise": [row["regret"].value for row in scored]} | {name: [row[name] for row in scored] for name in usual}
-    for name, values in regrets.items():
-        known = [value for value in values if not np.isnan(value)]
-        if known:
-            print(f"{name}: median regret {np.median(known):.2f}, worst {max(known):.2f}, over {len(known)} scored cases")
-    if scored:
-        prices = [row["price"] for row in scored]
-        print(f"cost of all runs: {np.median(prices):.0f} runs of the best setting (median), {max(prices):.0f} at most")
-    advice_promises.print_promises([row for row in rows if "promise" in row])
+    return bool(named) and all(row["batch_size"] is None or is_whole_setting(judged, row["batch_size"], row["learning_rate"]) for row in named)
 
 
 STAGES = {"sweep": sweep, "time": time_updates, "advise": advise, "judge": judge}
@@ -245,7 +220,7 @@ def main() -> None:
     jb.keep_compiled_programs()
     folders = [Folder(options.output, name) for name in options.cases]
     if options.stage == "table":
-        print_table(folders)
+        print_score([row for folder in folders if is_judged(folder) for row in table(folder)], USUAL)
     for folder in folders if options.stage != "table" else []:
         if options.stage != "time" or not folder.read("time"):
             STAGES[options.stage](folder)

@@ -130,7 +130,7 @@ def test_the_report_on_known_records(apart, told):
     # 20 steps of 10 against 10 of 10 and 5 of 20.
     assert cost_seconds(config, records, "adaptive", "forward") == pytest.approx([1.75, 3.5, 1.75])  # 10 × 100 + 5 × 150 ms, and a slow round
     backward = (cost_seconds(config, records, arm, "backward") for arm in ("adaptive", "small"))
-    assert speed_up(*backward) == pytest.approx((2000 / 1750, 2000 / 1750, 2000 / 1750, 3))  # all rounds tell the same
+    assert speed_up(*backward) == pytest.approx((2000 / 1750, 2000 / 1750, 2000 / 1750, 3, 0))  # all rounds tell the same
     assert any("both 1.14 [1.14, 1.14] times; it is faster" in text for text in told_all)
     two = [record for record in records if record.get("round") != 2]
     assert any("times; too few rounds to tell" in text for text in verdict(config, two))
@@ -158,7 +158,7 @@ def test_the_rate_is_chosen_by_the_last_accuracy_and_never_a_diverged_run():
         (["--warmup-epochs", "-1"], "--warmup-epochs -1.0 must be at least 0."),
         (["--warmup-epochs", "100"], "--warmup-epochs 100 is more than the 25 epochs of the run."),
         (["--small"], "--small is for the larger data sets"),
-        (["--weight-decay", "-1"], "--weight-decay -1.0 must be at least 0."),
+        (["--weight-decay", "-1"], "--weight-decay -1.0 must be at least 0"),
         (["--model", "resnet"], "resnet"),
     ],
 )

@@ -12,6 +12,7 @@ import pytest
 import jaxbatch as jb
 from jaxbatch.advice.advice import cost_of_update
 from jaxbatch.advice.advising import find_throughput
+from jaxbatch.advice.choices import cost_from_seconds
 from jaxbatch.advice.probes import Prober, make_start, with_rate_in_state
 
 
@@ -153,7 +154,7 @@ def test_impossible_settings_are_refused(settings, message):
 
 def test_an_unknown_objective_is_refused():
     with pytest.raises(ValueError, match="objective='money'"):
-        cost_of_update.__wrapped__("money", FLAT, (2, 8))  # past the run-time check of types
+        cost_from_seconds.__wrapped__("money", (2, 8), np.ones(2))  # past the run-time check of types
 
 
 def test_a_goal_that_is_no_metric_or_already_reached_is_refused():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxbatch.advice import updates_model
+from jaxbatch.advice.choices import draw_typical
 from jaxbatch.advice.estimates import Space, make_estimate
 from jaxbatch.advice.probes import Probe
 from jaxbatch.advice.search import race, run_capped, search
@@ -128,12 +129,12 @@ def test_rates_between_the_racers_are_tried_where_no_racer_reaches_the_goal():
                     return
 
     outcome = search(
-        OneRate(Law(largest_rate=RATES[9]), 0.0, 0), space("time"), first_size=64, max_probes=14, tolerance=0.05, prefer="smaller", seed=0
+        OneRate(Law(largest_rate=RATES[9]), Spread(0.0), 0), space("time"), first_size=64, max_probes=14, tolerance=0.05, prefer="smaller", seed=0
     )
     assert RATES[9] not in RATES[::2]
     assert any(probe.reached and probe.learning_rate == RATES[9] for probe in outcome.probes)
     again = search(
-        OneRate(Law(largest_rate=RATES[9]), 0.0, 0),
+        OneRate(Law(largest_rate=RATES[9]), Spread(0.0), 0),
         space("time"),
         first_size=64,
         max_probes=14,
@@ -143,3 +144,14 @@ def test_rates_between_the_racers_are_tried_where_no_racer_reaches_the_goal():
         known=outcome.probes[:11],
     )
     assert [probe.learning_rate for probe in again.probes[:12]] == [probe.learning_rate for probe in outcome.probes[:12]]
+
+
+def test_a_repeat_that_was_cut_short_says_little():
+    """A run that a budget ends after a few updates must not look like one that is about to arrive."""
+    law, rate = Law(least=60.0, critical=64.0), RATES[11]
+    probes = list(probes_of(law, [(size, rate) for size in (8, 16, 32, 64, 128)] * 2))
+    repeat = probes[3]._replace(repeat=True, seed=77)
+    posterior = fit_updates([*probes, repeat])
+    cut = repeat._replace(reached=False, updates=2, more_than=2, seed=78)
+    alone, both = (np.median(draw_typical(posterior, (64, rate), repeats)[0]) for repeats in ([repeat], [repeat, cut]))
+    assert abs(both - alone) < 0.15

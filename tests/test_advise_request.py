@@ -19,7 +19,7 @@ from jaxbatch.advice.timed_updates import find_throughput
 from jaxbatch.advice.watch import Watch, WatchedRuns
 from jaxbatch.results.records import open_run
 from tests.conftest import shapes_unchecked
-from tests.simulated import Law, SimulatedProber, space
+from tests.simulated import Law, SimulatedProber, Spread, space
 from tests.test_advise import FLAT, quadratic_task
 
 TASK = quadratic_task()
@@ -99,7 +99,7 @@ def test_numbers_that_are_not_finite_are_seen_in_every_type(dtype):
 
 @pytest.mark.parametrize("most", [1, 2, 3, 7, 10, 30])
 def test_the_race_has_no_more_runs_than_are_allowed(most):
-    rates = [probe.learning_rate for probe in race(SimulatedProber(Law(), 0.0, 0), space("time"), 64, 0, most)]
+    rates = [probe.learning_rate for probe in race(SimulatedProber(Law(), Spread(0.0), 0), space("time"), 64, 0, most)]
     assert len(set(rates)) == len(rates) == min(most, 10)
     if most > 1:
         assert min(rates) < 1e-2 * max(rates)  # from the whole range
@@ -197,8 +197,8 @@ def test_what_loading_costs_is_said_and_kept(tmp_path):
     throughput = jb.fit_throughput({8: [0.01] * 3, 64: [0.08] * 3})._replace(ready_seconds={8: 0.001, 64: 0.004})
     text = answered(throughput)
     assert "Loading takes" in text and "if its examples were ready" in text
-    for times in (throughput, throughput._replace(ready_seconds=None)):
-        run = open_run(tmp_path / str(times.ready_seconds is None), "advise", {})
+    for times in (throughput, throughput._replace(ready_seconds={64: 0.004}), throughput._replace(ready_seconds=None)):
+        run = open_run(tmp_path / str(times.ready_seconds and len(times.ready_seconds)), "advise", {})
         run.append(advise_records.write_throughput(times))
         assert advise_records.read_throughput(run.records) == times
 

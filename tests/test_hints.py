@@ -187,7 +187,7 @@ def test_so_do_streams_and_other_cuts():
 def test_whatever_evaluates_a_task_prepares_its_test_data():
     calls = [call for folder in ("jaxbatch", "experiments", "scripts") for path in (ROOT / folder).rglob("*.py")
              for call in re.findall(r"make_evaluate\(\w*\.?task\.metrics_fn[^\n]*", path.read_text(encoding="utf-8"))]  # fmt: skip
-    assert len(calls) >= 6 and [call for call in calls if "prepare_test" not in call] == []
+    assert len(calls) >= 1 and [call for call in calls if "prepare_test" not in call] == []
 
 
 def test_keys_of_metrics_are_not_those_of_training():

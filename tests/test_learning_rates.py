@@ -126,7 +126,7 @@ def test_runs_that_did_not_arrive_have_no_exponent():
     assert all(result.is_inside and not result.arrived for result in lost.values()) and all(result.arrived for result in results.values())
     assert math.isnan(jb.rate_exponent(lost).value)
     without = jb.rate_exponent({**results, 100: lost[100]})  # a size that did not arrive changes nothing
-    assert without == jb.rate_exponent({size: results[size] for size in (1, 10)}) and without.n == 2
+    assert without[:4] == jb.rate_exponent({size: results[size] for size in (1, 10)})[:4] and (without.n, without.left_out) == (2, 1)
     assert math.isnan(jb.rate_exponent({1: results[1], 10: lost[10], 100: lost[100]}).value)
 
 

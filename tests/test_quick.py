@@ -153,6 +153,16 @@ def test_an_optimizer_at_a_traced_rate_with_decay_and_clipping_is_its_chain(opti
         assert any(not np.allclose(mine, other, rtol=1e-4) for mine, other in zip(jax.tree.leaves(traced), clipped, strict=True))
 
 
+def test_momentum_of_zero_is_zero():
+    """An optimizer that has momentum of its own does without it if the flag says so."""
+    for name in ("lars", "sgd", "momentum", "nesterov"):
+        optimizer = optimizers.make_optimizer(optimizers.OptimizerFlags(name, momentum=0.0))(0.1)
+        state, params = optimizer.init(jnp.ones(3)), jnp.ones(3)
+        first, state = optimizer.update(jnp.ones(3), state, params)
+        second, _ = optimizer.update(jnp.ones(3), state, params)
+        np.testing.assert_allclose(first, second, err_msg=name)
+
+
 def test_defaults_are_what_the_studies_had():
     params, gradient = jnp.array([1.0, 2.0]), jnp.array([0.3, -0.1])
     expected = {

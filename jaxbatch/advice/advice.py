@@ -10,7 +10,7 @@ from jaxbatch.advice.choices import Choice, Objective, cost_from_seconds
 from jaxbatch.advice.probes import Probe
 from jaxbatch.advice.throughput import Throughput
 from jaxbatch.advice.time_words import time_sentences
-from jaxbatch.intervals import Interval, ratio_of_means
+from jaxbatch.intervals import Interval, ratio_of_means, unknown
 from jaxbatch.training.goals import Goal
 
 
@@ -55,6 +55,7 @@ class Advice(NamedTuple):
             return ["No advice.", *self.doubts]
         choice, alone = self.choice, len(self.choices) == 1
         least = {"time": "the least time", "examples": "the fewest examples", "balanced": "the least of time × examples"}[self.objective]
+        least = least if round(min(one.relative_cost.value for one in self.choices), 2) >= 1 else f"close to {least}, and seen to be so,"
         only = ", the only one considered," if alone else ""
         return [
             f"Train with batch size {self.batch_size}{only} and learning rate {self.learning_rate:.3g}: {least} to {self.goal}.",
@@ -119,9 +120,10 @@ class Advice(NamedTuple):
         """
         if self.batch_size is None:
             return "# no advice: " + " ".join(self.doubts)
+        that_end = " that do not diverge" if self.choice.diverged else ""
         return (
             f"optimizer = {make_optimizer}({self.learning_rate:.3g})\n"
-            f"duration = jb.steps({self.choice.enough_updates})  # about 95% of runs reach {self.goal} within it\n"
+            f"duration = jb.steps({self.choice.enough_updates})  # about 95% of runs{that_end} reach {self.goal} within it\n"
             f"config = jb.FitConfig(optimizer, batch_size={self.batch_size}, duration=duration, "
             f"evaluations_per_epoch={self.choice.evaluations_per_epoch})"
         )
@@ -131,7 +133,7 @@ def noise_scale_of(probes: Sequence[Probe]) -> Interval:
     """The gradient noise scale from the runs that reached the goal, each of which counts once."""
     pairs = [(probe.trace, probe.signal) for probe in probes if probe.reached and math.isfinite(probe.signal)]
     if not pairs:
-        return Interval(math.nan, math.nan, math.nan, 0)
+        return unknown()
     return ratio_of_means(*map(list, zip(*pairs, strict=True)), nonnegative=True, scale="linear")
 
 

@@ -176,9 +176,9 @@ def settle(
     """
     check_question(task, goal, batch_sizes, learning_rates, evaluations_per_epoch, seed)
     goal, sizes = check_goal(task, goal), _sizes(task.num_examples, batch_sizes)
-    rates = tuple(sorted(float(rate) for rate in learning_rates))
+    rates = tuple(sorted({float(rate) for rate in learning_rates}))
     if len(rates) < 3:
-        raise ValueError(f"learning_rates={list(rates)} must hold at least 3 finite numbers above 0.")
+        raise ValueError(f"learning_rates={list(rates)} must hold at least 3 different finite numbers above 0.")
     if objective not in get_args(Objective):
         raise ValueError(f"objective={objective!r} must be 'time', 'examples' or 'balanced'.")
     check_finite_data(task)

@@ -9,12 +9,13 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+from scipy.special import ndtr, ndtri
 
 from jaxbatch.advice.estimates import Estimate, Space, best_setting, count_reached
 from jaxbatch.advice.probes import Probe, even_looks
 from jaxbatch.advice.throughput import Throughput
 from jaxbatch.advice.updates_model import Posterior, predict_by_law
-from jaxbatch.intervals import Interval, around
+from jaxbatch.intervals import Interval, around, unknown
 
 Objective = Literal["time", "examples", "balanced"]
 _CLOSE = 1.1  # sizes that cost at most so many times the best belong to the range
@@ -100,7 +101,7 @@ def summarize(
         "choices": tuple(choices),
         "close_sizes": close,
         "candidates": tuple(c.batch_size for c in choices if c.chance >= 0.1 or c.batch_size in (advised, *close)),
-        "critical_batch_size": _critical_batch_size(estimate, len(probes)) if several else Interval(math.nan, math.nan, math.nan, 0),
+        "critical_batch_size": _critical_batch_size(estimate, len(probes)) if several else unknown(),
         "expected_regret": float(np.expm1(np.mean(chosen - log_cost.min((1, 2))))),
     }
 
@@ -138,12 +139,15 @@ def draw_typical(posterior: Posterior, setting: tuple[int, float], repeats: Sequ
     """
     random, count = np.random.default_rng(3), len(repeats)
     reached = [number for number, probe in enumerate(posterior.probes) if probe in repeats]
-    late = np.log([probe.more_than for probe in repeats if not probe.reached])
-    beyond = late + posterior.sigma[:, None] * np.abs(random.standard_normal((len(posterior.draws), len(late))))
+    law, spread = predict_by_law(posterior, *setting), posterior.sigma[:, None]
+    late = np.log([max(probe.more_than, 1) for probe in repeats if not probe.reached])
+    below = ndtr((late - law[:, None]) / spread)  # what the law expects of a run that needs more than it made, however few those are
+    uniform = random.uniform(size=(len(posterior.draws), len(late)))
+    beyond = np.maximum(late, law[:, None] + spread * ndtri(np.minimum(below + (1 - below) * uniform, 1 - 1e-12)))
     drawn = np.concatenate([posterior.crossings[:, reached], beyond], 1)
     squares = ((drawn - drawn.mean(1, keepdims=True)) ** 2).sum(1) + _PRIOR_RUNS * posterior.sigma**2
     sigma = np.sqrt(squares / random.chisquare(_PRIOR_RUNS + count - 1, len(drawn)))
-    center = (predict_by_law(posterior, *setting) + drawn.sum(1)) / (1 + count)
+    center = (law + drawn.sum(1)) / (1 + count)
     return center + sigma / math.sqrt(1 + count) * random.standard_normal(len(drawn)), sigma
 
 

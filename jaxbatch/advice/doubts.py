@@ -120,7 +120,7 @@ def doubts_of_runs(advised: Choice) -> list[str]:
         doubts.append(f"{name} was never run: what is said of it comes from other settings. Run it, or allow more probes.")
     elif advised.reached < CONFIRMED:
         doubts.append(f"{name} reached the goal in only {advised.reached} of {advised.runs} {'run' if advised.runs == 1 else 'runs'}.")
-    if advised.repeats < 2:
+    if advised.runs and advised.repeats < 2:
         doubts.append(
             "The advised setting was chosen for its own runs and hardly repeated: it may need more updates than expected. Allow more probes."
         )

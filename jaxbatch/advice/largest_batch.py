@@ -207,7 +207,7 @@ def _too_large_beside(memory: Memory, target: Target, limit: int, margin: float)
         return (
             f"evaluating {memory.evaluation_batch_size} test examples at a time {_needs(memory.evaluation, target, limit, margin)} "
             f"{_kept(memory)}, activations and workspaces {format_bytes(memory.evaluation - memory.kept)}. Give a smaller "
-            "evaluation_batch_size, here and in FitConfig (memory_plan finds one that fits), or a task with a smaller microbatch_size."
+            "evaluation_batch_size, here (jaxbatch.advise takes none) and in FitConfig, or a task with a smaller microbatch_size."
         )
     return (
         f"drawing the order of an epoch {_needs(memory.ordering, target, limit, margin)} {_kept(memory)}, the order and its copies "

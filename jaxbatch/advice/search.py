@@ -128,7 +128,7 @@ def _racers(space: Space, most: int) -> tuple[float, ...]:
 def _rates_beside(probes: Sequence[Probe], racers: Sequence[float], space: Space) -> list[float]:
     """Where no racer reached the goal, the rates beside the one with the least loss that have not been tried: they lie between the racers."""
     raced = [probe for probe in probes if probe.learning_rate in racers]
-    if any(probe.reached for probe in raced):
+    if not raced or any(probe.reached for probe in raced):
         return []
     rates, tried = space.learning_rates, {probe.learning_rate for probe in probes}
     best = rates.index(min(raced, key=_order).learning_rate)
@@ -170,6 +170,8 @@ def choose_next(probes: Sequence[Probe], space: Space, estimate: Estimate, toler
         setting = space.batch_sizes[cell[0]], space.learning_rates[cell[1]]
         times = sum((probe.batch_size, probe.learning_rate) == setting for probe in probes)
         hopeful[cell] += 0.05 * times if times < 2 else math.inf
+    if not np.isfinite(hopeful.min()):  # every setting was probed twice
+        return (space.batch_sizes[estimate.best[0]], space.learning_rates[estimate.best[1]]), True
     size, rate = np.unravel_index(hopeful.argmin(), hopeful.shape)
     return (space.batch_sizes[int(size)], space.learning_rates[int(rate)]), False
 

@@ -21,8 +21,8 @@ def time_sentences(choices: Sequence[Any], batch_size: int, objective: str, thro
     """
     return [
         *loading_sentences(throughput, batch_size),
-        "Seconds are of training alone: start, compiling and evaluation come on top.",
-        *negligible_sentences({choice.batch_size: choice.seconds.high for choice in choices}, batch_size, objective),
+        f"Seconds are of training alone{' and a lower bound' if throughput.bound else ''}: start, compiling and evaluation come on top.",
+        *([] if throughput.bound else negligible_sentences({choice.batch_size: choice.seconds.high for choice in choices}, batch_size, objective)),
     ]
 
 

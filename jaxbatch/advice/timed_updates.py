@@ -123,10 +123,15 @@ def find_throughput(
     """
     some = sorted({*sizes[::2], sizes[-1]}) if len(sizes) > 2 else list(sizes)
     if len(some) == 1:  # a line needs another
-        some = sorted({some[0], some[0] // 4 or min(4, task.num_examples)})
+        some = sorted(
+            {some[0], some[0] // 4 or min(4, task.num_examples), max(1, some[0] - 1)}
+            if some[0] > 3
+            else {some[0], some[0] + 1 if some[0] < task.num_examples else some[0] - 1} - {0}
+        )
     if target != "here":
         return predicted_throughput(task, optimizer, some, target)
-    settings: dict[str, Any] = {"budget": None if left == math.inf else max(0.0, left / 3), "on_progress": say}
+    parts = 6 if is_stream(task.train_data) else 3  # a stream is timed twice
+    settings: dict[str, Any] = {"budget": None if left == math.inf else max(0.0, left / parts), "on_progress": say}
     if not is_stream(task.train_data):
         return measure_throughput(task, optimizer, some, rounds=5, **settings)
     throughput = measure_throughput(task, optimizer, some, rounds=3, loading=True, **settings)

@@ -15,7 +15,6 @@ import numpy as np
 from jaxtyping import Bool, PyTree
 
 from jaxbatch.augment import Prepare, call_prepare
-from jaxbatch.batches import even_part
 from jaxbatch.data.streams import is_stream
 from jaxbatch.gradients.groups import LossFn, losses_and_aux
 from jaxbatch.machine.compiling import compile_ahead, take_out_constants
@@ -120,67 +119,9 @@ def company_matters(function: Callable[[PyTree, PyTree], PyTree], params: PyTree
                 together = program(constants, values, join(first, second))
                 for number, one in enumerate((first, second)):  # both, because an example of weight 0 has no loss to compare
                     pairs = zip(*(jax.tree.leaves(result) for result in (together, program(constants, values, join(one, one)))), strict=True)
-                    if any(_differ(*(_example_of(leaf, number) for leaf in pair)) for pair in pairs):
+                    if any(differ(*(_example_of(leaf, number) for leaf in pair)) for pair in pairs):
                         return True
         return False
-
-
-def cut_matters(function: Callable[[PyTree, PyTree], PyTree], params: PyTree, batch: PyTree, size: int) -> bool:
-    """Whether the results of ``function(params, batch)`` for the examples change when the batch is cut into parts of ``size`` examples.
-
-    Besides company it finds results that depend on the size of the batch or on an example's number in it. A router with places for
-    so many examples shows only where a place is missing, and parameters that start at 0 hide what they multiply. So the batch is
-    also tried with copies of its first example alone, and with other parameters.
-
-    Args:
-        function: ``(params, batch) -> results``, leaves ``(B, ...)``.
-        params: arrays, as training starts with them.
-        batch: leaves ``(B, ...)``, as training works on them at once.
-        size: the most examples in a part.
-
-    Returns:
-        True where results differ by more than rounding. Results that are not finite tell nothing.
-
-    Example:
-        >>> x = jnp.array([1.0, 2.0, 3.0, 4.0])
-        >>> cuts = (lambda w, x: w * x, lambda w, x: w * (x - x.mean()), lambda w, x: w * x / len(x))
-        >>> [cut_matters(function, jnp.array(0.0), x, 2) for function in cuts]
-        [False, True, True]
-    """
-    count = jax.tree.leaves(batch)[0].shape[0]
-    size = even_part(count, size)
-    copies = jax.tree.map(lambda leaf: leaf[jnp.zeros(count, jnp.int32)], batch)
-    programs: dict[int, Callable[[PyTree, PyTree], PyTree]] = {}
-
-    def results(params, examples):
-        length = jax.tree.leaves(examples)[0].shape[0]
-        if length not in programs:
-            run, constants = take_out_constants(function, params, examples)
-            compiled = compile_ahead(jax.jit(run), constants, params, examples)
-            programs[length] = lambda params, examples: compiled(constants, params, examples)
-        return [_on_host(leaf) for leaf in jax.tree.leaves(programs[length](params, examples))]
-
-    for tried in (params, _disturbed(params)):
-        for examples in (batch, copies):
-            whole = results(tried, examples)
-            parts = [results(tried, jax.tree.map(lambda leaf: leaf[start : start + size], examples)) for start in range(0, count, size)]
-            if any(map(_differ, whole, (np.concatenate(leaves) for leaves in zip(*parts, strict=True)))):
-                return True
-    return False
-
-
-def _disturbed(params: PyTree) -> PyTree:
-    random = np.random.default_rng(0)
-
-    def disturbed(leaf):
-        scale = np.sqrt(np.mean(np.square(np.asarray(leaf, np.float64)))) or 0.1 if np.size(leaf) else 0.0
-        return leaf + jnp.asarray(scale * random.normal(size=np.shape(leaf)), jnp.result_type(leaf))
-
-    return jax.tree.map(disturbed, params)
-
-
-def _on_host(leaf) -> np.ndarray:
-    return np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
 
 
 def _rows(batch: PyTree) -> list[int]:
@@ -225,7 +166,7 @@ def _not_zeros(leaf, random: np.random.Generator):
 
 def _example_of(leaf, number: int) -> np.ndarray:
     """By NumPy: within ``shard_map`` an array of a program compiled for other devices must not meet an operation of JAX."""
-    return _on_host(leaf)[number : number + 1]
+    return on_host(leaf)[number : number + 1]
 
 
 def _as_shaped(leaf: Any) -> Any:
@@ -255,7 +196,13 @@ def _example(leaf, row: int, random: np.random.Generator):
     return leaf[:1] if is_key(leaf) else jnp.zeros_like(leaf[:1])
 
 
-def _differ(one, other) -> bool:
+def on_host(leaf) -> np.ndarray:
+    """A leaf as an array of NumPy; of keys, their data."""
+    return np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
+
+
+def differ(one, other) -> bool:
+    """Whether two finite arrays differ by more than rounding."""
     if not jnp.issubdtype(one.dtype, jnp.inexact):
         return bool((one != other).any())
     rounding = float(jnp.finfo(one.dtype).eps) ** 0.5

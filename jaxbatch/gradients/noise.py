@@ -153,7 +153,7 @@ def relative_squared_error(gradient: PyTree, reference: PyTree) -> Float[Array, 
     r""":math:`|g - G|^2 / |G|^2`. For the mean of B independent examples its expectation is the noise scale ÷ B.
 
     Example:
-        >>> relative_squared_error(jnp.array([1.0, 1.0]), jnp.array([2.0, 0.0])).item()
+        >>> round(relative_squared_error(jnp.array([1.0, 1.0]), jnp.array([2.0, 0.0])).item(), 6)
         0.5
     """
     difference = jax.tree.map(jnp.subtract, widen(gradient), widen(reference))

@@ -71,11 +71,11 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
         >>> [round(record["test_loss"], 4) for record in records]
         [1.4062, 0.8203, 0.6738]
     """
+    check_data(task)
     config, num_examples = settled(config, task.tokens_per_example), task.num_examples
     planned = plan_segments(config, num_examples)  # raises an error if the plan is wrong
     begun, state = state is not None, start_state(task, config.optimizer, config.seed, state)
     noise = track_noise(config.monitor, state, [segment.batch_size for segment in planned])
-    check_data(task)
     test = make_test(task, choose_evaluation_size(task, config.microbatch_size, config.evaluation_batch_size), config.eval_params)
     progress, segments = plan_rest(config, num_examples, state.progress, int(state.step))
     total = progress.batches + sum(segment.num_batches for segment in segments)

@@ -16,8 +16,8 @@ from jaxtyping import Array, Float, PyTree, UInt32
 
 from jaxbatch.augment import example_keys
 from jaxbatch.data.streams import is_stream
+from jaxbatch.gradients.cutting import cut_matters
 from jaxbatch.gradients.groups import losses_and_aux
-from jaxbatch.gradients.independence import cut_matters
 from jaxbatch.gradients.noise import GradientStatistics, gradient_noise_scale
 from jaxbatch.gradients.part_norms import NoiseMonitor, check_monitor, layers_of
 from jaxbatch.intervals import Interval, fieller
@@ -136,7 +136,7 @@ class ChangesTraining(ValueError):
 def check_unchanged(task: Task, config: FitConfig, params: PyTree, batch_sizes: Sequence[int]) -> None:
     """Checks that a run with its monitor trains what it trains without: batches that are cut only to be measured must not notice it.
 
-    The losses of the first examples are computed whole and in parts (:func:`jaxbatch.gradients.independence.cut_matters`), for every
+    The losses of the first examples are computed whole and in parts (:func:`jaxbatch.gradients.cutting.cut_matters`), for every
     size of batch that the monitor cuts further than training does.
 
     Raises:
