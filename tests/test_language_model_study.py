@@ -84,6 +84,6 @@ def test_the_sentence_says_how_much_is_left():
     assert at_the_end(records).value == pytest.approx(1.03) and seconds(records).value == 4.0
     first, second = verdict(SimpleNamespace(seeds=3), records)
     assert first.startswith("The test text takes 1.030 [") and "after 200 tokens and 4 [4, 4] s" in first
-    assert second.startswith("The best possible number is 1.0000, so 0.0300 [0.02")
+    assert second.startswith("The best possible number is 1.0000, so 0.0300 [0.0052, 0.0552]")
     assert len(verdict(SimpleNamespace(seeds=3), records_of([1.5], entropy=None))) == 1
     assert verdict(SimpleNamespace(seeds=1), records_of([np.nan], diverged=True)) == ["1 of 1 runs diverged: lower --learning-rate."]

@@ -156,7 +156,7 @@ def test_an_optimizer_at_a_traced_rate_with_decay_and_clipping_is_its_chain(opti
 def test_momentum_of_zero_is_zero():
     """An optimizer that has momentum of its own does without it if the flag says so."""
     for name in ("lars", "sgd", "momentum", "nesterov"):
-        optimizer = optimizers.make_optimizer(optimizers.OptimizerFlags(name, momentum=0.0))(0.1)
+        optimizer = make_optimizer(OptimizerFlags(name, momentum=0.0))(0.1)
         state, params = optimizer.init(jnp.ones(3)), jnp.ones(3)
         first, state = optimizer.update(jnp.ones(3), state, params)
         second, _ = optimizer.update(jnp.ones(3), state, params)

@@ -81,8 +81,7 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
     total = progress.batches + sum(segment.num_batches for segment in segments)
     state = state._replace(progress=(), noise=())  # only the host needs them
     is_finite = make_is_finite(state._replace(opt_state=config.optimizer.init(state.params)) if begun else state)
-    settings: dict[str, Any] = {"num_groups": config.num_groups, "microbatch_size": config.microbatch_size, "monitor": config.monitor}
-    settings |= {"devices": find_devices(config.num_devices), "parallel": config.parallel}
+    settings = _settings(config)
     check_unchanged(task, config, state.params, [segment.batch_size for segment in planned])
     shapes = jax.eval_shape(lambda: state)  # without its arrays, which would stay alive
     with Programs(lambda key: compile_task_epoch(task, config.optimizer, shapes, *key, **settings)) as programs:
@@ -132,3 +131,9 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
             used.add(key)
             if bad is not None:
                 return
+
+
+def _settings(config: FitConfig) -> dict[str, Any]:
+    """What decides how a batch goes through a step."""
+    cut = {"num_groups": config.num_groups, "microbatch_size": config.microbatch_size, "monitor": config.monitor}
+    return cut | {"devices": find_devices(config.num_devices), "parallel": config.parallel}

@@ -93,10 +93,7 @@ def sweep(
         >>> record["test_loss"].tolist()
         [0.5, 0.125]
     """
-    for name, data in (("train_data", task.train_data), ("test_data", task.test_data)):
-        if is_stream(data):
-            raise ValueError(f"{name} is a stream, and the runs of a sweep read arrays on the device. Train them one after another with fit.")
-    check_data(task)
+    _check_arrays(task)
     count = len(seeds)
     sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(settings)}
     if count == 0 or sizes != {(count,)}:
@@ -154,6 +151,13 @@ def sweep(
                 "state": states,
             }
             used.add(segment.num_batches)
+
+
+def _check_arrays(task: Task) -> None:
+    for name, data in (("train_data", task.train_data), ("test_data", task.test_data)):
+        if is_stream(data):
+            raise ValueError(f"{name} is a stream, and the runs of a sweep read arrays on the device. Train them one after another with fit.")
+    check_data(task)
 
 
 def start_states(task: Task, make_optimizer: Callable[[Any], Optimizer], settings: Any, seeds: Sequence[int | np.integer]) -> TrainState:
