@@ -66,7 +66,7 @@ COMPILED = {
     "missing_compiler": lambda _: None,
     "shape_task": lambda *_: None,
     "work_by_batch_size": lambda *_: None,
-    "memory_profile": lambda _, sizes, **__: {size: SimpleNamespace(batch_size=size, parameters=100) for size in sizes},
+    "make_measure": lambda *_, **__: lambda size: SimpleNamespace(batch_size=size, parameters=100),
     "make_step_bound": lambda *_: lambda memory: SimpleNamespace(seconds=memory.batch_size, bound=SimpleNamespace(compute=1.0, transfer=2.0)),
     "describe_setting": lambda *_: None,
     "print_table": lambda *_: None,
