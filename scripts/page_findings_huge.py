@@ -144,21 +144,8 @@ ON_CRITICAL = [
 ON_ADVICE = [
     Sentence(
         ADVICE,
-        "the median regret is {median}, the worst {worst}**,",
+        "the median regret is {median}, the worst {worst}**",
         lambda: of.score("advise"),
-        runs=("score",),
-    ),
-    Sentence(
-        ADVICE,
-        "Always taking 32, with the best rate of the sweep, has a median regret of {m32} and a worst of {w32}; the largest batch {largest} "
-        "and {w_largest}; the noise scale {noise} and {w_noise}.",
-        lambda: dict(
-            zip(
-                ("m32", "w32", "largest", "w_largest", "noise", "w_noise"),
-                [of.score(name)[end] for name in ("32", "largest", "noise scale") for end in ("median", "worst")],
-                strict=True,
-            )
-        ),
         runs=("score",),
     ),
 ]
