@@ -11,7 +11,7 @@ from jaxbatch.advice.memory_plan import memory_plan
 from jaxbatch.augment import crop_and_flip
 from jaxbatch.gradients.part_norms import NoiseMonitor
 from jaxbatch.sums import Weighted
-from jaxbatch.training import epochs, sweeps
+from jaxbatch.training import epochs, sweep_programs
 from jaxbatch.training.epochs import compile_task_epoch, takes_by_part
 from jaxbatch.training.step_programs import step_programs
 from jaxbatch.training.steps import start_shapes
@@ -76,7 +76,7 @@ def test_examples_by_part_are_the_bits_of_the_whole_batch(name, monkeypatch):
 def test_a_sweep_takes_its_examples_by_part(runs, monkeypatch):
     task, found = augmented(image_task(microbatch_size=4)), []
     for choice in (takes_by_part, lambda *arguments: False):
-        monkeypatch.setattr(sweeps, "takes_by_part", choice)
+        monkeypatch.setattr(sweep_programs, "takes_by_part", choice)
         settings = {"batch_size": 24, "duration": jb.steps(2), "runs": runs}
         (record,) = jb.sweep(task, optax.sgd, jnp.array([0.1, 0.2]), [0, 1], **settings)
         found.append((record["state"].params, record["loss"]))

@@ -63,7 +63,7 @@ def test_a_page_is_made_of_a_kept_run(kept, tmp_path):
         and "old" not in text
         and text.endswith("<!-- end -->\nRest.\n")
     )
-    assert "*digits, simple_cnn, momentum 0.5, up to 5 epochs, 3 seeds;" in text and "- The best rate grows as B^p with p = 1.0" in text
+    assert "*digits, simple_cnn, SGD with momentum 0.5, up to 5 epochs, 3 seeds;" in text and "- The best rate grows as B^p with p = 1.0" in text
     assert write_blocks(text) == text
     [figure] = measured_runs.draw("learning_rate_grid/known", tmp_path)
     assert figure.name == "learning_rate_grid_known.png"

@@ -93,7 +93,7 @@ def test_a_growing_batch_on_a_text(small_texts, tmp_path, capsys):
     assert all(3 < end["test_bits_per_token"] < 4.9 for arm, end in ends.items() if arm != "tune")
     assert ends["tune"]["validation_bits_per_token"] != ends["small"]["test_bits_per_token"]  # other parts of the text
     told = capsys.readouterr().out
-    assert "AdamW, 2 epochs" in told and "Test bits per token after the last epoch" in told and "8 (512 tokens)" in told
+    assert "AdamW, weight decay 0.0005, 2 epochs" in told and "Test bits per token after the last epoch" in told and "8 (512 tokens)" in told
 
 
 @pytest.mark.parametrize(("optimizer", "alone", "rate"), [("momentum", 0.375, 0.01), ("adamw", 0.75 / 2**0.5, 0.00316)])

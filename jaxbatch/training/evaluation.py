@@ -90,7 +90,7 @@ def make_evaluate(
             return programs.mean(_stack(parts))
         if slow is None:
             slow = programs.are_slow_in_a_loop(params, data)
-        if not slow:
+        if not slow or _is_traced(params, data):  # a loop here would be a line of the program for each part
             return in_one_program(params, data)
         batches = programs.cut()
         parts = [one_batch(params, data, jax.tree.map(lambda leaf: leaf[number], batches)) for number in range(len(batches.mask))]
@@ -188,10 +188,12 @@ def call_metrics(metrics_fn: Callable[[PyTree, PyTree], Any], params: PyTree, ex
 
 
 def _stack(parts):
-    """Stacks on the host unless traced, because a program that joins thousands of scalars would have a line for each."""
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(parts)):
-        return jax.tree.map(lambda *totals: jnp.stack(totals), *parts)
+    """Stacks on the host, because a program that joins thousands of scalars would have a line for each."""
     return jax.tree.map(lambda *totals: jnp.asarray(np.stack(totals)), *jax.device_get(parts))
+
+
+def _is_traced(*trees: PyTree) -> bool:
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
 
 
 def make_task_evaluate(task: Task, data: PyTree, batch_size: int | None = None) -> Callable[[PyTree, PyTree], dict[str, Array]]:
