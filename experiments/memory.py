@@ -161,6 +161,17 @@ def _plan(config: Config, task: jb.Task, optimizer, target) -> Record:
     return {"batch_size": config.batch_size, "sentence": plan.sentence, "options": options}
 
 
+def _rows_of(config: Config, task: jb.Task, name: str, work: Callable[[int], Work]) -> tuple[list[Record], ValueError | None]:
+    """What was worked out for a target, and what stopped it, if anything did."""
+    rows: list[Record] = []
+    try:
+        for row in measure_target(config, task, name, work):
+            rows.append(row)
+    except ValueError as failure:
+        return rows, failure
+    return rows, None
+
+
 def _on_one_device(memory: Memory, num_devices: int) -> Memory:
     return memory._replace(batch_size=-(-memory.batch_size // num_devices))
 
@@ -171,16 +182,12 @@ def measure(config: Config, task: jb.Task, run: RunFolder) -> Iterator[Record]:
     wanted = [name for name in config.targets if name not in known]
     work = work_by_batch_size(task, make_optimizer(config)(RATE)) if wanted else None
     with concurrent.futures.ThreadPoolExecutor(num_cores()) as pool:
-        futures = [pool.submit(lambda name: list(measure_target(config, task, name, work)), name) for name in wanted]
+        futures = [pool.submit(_rows_of, config, task, name, work) for name in wanted]
         failures = []
         for done in concurrent.futures.as_completed(futures):
-            failure = done.exception()  # of one target; what the others found is written all the same
-            if failure is None:
-                yield from done.result()
-            elif isinstance(failure, ValueError):
-                failures.append(failure)
-            else:
-                raise failure
+            rows, failure = done.result()  # of one target; what it found before, and what the others find, is written all the same
+            yield from rows
+            failures += [failure] if failure is not None else []
     if failures:
         raise ValueError("; ".join(dict.fromkeys(map(str, failures))))
 

@@ -10,7 +10,7 @@ FIELDS = ("updates", "next_run", "look", "enough_updates", "runs", "reached")  #
 
 
 class Promise(NamedTuple):
-    """What advice said of the updates, against the judged runs, which looked at the goal on the same grid."""
+    """What advice said of the updates, against the judged runs, which looked at the goal on the same grid, or nearly so."""
 
     mean: Interval  # as promised
     judged: Interval  # the mean of the judged runs: a run met the goal half a look before it was noticed, on average

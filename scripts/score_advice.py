@@ -33,6 +33,7 @@ from experiments import advise_records
 from experiments.advise_verify import JUDGING_SEEDS, RUN, by_setting, mean_costs, regret, run_sweep, sweep_size
 from experiments.resuming import is_whole, missing
 from jaxbatch.advice.advice import cost_of_update
+from jaxbatch.advice.probes import even_looks
 from jaxbatch.intervals import Interval
 
 SEEDS, JUDGES = 3, 10
@@ -116,9 +117,7 @@ def advise(folder: Folder) -> None:
             row |= {"seconds": advice.cost_seconds, "probes": probes, "close_sizes": advice.close_sizes, "candidates": advice.candidates}
             row |= {"critical_batch_size": list(advice.critical_batch_size), "regret": advice.expected_regret}
             if advice.batch_size is not None:
-                row["promised"] = {
-                    name: getattr(advice.choice, name) for name in ("updates", "next_run", "look", "enough_updates", "runs", "reached")
-                }
+                row["promised"] = {name: getattr(advice.choice, name) for name in advice_promises.FIELDS}
             folder.append("advice", row)
             print(f"{folder.name}, {objective}: B = {advice.batch_size}, rate {advice.learning_rate}", flush=True)
 
@@ -168,7 +167,8 @@ def judge(folder: Folder) -> None:
     for row in folder.read("named"):
         size, rate = row["batch_size"], row["learning_rate"]
         if size is not None and not is_whole_setting(folder.read("judged"), size, rate):
-            settings: dict[str, Any] = {"epochs": case.max_epochs, "evaluations_per_epoch": case.evaluations_per_epoch}
+            looks = even_looks(max(1, task.num_examples // size), case.evaluations_per_epoch)  # as the runs of the advice look
+            settings: dict[str, Any] = {"epochs": case.max_epochs, "evaluations_per_epoch": looks}
             judged = sweep_size(task, case.make_optimizer, jb.as_goal(case.goal), size, [rate], JUDGING, **settings)
             for fresh in missing(folder.read("judged"), judged, RUN):
                 folder.append("judged", fresh)

@@ -3,7 +3,9 @@
 The method was built on seeds below 100. The slow test scores it on seeds from 1,000 on.
 """
 
+import json
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -84,3 +86,16 @@ def test_promises_hold_where_the_form_does_not(objective):
     finite = score["regret"][np.isfinite(score["regret"])]
     assert len(finite) >= 0.9 * len(score["regret"])  # else a rate was advised at which more than half of the runs diverge
     assert np.median(finite) <= 1.1
+
+
+def main(first, last):
+    """``python -m tests.test_advise_promises 1000 1016``: prints what came of each search, as docs/measured/promises.jsonl keeps it."""
+    for seed in range(first, last):
+        for objective in ("time", "examples"):
+            row = simulate(seed, objective)
+            row = None if row is None else {name: float(value) for name, value in row.items()}
+            print(json.dumps({"seed": seed, "objective": objective, "row": row}), flush=True)
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

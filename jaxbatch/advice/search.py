@@ -72,9 +72,13 @@ def search(
     probes = list(known)
     if len(probes) < len(_racers(space, max_probes)):  # the race did not end, or not all of it was kept: it gives the same again
         for probe in list(race(prober, space, first_size, seed, max_probes)):
-            if not any(probe.learning_rate == other.learning_rate and probe.updates <= other.updates for other in known):
+            same = next((number for number, other in enumerate(probes) if probe[:3] == other[:3]), None)  # of one size, rate and seed
+            if same is None:
                 on_probe(probe, len(probes))
                 probes.append(probe)
+            elif probe.updates > probes[same].updates:  # a budget had cut it short; it counts once
+                on_probe(probe, same)
+                probes[same] = probe
     for rate in _rates_beside(probes, _racers(space, max_probes), space):  # none, if a racer reached the goal
         if len(probes) < max_probes and within_budget(probes) and not any(probe.reached for probe in probes):
             *_, probe = prober.run(first_size, rate, seed + len(probes))
