@@ -1,6 +1,6 @@
 """Which tests are long: those that took more than 1.5 seconds when all were last timed, and all of a file that waits for a fixture.
 
-python -m pytest -n 2                                what is not long, for work in progress: at most six minutes on two cores
+python -m pytest -n 2                                what is not long, for work in progress: about ten minutes on two cores
 python -m pytest -n 2 -m long                        the rest, which CI runs too
 python -m pytest -n 2 -m "not slow" --note-long      times both and writes long_tests.txt anew
 """

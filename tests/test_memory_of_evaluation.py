@@ -60,7 +60,7 @@ def test_evaluation_is_counted_and_named():
     task = wide_task()
     memory = jb.memory_profile(task, [8], optimizer=SGD, target="cpu")[8]
     assert memory.evaluation_batch_size == 500 and memory.total == memory.evaluation > 500 * 4 * WIDTH > memory.step
-    with pytest.raises(ValueError, match=r"^evaluating 500 test examples at a time needs .* missing.*evaluation_batch_size, here and in FitConfig"):
+    with pytest.raises(ValueError, match=r"^evaluating 500 test examples at a time needs .* missing.*evaluation_batch_size, here .*and in FitConfig"):
         jb.max_batch_size(task, optimizer=SGD, target="cpu", budget="64MiB")
     assert jb.max_batch_size(task, optimizer=SGD, target="cpu", budget="64MiB", evaluation_batch_size=8) > 8
 
