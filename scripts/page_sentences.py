@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from jaxbatch.intervals import Interval
 
 # A number, in which commas and points may be, with its interval and with what was left out, where it has them.
-NUMBER = r"[^\s\[\]()|]+?(?:\s\[[^\[\]]*\])?(?:\s\(\d+ of \d+[^()]*\))?"
+NUMBER = r"(?:[^\s\[\]()|.,]|[.,](?=\d))+(?:\s\[[^\[\]]*\])?(?:\s\(\d+ of \d+[^()]*\))?"
 
 
 class Sentence(NamedTuple):
@@ -43,6 +43,8 @@ def pattern_of(text: str) -> re.Pattern[str]:
     Example:
         >>> bool(pattern_of("It needs {ratio:.2f} times as many.").fullmatch("It needs 1.18 [1.08, 1.30] times\\nas many."))
         True
+        >>> pattern_of("It falls by {gap:.2f}.").fullmatch("It falls by 0.07.")[1]  # the whole number, not what is before its point
+        '0.07'
     """
     parts = []
     for literal, field, _, _ in string.Formatter().parse(text):
