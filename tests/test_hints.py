@@ -188,6 +188,9 @@ def test_whatever_evaluates_a_task_prepares_its_test_data():
     calls = [call for folder in ("jaxbatch", "experiments", "scripts") for path in (ROOT / folder).rglob("*.py")
              for call in re.findall(r"make_evaluate\(\w*\.?task\.metrics_fn[^\n]*", path.read_text(encoding="utf-8"))]  # fmt: skip
     assert len(calls) >= 1 and [call for call in calls if "prepare_test" not in call] == []
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "experiments").rglob("*.py")]
+    studies = [call for text in texts for call in re.findall(r"[=:] make_task_evaluate\(", text)]
+    assert len(studies) >= 6  # by the one function that does
 
 
 def test_keys_of_metrics_are_not_those_of_training():
