@@ -10,7 +10,7 @@ from experiments.study import describe_setting
 from experiments.tuned_runs import best_rate, points_between, points_in_words, reported_runs, student
 from jaxbatch.intervals import Interval, interval, ratio_of_means
 from jaxbatch.results import plots
-from jaxbatch.results.records import Record
+from jaxbatch.results.records import Record, as_number
 from jaxbatch.results.report import print_table
 
 MEASURES = {"knn": "20 nearest neighbours", "probe": "linear probe"}
@@ -55,7 +55,7 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
     for name in ("pixels", "untrained"):
         baselines = [row for row in records if row["kind"] == "baseline" and row["name"] == name]
         if baselines:
-            rows.append([name, "", "", "", *(f"{student([100 * row[measure] for row in baselines]):.2f}" for measure in MEASURES), "", ""])
+            rows.append([name, "", "", "", *(f"{student([100 * as_number(row[measure]) for row in baselines]):.2f}" for measure in MEASURES), "", ""])
     columns = [
         "B",
         "negatives",
@@ -129,7 +129,7 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
             plots.band(panel, [size for size, _ in there], accuracies, color=plots.COLORS[color], label=label, marker="o")
         pixels = [row for row in records if row["kind"] == "baseline" and row["name"] == "pixels"]
         if pixels:
-            panel.axhline(100 * pixels[0][name], color="grey", ls=":", label="pixels")
+            panel.axhline(100 * as_number(pixels[0][name]), color="grey", ls=":", label="pixels")
         panel.set(ylabel="test accuracy, %", title=words)
         plots.size_ticks(panel, sizes)
     axes[0].legend()

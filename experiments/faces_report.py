@@ -10,7 +10,7 @@ from experiments.study import describe_setting
 from experiments.tuned_runs import best_rate, points_between, points_in_words, reported_runs, student
 from jaxbatch.intervals import Interval, interval, ratio_of_means
 from jaxbatch.results import plots
-from jaxbatch.results.records import Record
+from jaxbatch.results.records import Record, as_number
 from jaxbatch.results.report import print_table
 
 
@@ -51,7 +51,7 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
                 shares = [f"{student([100 * row[name] for row in arm_rows]):.1f}" for name in ("true_accepts", "accuracy")]
                 rows.append([loss, f"{size:,}", f"{arm_rows[0]['updates']:,}", f"{rate:g}{edge}", *shares])
     for row in (row for row in records if row["kind"] == "untrained"):
-        rows.append(["untrained", "", "", "", f"{100 * row['true_accepts']:.1f}", f"{100 * row['accuracy']:.1f}"])
+        rows.append(["untrained", "", "", "", *(f"{100 * as_number(row[name]):.1f}" for name in ("true_accepts", "accuracy"))])
     columns = ["loss", "B", "updates", "rate", f"true accepts at {100 * config.false_accept_rate:g}% false, %", "verification accuracy, %"]
     print_table(console, f"Verification of {config.verified} identities that were not in training", columns, rows)
     rows = []
@@ -70,7 +70,7 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
             f"B = {row['batch_size']:,}, C = {row['identities']:,}: {row['updates']} updates of {each:.1f} s, "
             f"{1e6 * each / row['batch_size']:.0f} µs an example; the process took at most {row['peak'] / 2**20:,.0f} MiB, "
             f"{row['peak_before'] / 2**20:,.0f} of them before the first update. "
-            f"Losses {', '.join(f'{loss:.2f}' for loss in row['losses'])}.",
+            f"Losses {', '.join(f'{as_number(loss):.2f}' for loss in row['losses'])}.",
             soft_wrap=True,
         )
 
@@ -110,7 +110,7 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
         accept_rates = [student([100 * row["true_accepts"] for row in reported(records, size, loss).values()]) for size in there]
         plots.band(left, there, accept_rates, color=plots.COLORS[color], label=loss, marker="o")
     for row in (row for row in records if row["kind"] == "untrained"):
-        left.axhline(100 * row["true_accepts"], color="grey", ls=":", label="untrained")
+        left.axhline(100 * as_number(row["true_accepts"]), color="grey", ls=":", label="untrained")
     left.set(ylabel=f"true accepts at {100 * config.false_accept_rate:g}% false ones, %", title=f"{config.identities:,} identities, equal examples")
     plots.size_ticks(left, config.batch_sizes)
     left.legend()

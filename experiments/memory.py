@@ -155,6 +155,7 @@ def _plan(config: Config, task: jb.Task, optimizer, target) -> Record:
         num_devices=config.num_devices,
         budget=config.budget,
         margin=config.margin,
+        evaluation_batch_size=config.evaluation_batch_size,
         frontier=not config.quick,
     )
     options = [{**option._asdict(), "memory": option.memory.total} for option in plan.options]

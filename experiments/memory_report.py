@@ -97,7 +97,7 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
     plots.log_values(axes.xaxis)
     plots.log_values(axes.yaxis)
     axes.set_xlabel("batch size")
-    axes.set_ylabel("memory of a step on each device, GiB" if config.num_devices > 1 else "memory of a training step, GiB")
+    axes.set_ylabel("memory of training on each device, GiB" if config.num_devices > 1 else "memory of training, GiB")
     axes.legend(title="target: largest batch (ring), limit dashed", fontsize=9)
     return plots.save(figure, folder)
 

@@ -139,21 +139,22 @@ def _runs(records: Sequence[Record], **fields: Any) -> list[Record]:
 def best_rate(records: Sequence[Record], arm: Record, measure: str) -> float | None:
     """The rate whose runs have the highest mean of ``measure`` on the held-out part; of equal ones the lowest.
 
-    A rate at which a run diverged is not taken. None if there is no other.
+    A rate at which a run diverged, or has no number, is not taken. None if there is no other.
     """
     by_rate: dict[float, list[Record]] = {}
     for record in _runs(records, part="held_out", **arm):
         by_rate.setdefault(record["learning_rate"], []).append(record)
-    means = {rate: np.mean([row[measure] for row in rows]) for rate, rows in sorted(by_rate.items()) if not any(row["diverged"] for row in rows)}
-    return max(means, key=means.__getitem__) if means else None
+    trained = {rate: rows for rate, rows in sorted(by_rate.items()) if not any(row["diverged"] for row in rows)}
+    means = {rate: np.mean([as_number(row[measure]) for row in rows]) for rate, rows in trained.items()}
+    known = [rate for rate, mean in means.items() if not math.isnan(mean)]
+    return max(known, key=means.__getitem__) if known else None
 
 
 def reported_runs(records: Sequence[Record], arm: Record, rate: float | None) -> dict[int, Record]:
-    """The reported runs of an arm at a rate, by seed; what was measured is NaN where a run diverged."""
+    """The reported runs of an arm at a rate, by seed; what was measured is NaN where a run diverged, and where it was not finite."""
     rows = _runs(records, part="test", learning_rate=rate, **arm)
-    is_measured = lambda name, value: name != "learning_rate" and (value is None or isinstance(value, float))
-    lost = lambda row: {name: math.nan for name, value in row.items() if is_measured(name, value)}
-    return {row["seed"]: row | lost(row) if row["diverged"] else row for row in rows}
+    is_lost = lambda row, name: row[name] is None or (row["diverged"] and name != "learning_rate" and isinstance(row[name], float))
+    return {row["seed"]: row | {name: math.nan for name in row if is_lost(row, name)} for row in rows}
 
 
 def student(values: Sequence[float]) -> Interval:

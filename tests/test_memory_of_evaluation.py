@@ -201,6 +201,9 @@ def test_a_plan_chooses_a_smaller_evaluation_and_says_so():
     assert need(plan.evaluation_batch_size) <= plan.limit < need(plan.evaluation_batch_size + 1)
     roomy = jb.memory_plan(wide_task(), budget="2GiB", **settings)
     assert roomy.evaluation_batch_size is None and "evaluation_batch_size" not in str(roomy) and "an evaluation" in str(roomy)
+    asked = jb.memory_plan(wide_task(), budget="2GiB", evaluation_batch_size=600, **settings)
+    assert asked.evaluation_batch_size == 600 and asked.chosen.memory.evaluation == need(600)
+    assert str(asked).endswith("with evaluation_batch_size=600.")
     with pytest.raises(ValueError, match="evaluating one test example at a time needs"):
         jb.memory_plan(wide_task(), budget=roomy.chosen.memory.step + 1000, **settings)
 

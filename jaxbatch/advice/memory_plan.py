@@ -45,6 +45,7 @@ class MemoryPlan(NamedTuple):
     chosen: Option
     options: tuple[Option, ...]  # in the order of their operations; without ``frontier`` it ends with the chosen one
     evaluation_batch_size: int | None = None  # the test examples at a time, for FitConfig; None: what fit takes by itself fits
+    evaluation_is_cut: bool = False  # whether more test examples at a time do not fit
 
     def __str__(self) -> str:
         return " ".join([self.sentence, *caveats(self.target)])
@@ -60,8 +61,9 @@ class MemoryPlan(NamedTuple):
         needs = f"{each} needs {format_bytes(memory.step)} of {format_bytes(self.limit)}"
         needs += f", an evaluation {format_bytes(memory.evaluation)}" if memory.evaluation else ""
         size = self.evaluation_batch_size
-        smaller = "" if size is None else f" with evaluation_batch_size={size}, because more test examples at a time do not fit"
-        return f"A batch of {self.batch_size:,} fits on {self.target.title} {cut}{extra}: {needs}{smaller}."
+        because = ", because more test examples at a time do not fit" if self.evaluation_is_cut else ""
+        evaluation = "" if size is None else f" with evaluation_batch_size={size}{because}"
+        return f"A batch of {self.batch_size:,} fits on {self.target.title} {cut}{extra}: {needs}{evaluation}."
 
 
 def memory_plan(
@@ -73,17 +75,19 @@ def memory_plan(
     num_devices: int = 1,
     budget: str | float | None = None,
     margin: float = MARGIN,
+    evaluation_batch_size: int | None = None,
     frontier: bool = False,
 ) -> MemoryPlan:
     """The largest microbatch that fits, and, only where not even one example does, which activations to compute again.
 
-    The test set is evaluated with as many examples at a time as :func:`jaxbatch.fit` takes by itself, or, where these do not fit, with the
-    most that do.
+    The test set is evaluated with ``evaluation_batch_size`` examples at a time, or with as many as :func:`jaxbatch.fit` takes by itself;
+    where these do not fit, with the most that do.
 
     Args:
         task, optimizer, target, budget, margin: as :func:`jaxbatch.max_batch_size` takes them.
         batch_size: B, over all devices.
         num_devices: N.
+        evaluation_batch_size: the test examples at a time that are asked for; ``None``: as :func:`jaxbatch.fit` takes by itself.
         frontier: whether to work out all ways to keep activations, not only the first that fits. Larger microbatches may be
             worth more operations.
 
@@ -106,6 +110,7 @@ def memory_plan(
         raise ValueError(f"task={type(task).__name__} must be a jaxbatch.Task: only a task says how its batches can be cut.")
     check_count("batch_size", batch_size)
     check_count("num_devices", num_devices)
+    check_count("evaluation_batch_size", evaluation_batch_size, optional=True)
     (device, limit), share = find_limit(target, budget, margin), -(-batch_size // num_devices)
     settings: dict[str, Any] = {"optimizer": optimizer, "target": device, "num_devices": num_devices, "step_alone": True}
     make_measure(task, **settings)  # raises an error if an argument is wrong, before anything is compiled
@@ -128,32 +133,33 @@ def memory_plan(
     fitting = [option for option in options if option.microbatch_size]
     if not fitting:
         raise ValueError(_no_way(min(options, key=lambda option: option.memory.step).memory, task, device, limit, share))
-    evaluations = _Evaluations(task, optimizer, device, limit)
+    evaluations = _Evaluations(task, optimizer, device, limit, evaluation_batch_size)
     options = [option._replace(memory=evaluations.beside(option)) for option in options]
     chosen = next(option for option in options if option.microbatch_size)
-    asked = chosen.memory.evaluation_batch_size
-    smaller = asked if asked and asked < evaluations.size_by_itself(chosen) else None
-    return MemoryPlan(batch_size, num_devices, device, limit, chosen, tuple(options), smaller)
+    fits = chosen.memory.evaluation_batch_size  # 0 without metrics
+    is_cut = 0 < fits < evaluations.size_for(chosen)
+    needed = fits if is_cut or (fits and evaluation_batch_size is not None) else None
+    return MemoryPlan(batch_size, num_devices, device, limit, chosen, tuple(options), needed, is_cut)
 
 
 class _Evaluations:
-    """The memory of evaluations, of as many test examples at a time as fit takes by itself, or of fewer where these do not fit."""
+    """The memory of evaluations, of as many test examples at a time as are asked for or fit takes by itself, or of fewer where these do not fit."""
 
-    def __init__(self, task: Task, optimizer: Optimizer, target: Target, limit: int):
-        self._task, self._target, self._limit = task, target, limit
+    def __init__(self, task: Task, optimizer: Optimizer, target: Target, limit: int, asked: int | None):
+        self._task, self._target, self._limit, self._asked = task, target, limit, asked
         self._always: Always = always_there(task, optimizer)
         self._need = functools.cache(make_evaluation_memory(task, optimizer, target, {}, self._always))
         if self._always.ordering > limit:
             raise ValueError(f"drawing the order of an epoch {self._missing(self._always.ordering)} Take a part of the data at a time.")
 
-    def size_by_itself(self, option: Option) -> int:
-        """The examples that fit evaluates at a time if it is not told."""
+    def size_for(self, option: Option) -> int:
+        """The examples that fit would evaluate at a time if any number fitted."""
         with compiling_for(self._target.platform):
-            return choose_evaluation_size(self._task, option.microbatch_size if option.accumulation_steps > 1 else None)
+            return choose_evaluation_size(self._task, option.microbatch_size if option.accumulation_steps > 1 else None, self._asked)
 
     def beside(self, option: Option) -> Memory:
         """The memory of an option with its evaluation."""
-        size = self.size_by_itself(option)
+        size = self.size_for(option)
         if self._need(size) > self._limit:
             largest = search_largest(self._need, self._limit, range(1, size), max(1, size // 8), lambda: self._always.total)
             if largest == 0:
