@@ -15,6 +15,7 @@ import jaxbatch as jb
 from jaxbatch.layers import ConvBatchNorm
 from jaxbatch.training.devices import AXIS
 from tests.conftest import make_problem
+from tests.test_stream_parts import FAULTS, fault_on_two_devices
 
 loss_fn, params, data = make_problem(24)
 metrics_fn = lambda p, batch: {"loss": loss_fn(p, batch), "accuracy": loss_fn(p, batch)}
@@ -125,6 +126,9 @@ for method in ("jit", "pmap"):
         last(weighted, 8, num_devices=2, parallel=method)
     except ValueError as error:
         found[f"refused weights {method}"] = 0.0 if "prepare changes an example with the others" in str(error) else 1.0
+for method in ("jit", "pmap"):
+    for name, (_, message) in FAULTS.items():
+        found[f"a stream {name} {method}"] = fault_on_two_devices(name, message, method)
 print(json.dumps(found))
 """
 
@@ -159,6 +163,11 @@ def test_a_split_step_is_that_of_one_device_that_has_the_batch(found):
 def test_a_loss_may_use_the_axis_in_parts_too(found):
     errors = {key: value for key, value in found.items() if key.startswith("a collective")}
     assert len(errors) == 2 and max(errors.values()) < 1e-5, errors
+
+
+def test_a_wrong_stream_is_one_line_on_several_devices_too(found):
+    errors = {key: value for key, value in found.items() if key.startswith("a stream")}
+    assert len(errors) == 2 * 13 and max(errors.values()) == 0, errors
 
 
 def test_a_schedule_and_refusals(found):

@@ -24,6 +24,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as Spec
 from jaxtyping import Bool, Int32, PyTree
 
+from jaxbatch.data.stream_parts import checked_parts
 from jaxbatch.data.streaming import prefetch
 from jaxbatch.data.streams import Stream
 from jaxbatch.machine.cross_compiling import AXIS  # the axis name for collective operations inside a step
@@ -96,8 +97,8 @@ def decode_parts(stream: Stream, cut: Callable[[], Iterator], seed_epoch: tuple[
         examples = jax.tree.map(lambda leaf: leaf.reshape(*shares.shape, *leaf.shape[1:]), examples)
         return length, deal(None, None, examples, shares, mask)[2:]
 
-    flat = (shares.reshape(-1) for _, shares, _ in cut())
-    yield from prefetch(zip(stream.parts(flat, seed_epoch), cut(), strict=True), put=put)
+    flat = lambda: (shares.reshape(-1) for _, shares, _ in cut())
+    yield from prefetch(zip(checked_parts(stream, flat, seed_epoch), cut(), strict=True), put=put)
 
 
 def provide_devices(count: int) -> None:
