@@ -28,16 +28,16 @@ from typing import Literal
 from rich.console import Console
 
 from experiments import adabatch_report
-from experiments.adabatch_arms import make_fit_config, make_schedule
+from experiments.adabatch_arms import make_fit_config, sizes_of
 from experiments.adabatch_tasks import Tasks, load, network_tasks, text_tasks, user_tasks
 from experiments.command_line import for_quick
 from experiments.optimizers import OptimizerFlags, fill_optimizer, kind_of
+from experiments.periods import read_period
 from experiments.study import TaskConfig, check_positive, open_study, run_study, show_results
 from experiments.study_task import DEEP, has_text
 from experiments.training import train_into
 from jaxbatch.results.records import RunFolder
 from jaxbatch.results.report import progress_bar
-from jaxbatch.schedules.batch_sizes import count_steps
 from jaxbatch.training.devices import provide_devices
 
 OTHER_SEED = 1000  # for the runs that choose the rate of (d)
@@ -55,8 +55,8 @@ class Config(OptimizerFlags, TaskConfig):
     optimizer, as my_optimizer.py:make_optimizer. Default: adamw for texts, momentum for the others."""
     epochs: int | None = None
     """Passes over the training set. Default: 100 for CIFAR, 25 for the others."""
-    every: int | None = None
-    """Epochs between changes of batch and rate. Default: a fifth of all epochs."""
+    every: str | None = None
+    """Duration between changes of batch and rate: a number of epochs, or as "1e6 examples" or "1e9 tokens". Default: a fifth of all epochs."""
     batch_size: int | None = None
     """Batch size of (a), and of (b) at the start. Default: 16 for digits, 256 for alexnet, else 128."""
     max_batch_size: int | None = None
@@ -127,14 +127,14 @@ def shrink(config: Config) -> Config:
     return dataclasses.replace(config, **{name: value for name, value in wanted.items() if getattr(config, name) is None})
 
 
-def resolve(config: Config, num_examples: int) -> Config:
+def resolve(config: Config, num_examples: int, tokens_per_example: int | None = None) -> Config:
     """Fills in what depends on the data set and the network, shrinks for --quick, and checks."""
     is_cifar, is_text = config.dataset.startswith("cifar"), has_text(config)
     config, (rate, rates) = shorten(config), usual_rates(config)
     config = fill_optimizer(dataclasses.replace(config, optimizer=config.optimizer or ("adamw" if is_text else "momentum")))
     rate = rate if config.learning_rate is None else config.learning_rate
     config = dataclasses.replace(config, learning_rate=rate, tuned_rates=config.tuned_rates or rates)
-    check_positive(config, "epochs", "every", "batch_size", "max_batch_size", "learning_rate", "tuned_rates", "seeds", "rounds", "decay")
+    check_positive(config, "epochs", "batch_size", "max_batch_size", "learning_rate", "tuned_rates", "seeds", "rounds", "decay")
     if not config.warmup_epochs >= 0:
         raise ValueError(f"--warmup-epochs {config.warmup_epochs} must be at least 0.")
     epochs = config.epochs or (100 if is_cifar else 25)
@@ -145,22 +145,22 @@ def resolve(config: Config, num_examples: int) -> Config:
     config = dataclasses.replace(
         config,
         epochs=epochs,
-        every=config.every or max(1, epochs // 5),
+        every=read_period(max(1, epochs // 5) if config.every is None else config.every),
         batch_size=start,
         max_batch_size=config.max_batch_size or max(start, min(16 * start, num_examples // 2)),
         augment=is_cifar if config.augment is None else config.augment,
         devices=tuple(sorted({1, *config.devices})),
     )
     for arm in ("adaptive", "large"):
-        count_steps(make_schedule(config, arm), num_examples, config.epochs)  # raises if a batch is too large
-    count_steps(make_schedule(config, "small"), num_examples - num_examples // 6, config.epochs)  # the runs that choose for (d)
+        sizes_of(config, arm, num_examples, tokens_per_example)  # raises if a batch is too large
+    sizes_of(config, "small", num_examples - num_examples // 6, tokens_per_example)  # the runs that choose for (d)
     return config
 
 
 def measure_costs(tasks: Tasks, config: Config, run: RunFolder) -> None:
     """Times forward and backward passes at every batch size that an arm has, on its number of devices."""
-    sizes = {arm: {make_schedule(config, arm)(epoch) for epoch in range(config.epochs)} for arm in ("adaptive", "large")}
-    sizes = {count: sorted(sizes["adaptive"] | (sizes["large"] if count == 1 else set())) for count in config.devices}
+    of_arm = lambda arm: set(sizes_of(config, arm, tasks.whole.num_examples, tasks.whole.tokens_per_example))
+    sizes = {count: sorted(of_arm("adaptive") | (of_arm("large") if count == 1 else set())) for count in config.devices}
     known = {(record["round"], record["devices"], record["batch_size"]) for record in run.find(kind="cost")}
     if len(known) < config.rounds * sum(map(len, sizes.values())):
         for record in tasks.cost(sizes, config.rounds):
@@ -187,7 +187,7 @@ def measure(config: Config, tasks: Tasks, run: RunFolder, console: Console) -> N
                         run.append(record | {"arm": arm})
                 return show(config.epochs)
             used = tasks.choosing if arm == "tune" else tasks.over_devices if adabatch_report.devices_of(arm) > 1 else tasks.whole
-            fit_config = make_fit_config(config, arm, rate, seed, used.num_examples)
+            fit_config = make_fit_config(config, arm, rate, seed, used.num_examples, used.tokens_per_example)
             key_fields = {"arm": arm, "learning_rate": rate, "seed": seed}
             train_into(run, used, fit_config, key_fields, show, judged_on="validation" if arm == "tune" else "test")
 
@@ -207,7 +207,7 @@ def study(config: Config, console: Console) -> None:
     provide_devices(max(config.devices, default=1))
     if config.task or has_text(config):
         tasks = user_tasks(config) if config.task else text_tasks(config)
-        config = resolve(config, tasks.whole.num_examples)
+        config = resolve(config, tasks.whole.num_examples, tasks.whole.tokens_per_example)
     else:
         config = shrink(shorten(config))
         dataset = load(config)

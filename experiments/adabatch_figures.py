@@ -100,7 +100,7 @@ def _draw_epochs(axes, run: Run, key: str) -> None:
     for (arm, name), color, dash in zip(about["arms"].items(), plots.COLORS, STYLES, strict=False):
         table = run.arrays[f"{arm}_loss"] if key == "loss" else 100 * (1 - run.arrays[f"{arm}_test_accuracy"])
         plots.band(axes, epochs, [interval(column) for column in table.T], color=color, ls=dash, label=name)
-    for change in range(about["every"], about["epochs"], about["every"]):
+    for change in range(about["every"], about["epochs"], about["every"]) if isinstance(about["every"], int) else ():
         axes.axvline(change + 0.5, color="grey", lw=0.6, ls=":")
     axes.set(xlabel="epoch", ylabel="training loss" if key == "loss" else "test error, %")
     axes.legend(fontsize=8)

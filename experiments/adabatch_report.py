@@ -100,7 +100,8 @@ def cost_seconds(config, records: Sequence[Record], arm: str, part: str) -> Floa
     before = 0
     rows = [record for record in records if record["kind"] == "epoch" and record["arm"] == arm]
     for record in sorted((row for row in rows if row["seed"] == 0), key=lambda row: row["epoch"]):
-        steps[record["batch_size"]] = steps.get(record["batch_size"], 0) + record["updates"] - before
+        for size, count in record.get("updates_by_size", {record["batch_size"]: record["updates"] - before}).items():
+            steps[int(size)] = steps.get(int(size), 0) + count
         before = record["updates"]
     return np.array([sum(count * rounds[number][size] for size, count in steps.items()) / 1e3 for number in sorted(rounds)])
 
@@ -223,7 +224,7 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
         for axes, table in ((left, table_of(config, records, arm, "loss")), (middle, errors(config, records, arm))):
             plots.band(axes, epochs, [interval(table[:, n]) for n in range(config.epochs)], color=color, ls=dash, label=name)
     for axes in (left, middle):
-        for change in range(config.every, config.epochs, config.every):
+        for change in range(config.every, config.epochs, config.every) if isinstance(config.every, int) else ():
             axes.axvline(change + 0.5, color="grey", lw=0.6, ls=":")
         axes.set(xlabel="epoch")
     left.set(ylabel="training loss", title="Loss")

@@ -28,7 +28,7 @@ from experiments.study import StudyConfig, check_positive, open_study, run_study
 from experiments.training import train_into
 from jaxbatch.results.records import RunFolder
 from jaxbatch.results.report import progress_bar
-from jaxbatch.schedules.batch_sizes import count_steps
+from jaxbatch.schedules.stretches import count_steps
 from jaxbatch.training.devices import provide_devices
 from jaxbatch.training.tasks import Task
 

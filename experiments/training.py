@@ -1,5 +1,8 @@
 """Runs that a study records epoch by epoch and continues where it was stopped."""
 
+import json
+import math
+import pathlib
 import shutil
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +19,8 @@ def train_into(
 ) -> None:
     """Trains and writes one record per epoch, unless the run folder already has all of them.
 
+    An epoch in which the batch size changes has ``updates_by_size`` too, with the updates at each size; its ``batch_size`` is the last one.
+
     Args:
         run: where the records go; the state is kept beside them until the last epoch.
         task: what to train.
@@ -31,14 +36,55 @@ def train_into(
         show(total)
         return
     folder = run.path / "in_flight" / "_".join(f"{value:g}" if isinstance(value, float) else str(value) for value in identity.values())
-    before = 0
+    before, beside = 0, folder.parent / f"{folder.name}.json"
     for record in jb.fit_with_checkpoints(task, config, folder):
-        epoch = round(record["epoch"])
+        epoch = math.ceil(record["epoch"])
+        kept = {name: record[name] for name in KEPT}
+        kept |= {name.replace("test_", f"{judged_on}_", 1): value for name, value in record.items() if name.startswith("test_")}
+        parts = [part for part in _read_parts(beside, epoch) if part["updates"] < record["updates"]] + [kept]
+        if record["epoch"] < epoch and not record["diverged"]:  # the batch size has changed within the epoch
+            beside.write_text(json.dumps({"epoch": epoch, "parts": parts}), encoding="utf-8")
+            continue
         if epoch not in known:
-            kept = {name: record[name] for name in KEPT}
-            kept |= {name.replace("test_", f"{judged_on}_", 1): value for name, value in record.items() if name.startswith("test_")}
-            run.append({"kind": "epoch", **identity, "epoch": epoch} | kept)
-        show(epoch - before, examples_per_second=task.num_examples / record["train_seconds"])
+            first = max((row["updates"] for row in run.find(kind="epoch", **identity) if row["epoch"] < epoch), default=0)
+            run.append({"kind": "epoch", **identity, "epoch": epoch} | join_parts(parts, first))
+        show(epoch - before, examples_per_second=task.num_examples / sum(part["train_seconds"] for part in parts))
         before = epoch
     show(total - before)  # the epochs that a diverged run leaves out
     shutil.rmtree(folder, ignore_errors=True)
+    beside.unlink(missing_ok=True)
+
+
+def join_parts(parts: list[dict[str, Any]], updates: int) -> dict[str, Any]:
+    """One record of an epoch from those of its parts, of which each has one batch size.
+
+    Args:
+        parts: records in order.
+        updates: those before the epoch.
+
+    Example:
+        >>> part = {"diverged": False, "train_seconds": 1.0, "compile_seconds": 0.0, "stall_seconds": 0.0}
+        >>> small, large = part | {"batch_size": 2, "updates": 13, "loss": 4.0}, part | {"batch_size": 4, "updates": 14, "loss": 8.0}
+        >>> epoch = join_parts([small, large], 10)
+        >>> epoch["loss"], epoch["train_seconds"], epoch["batch_size"], epoch["updates_by_size"]
+        (5.0, 2.0, 4, {'2': 3, '4': 1})
+    """
+    if len(parts) == 1:
+        return parts[0]
+    ends = [updates, *(part["updates"] for part in parts)]
+    counts = [end - start for start, end in zip(ends, ends[1:])]
+    summed = {name: sum(part[name] for part in parts) for name in ("train_seconds", "compile_seconds", "stall_seconds")}
+    loss = sum(part["loss"] * count for part, count in zip(parts, counts, strict=True)) / sum(counts)
+    by_size: dict[str, int] = {}
+    for part, count in zip(parts, counts, strict=True):
+        by_size[str(part["batch_size"])] = by_size.get(str(part["batch_size"]), 0) + count
+    return parts[-1] | summed | {"loss": loss, "updates_by_size": by_size}
+
+
+def _read_parts(file: pathlib.Path, epoch: int) -> list[dict[str, Any]]:
+    """The parts of an epoch that an earlier call, too, may have trained."""
+    try:
+        written = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # there is none, or it was not completely written
+        return []
+    return written["parts"] if written["epoch"] == epoch else []

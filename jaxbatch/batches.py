@@ -6,13 +6,14 @@ Axes: N examples in the data set, S batches, B examples in a batch.
 
 import math
 from fractions import Fraction
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Int32
 
+Unit = Literal["steps", "examples", "epochs", "tokens"]
 Partial = Literal["drop", "pad"]  # what becomes of a last batch that is not full: left out, or filled up with masked slots
 _ORDER = 0x6F726465  # "orde" in ASCII: makes the keys of shuffling differ from the keys of init and dropout
 
@@ -28,7 +29,7 @@ class Duration(NamedTuple):
     """A length of training with its unit. Make one with :func:`steps`, :func:`examples`, :func:`epochs`, :func:`tokens`."""
 
     amount: int | float
-    unit: Literal["steps", "examples", "epochs", "tokens"]
+    unit: Unit
 
 
 def steps(amount: int | float | np.number) -> Duration:
@@ -145,7 +146,7 @@ def check_duration(duration: Any) -> None:
     """Raises a ValueError for a bare number, and for a :class:`Duration` whose amount or unit makes no sense."""
     if not isinstance(duration, Duration):
         raise ValueError(f"duration={duration!r} has no unit. Use steps(n), examples(n) or epochs(n).")
-    if duration.unit not in ("steps", "examples", "epochs", "tokens"):
+    if duration.unit not in get_args(Unit):
         raise ValueError(f"duration's unit={duration.unit!r} must be 'steps', 'examples', 'epochs' or 'tokens'.")
     _duration(*duration)
 
@@ -228,10 +229,8 @@ def _check_sizes(num_examples: int, batch_size: int, partial: Partial) -> None:
     if partial not in ("drop", "pad"):
         raise ValueError(f"partial={partial!r} must be 'drop' or 'pad'.")
     if partial == "drop" and batch_size > num_examples:
-        raise ValueError(
-            f"batch_size={batch_size} is larger than the data set (num_examples={num_examples}), so every batch "
-            "would be dropped. Take a smaller batch."
-        )
+        dropped = "so every batch would be dropped. Take a smaller batch."
+        raise ValueError(f"batch_size={batch_size} is larger than the data set (num_examples={num_examples}), {dropped}")
 
 
 def even_part(batch_size: int, at_most: int) -> int:

@@ -1,7 +1,8 @@
 """How fast jaxbatch is, side by side with what a user would use instead, in one run on one machine.
 
     python scripts/bench.py train       a training step of SimpleCNN by batch size, against PyTorch eager
-    python scripts/bench.py split       K updates from one batch, against a plain step and PyTorch's ways
+    python scripts/bench.py updates     an update of SimpleCNN by batch size, from 1 to 65,536
+    python scripts/bench.py split       K updates from one batch, against a plain step and PyTorch's ways; also with the parameters as one vector
     python scripts/bench.py gradients   a gradient for each example, against torch.func and opacus
     python scripts/bench.py coupled     a contrastive loss and a softmax over many classes in parts, against whole
     python scripts/bench.py layers      convolutions one by one, against XLA's own and PyTorch's

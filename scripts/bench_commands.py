@@ -12,6 +12,7 @@ import bench_layers
 import bench_noise
 import bench_startup
 import bench_training
+import bench_updates
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,18 @@ class Train(Bench):
 
     def run(self):
         return bench_training.train(self.rounds, self.batch_sizes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Updates(Bench):
+    """An update of SimpleCNN by batch size, as jaxbatch.advise times it."""
+
+    rounds: int = 10
+    batch_sizes: tuple[int, ...] = (1, 4, 16, 64, 256, 1024, 4096, 16_384, 65_536)
+    """Batch sizes; the data set has as many images as the largest."""
+
+    def run(self):
+        return bench_updates.updates(self.rounds, self.batch_sizes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,4 +243,4 @@ class Before(Bench):
         return bench_before.before(self.rounds, self.checkout, self.batch_sizes, self.models)
 
 
-Command = Train | Split | Gradients | Coupled | Layers | Adabatch | Language | Noise | Huge | Sweep | Ladder | Target | Startup | Before
+Command = Train | Updates | Split | Gradients | Coupled | Layers | Adabatch | Language | Noise | Huge | Sweep | Ladder | Target | Startup | Before

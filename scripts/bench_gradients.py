@@ -2,6 +2,7 @@
 
 import jax
 import optax
+from jax.flatten_util import ravel_pytree
 from side_by_side import IN_A_ROW, MOMENTUM, RATE, in_a_row, make_rows, random_task, start_peer, time_contenders
 from torch_peer import is_installed
 
@@ -12,7 +13,11 @@ from jaxbatch.training.steps import init_state
 
 
 def split(rounds: int, batch_size: int, num_groups: int) -> list[dict]:
-    """Compares a split step with a plain step, the naive way in JAX, and PyTorch's ways."""
+    """Compares a split step with a plain step, the naive way in JAX, and PyTorch's ways; and the same step with its parameters as one vector.
+
+    An update of a tree is a small program for each leaf, which counts where a device is idle between them. The vector's rows have it as
+    ``ours``, with the step on the tree among its peers.
+    """
     check_num_groups(num_groups, batch_size)
     task, optimizer = random_task(jb.SimpleCNN(), batch_size), optax.sgd(RATE, MOMENTUM)
     params = init_state(task, optimizer, 0).params
@@ -20,10 +25,16 @@ def split(rounds: int, batch_size: int, num_groups: int) -> list[dict]:
     plain = jb.split_backward(task.loss_fn, optimizer, 1, microbatch_size=task.examples_at_a_time)
     ours = jb.split_backward(task.loss_fn, optimizer, num_groups, microbatch_size=task.examples_at_a_time)
     naive = make_masked_step(task.loss_fn, optimizer, num_groups)
+    vector, unravel = ravel_pytree(params)
+    of_vector = jb.split_backward(
+        lambda vector, batch: task.loss_fn(unravel(vector), batch), optimizer, num_groups, microbatch_size=task.examples_at_a_time
+    )
+    vector_arguments = (vector, optimizer.init(vector), task.train_data)
     contenders = {
         "ours": lambda: ours(*arguments),
         "plain step": lambda: plain(*arguments),
         "naive: masked cotangents": lambda: naive(*arguments),
+        "parameters as one vector": lambda: of_vector(*vector_arguments),
     }
     peer = start_peer(task, params, "SimpleCNN", batch_size, num_groups)
     if peer:
@@ -33,6 +44,8 @@ def split(rounds: int, batch_size: int, num_groups: int) -> list[dict]:
     memory["param_bytes"] = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     times = time_contenders(in_a_row(contenders), rounds, peer)
     rows = make_rows("split", "simple_cnn", batch_size, num_groups, times, per=IN_A_ROW)
+    swapped = [{"ours": one["parameters as one vector"], "plain step": one["plain step"], "parameters as a tree": one["ours"]} for one in times]
+    rows += make_rows("split", "simple_cnn, one vector", batch_size, num_groups, swapped, per=IN_A_ROW)
     return [row | memory for row in rows] + gradients(rounds, batch_size)
 
 

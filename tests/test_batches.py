@@ -184,14 +184,14 @@ def test_the_even_part_is_the_one_that_a_search_through_all_finds():
 
 def test_a_plan_of_many_epochs_works_one_of_them_out(monkeypatch):
     looks = 0
-    plain = plans._batches_to
+    plain = plans.batches_to
 
     def counted(*arguments):
         nonlocal looks
         looks += 1
         return plain(*arguments)
 
-    monkeypatch.setattr(plans, "_batches_to", counted)
+    monkeypatch.setattr(plans, "batches_to", counted)
     config = FitConfig(None, 4, jb.steps(20_000), evaluations_per_epoch=4)
     plan = plan_segments(config, 21)
     assert len(plan) == 4 * 4000 and sum(segment.num_batches for segment in plan) == 20_000

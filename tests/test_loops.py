@@ -8,7 +8,8 @@ import pytest
 
 import jaxbatch as jb
 from jaxbatch.training import evaluation, loops
-from jaxbatch.training.loops import compile_epoch_in_pieces
+from jaxbatch.training.devices import AXIS, put_once
+from jaxbatch.training.loops import compile_epoch, compile_epoch_in_pieces
 from tests.conftest import make_problem
 from tests.test_gradients import assert_close
 from tests.test_moments import batch_norm_task
@@ -176,3 +177,33 @@ def test_accumulation_with_running_moments(way):
         np.testing.assert_allclose(loss, seen, rtol=1e-5)
     assert_close(found.params, expected.params, rtol=1e-4, atol=1e-6)
     assert_close(found.model_state, expected.model_state, rtol=1e-4, atol=1e-6)
+
+
+def changed_losses(kind, num_devices):
+    """The losses of two epochs between which the data are changed: in place, by another array in the same list, or not at all."""
+    data = [np.arange(4.0, dtype=np.float32)] if kind == "numpy" else [jnp.arange(4.0)]
+    step = jb.make_train_step(lambda w, batch: (batch[0] - w) ** 2, optax.sgd(0.0), 4, axis=AXIS if num_devices > 1 else None)
+    start = lambda: jb.TrainState(jnp.array(0.0), optax.sgd(0.0).init(0.0), jnp.array(0))
+    run = compile_epoch(step, start(), data, 1, 4, devices=jax.devices()[:num_devices])
+    losses = []
+    for _ in range(2):
+        losses.append(float(run(start(), data, np.arange(4)[None])[1][0]))
+        if kind == "numpy":
+            data[0] += 10
+        elif kind == "list":
+            data[0] = data[0] + 10
+    return losses
+
+
+def test_data_that_were_changed_since_the_last_call_are_the_new_ones():  # on several devices: test_parallel.py
+    assert changed_losses("numpy", 1) == changed_losses("list", 1) == [3.5, 133.5]
+
+
+def test_arrays_of_jax_are_moved_to_the_devices_once():
+    puts = []
+    once = put_once(lambda tree: puts.append(0) or jax.device_put(tree))
+    data = (jnp.ones(2), jnp.zeros(2))
+    assert once(data) is once((data[0], data[1])) and len(puts) == 1
+    for other in ((data[1], data[0]), [data[0], data[1]], (data[0],), (data[0], np.zeros(2)), (data[0], np.zeros(2)), data):
+        once(other)
+    assert len(puts) == 7

@@ -15,6 +15,8 @@ import jaxbatch as jb
 from jaxbatch.layers import ConvBatchNorm
 from jaxbatch.training.devices import AXIS
 from tests.conftest import make_problem
+from tests.test_loops import changed_losses
+from tests.test_stream_parts import FAULTS, fault_on_two_devices
 
 loss_fn, params, data = make_problem(24)
 metrics_fn = lambda p, batch: {"loss": loss_fn(p, batch), "accuracy": loss_fn(p, batch)}
@@ -125,6 +127,12 @@ for method in ("jit", "pmap"):
         last(weighted, 8, num_devices=2, parallel=method)
     except ValueError as error:
         found[f"refused weights {method}"] = 0.0 if "prepare changes an example with the others" in str(error) else 1.0
+for method in ("jit", "pmap"):
+    for name, (_, message) in FAULTS.items():
+        found[f"a stream {name} {method}"] = fault_on_two_devices(name, message, method)
+for kind in ("numpy", "list", "jax"):
+    losses = [changed_losses(kind, count) for count in (1, 2)]
+    found[f"changed data {kind}"] = float(np.abs(np.array(losses) - ([3.5, 3.5] if kind == "jax" else [3.5, 133.5])).max())
 print(json.dumps(found))
 """
 
@@ -159,6 +167,16 @@ def test_a_split_step_is_that_of_one_device_that_has_the_batch(found):
 def test_a_loss_may_use_the_axis_in_parts_too(found):
     errors = {key: value for key, value in found.items() if key.startswith("a collective")}
     assert len(errors) == 2 and max(errors.values()) < 1e-5, errors
+
+
+def test_a_wrong_stream_is_one_line_on_several_devices_too(found):
+    errors = {key: value for key, value in found.items() if key.startswith("a stream")}
+    assert len(errors) == 2 * 13 and max(errors.values()) == 0, errors
+
+
+def test_data_that_were_changed_since_the_last_call_are_the_new_ones(found):
+    errors = {key: value for key, value in found.items() if key.startswith("changed data")}
+    assert len(errors) == 3 and max(errors.values()) < 1e-4, errors
 
 
 def test_a_schedule_and_refusals(found):

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxbatch as jb
-from jaxbatch.schedules.batch_sizes import as_schedule, count_steps
+from jaxbatch.schedules.batch_sizes import as_schedule
+from jaxbatch.schedules.stretches import count_steps
 from tests.test_train import task  # noqa: F401 (a fixture)
 
 ADAPTIVE = jb.adabatch_schedule(batch_size=128, growth=2, every=20, max_batch_size=2048)
@@ -210,7 +211,7 @@ def test_refusals(make, message):
 
 def test_a_schedule_that_outgrows_the_data_ends_before_it_trains(task):
     config = jb.FitConfig(optax.sgd(0.1), jb.adabatch_schedule(batch_size=8, growth=4, every=1), jb.epochs(3))
-    with pytest.raises(ValueError, match="batch_size=32 is larger than the data set"):
+    with pytest.raises(ValueError, match="batch_size=32 at epoch 1 is larger than the data set"):
         next(jb.fit(task, config))
 
 

@@ -86,10 +86,12 @@ def test_learning_rates_on_a_text(small_texts, tmp_path, capsys):
 
 
 def test_a_growing_batch_on_a_text(small_texts, tmp_path, capsys):
-    flags = ["--batch-size", "8", "--max-batch-size", "16", "--epochs", "2", "--every", "1", "--seeds", "1", "--rounds", "1"]
+    flags = ["--batch-size", "8", "--max-batch-size", "16", "--epochs", "2", "--every", "2048 tokens", "--seeds", "1", "--rounds", "1"]
     records = records_of(adabatch, [*flags, "--learning-rate", "0.01", "--tuned-rates", "0.01"], tmp_path)
     ends = {record["arm"]: record for record in records if record["kind"] == "epoch" and record["epoch"] == 2}
     assert {arm: end["batch_size"] for arm, end in ends.items()} == {"tune": 8, "small": 8, "adaptive": 16, "large": 16, "tuned": 8}
+    (first,) = (record for record in records if record.get("arm") == "adaptive" and record.get("epoch") == 1)
+    assert first["updates_by_size"] == {"8": 4, "16": 2}  # a half of 64 sequences of 64 tokens each
     assert all(3 < end["test_bits_per_token"] < 4.9 for arm, end in ends.items() if arm != "tune")
     assert ends["tune"]["validation_bits_per_token"] != ends["small"]["test_bits_per_token"]  # other parts of the text
     told = capsys.readouterr().out

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxbatch.advice.throughput import Throughput, check_sizes, fit_throughput, predicted_throughput
 from jaxbatch.batches import epoch_order
+from jaxbatch.data.stream_parts import checked_parts
 from jaxbatch.data.streams import Stream, is_stream
 from jaxbatch.gradients.updates import Optimizer, check_optimizer
 from jaxbatch.machine.timing import timed_rounds
@@ -150,7 +151,7 @@ class _Ready:
     def parts(self, indices, seed_epoch=(0, 0)):
         for part in indices:
             if len(part) not in self._parts:
-                (self._parts[len(part)],) = self._stream.parts([part], seed_epoch)
+                (self._parts[len(part)],) = checked_parts(self._stream, lambda part=part: [part], seed_epoch)
             yield self._parts[len(part)]
 
 

@@ -11,7 +11,8 @@ where :math:`\delta` is the rate's own decay at each change. If rounding or a ca
 size, the rate falls by the same factor, so that the effective rate is exact.
 
 Epochs are counted from 0. The number of updates in an epoch falls as the batch grows. So every rate is defined by the
-position in the run, in epochs, and looked up by update step.
+position in the run, in epochs, and looked up by update step. Changes of the schedule are counted in integers. The position is a float32,
+which tells one update from the next up to a few million updates.
 """
 
 import math
@@ -23,7 +24,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxbatch.batches import Duration, in_examples
-from jaxbatch.schedules.batch_sizes import BatchSizeSchedule, as_schedule, count_steps, is_finite
+from jaxbatch.schedules.batch_sizes import BatchSizeSchedule, as_schedule, is_finite
+from jaxbatch.schedules.stretches import Stretch, counted_in_examples, stretches_of_epochs
 from jaxbatch.states import is_known
 
 Rule = Literal["linear", "sqrt", "none"]
@@ -42,20 +44,22 @@ def coupled_learning_rate(
     warmup: Duration | None = None,
     warmup_init: Number = 0.0,
     num_groups: int | None = None,
+    tokens_per_example: int | None = None,
 ) -> Callable[[Int[Array, ""] | int], Float[Array, ""]]:
     r"""The learning rate that goes with a batch-size schedule, as an optax schedule over update steps.
 
     Args:
-        schedule: the batch sizes; a number stands for a size that never changes.
+        schedule: the batch sizes; a number stands for a size that never changes. Its changes may come within an epoch.
         init: the rate at the start. As every number of this module it may be traced, as by :func:`jaxbatch.sweep`; then it is not checked.
         decay: the factor of the rate at each change, besides the factor that a cap or rounding of the batch causes. AdaBatch's
             adaptive arm uses 0.75, with growth 2; its fixed arm uses 0.375, with growth 1.
         num_examples: the size of the training set. It gives the number of updates in an epoch; partial batches are dropped.
         num_epochs: the length of the run. Later steps have the last epoch's rate.
         shape: a further factor, a function of the position in the run in epochs, such as :func:`cosine` or :func:`cyclic`.
-        warmup: the length of a linear rise, in ``steps``, ``examples`` or ``epochs``, up to the rate without a warmup.
+        warmup: the length of a linear rise, in ``steps``, ``examples``, ``tokens`` or ``epochs``, up to the rate without a warmup.
         warmup_init: the rate at which the rise starts.
         num_groups: K, as in :class:`jaxbatch.FitConfig`. Then a batch makes K updates, all at the rate of the batch.
+        tokens_per_example: as in :class:`jaxbatch.Task`, for a schedule or a warmup in tokens.
 
     Returns:
         ``count -> rate``, usable inside jit; ``count`` is the optimizer's number of updates so far.
@@ -83,46 +87,49 @@ def coupled_learning_rate(
         raise ValueError(f"num_epochs={num_epochs} must be at least 1.")
     if num_groups is not None and num_groups < 1:
         raise ValueError(f"num_groups={num_groups} must be at least 1.")
-    schedule = as_schedule(schedule)
-    ladder = count_steps(schedule, num_examples, num_epochs)
-    rates = init * _scales(schedule, decay, init, num_epochs)
+    sizes_of_run: BatchSizeSchedule = counted_in_examples(as_schedule(schedule), tokens_per_example)
+    cut = stretches_of_epochs(sizes_of_run, num_examples, num_epochs)
+    rates = init * _scales(sizes_of_run, decay, init, cut)
     most = np.iinfo(np.int32).max  # what an optimizer counts to
-    starts, lengths = (np.minimum(counts, most).astype(np.int32) for counts in (np.cumsum([0, *ladder])[:-1], ladder))
-    sizes = np.array([schedule(e) for e in range(num_epochs)], np.float32)
-    seen = np.cumsum([0, *(count * schedule(e) for e, count in enumerate(ladder))])[:-1].astype(np.float32)
+    counts = lambda numbers: np.minimum(list(numbers), most).astype(np.int32)
+    starts, lengths = counts(one.start.batches for one in cut), counts(one.num_batches for one in cut)
+    of_epoch = counts(one.per_epoch for one in cut)
+    positions = np.array([one.start.epoch + one.start.offset / (one.per_epoch * one.batch_size) for one in cut], np.float32)  # in epochs
+    sizes, seen = (np.array(numbers, np.float32) for numbers in ([one.batch_size for one in cut], [one.start.examples for one in cut]))
     if warmup is not None:
-        warmup = in_examples(warmup, None)
+        warmup = in_examples(warmup, tokens_per_example)
 
     def rate(count):
         count = jnp.asarray(count) // (num_groups or 1)  # batches from here on
-        epoch = jnp.clip(jnp.searchsorted(jnp.asarray(starts), count, side="right") - 1, 0, num_epochs - 1)
-        within = jnp.minimum(count - jnp.asarray(starts)[epoch], jnp.asarray(lengths)[epoch])
-        within, length = (jnp.asarray(n, jnp.float32) for n in (within, jnp.asarray(lengths)[epoch]))
-        position = jnp.asarray(epoch, jnp.float32) + within / length
-        value = jnp.asarray(rates, jnp.float32)[epoch]
+        part = jnp.clip(jnp.searchsorted(jnp.asarray(starts), count, side="right") - 1, 0, len(cut) - 1)
+        of_part = lambda numbers: jnp.asarray(numbers, jnp.float32)[part]
+        within = jnp.asarray(jnp.minimum(count - jnp.asarray(starts)[part], jnp.asarray(lengths)[part]), jnp.float32)
+        position = of_part(positions) + within / of_part(of_epoch)
+        value = of_part(rates)
         if shape is not None:
             value = value * shape(position)
         if warmup is not None and warmup.amount > 0:
-            examples = jnp.asarray(seen)[epoch] + within * jnp.asarray(sizes)[epoch]
+            examples = of_part(seen) + within * of_part(sizes)
             done = {"steps": jnp.asarray(count, jnp.float32), "examples": examples, "epochs": position}[warmup.unit]
-            part = jnp.clip(done / float(warmup.amount), 0.0, 1.0)
-            value = jnp.where(part < 1, warmup_init + part * (value - warmup_init), value)
+            part_done = jnp.clip(done / float(warmup.amount), 0.0, 1.0)
+            value = jnp.where(part_done < 1, warmup_init + part_done * (value - warmup_init), value)
         return value
 
     return rate
 
 
-def _scales(schedule: BatchSizeSchedule, decay: Any, init: Any, num_epochs: int) -> Float[np.ndarray, "epochs"] | Float[Array, "epochs"]:
-    """The factor of ``init`` in each epoch, computed with logarithms, because decay and growth alone may overflow."""
-    log_nominal = schedule.log_nominal or (lambda epoch: math.log(schedule.nominal(epoch)))
+def _scales(schedule: BatchSizeSchedule, decay: Any, init: Any, cut: list[Stretch]) -> Float[np.ndarray, "stretches"] | Float[Array, "stretches"]:
+    """The factor of ``init`` in each stretch, computed with logarithms, because decay and growth alone may overflow."""
+    log_nominal = schedule.log_nominal or (lambda position: math.log(schedule.nominal(position)))
     log_decay: Any = math.log(decay) if is_known(decay) else jnp.log(decay)
-    logs: Any = [schedule.stage(e) * log_decay + math.log(schedule(e)) - log_nominal(e) for e in range(num_epochs)]
+    logs: Any = [schedule.stage(one.position) * log_decay + math.log(one.batch_size) - log_nominal(one.position) for one in cut]
     if not is_known(decay):
         return jnp.exp(jnp.stack(logs))
     if not is_known(init):
         return np.exp(logs)
-    for epoch, log in enumerate(logs):
+    for one, log in zip(cut, logs, strict=True):
         if log + math.log(init) > math.log(np.finfo(np.float32).max):
+            epoch = one.start.epoch
             raise ValueError(f"decay={decay} with this schedule takes the rate from init={init} outside the range of float32 by epoch {epoch}.")
     return np.exp(logs)
 
@@ -160,13 +167,26 @@ def cyclic(period: Number, low: Number = 0.1) -> RateByEpoch:
 def step_decay(decay: Number, every: Number) -> RateByEpoch:
     """A factor that is multiplied by ``decay`` every ``every`` epochs, whatever the batch size.
 
+    A change is at the update where the duration is reached. In runs of more than a million updates, where a float32 hardly tells a
+    position from the next one, it may be some updates early; a ``constant_schedule(batch_size, every=epochs(0.3))`` counts in integers.
+
     Example:
         >>> [round(float(step_decay(0.1, 30)(position)), 3) for position in (0.0, 29.9, 30.0, 60.0)]
         [1.0, 1.0, 0.1, 0.01]
+        >>> [round(float(step_decay(0.5, 0.3)(jnp.float32(update) / 10)), 3) for update in (8, 9, 10)]  # of ten updates an epoch
+        [0.25, 0.125, 0.125]
     """
     _check_length("every", every)
     _check_factor("decay", decay)
-    return lambda position: decay ** jnp.floor(position / every)
+    return lambda position: decay ** _whole_periods(position, every)
+
+
+_ROUNDING = 2.0**-21  # relative; a float32 position, the period and their quotient have errors of 2**-22 together
+
+
+def _whole_periods(position: Any, period: Number) -> Float[Array, "*shape"]:
+    """How many whole periods there are up to a position; one whose end is reached up to rounding is whole."""
+    return jnp.floor(jnp.asarray(position / period) * (1 + _ROUNDING))
 
 
 def scale_learning_rate(rule: Rule, base_lr: Number, base_batch_size: int, batch_size: int) -> Number:

@@ -24,6 +24,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as Spec
 from jaxtyping import Bool, Int32, PyTree
 
+from jaxbatch.data.stream_parts import checked_parts
 from jaxbatch.data.streaming import prefetch
 from jaxbatch.data.streams import Stream
 from jaxbatch.machine.cross_compiling import AXIS  # the axis name for collective operations inside a step
@@ -96,8 +97,32 @@ def decode_parts(stream: Stream, cut: Callable[[], Iterator], seed_epoch: tuple[
         examples = jax.tree.map(lambda leaf: leaf.reshape(*shares.shape, *leaf.shape[1:]), examples)
         return length, deal(None, None, examples, shares, mask)[2:]
 
-    flat = (shares.reshape(-1) for _, shares, _ in cut())
-    yield from prefetch(zip(stream.parts(flat, seed_epoch), cut(), strict=True), put=put)
+    flat = lambda: (shares.reshape(-1) for _, shares, _ in cut())
+    yield from prefetch(zip(checked_parts(stream, flat, seed_epoch), cut(), strict=True), put=put)
+
+
+def put_once(put: Callable[[PyTree], PyTree]) -> Callable[[PyTree], PyTree]:
+    """``put``, whose last result is given again for the same arrays of JAX, which cannot have been changed since as NumPy's can.
+
+    Example:
+        >>> calls, data = [], np.ones(2)
+        >>> once = put_once(lambda tree: calls.append(0) or jax.device_put(tree))
+        >>> there = jax.device_put(data)
+        >>> [len(calls) for tree in (data, data, there, there) for _ in [once(tree)]]
+        [1, 2, 3, 3]
+    """
+    kept: tuple[list, Any, PyTree] | None = None
+
+    def once(tree):
+        nonlocal kept
+        leaves, structure = jax.tree.flatten(tree)
+        if kept is None or structure != kept[1] or any(one is not other for one, other in zip(leaves, kept[0], strict=True)):
+            there = put(tree)
+            kept = (leaves, structure, there) if all(isinstance(leaf, jax.Array) for leaf in leaves) else None
+            return there
+        return kept[2]
+
+    return once
 
 
 def provide_devices(count: int) -> None:

@@ -14,6 +14,7 @@ from jaxtyping import Array, PyTree
 
 from jaxbatch.augment import Prepare, prepared_for_metrics
 from jaxbatch.batches import IndexBatches, cut_batches
+from jaxbatch.data.stream_parts import checked_parts
 from jaxbatch.data.streaming import prefetch
 from jaxbatch.data.streams import is_stream
 from jaxbatch.gradients.groups import check_count, check_microbatch_size
@@ -83,7 +84,7 @@ def make_evaluate(
             raise ValueError(f"this evaluation was made for num_examples={num_examples} and got data of {size} examples.")
         if is_stream(data):
             batches = jax.tree.map(np.asarray, programs.cut())
-            examples = prefetch(data.parts(batches.indices), depth=_AHEAD)
+            examples = prefetch(checked_parts(data, lambda: batches.indices, name="test_data"), depth=_AHEAD)
             # Wait for each part; otherwise parts that the device has not reached would fill the host's memory.
             rows = map(IndexBatches, batches.indices, batches.mask)
             parts = [jax.block_until_ready(one_part(params, *pair)) for pair in zip(examples, rows, strict=True)]

@@ -26,7 +26,7 @@ from jaxbatch.training.tasks import Task, check_data, tokens_seen
 
 
 def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> Iterator[dict[str, Any]]:
-    """Trains and yields ``evaluations_per_epoch`` records an epoch, and one more if the duration ends between two of them.
+    """Trains and yields ``evaluations_per_epoch`` records an epoch, and one more if the duration ends or the batch size changes between two.
 
     An epoch is one compiled program, or a Python loop over a compiled step where that is faster
     (:mod:`jaxbatch.training.loops`). With a schedule of batch sizes, the next size is compiled in the background during

@@ -23,7 +23,7 @@ from jaxbatch.gradients.updates import Optimizer
 from jaxbatch.layers import loops_are_slow
 from jaxbatch.states import through_host
 from jaxbatch.sums import Weighted
-from jaxbatch.training.devices import Parallel, alone, decode_parts, share_batches, share_of_group, share_parts
+from jaxbatch.training.devices import Parallel, alone, decode_parts, put_once, share_batches, share_of_group, share_parts
 from jaxbatch.training.layouts import Step, check_indices, lay_out_step, one_step, shapes_of
 from jaxbatch.training.pieces import lay_out_pieces
 from jaxbatch.training.steps import TrainState
@@ -139,16 +139,14 @@ def compile_epoch(
     over: dict[str, Any] = {"num_steps": num_steps if loop == "scan" else None, "num_devices": count, "num_groups": num_groups}
     laid = lay_out_step(step, state, data, batch_size, prepare=prepare, by_part=by_part, **over)
     program, put_on_all = laid.compile(devices, parallel)
-    on_all: dict[str, Any] = {}  # the data, moved to all devices once
+    put_data = put_once(lambda data: put_on_all(data)[0])
 
     def run(state, data, indices, seed_epoch=None):
         seed_epoch = None if prepare is None else np.asarray(seed_epoch, np.uint32)
         check_indices(indices, data)
         index, mask = np.asarray(indices, np.int32), None
         if count > 1:
-            if on_all.get("from") is not data:
-                on_all.update({"from": data, "data": put_on_all(data)[0]})
-            data, (state,) = on_all["data"], put_on_all(state)
+            data, (state,) = put_data(data), put_on_all(state)
             index, mask = share_batches(index, count, num_groups)
         if loop == "scan":
             state, losses = program(state, data, index, mask, seed_epoch)

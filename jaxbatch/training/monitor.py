@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree, UInt32
 
 from jaxbatch.augment import example_keys
+from jaxbatch.data.stream_parts import checked_parts
 from jaxbatch.data.streams import is_stream
 from jaxbatch.gradients.cutting import cut_matters
 from jaxbatch.gradients.groups import losses_and_aux
@@ -174,7 +175,7 @@ def _noticed(task: Task, cut: Cut, params: PyTree, whole: int, part: int) -> str
         return "the model's state, as the moments of batch normalisation,"
     data = task.train_data
     if is_stream(data):
-        (examples,) = data.parts([np.arange(whole, dtype=np.int32)], (0, 0))
+        (examples,) = checked_parts(data, lambda: [np.arange(whole, dtype=np.int32)])
     else:
         examples = jax.tree.map(lambda leaf: leaf[:whole], data)
     prepare = task.prepare

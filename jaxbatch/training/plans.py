@@ -4,16 +4,16 @@ Everything here is counted on the host, in Python's integers.
 """
 
 import functools
-import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int32, PyTree
 
-from jaxbatch.batches import Duration, batches_left, check_seed, epochs, in_examples, steps_per_epoch
+from jaxbatch.batches import Duration, batches_left, check_seed, epochs, in_examples
 from jaxbatch.gradients.part_norms import NoiseMonitor
 from jaxbatch.gradients.updates import Optimizer
+from jaxbatch.schedules.stretches import Progress, batches_to, counted_in_examples, next_stretch
 from jaxbatch.training.devices import Parallel
 
 
@@ -21,7 +21,8 @@ class FitConfig(NamedTuple):
     """How to train. ``duration`` carries its unit: ``epochs(5)``, ``steps(1000)``, ``examples(60_000)``,
     or ``tokens(10**9)`` for a task with ``tokens_per_example``.
 
-    ``batch_size`` is a number or a schedule ``epoch -> number``, epochs counted from 0. The learning rate that goes
+    ``batch_size`` is a number or a schedule ``epoch -> number``, epochs counted from 0. The changes of a
+    :class:`jaxbatch.BatchSizeSchedule` may also count steps, examples or tokens, and come within an epoch. The learning rate that goes
     with a schedule is an optax schedule inside ``optimizer``, which counts updates: ``num_groups`` of them a batch.
     ``evaluations_per_epoch`` says how often a record is made; it changes no number of the training itself.
     ``microbatch_size`` bounds the examples that a device works on at a time. The gradient of a larger batch is accumulated, and
@@ -51,7 +52,7 @@ class FitConfig(NamedTuple):
 
 
 def settled(config: FitConfig, tokens_per_example: int | None) -> FitConfig:
-    """The settings as training takes them: in Python's numbers, which JSON knows, and with a duration that counts no tokens.
+    """The settings as training takes them: in Python's numbers, which JSON knows, and with a duration and a schedule that count no tokens.
 
     Raises:
         ValueError: the seed is outside [0, 2**32), the duration has no unit, or ``parallel`` is unknown.
@@ -64,16 +65,8 @@ def settled(config: FitConfig, tokens_per_example: int | None) -> FitConfig:
     check_seed(config.seed)
     if config.parallel not in ("jit", "pmap"):
         raise ValueError(f"parallel={config.parallel!r} must be 'jit' or 'pmap'.")
-    return config._replace(duration=in_examples(config.duration, tokens_per_example))
-
-
-class Progress(NamedTuple):
-    """How far a run has come, in Python's integers. A run can continue from here with any batch size."""
-
-    epoch: int = 0
-    offset: int = 0  # the number of examples of this epoch that it has seen
-    batches: int = 0
-    examples: int = 0
+    sizes = counted_in_examples(config.batch_size, tokens_per_example)
+    return config._replace(batch_size=sizes, duration=in_examples(config.duration, tokens_per_example))
 
 
 class Segment(NamedTuple):
@@ -100,8 +93,9 @@ class Segment(NamedTuple):
 def plan_segments(config: FitConfig, num_examples: int, *, start: Progress = Progress()) -> list[Segment]:
     """The segments that are left to train from ``start``, epoch by epoch.
 
-    An epoch has ``evaluations_per_epoch`` segments, of sizes as equal as whole batches allow, and at most one per batch. If an
-    epoch has already begun, its remaining examples are cut into batches, whatever the earlier batch sizes were.
+    An epoch has ``evaluations_per_epoch`` segments, of sizes as equal as whole batches allow, and at most one per batch; one more for
+    each change of the batch size within it. If an epoch has already begun, its remaining examples are cut into batches, whatever the
+    earlier batch sizes were.
 
     Raises:
         ValueError: a batch is larger than the data set, the duration has no unit, or there is less than 1 evaluation an epoch.
@@ -116,42 +110,34 @@ def plan_segments(config: FitConfig, num_examples: int, *, start: Progress = Pro
         raise ValueError(f"evaluations_per_epoch={config.evaluations_per_epoch} must be at least 1.")
     amount, unit = duration
     segments: list[Segment] = []
-    _, offset, batches, examples = start
-    for epoch in itertools.count(start.epoch):  # until the duration is over
-        before = {"steps": batches, "examples": examples, "epochs": epoch}[unit]
-        if before >= amount:
-            return segments
-        size = _batch_size(config, epoch)
-        per_epoch, whole = steps_per_epoch(num_examples, size), max(0, num_examples - offset) // size
+    while (before := _counted(start, unit)) < amount:
+        stretch = next_stretch(config.batch_size, num_examples, start)
+        epoch, offset, size, per_epoch = stretch.start.epoch, stretch.start.offset, stretch.batch_size, stretch.per_epoch
         left = batches_left(duration, before, batch_size=size, per_epoch=per_epoch)
         if unit == "epochs":  # they count from the epoch's beginning
-            left = _batches_to(left * size, offset, size)
-        count = min(whole, left if batches else max(left, 1))
+            left = batches_to(left * size, offset, size)
+        count = min(stretch.num_batches, left if start.batches else max(left, 1))
         for first, stop in _cut_epoch(min(config.evaluations_per_epoch, per_epoch), per_epoch, offset, size, count):
-            end = epoch + (1.0 if stop == whole else (offset + stop * size) / (per_epoch * size))
-            segments.append(Segment(epoch, offset + first * size, size, stop - first, end, stop == whole))
-        batches, examples, offset = batches + count, examples + count * size, 0
-    raise AssertionError("epochs do not end")
+            last = stretch.ends_epoch and stop == stretch.num_batches
+            end = epoch + (1.0 if last else (offset + stop * size) / (per_epoch * size))
+            segments.append(Segment(epoch, offset + first * size, size, stop - first, end, last))
+        if count < stretch.num_batches:
+            break
+        start = stretch.end
+    return segments
+
+
+def _counted(progress: Progress, unit: str) -> int:
+    """How much of a duration's unit was seen, of epochs those that are over."""
+    return {"steps": progress.batches, "examples": progress.examples, "epochs": progress.epoch}[unit]
 
 
 @functools.lru_cache
 def _cut_epoch(parts: int, per_epoch: int, offset: int, size: int, count: int) -> tuple[tuple[int, int], ...]:
     """The first and the last batch of each segment of an epoch; a run of a million epochs has few different ones."""
     ends = [per_epoch * part // parts * size for part in range(1, parts + 1)]
-    stops = sorted({min(count, _batches_to(end, offset, size)) for end in ends})
+    stops = sorted({min(count, batches_to(end, offset, size)) for end in ends})
     return tuple((first, stop) for first, stop in zip([0, *stops], stops) if first < stop)
-
-
-def _batch_size(config: FitConfig, epoch: int) -> int:
-    size = config.batch_size(epoch) if callable(config.batch_size) else config.batch_size
-    if not isinstance(size, int | np.integer):
-        raise ValueError(f"batch_size={size!r} must be a whole number, or a schedule that gives one for an epoch.")
-    return int(size)  # NumPy's integers would overflow in sums
-
-
-def _batches_to(end: int, offset: int, size: int) -> int:
-    """The number of batches between two places in an epoch's order, rounded up."""
-    return max(0, -(-(end - offset) // size))
 
 
 def advance(progress: Progress, segment: Segment) -> Progress:
@@ -161,8 +147,8 @@ def advance(progress: Progress, segment: Segment) -> Progress:
         >>> advance(Progress(), Segment(0, 0, 4, 2, 0.5, False)), advance(Progress(), Segment(0, 0, 4, 4, 1.0, True))
         (Progress(epoch=0, offset=8, batches=2, examples=8), Progress(epoch=1, offset=0, batches=4, examples=16))
     """
-    epoch, offset = (segment.epoch + 1, 0) if segment.last else (segment.epoch, segment.first + segment.num_examples)
-    return Progress(epoch, offset, progress.batches + segment.num_batches, progress.examples + segment.num_examples)
+    begin = progress._replace(epoch=segment.epoch, offset=segment.first)
+    return begin.after(segment.num_batches, segment.batch_size, ends_epoch=segment.last)
 
 
 def progress_after(config: FitConfig, num_examples: int, batches: int) -> Progress:
@@ -172,15 +158,11 @@ def progress_after(config: FitConfig, num_examples: int, batches: int) -> Progre
         >>> progress_after(FitConfig(None, lambda epoch: 2 * 2**epoch), 8, 5)
         Progress(epoch=1, offset=4, batches=5, examples=12)
     """
-    done = examples = 0
-    for epoch in itertools.count():
-        size = _batch_size(config, epoch)
-        per_epoch = steps_per_epoch(num_examples, size)
-        if batches < done + per_epoch:
-            offset = (batches - done) * size
-            return Progress(epoch, offset, batches, examples + offset)
-        done, examples = done + per_epoch, examples + per_epoch * size
-    raise AssertionError("epochs do not end")
+    progress = Progress()
+    while (stretch := next_stretch(config.batch_size, num_examples, progress)).end.batches < batches:
+        progress = stretch.end
+    count = batches - progress.batches
+    return progress.after(count, stretch.batch_size, ends_epoch=stretch.ends_epoch and count == stretch.num_batches)
 
 
 def plan_rest(config: FitConfig, num_examples: int, written: Any, updates: int) -> tuple[Progress, list[Segment]]:
@@ -207,7 +189,7 @@ def plan_rest(config: FitConfig, num_examples: int, written: Any, updates: int) 
     if segments or amount == 0:
         return progress, segments
     asked = f"duration={unit}({amount}), which counts from the start of the run"
-    if {"steps": progress.batches, "examples": progress.examples, "epochs": progress.epoch}[unit] < amount:
+    if _counted(progress, unit) < amount:
         raise ValueError(
             f"state.step={updates} leaves {num_examples - progress.offset} examples of epoch {progress.epoch}, fewer than a batch, and "
             f"that epoch is the last of {asked}. Take a longer duration or a smaller batch."

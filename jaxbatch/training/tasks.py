@@ -113,10 +113,13 @@ def count_examples(data: PyTree | Stream, name: str = "train_data") -> int:
         ValueError: leaves are no arrays or disagree on the number of examples, or the set is empty.
     """
     if not is_stream(data):
+        if callable(getattr(data, "parts", None)):
+            missing = " and ".join(field for field in ("num_examples", "example") if not hasattr(data, field))
+            raise ValueError(f"{name} is a stream without {missing}: give it what jaxbatch.data.streams.Stream lists.")
         return leading_axis(data, name)
-    if data.num_examples < 1:
-        raise ValueError(f"{name} is a stream of num_examples={data.num_examples}, and must hold at least 1.")
-    return data.num_examples
+    if not isinstance(data.num_examples, int | np.integer) or data.num_examples < 1:
+        raise ValueError(f"{name} is a stream of num_examples={data.num_examples!r}, and must hold a whole number of at least 1.")
+    return int(data.num_examples)
 
 
 def fingerprint(data: Any) -> str | None:
