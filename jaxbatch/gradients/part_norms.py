@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32, PyTree
 
 from jaxbatch.gradients.part_weights import signal_and_trace
-from jaxbatch.sums import widen, zero_sum
+from jaxbatch.sums import Losses, widen, zero_sum
 
 
 class NoiseMonitor(NamedTuple):
@@ -80,7 +80,7 @@ class BatchNoise(NamedTuple):
 class WithNoise(NamedTuple):
     """What a monitored step returns in place of its losses."""
 
-    losses: Float[Array, "..."]
+    losses: Losses
     noise: BatchNoise
 
 
