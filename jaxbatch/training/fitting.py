@@ -85,7 +85,7 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
     state = state._replace(progress=(), noise=())  # only the host needs them
     is_finite = make_is_finite(state._replace(opt_state=config.optimizer.init(state.params)) if begun else state)
     settings = _settings(config)
-    parts = {"num_groups": config.num_groups, "microbatch_size": config.microbatch_size, "num_devices": config.num_devices}
+    parts: dict[str, Any] = {"num_groups": config.num_groups, "microbatch_size": config.microbatch_size, "num_devices": config.num_devices}
     check_parts(task, state.params, [segment.batch_size for segment in planned], **parts)
     check_unchanged(task, config, state.params, [segment.batch_size for segment in planned])
     shapes = jax.eval_shape(lambda: state)  # without its arrays, which would stay alive

@@ -72,7 +72,7 @@ class NoiseTrack:
         """The losses of S batches, and the fields of their record; the averages go on by S batches."""
         if self._monitor is None:
             return losses, {}
-        losses, (signal, trace, measured) = jax.device_get(losses)
+        losses, (signal, trace, measured, left_out) = jax.device_get(losses)
         signal, trace = np.asarray(signal, np.float64), np.asarray(trace, np.float64)
         good = measured & np.isfinite(signal).all(1) & np.isfinite(trace).all(1)
         for pair, counts in zip(np.stack([signal, trace], 1), good, strict=True):
@@ -80,6 +80,8 @@ class NoiseTrack:
             if counts:
                 self._add(*pair)
         fields: dict[str, Any] = {"noise_measurements": int(good.sum()), **_fields(signal[good, 0], trace[good, 0]), **self._averages(0)}
+        if left_out is not None:
+            fields["noise_left_out"] = float(np.mean(left_out[good], dtype=np.float64)) if good.any() else None
         if self._layers:
             of_layer = lambda v: {**_fields(signal[good, v], trace[good, v]), **self._averages(v)}
             fields["noise_by_layer"] = {name: _unprefixed(of_layer(v)) for v, name in enumerate(self._layers, 1)}
