@@ -85,9 +85,7 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
     state = state._replace(progress=(), noise=())  # only the host needs them
     is_finite = make_is_finite(state._replace(opt_state=config.optimizer.init(state.params)) if begun else state)
     settings = _settings(config)
-    parts: dict[str, Any] = {"num_groups": config.num_groups, "microbatch_size": config.microbatch_size, "num_devices": config.num_devices}
-    check_parts(task, state.params, [segment.batch_size for segment in planned], **parts)
-    check_unchanged(task, config, state.params, [segment.batch_size for segment in planned])
+    _check_cuts(task, config, state.params, {segment.batch_size for segment in planned})
     shapes = jax.eval_shape(lambda: state)  # without its arrays, which would stay alive
     with Programs(lambda key: compile_task_epoch(task, config.optimizer, shapes, *key, **settings)) as programs:
         used, started = set[tuple[int, int]](), time.perf_counter()
@@ -136,6 +134,13 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
             used.add(key)
             if bad is not None:
                 return
+
+
+def _check_cuts(task: Task, config: FitConfig, params: Any, batch_sizes: set[int]) -> None:
+    """Refuses parts of batches that would train something else than whole batches."""
+    parts: dict[str, Any] = {"num_groups": config.num_groups, "microbatch_size": config.microbatch_size, "num_devices": config.num_devices}
+    check_parts(task, params, list(batch_sizes), **parts)
+    check_unchanged(task, config, params, list(batch_sizes))
 
 
 def _settings(config: FitConfig) -> dict[str, Any]:
