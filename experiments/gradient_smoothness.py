@@ -33,8 +33,8 @@ from jaxbatch.batches import steps_per_epoch
 from jaxbatch.gradients.updates import update
 from jaxbatch.results.records import Record, RunFolder
 from jaxbatch.results.report import progress_bar
-from jaxbatch.sums import mean_loss
-from jaxbatch.training.divergence import first_nonfinite
+from jaxbatch.sums import loss_of_batch, mean_loss, something_counts
+from jaxbatch.training.divergence import batch_means, first_nonfinite
 from jaxbatch.training.steps import TrainState, init_state
 from jaxbatch.training.tasks import Task
 
@@ -78,9 +78,9 @@ def make_watched_step(task: Task, optimizer: optax.GradientTransformation):
     def step(watched, batch):
         state, before = watched
         losses, gradient = jb.losses_and_mean_gradient(task.loss_fn, state.params, batch, microbatch_size=task.examples_at_a_time)
-        params, opt_state = update(optimizer, gradient, state.opt_state, state.params, mean_loss(losses))
+        params, opt_state = update(optimizer, gradient, state.opt_state, state.params, mean_loss(losses), something_counts(losses))
         state = TrainState(params, opt_state, state.step + 1)
-        seen = mean_loss(losses), jb.cosine_similarity(gradient, before), optax.tree.norm(gradient)
+        seen = loss_of_batch(losses), jb.cosine_similarity(gradient, before), optax.tree.norm(gradient)
         return Watched(state, gradient), seen
 
     return step
@@ -125,7 +125,7 @@ def measure_curve(task: Task, config: Config, batch_size: int, seed: int, progra
     for start in range(0, config.iterations, STRETCH):
         watched, measurements = programs.stretch(watched, indices[start : start + STRETCH], task.train_data)
         seen.append(jax.tree.map(np.asarray, measurements))
-    loss, cosine, norm = (np.concatenate(part) for part in zip(*seen, strict=True))
+    loss, cosine, norm = jax.tree.map(lambda *parts: np.concatenate(parts), *seen)
     bad = first_nonfinite(loss)
     return {
         "kind": "curve",
@@ -133,7 +133,7 @@ def measure_curve(task: Task, config: Config, batch_size: int, seed: int, progra
         "seed": seed,
         "diverged_at_iteration": -1 if bad is None else bad,
         **({} if config.task else {"guess_loss": guess_loss(task)}),
-        "loss": rounded(loss),
+        "loss": rounded(batch_means(loss)),
         "cosine": rounded(cosine),
         "norm": rounded(norm),
     }

@@ -63,7 +63,9 @@ def fate(records: Sequence[Record], batch_size: int) -> str:
     diverged = [record["diverged_at_iteration"] for record in rows if record["diverged_at_iteration"] >= 0]
     if diverged:
         return f"{len(diverged)} of {len(rows)} diverged, first at iteration {min(diverged):,}"
-    lost = sum(not_learning(np.array(record["loss"], float), record.get("guess_loss")) for record in rows)
+    of_runs = [np.array(record["loss"], float) for record in rows]
+    of_runs = [loss[np.isfinite(loss)] for loss in of_runs]  # a batch in which nothing counts has no loss
+    lost = sum(not_learning(loss, record.get("guess_loss")) for loss, record in zip(of_runs, rows, strict=True))
     than = "a guess" if "guess_loss" in rows[0] else "at the start"
     return f"{lost} of {len(rows)} no better than {than}" if lost else "learned"
 
@@ -74,7 +76,7 @@ def not_learning(loss: Float[np.ndarray, "T"], guess_loss: float | None) -> bool
     None: what is learned may have no classes, and the mean over the first tenth takes the place of a guess.
     """
     tenth = max(1, len(loss) // 10)
-    if not np.isfinite(loss).all():
+    if len(loss) == 0 or not np.isfinite(loss).all():
         return True
     return bool(loss[-tenth:].mean() > (loss[:tenth].mean() if guess_loss is None else 0.98 * guess_loss))
 

@@ -16,7 +16,8 @@ from experiments.study_task import prepared_once
 from jaxbatch.batches import cut_batches, epoch_order, steps_per_epoch
 from jaxbatch.machine.compiling import compile_ahead
 from jaxbatch.results.records import Record, RunFolder
-from jaxbatch.training.divergence import first_nonfinite
+from jaxbatch.sums import Losses
+from jaxbatch.training.divergence import first_nonfinite, mean_over_batches
 from jaxbatch.training.evaluation import make_task_evaluate, metrics_argument
 from jaxbatch.training.goals import as_goal, metric_names
 from jaxbatch.training.loops import make_epoch
@@ -60,7 +61,7 @@ class Trainer:
         order = epoch_order(seed, segment.epoch, self.task.num_examples)
         return np.asarray(cut_batches(order, self.config.batch_size).indices[segment.first : segment.last])
 
-    def train(self, arm: str, rate: float, state: TrainState, seed: int, segment: Segment) -> tuple[TrainState, np.ndarray, float]:
+    def train(self, arm: str, rate: float, state: TrainState, seed: int, segment: Segment) -> tuple[TrainState, Losses, float]:
         """Runs a segment of an arm: the next state, the batches' losses, and the seconds without compilation."""
         start, indices, prepare = (jnp.float32(rate), state), self.indices(seed, segment), self.task.prepare
         rest = (self.task.train_data, indices, *(() if prepare is None else (np.array([seed, segment.epoch], np.uint32),)))
@@ -75,7 +76,7 @@ class Trainer:
             self._programs[key] = compile_ahead(make_epoch(step, prepare), start, *rest)
         began = time.perf_counter()
         (_, state), losses = jax.block_until_ready(self._programs[key](start, *rest))
-        return state, np.asarray(losses), time.perf_counter() - began
+        return state, jax.device_get(losses), time.perf_counter() - began
 
     def validate(self, state: TrainState) -> Record:
         """The metrics on the validation part."""
@@ -123,7 +124,7 @@ def measure_training(trainer: Trainer, test_data, protocol: str, rates: Mapping[
                     "arm": arm,
                     "learning_rate": rates[arm],
                     "updates": int(states[arm].step),
-                    "loss": float(losses.mean()),
+                    "loss": float(mean_over_batches(losses)),
                     **trainer.validate(states[arm]),
                     "seconds": seconds[arm],
                     "diverged": first_nonfinite(losses) is not None or not is_finite(states[arm]),
@@ -173,7 +174,7 @@ def measure_tuning(trainer: Trainer, arms: Sequence[str], known: set[tuple], sho
                     best = better(goal, metrics[name], best)
                     if to_target is None and goal.reached(metrics[name]):
                         to_target = segment.examples
-                    show(1, losses.size * config.batch_size / spent)
+                    show(1, (segment.last - segment.first) * config.batch_size / spent)
                     failed = first_nonfinite(losses) is not None or not is_finite(state)
                     if failed:
                         show(len(segments) - segments.index(segment) - 1)

@@ -117,7 +117,8 @@ class Weighted(NamedTuple):
             in bfloat16, which cannot hold numbers such as 257.
 
     An example of weight 0 does not count, whatever its total (the gradient of its total must be finite all the same). If all
-    weights are 0, the mean and its gradient are 0. Gradients do not go through the weights. While a program is traced, weights
+    weights are 0, the mean and its gradient are 0 within a step; records leave such a batch out of their mean, a metric is NaN, and an
+    optimizer that uses the loss makes no update. Gradients do not go through the weights. While a program is traced, weights
     have no values, so that a negative one cannot be refused: it makes the mean NaN, and a run ends as diverged.
 
     Example:
@@ -187,6 +188,11 @@ def or_one(weight: Float[Array, ""]) -> Float[Array, ""]:
     return jnp.where(weight == 0, 1, weight)
 
 
+def or_nan(weight: Float[Array, ""]) -> Float[Array, ""]:
+    """A sum of weights to divide a measured sum by: what is measured of nothing is no number."""
+    return jnp.where(weight == 0, jnp.nan, weight)
+
+
 def mean_loss(losses: Losses) -> Float[Array, ""]:
     """The mean of one loss per example, in float32 at least.
 
@@ -199,6 +205,22 @@ def mean_loss(losses: Losses) -> Float[Array, ""]:
     if isinstance(losses, Weighted):
         return widen(losses.total).sum() / divisor(losses, 0)
     return widen(losses).mean()
+
+
+def loss_of_batch(losses: Losses) -> Losses:
+    """What a program tells of a batch: its mean loss; with weights the sums, because it may hold nothing that counts.
+
+    Example:
+        >>> loss_of_batch(jnp.array([1.0, 3.0])).item(), [leaf.item() for leaf in loss_of_batch(Weighted(jnp.zeros(2), jnp.zeros(2)))]
+        (2.0, [0.0, 0.0])
+    """
+    return sum_losses(losses) if isinstance(losses, Weighted) else mean_loss(losses)
+
+
+def something_counts(losses: Losses, axis: str | None = None) -> Bool[Array, ""] | None:
+    """Whether there is a weight that is not 0, on any device along ``axis``; None if there are no weights."""
+    weight = weight_of(losses)
+    return None if weight is None else (weight if axis is None else lax.psum(weight, axis)) != 0
 
 
 def mean_over_devices(losses: Losses, count: int, axis: str) -> Float[Array, ""]:

@@ -21,6 +21,7 @@ import json
 import jax, numpy as np, optax
 import jax.numpy as jnp
 import jaxbatch as jb
+from jaxbatch.training.divergence import batch_means
 from jaxbatch.training.epochs import compile_task_epoch
 from tests import reference
 from tests.conftest import make_weighted
@@ -42,7 +43,7 @@ def apart(kind, size, count, method="jit", groups=None, microbatch_size=None):
     state, losses = compile_task_epoch(task, OPTIMIZER, state, 2, size, **settings)(state, task.train_data, indices, [0, 0])
     batches = [jax.tree.map(lambda leaf: leaf[index], data) for index in indices]
     expected = reference.token_steps(token_loss, OPTIMIZER, params, batches, groups or 1)
-    pairs = zip(jax.tree.leaves((state.params, losses)), jax.tree.leaves(expected), strict=True)
+    pairs = zip(jax.tree.leaves((state.params, batch_means(losses))), jax.tree.leaves(expected), strict=True)
     return max(float(np.abs(a - b).max() / (1 + np.abs(b).max())) for a, b in pairs)
 
 
@@ -63,8 +64,8 @@ for kind, size, bound, ends in (
     *((kind, 10, None, (5, 10)) for kind in kinds if kind != "pieces"),
     *((kind, 9, None, (5, 9)) for kind in kinds if kind != "pieces"),  # the second device has 4 and a filler
     ("arrays", 10, 2, (2, 4, 5, 7, 9, 10)),
-    ("stream", 10, 2, (2, 4, 6, 8, 9, 10)),
-    ("pieces", 10, 2, (2, 4, 6, 8, 9, 10)),
+    ("stream", 10, 2, (2, 4, 6, 7, 9, 10)),
+    ("pieces", 10, 2, (2, 4, 6, 7, 9, 10)),
 ):
     config = jb.FitConfig(OPTIMIZER, size, jb.steps(1), monitor=jb.NoiseMonitor(), num_devices=2, microbatch_size=bound)
     (record,) = jb.fit(kinds[kind], config)

@@ -33,6 +33,7 @@ from jaxbatch.gradients.updates import Optimizer, check_make_optimizer, check_op
 from jaxbatch.intervals import Interval, around
 from jaxbatch.schedules.rates import Rule, scale_learning_rate
 from jaxbatch.states import as_arrays
+from jaxbatch.training.cut_check import check_parts
 from jaxbatch.training.divergence import first_nonfinite, make_is_finite
 from jaxbatch.training.epochs import compile_task_epoch
 from jaxbatch.training.evaluation import choose_evaluation_size, make_test
@@ -128,6 +129,7 @@ def branch(
     check_make_optimizer(make_optimizer, rates[sizes[0]])
     state = as_arrays(state)._replace(progress=())
     _check_state(make_optimizer, rates, state)
+    check_parts(task, state.params, sizes, microbatch_size=microbatch_size)
     test, is_finite = make_test(task, choose_evaluation_size(task, microbatch_size), eval_params), make_is_finite(state)
     ends_by_size = {}
     for size in sizes:

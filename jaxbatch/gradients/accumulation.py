@@ -11,12 +11,13 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int32, PyTree
 
 from jaxbatch.batches import even_part
-from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size, has_weights, leading_axis, losses_and_aux
+from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size, has_weights, is_weighted, leading_axis, losses_and_aux
 from jaxbatch.gradients.part_norms import NoiseSums, Norms
 from jaxbatch.gradients.parts import Part, Take, fold
 from jaxbatch.hints import call_function
 from jaxbatch.layers import loops_are_slow, own_examples
 from jaxbatch.machine.compiling import compile_ahead
+from jaxbatch.part_lengths import part_slices
 from jaxbatch.sums import Losses, add, divisor, mean_loss, mean_of_sum, or_one, totals, weight_of, widen, zero_sum
 
 AuxInTurn = tuple[Callable[[PyTree, PyTree], PyTree], PyTree]
@@ -26,8 +27,9 @@ def accumulated_gradient(loss_fn: LossFn, params: PyTree, batch: PyTree, microba
     r"""The gradient of the batch's mean loss, summed over microbatches, so that it needs the memory of one microbatch.
 
     The sum is kept in float32 at least and cast to the parameters' types at the end. It equals ``jax.grad`` of the mean loss
-    up to the order of summation. A last microbatch that is not full counts by its number of examples, and one of
-    :class:`jaxbatch.Weighted` losses by its weight. On CPU a model with
+    up to the order of summation. A microbatch counts by its number of examples, and one of :class:`jaxbatch.Weighted` losses by its
+    weight. It is not looked whether the loss of an example depends on the others, because parts may be meant, as in ghost batch
+    normalisation; :func:`jaxbatch.coupled_gradient` is for such losses. On CPU a model with
     XLA's convolutions, which are slow in compiled loops, runs in a Python loop over a compiled accumulation; inside ``jit``
     only the compiled loop is possible.
 
@@ -36,7 +38,7 @@ def accumulated_gradient(loss_fn: LossFn, params: PyTree, batch: PyTree, microba
         params: pytree of floating-point arrays.
         batch: pytree with leading axis B.
         microbatch_size: the most examples worked on at a time. It need not divide B, but a divisor of B that is close below
-            it is used instead.
+            it is used instead; without one, parts are as equal as whole examples allow.
 
     Raises:
         ValueError: as :func:`per_example_gradients`.
@@ -59,8 +61,8 @@ def accumulated_gradient(loss_fn: LossFn, params: PyTree, batch: PyTree, microba
         return add(total, (gradient, weight_of(losses)))
 
     programs = {}
-    for start in range(0, batch_size, size):
-        part = jax.tree.map(lambda leaf: leaf[start : start + size], batch)
+    for own in part_slices(batch_size, size):
+        part = jax.tree.map(lambda leaf: leaf[own], batch)
         length = leading_axis(part)
         if length not in programs:
             # Traced at every call, because by now another function may have the same hash.
@@ -103,7 +105,7 @@ def mean_gradient(
 
     Returns:
         ``(losses, gradient, aux, noise)``. The losses are those of the share, and 0 where ``mask`` is False, weights too. aux has a leading
-        axis of microbatches. Its leaves must have the same shapes in a last microbatch that is not full, as moments do. The
+        axis of microbatches. Its leaves must have the same shapes in microbatches that are not equally large, as moments do. The
         noise is that of all parts, on all devices; None without ``norms``.
 
     Example:
@@ -213,7 +215,14 @@ def _gradient_of_sum(total: Float[Array, ""], pull_back: Callable[[Array], tuple
 
 
 def mean_aux(axis: str, aux: PyTree, own: Int32[Array, "*parts"] | None) -> PyTree:
-    """The mean of the devices' aux along ``axis``, weighted by their numbers of examples (``own`` None: all are equal)."""
+    """The mean of the devices' aux along ``axis``, weighted by their numbers of examples (``own`` None: all are equal).
+
+    A :class:`jaxbatch.Weighted` in it holds sums, which are added up.
+    """
+    nodes, structure = jax.tree.flatten(aux, is_leaf=is_weighted)
+    if any(map(is_weighted, nodes)):
+        means = mean_aux(axis, [() if is_weighted(node) else node for node in nodes], own)
+        return jax.tree.unflatten(structure, [lax.psum(node, axis) if is_weighted(node) else mean for node, mean in zip(nodes, means, strict=True)])
     if own is None or not jax.tree.leaves(aux):
 
         def simple_mean(leaf):

@@ -27,6 +27,7 @@ from jaxbatch.gradients.independence import company_matters
 from jaxbatch.gradients.parts import Part, fold
 from jaxbatch.layers import loops_are_slow
 from jaxbatch.machine.compiling import compile_ahead
+from jaxbatch.part_lengths import part_slices
 from jaxbatch.sums import Losses, Weighted, add, cast_like, counted, mean_loss, widen, zero_sum
 
 Encode = Callable[[PyTree, PyTree], PyTree]
@@ -216,8 +217,8 @@ def _in_python(measure, batch: PyTree, size: int, encode: Encode, params: PyTree
         measured = measure(encode, params, part)
         return add(total, measured.summed), measured.examples
 
-    for start in range(0, leading_axis(batch), size):
-        part = jax.tree.map(lambda leaf: leaf[start : start + size], batch)
+    for own in part_slices(leading_axis(batch), size):
+        part = jax.tree.map(lambda leaf: leaf[own], batch)
         length = leading_axis(part)
         if length not in programs:
             programs[length] = compile_ahead(jax.jit(one, donate_argnums=0), total, params, part)

@@ -3,7 +3,8 @@
 Axes: B examples in a batch.
 """
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,9 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxbatch.batches import even_part
-from jaxbatch.gradients.independence import differ, on_host
+from jaxbatch.gradients.independence import differ, on_host, without_zeros
 from jaxbatch.machine.compiling import compile_ahead, take_out_constants
+from jaxbatch.part_lengths import part_slices
 
 
 def cut_matters(function: Callable[[PyTree, PyTree], PyTree], params: PyTree, batch: PyTree, size: int) -> bool:
@@ -53,10 +55,38 @@ def cut_matters(function: Callable[[PyTree, PyTree], PyTree], params: PyTree, ba
     for tried in (params, _disturbed(params)):
         for examples in (batch, copies):
             whole = results(tried, examples)
-            parts = [results(tried, jax.tree.map(lambda leaf: leaf[start : start + size], examples)) for start in range(0, count, size)]
+            parts = [results(tried, jax.tree.map(lambda leaf: leaf[own], examples)) for own in part_slices(count, size)]
             if any(map(differ, whole, (np.concatenate(leaves) for leaves in zip(*parts, strict=True)))):
                 return True
     return False
+
+
+def parts_matter(
+    whole: Callable[[PyTree, PyTree], PyTree], in_parts: Callable[[PyTree, PyTree], PyTree], params: PyTree, batch: PyTree
+) -> Iterator[tuple[str, PyTree, PyTree]]:
+    """The results of two ways to compute the same, one of them in parts: of a batch, and of copies of its first example.
+
+    Where parameters are all zeros, those of random ones in their place follow.
+
+    Args:
+        whole, in_parts: ``(params, batch) -> results`` of one structure; both in one program.
+        params: arrays, as training starts with them.
+        batch: leaves ``(B, ...)``.
+
+    Returns:
+        What they were computed of, and both results on the host, one after another.
+
+    Example:
+        >>> halves = lambda w, x: jnp.concatenate([x[:1] / 1, x[1:] / 1])
+        >>> [(of, one.tolist(), other.tolist()) for of, one, other in parts_matter(lambda w, x: x / len(x), halves, (), jnp.array([1.0, 3.0]))][:2]
+        [('the batch', [0.5, 1.5], [1.0, 3.0]), ('copies', [0.5, 0.5], [1.0, 1.0])]
+    """
+    both, constants = take_out_constants(lambda params, batch: (whole(params, batch), in_parts(params, batch)), params, batch)
+    program = compile_ahead(jax.jit(both), constants, params, batch)
+    copies = jax.tree.map(lambda leaf: leaf[np.zeros(leaf.shape[0], np.int32)], batch)
+    others = without_zeros(params)
+    cases = itertools.product((params,) if others is None else (params, others), (("the batch", batch), ("copies", copies)))
+    return ((of, *jax.tree.map(on_host, program(constants, tried, examples))) for tried, (of, examples) in cases)
 
 
 def _disturbed(params: PyTree) -> PyTree:

@@ -13,7 +13,8 @@ from jax import lax
 from jaxtyping import PyTree
 
 from jaxbatch.hints import call_function, check_nothing_untrained, how_to_hand_in, library_of
-from jaxbatch.sums import Losses, Weighted, counted
+from jaxbatch.layers import example_mask
+from jaxbatch.sums import Losses, Weighted, counted, widen
 
 LossFn = Callable[[PyTree, PyTree], Any]  # (params, batch) -> (B,) losses or Weighted, or a pair of these and aux
 
@@ -64,6 +65,7 @@ def losses_and_aux(loss_fn: LossFn, params: PyTree, batch: PyTree, has_aux: bool
     if not has_aux and isinstance(result, tuple) and not alone:
         raise ValueError("loss_fn returned a tuple. If it is (losses, aux), the task needs update_model_state; without a task, pass has_aux=True.")
     losses, aux = result if has_aux else (result, None)
+    aux = _summed_over_examples(aux, leading_axis(batch))
     wanted = (leading_axis(batch),)
     if isinstance(losses, Weighted):
         return _counted(losses, wanted), jax.tree.map(jnp.asarray, aux)
@@ -74,6 +76,29 @@ def losses_and_aux(loss_fn: LossFn, params: PyTree, batch: PyTree, has_aux: bool
     if not jnp.issubdtype(losses.dtype, jnp.floating):
         raise ValueError(f"loss_fn must return floating-point losses, but returned {losses.dtype}.")
     return losses, jax.tree.map(jnp.asarray, aux)
+
+
+def is_weighted(node: Any) -> bool:
+    """Whether a node of a tree is a :class:`jaxbatch.Weighted`, which in aux is a sum."""
+    return isinstance(node, Weighted)
+
+
+def _summed_over_examples(aux: PyTree, batch_size: int) -> PyTree:
+    """aux with every :class:`jaxbatch.Weighted` of one total and weight per example summed, without fillers."""
+
+    def one(node):
+        if not is_weighted(node):
+            return node
+        if any(jnp.shape(leaf)[:1] != (batch_size,) for leaf in node):
+            raise ValueError(
+                f"aux must have one total and one weight per example in a Weighted, leading axis {batch_size}, but has shapes "
+                f"{jnp.shape(node.total)} and {jnp.shape(node.weight)}. Leave out the sum: it is taken over all parts and devices."
+            )
+        mask = example_mask()
+        own = lambda leaf: leaf if mask is None else jnp.where(mask.reshape(-1, *(1,) * (leaf.ndim - 1)), leaf, 0)
+        return Weighted(*(widen(own(leaf)).sum(0) for leaf in counted(node)))
+
+    return jax.tree.map(one, aux, is_leaf=is_weighted)
 
 
 def _counted(losses: Weighted, wanted: tuple[int]) -> Weighted:

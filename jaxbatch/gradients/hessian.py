@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 from jaxbatch.batches import even_part
 from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size, leading_axis, losses_and_aux
 from jaxbatch.gradients.parts import Part, fold
-from jaxbatch.sums import cast_like, or_one, totals, weight_of, widen
+from jaxbatch.sums import cast_like, or_nan, totals, weight_of, widen
 
 
 def hessian_vector_product(
@@ -75,7 +75,7 @@ def product(loss_fn: LossFn, params: PyTree, vector: PyTree, batch: PyTree, micr
 
     size = batch_size if microbatch_size is None or microbatch_size >= batch_size else even_part(batch_size, microbatch_size)
     summed, weight = fold(measure, batch, size, at_a_time=1).summed  # two side by side compile twice as long, and need twice the memory
-    return jax.tree.map(lambda leaf: leaf / (batch_size if weight is None else or_one(weight).astype(leaf.dtype)), summed)
+    return jax.tree.map(lambda leaf: leaf / (batch_size if weight is None else or_nan(weight).astype(leaf.dtype)), summed)
 
 
 def check_like(params: PyTree, other: PyTree, name: str) -> None:

@@ -112,9 +112,9 @@ def company_matters(function: Callable[[PyTree, PyTree], PyTree], params: PyTree
         if any(isinstance(constant, jax.core.Tracer) for constant in constants):
             return False  # the function closes over traced values from outside, which are not known yet
         program = compile_ahead(jax.jit(run), constants, params, join(first, seconds[0]))
-        without_zeros = jax.tree.map(lambda leaf: _not_zeros(leaf, random), params)
-        hidden = any(new is not old for new, old in zip(jax.tree.leaves(without_zeros), jax.tree.leaves(params), strict=True))
-        for values in (params, without_zeros) if hidden else (params,):
+        nonzero = jax.tree.map(lambda leaf: _not_zeros(leaf, random), params)
+        hidden = any(new is not old for new, old in zip(jax.tree.leaves(nonzero), jax.tree.leaves(params), strict=True))
+        for values in (params, nonzero) if hidden else (params,):
             for second in seconds:
                 together = program(constants, values, join(first, second))
                 for number, one in enumerate((first, second)):  # both, because an example of weight 0 has no loss to compare
@@ -122,6 +122,25 @@ def company_matters(function: Callable[[PyTree, PyTree], PyTree], params: PyTree
                     if any(differ(*(_example_of(leaf, number) for leaf in pair)) for pair in pairs):
                         return True
         return False
+
+
+def some_examples(batch: PyTree, count: int) -> PyTree:
+    """``count`` examples of a batch, among them some that differ; random ones in place of shapes, and again the same if there are fewer.
+
+    Example:
+        >>> some_examples(jnp.array([1.0, 1.0, 5.0, 1.0]), 2).tolist(), some_examples(jax.ShapeDtypeStruct((1,), jnp.int32), 3).tolist()
+        ([1.0, 5.0], [0, 1, 0])
+    """
+    random, total = np.random.default_rng(0), min(leaf.shape[0] for leaf in jax.tree.leaves(batch))
+    spread = np.linspace(0, total - 1, min(count, total)).astype(int).tolist()
+    rows = np.resize([row for row in dict.fromkeys([*_rows(batch), *spread]) if row < total][:count], count)
+
+    def taken(leaf):
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return _known_or_random(leaf, (count, *leaf.shape[1:]), 0, random)
+        return np.asarray(leaf)[rows] if _is_here(leaf) else leaf[rows]
+
+    return jax.tree.map(taken, batch)
 
 
 def _rows(batch: PyTree) -> list[int]:
@@ -153,15 +172,32 @@ def _rows(batch: PyTree) -> list[int]:
 def _differs(leaf, rows: np.ndarray) -> Bool[np.ndarray, "rows"]:
     """Which of an array's rows differ from the first."""
     leaf = jax.random.key_data(leaf) if is_key(leaf) else leaf
-    here = isinstance(leaf, np.ndarray) or {device.platform for device in leaf.devices()} == {"cpu"}
-    leaf = np.asarray(leaf) if here else leaf  # no copy
+    leaf = np.asarray(leaf) if _is_here(leaf) else leaf  # no copy
     return np.asarray(np.asarray(leaf[rows] != leaf[:1]).reshape(len(rows), -1).any(1))
+
+
+def _is_here(leaf) -> bool:
+    return isinstance(leaf, np.ndarray) or (not is_key(leaf) and {device.platform for device in leaf.devices()} == {"cpu"})
 
 
 def _not_zeros(leaf, random: np.random.Generator):
     if leaf.size == 0 or not jnp.issubdtype(leaf.dtype, jnp.floating) or np.asarray(leaf).any():
         return leaf
-    return jnp.asarray(0.1 * random.normal(size=leaf.shape), leaf.dtype)
+    return (0.1 * random.normal(size=leaf.shape)).astype(leaf.dtype)
+
+
+def without_zeros(params: PyTree) -> PyTree | None:
+    """Parameters with random numbers in place of leaves that are all zeros, which hide what they multiply; None if there are none.
+
+    Example:
+        >>> changed = without_zeros((jnp.ones(1), jnp.zeros(1)))
+        >>> changed[0].item(), bool(changed[1].any()), without_zeros(jnp.ones(1))
+        (1.0, True, None)
+    """
+    random = np.random.default_rng(0)
+    changed = jax.tree.map(lambda leaf: _not_zeros(leaf, random), params)
+    same = all(new is old for new, old in zip(jax.tree.leaves(changed), jax.tree.leaves(params), strict=True))
+    return None if same else changed
 
 
 def _example_of(leaf, number: int) -> np.ndarray:

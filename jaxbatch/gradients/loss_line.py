@@ -16,7 +16,7 @@ from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size,
 from jaxbatch.gradients.hessian import check_like
 from jaxbatch.gradients.parts import Part, fold
 from jaxbatch.machine.compiling import compile_ahead, take_out_constants
-from jaxbatch.sums import cast_like, or_one, totals, weight_of, widen
+from jaxbatch.sums import cast_like, or_nan, totals, weight_of, widen
 
 
 def loss_along_line(
@@ -75,7 +75,7 @@ def loss_along_line(
             return Part((widen(totals(losses)).sum(), weight_of(losses)))
 
         total, weight = fold(measure, batch, size).summed
-        return total / (batch_size if weight is None else or_one(weight))
+        return total / (batch_size if weight is None else or_nan(weight))
 
     run = lambda params, other, batch, points: lax.map(lambda t: mean_at(params, other, batch, t), points)
     arguments = (params, other, batch, jnp.asarray(positions, jnp.result_type(float)))

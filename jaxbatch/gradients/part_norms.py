@@ -24,7 +24,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32, PyTree
 
 from jaxbatch.gradients.part_weights import signal_and_trace
-from jaxbatch.sums import widen, zero_sum
+from jaxbatch.sums import Losses, widen, zero_sum
+
+_FADED = 1e-4  # of a moment: what is left of it tells nothing
 
 
 class NoiseMonitor(NamedTuple):
@@ -35,7 +37,8 @@ class NoiseMonitor(NamedTuple):
     ``halflife``, in batches, is that of the running averages.
     ``parts`` is the least number of parts of a batch: a step that has fewer works in smaller microbatches. ``per_layer`` measures
     each layer too. ``preconditioned`` divides gradients by :math:`\\sqrt{\\hat v} + \\epsilon`, with the second moments v that the
-    optimizer had before the batch; ``b2`` and ``eps`` are then those of the optimizer, whose state does not hold them.
+    optimizer had before the batch; ``b2`` and ``eps`` are then those of the optimizer, whose state does not hold them. Parameters whose
+    moments tell nothing, as those of a token that has not come yet, are left out, and records say what share they are.
     """
 
     every: int = 1
@@ -67,6 +70,7 @@ class Metric(NamedTuple):
 
     weights: PyTree  # of the squares; None: all 1
     wanted: Bool[Array, ""]
+    left_out: Float[Array, ""] | None = None  # the share of the parameters whose weight is 0
 
 
 class BatchNoise(NamedTuple):
@@ -75,12 +79,13 @@ class BatchNoise(NamedTuple):
     signal: Float[Array, "*S V"]
     trace: Float[Array, "*S V"]
     measured: Bool[Array, "*S"]  # where False, the others mean nothing
+    left_out: Float[Array, "*S"] | None = None  # with a metric: the share of the parameters that have none
 
 
 class WithNoise(NamedTuple):
     """What a monitored step returns in place of its losses."""
 
-    losses: Float[Array, "..."]
+    losses: Losses
     noise: BatchNoise
 
 
@@ -90,11 +95,13 @@ Norms = Callable[[PyTree, int | Int32[Array, ""], Float[Array, ""] | None], Spre
 
 def metric_of(monitor: NoiseMonitor, params: PyTree, opt_state: PyTree, batches: Int32[Array, ""] | int) -> Metric:
     """The metric of a batch, ``batches`` batches after the start of training."""
-    wanted, weights = jnp.asarray(batches % monitor.every == 0), None
-    if monitor.preconditioned:
-        weights, known = inverse_moments(monitor, opt_state, params)
-        wanted = wanted & known
-    return Metric(weights, wanted)
+    wanted = jnp.asarray(batches % monitor.every == 0)
+    if not monitor.preconditioned:
+        return Metric(None, wanted)
+    weights, known = inverse_moments(monitor, opt_state, params)
+    leaves = jax.tree.leaves(weights)
+    left_out = sum((leaf == 0).sum(dtype=jnp.float32) for leaf in leaves) / float(sum(leaf.size for leaf in leaves))
+    return Metric(weights, wanted & known, left_out)
 
 
 def norms_of(monitor: NoiseMonitor, metric: Metric) -> Norms:
@@ -135,7 +142,7 @@ def statistics_of_parts(monitor: NoiseMonitor, metric: Metric, sums: NoiseSums, 
         signal, trace, several = signal_and_trace(square_of_sum, squares, parts, weight, batch_size)
     if monitor.per_layer:  # the sum over layers is the value of the whole gradient
         signal, trace = (jnp.concatenate([value.sum(keepdims=True), value]) for value in (signal, trace))
-    return BatchNoise(signal, trace, metric.wanted & (parts > 1 if several is None else several))
+    return BatchNoise(signal, trace, metric.wanted & (parts > 1 if several is None else several), metric.left_out)
 
 
 def squared_norms(gradient: PyTree, metric: PyTree, per_layer: bool) -> Float[Array, "L"]:
@@ -171,6 +178,12 @@ def inverse_moments(monitor: NoiseMonitor, opt_state: PyTree, params: PyTree) ->
 
     They come from before the batch. If they held the batch's own gradient, its norm would no longer be unbiased.
 
+    Where the last gradient of a parameter is long ago, as for the row of a rare token, its second moment has faded, or is 0 still, and the
+    next gradient divided by it would be larger than all others together: up to 1e16 with an epsilon of 1e-8, where the optimizer, which
+    adds the new gradient to the moment first, makes an ordinary step. So such parameters get the weight 0. The first moment m, which fades
+    sooner, shows them: they have :math:`|m| \le 10^{-4} \sqrt v`, which comes after about 100 updates without a gradient (with the usual
+    decays), and by chance to one in 3,000 others. An optimizer without first moments: :math:`v \le 10^{-4}` times the leaf's mean.
+
     Raises:
         ValueError: the state does not hold exactly one tree of second moments (``nu``) of all parameters.
     """
@@ -182,13 +195,19 @@ def inverse_moments(monitor: NoiseMonitor, opt_state: PyTree, params: PyTree) ->
             f"monitor.preconditioned=True: the optimizer's state has {len(states)} trees of second moments (nu), and exactly one of all "
             "parameters is needed, as optax.adam has. Take preconditioned=False."
         )
-    moments, count = states[0].nu, getattr(states[0], "count", None)
-    if not isinstance(count, jax.Array):  # then it is a tuple's method, as for optax.rmsprop, which does not correct the bias of its start
-        return jax.tree.map(lambda v: (jnp.sqrt(v) + monitor.eps) ** -2, widen(moments)), jnp.array(True)
-    seen = count > 0
-    correction = jnp.where(seen, 1 - jnp.power(monitor.b2, count.astype(jnp.float32)), 1)
-    weight = lambda v: (jnp.sqrt(v / correction.astype(v.dtype)) + monitor.eps) ** -2
-    return jax.tree.map(weight, widen(moments)), seen
+    moments, count = widen(states[0].nu), getattr(states[0], "count", None)
+    first = getattr(states[0], "mu", None)
+    if layout(first) == layout(moments):
+        fresh = jax.tree.map(lambda m, v: jnp.abs(m) > _FADED * jnp.sqrt(v), widen(first), moments)
+    else:
+        fresh = jax.tree.map(lambda v: v > _FADED * v.mean(), moments)
+    if isinstance(count, jax.Array):
+        seen = count > 0
+        correction = jnp.where(seen, 1 - jnp.power(monitor.b2, count.astype(jnp.float32)), 1)
+    else:  # then it is a tuple's method, as for optax.rmsprop, which does not correct the bias of its start
+        seen, correction = jnp.array(True), jnp.ones(())
+    weight = lambda v, fresh: jnp.where(fresh, (jnp.sqrt(v / correction.astype(v.dtype)) + monitor.eps) ** -2, 0)
+    return jax.tree.map(weight, moments, fresh), seen
 
 
 def check_monitor(monitor: Any, opt_state: PyTree, params: PyTree) -> None:

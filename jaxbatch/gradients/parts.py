@@ -17,6 +17,7 @@ from jaxtyping import PyTree
 from jaxbatch.gradients.groups import LossFn, leading_axis, vary_along, varying_axes
 from jaxbatch.layers import loops_are_slow
 from jaxbatch.machine.platform import compiled_platform
+from jaxbatch.part_lengths import part_lengths
 from jaxbatch.sums import add, widen, zero_sum
 
 Method = Literal["map", "vmap", "unroll"]
@@ -52,7 +53,8 @@ def fold(
     Args:
         measure: ``part -> Part``.
         batch: leaves ``(B, ...)``.
-        size: m. A last part may hold fewer examples, if its ``each`` has the same shape.
+        size: m, the most examples in a part. It need not divide B: parts are then as equal as whole examples allow, and ``each``
+            must have the same shape in all.
         method: ``"map"``: one after another in a compiled loop. ``"vmap"``: side by side. ``"unroll"``: one after another
             without a loop, which compiles P times as long.
         at_a_time: the number of parts computed together. ``None``: with ``"vmap"`` all, in the loop of ``"map"`` the number
@@ -73,11 +75,9 @@ def fold(
     if method not in ("map", "vmap", "unroll"):
         raise ValueError(f"method={method!r} must be 'map', 'vmap', 'unroll' or None.")
     batch_size = leading_axis(batch)
-    size = min(size, batch_size)
-    count, full = batch_size // size, batch_size // size * size
-    parts = jax.tree.map(lambda leaf: leaf[:full].reshape(count, size, *leaf.shape[1:]), batch)
+    lengths = part_lengths(batch_size, size)
     if start is None:
-        shapes = jax.eval_shape(measure, _take(parts, 0)).summed
+        shapes = jax.eval_shape(measure, jax.tree.map(lambda leaf: leaf[: max(lengths)], batch)).summed
         start = zero_sum(jax.tree.map(_zeros_of, shapes))
 
     if combine_several is not None:
@@ -87,21 +87,23 @@ def fold(
         measured = measure(part)
         return combine(total, measured.summed), (measured.examples, measured.each)
 
-    if method == "vmap":
-        total, kept = _side_by_side(measure, parts, start, combine, combine_several, min(at_a_time or count, count))
-    elif method == "map" and count > 1:
-        total, kept = lax.scan(one, start, parts, unroll=at_a_time or side_by_side(size))
-    else:
-        total, kept = start, []
-        for number in range(count):
-            total, kept_of_part = one(total, _take(parts, number))
-            kept.append(kept_of_part)
-        kept = jax.tree.map(lambda *leaves: jnp.stack(leaves), *kept)
-    examples, each = jax.tree.map(lambda leaf: leaf.reshape(full, *leaf.shape[2:]), kept[0]), kept[1]
-    if full < batch_size:
-        total, (last, last_each) = one(total, jax.tree.map(lambda leaf: leaf[full:], batch))
-        examples = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), examples, last)
-        each = jax.tree.map(lambda leaf, last: jnp.concatenate([leaf, last[None]]), each, last_each)
+    total, kept, done = start, [], 0
+    for length, count in lengths.items():  # one length, or two that differ by 1
+        stop = done + count * length
+        parts = jax.tree.map(lambda leaf: leaf[done:stop].reshape(count, length, *leaf.shape[1:]), batch)
+        if method == "vmap":
+            total, of_parts = _side_by_side(measure, parts, total, combine, combine_several, min(at_a_time or count, count))
+        elif method == "map" and count > 1:
+            total, of_parts = lax.scan(one, total, parts, unroll=at_a_time or side_by_side(length))
+        else:
+            one_by_one = []
+            for number in range(count):
+                total, of_part = one(total, _take(parts, number))
+                one_by_one.append(of_part)
+            of_parts = jax.tree.map(lambda *leaves: jnp.stack(leaves), *one_by_one)
+        kept.append((jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), of_parts[0]), of_parts[1]))
+        done = stop
+    examples, each = kept[0] if len(kept) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *kept)
     return Part(total, examples, each)
 
 

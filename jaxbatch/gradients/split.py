@@ -32,7 +32,7 @@ from jaxbatch.gradients.part_norms import BatchNoise, NoiseMonitor, NoiseSums, m
 from jaxbatch.gradients.parts import Method, Part, Take, choose_method, fold, vmap_at_a_time
 from jaxbatch.gradients.updates import Optimizer, update
 from jaxbatch.states import is_known
-from jaxbatch.sums import Losses, add, mean_loss, mean_over_devices, zero_sum
+from jaxbatch.sums import Losses, add, mean_loss, mean_over_devices, something_counts, zero_sum
 
 Number = float | Float[Array, ""]
 
@@ -155,11 +155,11 @@ def update_by_groups(
             losses, gradient, aux, noise = lax.cond(metric.wanted, measured, lambda: (*gradient_with(microbatch_size, None)[:3], nothing))
         loss = mean_loss(losses) if axis is None else mean_over_devices(losses, group_size, axis)
         spread, summed = (None, None) if noise is None else noise
-        return Part((gradient, loss, summed), losses, (aux, loss, spread))
+        return Part((gradient, loss, something_counts(losses, axis), summed), losses, (aux, loss, spread))
 
     def combine(state, group):
-        (params, opt_state, total), (gradient, loss, summed) = state, group
-        return *update(optimizer, gradient, opt_state, params, loss), add(total, summed)
+        (params, opt_state, total), (gradient, loss, counts, summed) = state, group
+        return *update(optimizer, gradient, opt_state, params, loss, counts), add(total, summed)
 
     method = method or ("unroll" if num_groups == 1 else choose_method(loss_fn, params, examples, size))
     at_a_time = vmap_at_a_time(size) if method == "vmap" else None

@@ -6,14 +6,16 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxbatch.gradients.groups import check_params
 
 Optimizer: TypeAlias = optax.GradientTransformation | optax.MultiSteps  # MultiSteps is no transformation, but works like one
 
 
-def update(optimizer: Optimizer, gradient: PyTree, opt_state: PyTree, params: PyTree, loss: Float[Array, ""]) -> tuple[PyTree, PyTree]:
+def update(
+    optimizer: Optimizer, gradient: PyTree, opt_state: PyTree, params: PyTree, loss: Float[Array, ""], counts: Bool[Array, ""] | None = None
+) -> tuple[PyTree, PyTree]:
     """One update: the parameters and the optimizer's state after it.
 
     Args:
@@ -22,6 +24,8 @@ def update(optimizer: Optimizer, gradient: PyTree, opt_state: PyTree, params: Py
         opt_state: the optimizer's state.
         params: the parameters at which the gradient was computed.
         loss: the mean loss at ``params``.
+        counts: False where no example counts, see :func:`jaxbatch.sums.something_counts`. There is no loss then, so an optimizer that
+            uses it is left as it is, and so are the parameters.
 
     Raises:
         ValueError: the optimizer needs further arguments, as a line search does.
@@ -31,8 +35,13 @@ def update(optimizer: Optimizer, gradient: PyTree, opt_state: PyTree, params: Py
         >>> update(optimizer, jnp.array(1.0), optimizer.init(params), params, jnp.array(0.5))[0].item()
         0.5
     """
+
+    def step(value):
+        updates, new_state = optax.with_extra_args_support(optimizer).update(gradient, opt_state, params, value=value)
+        return optax.apply_updates(params, updates), new_state
+
     try:
-        updates, opt_state = optax.with_extra_args_support(optimizer).update(gradient, opt_state, params, value=loss)
+        new = step(loss)
     except TypeError as error:
         if "argument" not in str(error):
             raise
@@ -40,7 +49,15 @@ def update(optimizer: Optimizer, gradient: PyTree, opt_state: PyTree, params: Py
             f"optimizer: its update needs more than gradient, state, parameters and value ({error}). A line search, which "
             "evaluates the loss again within an update, is not supported: take an optimizer with a learning rate."
         ) from None
-    return optax.apply_updates(params, updates), opt_state
+    if counts is None or not _is_used(step, loss):
+        return new
+    return jax.tree.map(lambda new, old: jnp.where(counts, new, old), new, (params, opt_state))
+
+
+def _is_used(function: Callable[[Array], Any], value: Array) -> bool:
+    """Whether a function that is traced does anything with its argument."""
+    program = jax.make_jaxpr(function)(value).jaxpr
+    return any(variable is program.invars[0] for variables in (program.outvars, *(one.invars for one in program.eqns)) for variable in variables)
 
 
 def check_optimizer(optimizer: Any, params: PyTree) -> None:

@@ -49,6 +49,43 @@ def own_examples(mask: Bool[Array, "M"] | None) -> Iterator[None]:
         _mask.reset(token)
 
 
+_held: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar("jaxbatch_held_moments", default=None)
+
+
+@contextlib.contextmanager
+def held_moments() -> Iterator[list[str]]:
+    """Within this context batch normalisation takes constants in place of a batch's moments, so that what else couples examples shows.
+
+    Yields:
+        A list to which every such layer adds its kind.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxbatch.layers import BatchNorm
+        >>> x = jnp.array([1.0, 3.0]).reshape(2, 1, 1, 1)
+        >>> variables = BatchNorm().init(jax.random.key(0), x, train=True)
+        >>> with held_moments() as layers:
+        ...     held, _ = BatchNorm(epsilon=0.0).apply(variables, x, train=True, mutable=["batch_stats"])
+        >>> held.ravel().tolist(), layers
+        ([1.0, 3.0], ['BatchNorm'])
+    """
+    layers: list[str] = []
+    token = _held.set(layers)
+    try:
+        with _tracing(next(_numbers)):
+            yield layers
+    finally:
+        _held.reset(token)
+
+
+def holds_moments(kind: str) -> bool:
+    """Whether a layer of this kind takes constants now, see :func:`held_moments`."""
+    layers = _held.get()
+    if layers is not None:
+        layers.append(kind)
+    return layers is not None
+
+
 def example_mask() -> Bool[Array, "M"] | None:
     """The mask of the batch that is being computed, False for fillers; ``None`` if there are no fillers.
 

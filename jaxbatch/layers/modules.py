@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from jaxbatch.layers.choose import Layout
 from jaxbatch.layers.convolution import conv
-from jaxbatch.layers.masking import example_mask
+from jaxbatch.layers.masking import example_mask, holds_moments
 from jaxbatch.layers.normalisation import affine, batch_norm, channel_moments, count_values, shared_moments, synchronised_batch_norm
 from jaxbatch.layers.pooling import conv_max_pool
 
@@ -88,7 +88,7 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, channels)
         mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
         variance = self.variable("batch_stats", "var", jnp.ones, channels)
-        if not train:
+        if not train or holds_moments(type(self).__name__):
             slope = scale * jax.lax.rsqrt(variance.value + self.epsilon)
             moved = mean.value if shift is None else mean.value - shift
             return affine(x, slope, bias - moved * slope)

@@ -28,6 +28,7 @@ from jaxbatch.data.stream_parts import checked_parts
 from jaxbatch.data.streaming import prefetch
 from jaxbatch.data.streams import Stream
 from jaxbatch.machine.cross_compiling import AXIS  # the axis name for collective operations inside a step
+from jaxbatch.part_lengths import part_slices
 
 Parallel = Literal["jit", "pmap"]
 
@@ -69,17 +70,17 @@ def share_batches(
 
 
 def share_parts(groups: Int32[np.ndarray, "G B"], size: int, num_devices: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Yields each part of each group: its length, and the indices and mask of its shares.
+    """Yields each part, of ``size`` examples at most, of each group: its length, and the indices and mask of its shares.
 
     Example:
         >>> [(length, shares.tolist()) for length, shares, _ in share_parts(np.array([[5, 6, 7]], np.int32), 2, 1)]
         [(2, [5, 6]), (1, [7])]
     """
     for group in groups:
-        for start in range(0, len(group), size):
-            shares, mask = share_batches(group[None, start : start + size], num_devices)
+        for own in part_slices(len(group), size):
+            shares, mask = share_batches(group[None, own], num_devices)
             lead = shares.shape[2:] if num_devices == 1 else (num_devices, -1)
-            yield len(group[start : start + size]), shares.reshape(lead), mask.reshape(lead)
+            yield len(group[own]), shares.reshape(lead), mask.reshape(lead)
 
 
 def decode_parts(stream: Stream, cut: Callable[[], Iterator], seed_epoch: tuple[int, int], deal: Callable) -> Iterator[tuple[int, tuple]]:

@@ -1,9 +1,12 @@
-"""Finds divergence: the first loss that is not finite, or a state that is no longer finite.
+"""The losses of batches: their mean; and divergence: the first loss that is not finite, or a state that is no longer finite.
+
+With weights there may be batches in which nothing counts, as one of masked texts alone. They have no loss: no 0, which would lower a
+mean, and no NaN, which would look as if the run had diverged.
 
 A loss may be finite while its gradient is not, for example for a square root at 0. Then the parameters are lost although
 every loss still looks right. So each record checks both.
 
-Axes: S steps, R runs.
+Axes: S steps, one batch each, R runs.
 """
 
 from collections.abc import Callable
@@ -11,17 +14,58 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, Num, PyTree
+
+from jaxbatch.sums import Losses, Weighted
 
 
-def first_nonfinite(losses: Float[Array, "S"] | Float[np.ndarray, "S"]) -> int | None:
+def batch_means(losses: Losses | Num[np.ndarray, "..."]) -> Float[np.ndarray, "*R S"]:
+    """The mean losses of batches, from what :func:`jaxbatch.sums.loss_of_batch` returns of each; NaN where nothing counts.
+
+    Example:
+        >>> batch_means(Weighted(jnp.array([6.0, 0.0]), jnp.array([2.0, 0.0]))).tolist()
+        [3.0, nan]
+    """
+    if not isinstance(losses, Weighted):
+        return np.asarray(losses)
+    total, weight = (np.asarray(leaf, np.float64) for leaf in losses)
+    with np.errstate(over="ignore"):
+        return np.where(weight == 0, np.nan, total / np.where(weight == 0, 1, weight))
+
+
+def mean_over_batches(losses: Losses | Num[np.ndarray, "..."]) -> Float[np.ndarray, "*R"]:
+    """The mean of the batches' mean losses; batches in which nothing counts are left out, and NaN if there is no other.
+
+    Example:
+        >>> mean_over_batches(Weighted(jnp.array([6.0, 0.0, 1.0]), jnp.array([2.0, 0.0, 1.0]))).item()
+        2.0
+    """
+    means = batch_means(losses)
+    if not isinstance(losses, Weighted):
+        return np.asarray(means.mean(-1, dtype=np.float64))
+    counts = np.asarray(losses.weight) != 0
+    return np.where(counts.any(-1), np.where(counts, means, 0).sum(-1) / np.maximum(counts.sum(-1), 1), np.nan)
+
+
+def are_nonfinite(losses: Losses | Num[np.ndarray, "..."]) -> Bool[np.ndarray, "*R S"]:
+    """Which batches have a loss that is NaN or infinite; one in which nothing counts has none.
+
+    Example:
+        >>> are_nonfinite(Weighted(jnp.array([6.0, 0.0, jnp.inf]), jnp.array([2.0, 0.0, 0.0]))).tolist()
+        [False, False, True]
+    """
+    bad = ~np.isfinite(batch_means(losses))
+    return bad & ((np.asarray(losses.weight) != 0) | ~np.isfinite(losses.total)) if isinstance(losses, Weighted) else bad
+
+
+def first_nonfinite(losses: Losses | Num[np.ndarray, "..."]) -> int | None:
     """Index of the first loss that is NaN or infinite, or None.
 
     Example:
         >>> first_nonfinite(jnp.array([0.5, jnp.inf, jnp.nan]))
         1
     """
-    bad = np.flatnonzero(~np.isfinite(np.asarray(losses)))
+    bad = np.flatnonzero(are_nonfinite(losses))
     return int(bad[0]) if len(bad) else None
 
 

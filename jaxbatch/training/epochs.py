@@ -9,7 +9,8 @@
   compiled loops are slow.
 
 Every combination is defined. Up to the order of summation, it gives the numbers of one device that sees the whole batch; only
-batch normalisation takes the moments of a part. The cut of a size is the same for programs that run here and for those that are
+batch normalisation takes the moments of a part, and losses that couple examples otherwise are refused by :mod:`jaxbatch.training.cut_check`.
+Parts that do not divide a batch are as equal as whole examples allow. The cut of a size is the same for programs that run here and for those that are
 compiled for elsewhere (:mod:`jaxbatch.training.step_programs`).
 
 Axes: S steps, B examples in a batch, K groups, N devices.
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jaxbatch.batches import even_part
 from jaxbatch.data.streams import is_stream
 from jaxbatch.gradients.groups import check_microbatch_size, check_num_groups
 from jaxbatch.gradients.independence import check_independent_losses, check_independent_prepare, has_independent_prepare
@@ -168,8 +170,8 @@ def microbatch_for_noise(monitor: NoiseMonitor | None, batch_size: int, num_grou
         return None
     share = share_of_group(batch_size, num_groups, num_devices)
     each = -(-monitor.parts // (num_groups * num_devices))
-    wanted = -(-share // each)
-    return wanted if wanted < min(at_a_time or share, share) else None
+    wanted, there = -(-share // each), -(-share // even_part(share, at_a_time or share))
+    return wanted if there < each and wanted < share else None
 
 
 def runs_in_pieces(task: Task, params: Any, batch_size: int, several: bool) -> bool:

@@ -21,7 +21,7 @@ from jaxbatch.gradients.groups import check_count, check_microbatch_size
 from jaxbatch.gradients.independence import check_independent_prepare_test
 from jaxbatch.hints import call_function, describe
 from jaxbatch.layers import loops_are_slow
-from jaxbatch.sums import Weighted, as_floats, counted, divisor, sum_losses, totals
+from jaxbatch.sums import Weighted, as_floats, counted, or_nan, sum_losses
 from jaxbatch.training.layouts import Layout, shapes_of
 from jaxbatch.training.steps import TrainState
 from jaxbatch.training.tasks import MetricsFn, Task, count_examples, smallest
@@ -63,7 +63,7 @@ def make_evaluate(
     """Makes a compiled ``evaluate(params, data) -> {name: scalar}``, which returns mean metrics over a data set.
 
     The last batch is padded and masked, so every example counts once. A metric of :class:`jaxbatch.Weighted` values has the
-    mean sum of totals / sum of weights over the whole data set. A metric must not couple examples, as batch
+    mean sum of totals / sum of weights over the whole data set, NaN if nothing in it counts. A metric must not couple examples, as batch
     normalisation with ``train=True`` does; otherwise padding would count. ``data`` may be a
     :class:`jaxbatch.data.streams.Stream`. ``prepare_test`` gives each example its key, see :class:`jaxbatch.Task`.
 
@@ -136,7 +136,8 @@ def _programs(metrics_fn: MetricsFn, num_examples: int, batch_size: int, prepare
 
     def mean(of_parts):
         summed = {name: sum_losses(values) for name, values in of_parts.items()}
-        return {name: totals(values) / divisor(values, num_examples) for name, values in summed.items()}
+        mean_of = lambda values: values.total / or_nan(values.weight) if isinstance(values, Weighted) else values / num_examples
+        return {name: mean_of(values) for name, values in summed.items()}
 
     def whole(params, data):
         return mean(lax.map(lambda batch: of_batch(params, data, batch), cut()))  # cut here: closed over, it would be a constant

@@ -15,8 +15,9 @@ import numpy as np
 from jaxbatch.batches import epoch_order
 from jaxbatch.machine.compiling import Programs
 from jaxbatch.states import as_arrays
+from jaxbatch.training.cut_check import check_parts
 from jaxbatch.training.devices import find_devices
-from jaxbatch.training.divergence import first_nonfinite, make_is_finite
+from jaxbatch.training.divergence import first_nonfinite, make_is_finite, mean_over_batches
 from jaxbatch.training.epochs import compile_task_epoch
 from jaxbatch.training.evaluation import choose_evaluation_size, make_test
 from jaxbatch.training.monitor import check_unchanged, track_noise
@@ -48,7 +49,8 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
         had to wait), ``diverged``, ``diverged_at_batch`` and ``state``. If a loss or the state is not finite, the run ends with
         a last record: ``diverged`` is True, and ``diverged_at_batch`` is the first batch whose loss is not finite, or the last
         batch of the record if only the state is not finite. Without ``test_data`` there is no ``test_<name>``. The loss is the
-        mean of the batches' mean losses, and that of a batch is weighted if its losses are :class:`jaxbatch.Weighted`.
+        mean of the batches' mean losses. That of a batch is weighted if its losses are :class:`jaxbatch.Weighted`; batches in which
+        nothing counts are left out, and NaN stands where nothing counts at all, for metrics too.
         With ``task.tokens_per_example`` there are the ``tokens`` seen. With ``config.monitor`` there are the fields of
         docs/noise.md too, from ``noise_signal`` to ``noise_scale_average_high``.
 
@@ -58,7 +60,8 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
             the leaves of the data disagree on the number of examples; the seed is outside [0, 2**32); ``state`` is at or past
             the end of ``duration``; the optimizer is not one of optax's or is a line search; ``monitor`` is given and all batches
             have one example, or it is preconditioned and the optimizer has no second moments, or it would cut batches of a loss,
-            ``prepare`` or model state that changes with the cut.
+            ``prepare`` or model state that changes with the cut; a loss couples the examples of batches that are cut, or an aux is a
+            sum on several devices (see :class:`jaxbatch.Task`).
 
     Example:
         >>> import optax
@@ -82,7 +85,7 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
     state = state._replace(progress=(), noise=())  # only the host needs them
     is_finite = make_is_finite(state._replace(opt_state=config.optimizer.init(state.params)) if begun else state)
     settings = _settings(config)
-    check_unchanged(task, config, state.params, [segment.batch_size for segment in planned])
+    _check_cuts(task, config, state.params, {segment.batch_size for segment in planned})
     shapes = jax.eval_shape(lambda: state)  # without its arrays, which would stay alive
     with Programs(lambda key: compile_task_epoch(task, config.optimizer, shapes, *key, **settings)) as programs:
         used, started = set[tuple[int, int]](), time.perf_counter()
@@ -105,7 +108,7 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
             state, losses = jax.block_until_ready(program.run(state, task.train_data, indices, (config.seed, segment.epoch)))
             seconds = time.perf_counter() - started
             losses, noise_fields = noise.read(losses)
-            losses = np.asarray(losses)  # on the host, because on the device each length would need another program
+            losses = jax.device_get(losses)  # to the host, because on the device each length would need another program
             progress, bad = advance(progress, segment), first_nonfinite(losses)
             if bad is None and not is_finite(state):
                 bad = count - 1
@@ -117,7 +120,7 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
                 "examples": progress.examples,
                 "updates": int(state.step),
                 "epoch": segment.end,
-                "loss": float(losses.mean(dtype=np.float64)),
+                "loss": float(mean_over_batches(losses)),
                 **{f"test_{name}": float(value) for name, value in test(task.test_data, state).items()},
                 "train_seconds": seconds,
                 "compile_seconds": 0.0 if key in used else program.compile_seconds,
@@ -131,6 +134,13 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
             used.add(key)
             if bad is not None:
                 return
+
+
+def _check_cuts(task: Task, config: FitConfig, params: Any, batch_sizes: set[int]) -> None:
+    """Refuses parts of batches that would train something else than whole batches."""
+    parts: dict[str, Any] = {"num_groups": config.num_groups, "microbatch_size": config.microbatch_size, "num_devices": config.num_devices}
+    check_parts(task, params, list(batch_sizes), **parts)
+    check_unchanged(task, config, params, list(batch_sizes))
 
 
 def _settings(config: FitConfig) -> dict[str, Any]:

@@ -13,22 +13,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import AbstractMesh
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import PyTree
 
 from jaxbatch.augment import Prepare, prepared
 from jaxbatch.gradients.groups import leading_axis
 from jaxbatch.gradients.part_norms import WithNoise
 from jaxbatch.machine.compiling import compile_ahead
-from jaxbatch.sums import mean_loss
+from jaxbatch.sums import Losses, loss_of_batch
 from jaxbatch.training.devices import Parallel, over_devices, share_of_group
 
-Step = Callable[..., tuple[Any, Float[Array, "..."] | WithNoise]]  # (state, batch) -> (state, losses)
+Step = Callable[..., tuple[Any, Losses | WithNoise]]  # (state, batch) -> (state, losses)
 
 
 def one_step(step: Step, prepare: Prepare | None, state: Any, data: PyTree, index: Any, seed_epoch: Any, *mask: Any, by_part: bool):
-    """Takes the examples ``index`` from the data, prepares them and makes a step: ``-> (state, mean loss)``.
+    """Takes the examples ``index`` from the data, prepares them and makes a step: ``-> (state, the batch's loss)``.
 
-    With ``by_part`` the step does the taking. A monitored step returns the noise with the loss.
+    The loss is that of :func:`jaxbatch.sums.loss_of_batch`. With ``by_part`` the step does the taking. A monitored step returns the
+    noise with the loss.
     """
 
     def take(data, seed_epoch, index):
@@ -39,8 +40,8 @@ def one_step(step: Step, prepare: Prepare | None, state: Any, data: PyTree, inde
     else:
         state, losses = step(state, take(data, seed_epoch, index), *mask)
     if isinstance(losses, WithNoise):
-        return state, losses._replace(losses=mean_loss(losses.losses))
-    return state, mean_loss(losses)
+        return state, losses._replace(losses=loss_of_batch(losses.losses))
+    return state, loss_of_batch(losses)
 
 
 def check_indices(indices: Any, data: PyTree) -> None:

@@ -45,8 +45,8 @@ def make_epoch(step: Step, prepare: Prepare | None = None, *, by_part: bool = Fa
 
     Returns:
         ``run(state, data, indices) -> (state, losses)``: ``indices`` ``(S, B)`` say which examples go into
-        which batch; ``losses`` ``(S,)`` are the batches' mean losses before each step. The incoming state's
-        memory is reused for the outgoing one: do not use it again.
+        which batch; ``losses`` ``(S,)`` are the batches' mean losses before each step, and with :class:`jaxbatch.Weighted` losses their
+        totals and weights. The incoming state's memory is reused for the outgoing one: do not use it again.
 
     Example:
         >>> import optax
@@ -237,12 +237,11 @@ def compile_epoch_in_pieces(
 
 
 def _of_batches(results: list[list]) -> Any:
-    """From the groups of S batches: the mean losses of the batches, and the noise, which is complete after the last group."""
+    """From the groups of S batches: the losses of the batches, and the noise, which is complete after the last group."""
     results = jax.device_get(results)
     if isinstance(results[0][0], WithNoise):
         losses = _of_batches([[group.losses for group in groups] for groups in results])
         return WithNoise(losses, stack_on_host([groups[-1].noise for groups in results]))
     if isinstance(results[0][0], Weighted):
-        total, weight = np.array(results).sum(1).T
-        return jnp.asarray(total / np.where(weight == 0, 1, weight))
+        return Weighted(*map(jnp.asarray, np.array(results).sum(1).T))
     return jnp.asarray(np.array(results).mean(1))

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, PyTree, UInt32
+from jaxtyping import Float, PyTree, UInt32
 
 from jaxbatch.augment import example_keys
 from jaxbatch.data.stream_parts import checked_parts
@@ -23,11 +23,13 @@ from jaxbatch.gradients.noise import GradientStatistics, gradient_noise_scale
 from jaxbatch.gradients.part_norms import NoiseMonitor, check_monitor, layers_of
 from jaxbatch.intervals import Interval, fieller
 from jaxbatch.machine.compiling import call_compiled
+from jaxbatch.sums import Losses
 from jaxbatch.training.devices import alone, share_of_group
 from jaxbatch.training.epochs import Cut, choose_cut
 from jaxbatch.training.plans import FitConfig
 from jaxbatch.training.tasks import Task, smallest
 
+_LOSS = "the loss of an example"
 _WEIGHTS, _MOMENTS = 2, 5  # sums of weights and of their squares; then for each value two means and three sums of products
 
 
@@ -67,11 +69,11 @@ class NoiseTrack:
         """The running averages for a state, which has no 64-bit numbers: each as two words. ``()`` without a monitor."""
         return () if self._monitor is None else self._sums.copy().view(np.uint32)
 
-    def read(self, losses: Any) -> tuple[Float[Array, "S"] | Float[np.ndarray, "S"], dict[str, Any]]:
+    def read(self, losses: Any) -> tuple[Losses | Float[np.ndarray, "S"], dict[str, Any]]:
         """The losses of S batches, and the fields of their record; the averages go on by S batches."""
         if self._monitor is None:
             return losses, {}
-        losses, (signal, trace, measured) = jax.device_get(losses)
+        losses, (signal, trace, measured, left_out) = jax.device_get(losses)
         signal, trace = np.asarray(signal, np.float64), np.asarray(trace, np.float64)
         good = measured & np.isfinite(signal).all(1) & np.isfinite(trace).all(1)
         for pair, counts in zip(np.stack([signal, trace], 1), good, strict=True):
@@ -79,6 +81,8 @@ class NoiseTrack:
             if counts:
                 self._add(*pair)
         fields: dict[str, Any] = {"noise_measurements": int(good.sum()), **_fields(signal[good, 0], trace[good, 0]), **self._averages(0)}
+        if left_out is not None:
+            fields["noise_left_out"] = float(np.mean(left_out[good], dtype=np.float64)) if good.any() else None
         if self._layers:
             of_layer = lambda v: {**_fields(signal[good, v], trace[good, v]), **self._averages(v)}
             fields["noise_by_layer"] = {name: _unprefixed(of_layer(v)) for v, name in enumerate(self._layers, 1)}
@@ -149,8 +153,8 @@ def check_unchanged(task: Task, config: FitConfig, params: PyTree, batch_sizes: 
         >>> check_unchanged(task, FitConfig(optax.sgd(0.1), 4, monitor=NoiseMonitor()), jax.numpy.zeros(()), [4])
         Traceback (most recent call last):
         jaxbatch.training.monitor.ChangesTraining: monitor: to be measured, a batch of 4 is cut into parts of 2, and the loss of an
-        example changes with the cut, so that another model would be trained. Take monitor=None; or microbatch_size=2, which trains in
-        such parts with a monitor and without.
+        example changes with the cut, so that another model would be trained. Take monitor=None; or microbatch_size=2 and
+        task._replace(coupled=True), which trains in such parts with a monitor and without.
     """
     if config.monitor is None:
         return
@@ -162,10 +166,11 @@ def check_unchanged(task: Task, config: FitConfig, params: PyTree, batch_sizes: 
         whole, part = (smallest(share, cut.to_measure, cut.at_a_time) or share for cut in (plain, measured))
         cause = _noticed(task, measured, params, whole, part) if part < whole else None
         if cause:
+            meant = "" if task.coupled or cause != _LOSS else " and task._replace(coupled=True)"
             raise ChangesTraining(
                 f"monitor: to be measured, a batch of {batch_size} is cut into parts of {part}, and {cause} changes with the cut, so that "
-                f"another model would be trained. Take monitor=None; or microbatch_size={part}, which trains in such parts with a monitor "
-                "and without."
+                f"another model would be trained. Take monitor=None; or microbatch_size={part}{meant}, which trains in such parts with a "
+                "monitor and without."
             )
 
 
@@ -185,7 +190,7 @@ def _noticed(task: Task, cut: Cut, params: PyTree, whole: int, part: int) -> str
             return "what prepare makes of an example"
         examples = call_compiled(prepare, *examples)
     loss_fn = alone(task.loss_fn)
-    return "the loss of an example" if cut_matters(lambda *args: losses_and_aux(loss_fn, *args)[0], params, examples, part) else None
+    return _LOSS if cut_matters(lambda *args: losses_and_aux(loss_fn, *args)[0], params, examples, part) else None
 
 
 def _fields(signal: Float[np.ndarray, "n"], trace: Float[np.ndarray, "n"]) -> dict[str, float | None]:

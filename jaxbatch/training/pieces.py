@@ -22,7 +22,8 @@ from jaxbatch.gradients.accumulation import mean_aux, next_model_state, summed_g
 from jaxbatch.gradients.groups import has_weights
 from jaxbatch.gradients.part_norms import Metric, NoiseMonitor, NoiseSums, Spread, WithNoise, metric_of, no_spread, norms_of, statistics_of_parts
 from jaxbatch.gradients.updates import Optimizer, update
-from jaxbatch.sums import Losses, Weighted, add, divisor, mean_of_sum, sum_losses, totals, zero_sum
+from jaxbatch.part_lengths import part_lengths
+from jaxbatch.sums import Losses, Weighted, add, divisor, mean_of_sum, something_counts, sum_losses, totals, zero_sum
 from jaxbatch.training.devices import AXIS, alone
 from jaxbatch.training.layouts import Layout, shapes_of
 from jaxbatch.training.steps import TrainState
@@ -88,7 +89,7 @@ def make_pieces(
     def finish(state, total):
         whole = divisor(total.loss, group_size)
         mean, gradient = totals(total.loss) / whole, mean_of_sum(total.gradient, whole, state.params)
-        params, opt_state = update(optimizer, gradient, state.opt_state, state.params, mean)
+        params, opt_state = update(optimizer, gradient, state.opt_state, state.params, mean, something_counts(total.loss))
         state = state._replace(params=params, opt_state=opt_state, step=state.step + 1, model_state=total.model_state)
         loss = total.loss if weighted else mean
         if monitor is None:
@@ -104,9 +105,9 @@ def make_pieces(
 class PieceLayouts(NamedTuple):
     """The programs of an update in pieces."""
 
-    size: int  # examples, over all devices, in each part of a group but a last one that is not full
+    size: int  # the most examples, over all devices, in a part of a group
     begin: Layout
-    adds: dict[int, Layout]  # by the number of examples in a part
+    adds: dict[int, Layout]  # by the number of examples in a part, the largest first
     finish: Layout
 
 
@@ -128,10 +129,11 @@ def lay_out_pieces(
         >>> task = Task(lambda key: jnp.zeros(()), lambda w, x: (x - w) ** 2, None, jnp.ones(40), None, microbatch_size=2)
         >>> laid = lay_out_pieces(task, optax.sgd(0.1), state_shapes(task, optax.sgd(0.1)), 10, num_devices=2)
         >>> laid.size, laid.adds[4].arguments["index"].shape, {length: layout.split for length, layout in laid.adds.items()}
-        (4, (2, 2), {4: ('batch', 'index', 'mask'), 2: ('batch', 'index', 'mask')})
+        (4, (2, 2), {4: ('batch', 'index', 'mask'), 3: ('batch', 'index', 'mask')})
     """
     data, several = task.train_data, num_devices > 1
-    size = even_part(group_size, min(group_size, num_devices * (task.microbatch_size or group_size)))
+    lengths = part_lengths(group_size, even_part(group_size, min(group_size, num_devices * (task.microbatch_size or group_size))))
+    size = max(lengths)
     weighted = has_weights(alone(task.loss_fn), state.params, task.shapes_of_batch(-(-size // num_devices)), task.update_model_state is not None)
     axis = AXIS if several else None
     pieces = make_pieces(task, optimizer, group_size, axis=axis, monitor=monitor, num_groups=num_groups, weighted=weighted)
@@ -151,6 +153,6 @@ def lay_out_pieces(
     return PieceLayouts(
         size,
         Layout(pieces.begin, {"state": state}, (), ()),
-        {length: lay_out_part(length) for length in (size, group_size % size) if length},
+        {length: lay_out_part(length) for length in lengths},
         Layout(pieces.finish, {"state": state, "total": total}, donated, ()),
     )

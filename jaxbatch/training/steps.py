@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int32, PyTree, UInt32
+from jax import lax
+from jaxtyping import Array, Int32, PyTree, UInt32
 
 from jaxbatch.batches import check_seed
 from jaxbatch.gradients.accumulation import update_in_turn
@@ -16,7 +17,7 @@ from jaxbatch.gradients.split import update_by_groups
 from jaxbatch.gradients.updates import Optimizer, check_optimizer
 from jaxbatch.machine.compiling import call_compiled
 from jaxbatch.states import as_arrays
-from jaxbatch.sums import Weighted, mean_over_devices
+from jaxbatch.sums import Losses, Weighted, sum_losses
 from jaxbatch.training.tasks import Task, UpdateModelState
 
 _INIT = 0x696E6974  # "init": makes the keys of initialisation differ from the keys of shuffling
@@ -98,7 +99,7 @@ def make_train_step(
     axis: str | None = None,
     monitor: NoiseMonitor | None = None,
     cut_to_measure: int | None = None,
-) -> Callable[..., tuple[TrainState, Float[Array, "..."] | WithNoise]]:
+) -> Callable[..., tuple[TrainState, Losses | WithNoise]]:
     """A training step for one batch size, jit-compiled and usable inside ``lax.scan``.
 
     Args:
@@ -119,10 +120,10 @@ def make_train_step(
 
     Returns:
         ``step(state, batch) -> (state, losses)``; the losses are computed at the incoming parameters. With ``axis`` it is
-        ``step(state, share, mask) -> (state, mean loss of the batch)``; ``mask`` is False for fillers, and None if there are
-        none. With ``monitor`` the losses come with the batch's noise, as a pair. A fourth argument ``take`` (a
-        ``jax.tree_util.Partial``) makes examples from indices, which then stand in place of the batch: each part's when the step
-        works on it, so that no other examples are in memory.
+        ``step(state, share, mask) -> (state, loss of the batch)``, the mean or a :class:`jaxbatch.Weighted` of sums; ``mask`` is
+        False for fillers, and None if there are none. With ``monitor`` the losses come with the batch's noise, as a pair. A fourth
+        argument ``take`` (a ``jax.tree_util.Partial``) makes examples from indices, which then stand in place of the batch: each
+        part's when the step works on it, so that no other examples are in memory.
 
     Raises:
         ValueError: the step gets a batch of another size.
@@ -169,7 +170,7 @@ def make_train_step(
             model_state = update_in_turn(update_model_state, model_state, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), aux))
         state = state._replace(params=params, opt_state=opt_state, step=state.step + groups, model_state=model_state)
         if axis is not None:
-            losses = mean_over_devices(losses, batch_size, axis) if isinstance(losses, Weighted) else means.mean()
+            losses = lax.psum(sum_losses(losses), axis) if isinstance(losses, Weighted) else means.mean()
         return state, losses if monitor is None else WithNoise(losses, noise)
 
     return step

@@ -13,10 +13,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import PyTree
 
+from jaxbatch.gradients.groups import has_weights
 from jaxbatch.gradients.updates import Optimizer
 from jaxbatch.machine.compiling import compile_ahead
 from jaxbatch.machine.cores import num_cores
 from jaxbatch.machine.platform import compiled_platform
+from jaxbatch.sums import Losses, Weighted
 from jaxbatch.training.epochs import takes_by_part
 from jaxbatch.training.loops import compile_epoch, make_epoch
 from jaxbatch.training.steps import make_task_step, start_shapes
@@ -71,7 +73,7 @@ def make_compiler(task: Task, make_optimizer: MakeOptimizer, settings: PyTree, s
     def one_step(setting):
         return make_task_step(task, make_optimizer(setting), batch_size, num_groups=num_groups)
 
-    by_part = takes_by_part(task, start_shapes(task), batch_size, num_groups or 1)
+    by_part, nothing = takes_by_part(task, start_shapes(task), batch_size, num_groups or 1), _no_losses(task)
 
     def compile(num_batches):
         if runs == "threads":
@@ -86,7 +88,7 @@ def make_compiler(task: Task, make_optimizer: MakeOptimizer, settings: PyTree, s
 
             def train(data, setting, state, indices, seed_epoch, alive):
                 if not alive:
-                    return state, jnp.full(num_batches, jnp.nan)
+                    return state, nothing(num_batches)
                 (_, state), losses = one((setting, state), data, indices, seed_epoch)
                 return state, losses
 
@@ -104,6 +106,17 @@ def make_compiler(task: Task, make_optimizer: MakeOptimizer, settings: PyTree, s
     return compile
 
 
+def _no_losses(task: Task) -> Callable[[int], Losses]:
+    """``num_batches -> losses`` of a run that has diverged and is not computed any further."""
+    weighted = has_weights(task.loss_fn, start_shapes(task), task.shapes_of_batch(1), task.update_model_state is not None)
+
+    def losses(num_batches):
+        none = jnp.full(num_batches, jnp.nan)
+        return Weighted(none, none) if weighted else none
+
+    return losses
+
+
 def of_run(tree: PyTree, index: int) -> PyTree:
     """The leaves of one run."""
     return jax.tree.map(lambda leaf: leaf[index], tree)
@@ -113,7 +126,7 @@ def make_compiler_by_setting(task: Task, make_optimizer: MakeOptimizer, settings
     """:func:`make_compiler` where optimizers need the values of their settings: each setting has a program of its own."""
     values = known_settings(settings)
     keys = [tuple(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(value)) for value in values]
-    by_part = takes_by_part(task, start_shapes(task), batch_size, num_groups or 1)
+    by_part, nothing = takes_by_part(task, start_shapes(task), batch_size, num_groups or 1), _no_losses(task)
     x64 = jax.config.jax_enable_x64  # type: ignore[attr-defined]  # the calling thread's setting; other threads have their own
 
     def compile(num_batches):
@@ -126,7 +139,7 @@ def make_compiler_by_setting(task: Task, make_optimizer: MakeOptimizer, settings
 
         def train(index, state, indices, seed_epoch, alive):
             if not alive:
-                return state, jnp.full(num_batches, jnp.nan)
+                return state, nothing(num_batches)
             with jax.enable_x64(x64):
                 return jax.block_until_ready(programs[keys[index]](state, task.train_data, indices, seed_epoch))
 

@@ -20,7 +20,8 @@ from jaxbatch.gradients.groups import check_num_groups
 from jaxbatch.gradients.updates import Optimizer, check_make_optimizer, takes_traced
 from jaxbatch.machine.compiling import Programs, call_compiled
 from jaxbatch.machine.cores import num_cores
-from jaxbatch.training.divergence import make_is_finite
+from jaxbatch.training.cut_check import check_parts
+from jaxbatch.training.divergence import are_nonfinite, make_is_finite, mean_over_batches
 from jaxbatch.training.evaluation import choose_evaluation_size, make_test
 from jaxbatch.training.plans import FitConfig, plan_segments, progress_after
 from jaxbatch.training.steps import TrainState, init_state, start_shapes
@@ -105,6 +106,7 @@ def sweep(
     if num_groups is not None:
         check_num_groups(num_groups, batch_size)
     begun = states = start_states(task, make_optimizer, settings, seeds)
+    check_parts(task, of_run(states, 0).params, [batch_size], num_groups=num_groups)
     duration = in_examples(duration, task.tokens_per_example)
     config = FitConfig(None, batch_size, duration, evaluations_per_epoch=evaluations_per_epoch)
     everything, batches, failed = plan_segments(config, task.num_examples), 0, np.full(count, -1)
@@ -131,8 +133,8 @@ def sweep(
             seed_epochs = np.array([(seed, segment.epoch) for seed in seeds], np.uint32)
             states, losses = jax.block_until_ready(program.run(states, indices, seed_epochs, failed < 0))
             seconds = time.perf_counter() - started
-            losses = np.asarray(losses)
-            bad = ~np.isfinite(losses)
+            losses = jax.device_get(losses)
+            bad = are_nonfinite(losses)
             bad[:, -1] |= ~np.asarray(is_finite(states))
             failed = np.where((failed < 0) & bad.any(1), batches + bad.argmax(1), failed)
             batches += segment.num_batches
@@ -143,7 +145,7 @@ def sweep(
                 "examples": batches * batch_size,
                 **tokens_seen(task, batches * batch_size),
                 "epoch": segment.end,
-                "loss": losses.mean(1, dtype=np.float64),
+                "loss": mean_over_batches(losses),
                 **{f"test_{name}": values for name, values in metrics.items()},
                 "diverged_at_batch": failed,
                 "train_seconds": seconds,

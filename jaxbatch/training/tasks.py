@@ -32,7 +32,14 @@ class Task(NamedTuple):
 
     ``prepare`` and ``loss_fn`` are called on parts of a batch: a group, a microbatch, a device's share. So their result for an
     example must not depend on the other examples. For example, a weight divided by the batch's sum of weights would depend on
-    them, and each part has another sum. ``fit`` refuses such a ``prepare`` if it would get parts.
+    them, and each part has another sum. ``fit`` refuses such a ``prepare`` if it would get parts, and a loss that changes when a batch is
+    cut, such as a contrastive one, where it would be cut into microbatches or over devices. Batch normalisation of
+    :mod:`jaxbatch.layers` is taken, and so is every task that is ``coupled``: its parts are meant to be trained as parts.
+
+    aux describes the part of a batch that it is of, as moments do. On several devices the mean of their aux is taken, weighted by their
+    numbers of examples. What is to be added up over all examples, such as a count, is a :class:`jaxbatch.Weighted` in aux, with a total and
+    a weight for each example: ``update_model_state`` gets their sums, and in parts it is called for each part. So what it adds up is the
+    same on any number of devices, in any cut. An aux that is a sum itself is refused on several devices.
 
     Metrics that need random numbers, as those of a variational autoencoder or a diffusion model do, get them by ``prepare_test``.
     It is as ``prepare``, but the key of a test example depends on its number alone. So every evaluation sees the same noise,
@@ -50,6 +57,7 @@ class Task(NamedTuple):
     cpu_microbatch_size: int | None = None  # on CPU, the number of examples whose activations fit in the cache
     tokens_per_example: int | None = None  # for durations in tokens, and records that count them
     prepare_test: Prepare | None = None  # (a key for each example, batch) -> batch, before metrics_fn: the same keys every time
+    coupled: bool = False  # whether an example's loss is meant to depend on the others of its part of a batch, as in ghost batch norm
 
     @property
     def num_examples(self) -> int:
