@@ -134,3 +134,30 @@ def kinds(leaves: list[Any]) -> list[tuple]:
         [((2,), 'float32'), ((), 'key<fry>')]
     """
     return [(tuple(leaf.shape), str(leaf.dtype)) for leaf in leaves]
+
+
+def difference(given: PyTree, wanted: PyTree, *, types: bool = True) -> str | None:
+    """How a tree of arrays differs from another in what it holds, in words that follow its name; None: not at all.
+
+    Args:
+        given, wanted: arrays, or their shapes.
+        types: whether types and containers count too, and not only names and shapes of arrays.
+
+    Example:
+        >>> difference({"w": jnp.ones(2)}, {"w": jnp.ones(3)}), difference({"w": 1}, {"w": 1, "b": 2}), difference((1,), (2,))
+        ("['w'] has shape (2,) in place of (3,)", "lacks ['b']", None)
+    """
+    own, others = ({jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)} for tree in (given, wanted))
+    for path in others:
+        if path not in own:
+            return f"lacks {path}" if path else "is no array"
+    for path in own:
+        if path not in others:
+            return f"has {path} too" if path else "is an array"
+        shape, other = (tuple(leaf.shape if hasattr(leaf, "shape") else np.shape(leaf)) for leaf in (own[path], others[path]))
+        if shape != other:
+            return f"{path} has shape {shape} in place of {other}".strip()
+        kind, other = (leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf) for leaf in (own[path], others[path]))
+        if types and kind != other:
+            return f"{path} is {kind} in place of {other}".strip()
+    return "is made of other containers" if types and jax.tree.structure(given) != jax.tree.structure(wanted) else None

@@ -3,6 +3,8 @@
 A loss may be finite while its gradient is not, for example for a square root at 0. Then the parameters are lost although
 every loss still looks right. So each record checks both.
 
+Some optimizers are there to leave such batches out, as ``optax.apply_if_finite`` does. With them the state alone is judged.
+
 Axes: S steps, R runs.
 """
 
@@ -12,6 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
+
+from jaxbatch.gradients.updates import Optimizer, update
+from jaxbatch.machine.compiling import call_compiled
 
 
 def first_nonfinite(losses: Float[Array, "S"] | Float[np.ndarray, "S"]) -> int | None:
@@ -23,6 +28,45 @@ def first_nonfinite(losses: Float[Array, "S"] | Float[np.ndarray, "S"]) -> int |
     """
     bad = np.flatnonzero(~np.isfinite(np.asarray(losses)))
     return int(bad[0]) if len(bad) else None
+
+
+def judge(losses: Float[np.ndarray, "S"], finite: bool, skips: Callable[[], bool]) -> tuple[Float[np.ndarray, "n"], int | None]:
+    """The losses that count in a mean, and the index of the batch with which the run diverged, or None.
+
+    Args:
+        losses: of S batches.
+        finite: whether the state after them is finite.
+        skips: whether the optimizer leaves out what is not finite, see :func:`skips_nonfinite`; only called where that matters.
+
+    Example:
+        >>> judge(np.array([0.5, np.nan]), True, lambda: False)[1], judge(np.array([0.5, np.nan]), True, lambda: True)
+        (1, (array([0.5]), None))
+    """
+    bad = first_nonfinite(losses)
+    if bad is None:
+        return losses, None if finite else len(losses) - 1
+    if not (finite and skips()):
+        return losses, bad
+    known = losses[np.isfinite(losses)]
+    return known if len(known) else np.full(1, np.nan), None
+
+
+def skips_nonfinite(optimizer: Optimizer, params: PyTree) -> bool:
+    """Whether an update with a gradient and a loss of NaN leaves parameters and the optimizer's state finite.
+
+    Args:
+        optimizer: any that :func:`jaxbatch.gradients.updates.update` takes.
+        params: finite ones.
+
+    Example:
+        >>> import optax
+        >>> skips_nonfinite(optax.adam(0.1), jnp.ones(2)), skips_nonfinite(optax.apply_if_finite(optax.adam(0.1), 3), jnp.ones(2))
+        (False, True)
+    """
+    begun = params, optimizer.init(params)
+    nothing = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), params)
+    after = call_compiled(lambda params, state, nothing: update(optimizer, nothing, state, params, jnp.array(jnp.nan)), *begun, nothing)
+    return bool(make_is_finite(begun)(after))
 
 
 def make_is_finite(start: PyTree, *, runs: bool = False) -> Callable[[PyTree], Bool[Array, "*R"]]:

@@ -16,7 +16,7 @@ from jaxbatch.batches import epoch_order
 from jaxbatch.machine.compiling import Programs
 from jaxbatch.states import as_arrays
 from jaxbatch.training.devices import find_devices
-from jaxbatch.training.divergence import first_nonfinite, make_is_finite
+from jaxbatch.training.divergence import judge, make_is_finite, skips_nonfinite
 from jaxbatch.training.epochs import compile_task_epoch
 from jaxbatch.training.evaluation import choose_evaluation_size, make_test
 from jaxbatch.training.monitor import check_unchanged, track_noise
@@ -51,6 +51,8 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
         mean of the batches' mean losses, and that of a batch is weighted if its losses are :class:`jaxbatch.Weighted`.
         With ``task.tokens_per_example`` there are the ``tokens`` seen. With ``config.monitor`` there are the fields of
         docs/noise.md too, from ``noise_signal`` to ``noise_scale_average_high``.
+        An optimizer that leaves out gradients that are not finite, as ``optax.apply_if_finite``, goes on over such batches while the
+        state is finite; ``loss`` is then that of the others.
 
     Raises:
         ValueError: a batch is larger than the data set; the duration has no unit; metrics are not one value per example; there
@@ -106,9 +108,8 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
             seconds = time.perf_counter() - started
             losses, noise_fields = noise.read(losses)
             losses = np.asarray(losses)  # on the host, because on the device each length would need another program
-            progress, bad = advance(progress, segment), first_nonfinite(losses)
-            if bad is None and not is_finite(state):
-                bad = count - 1
+            progress = advance(progress, segment)
+            losses, bad = judge(losses, bool(is_finite(state)), functools.partial(skips_nonfinite, config.optimizer, state.params))
             to_go_on = {"progress": jnp.asarray(write_progress(progress, int(state.step))), "noise": as_arrays(noise.written())}
             yield {
                 "batches": progress.batches,

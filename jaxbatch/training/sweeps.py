@@ -6,6 +6,7 @@ a CPU several threads run the same program, each for another run, because a step
 Axes: R runs, S steps, B examples in a batch.
 """
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -20,7 +21,7 @@ from jaxbatch.gradients.groups import check_num_groups
 from jaxbatch.gradients.updates import Optimizer, check_make_optimizer, takes_traced
 from jaxbatch.machine.compiling import Programs, call_compiled
 from jaxbatch.machine.cores import num_cores
-from jaxbatch.training.divergence import make_is_finite
+from jaxbatch.training.divergence import judge, make_is_finite, skips_nonfinite
 from jaxbatch.training.evaluation import choose_evaluation_size, make_test
 from jaxbatch.training.plans import FitConfig, plan_segments, progress_after
 from jaxbatch.training.steps import TrainState, init_state, start_shapes
@@ -132,9 +133,9 @@ def sweep(
             states, losses = jax.block_until_ready(program.run(states, indices, seed_epochs, failed < 0))
             seconds = time.perf_counter() - started
             losses = np.asarray(losses)
-            bad = ~np.isfinite(losses)
-            bad[:, -1] |= ~np.asarray(is_finite(states))
-            failed = np.where((failed < 0) & bad.any(1), batches + bad.argmax(1), failed)
+            skips = lambda run: skips_nonfinite(make_optimizer(known_settings(settings)[run]), of_run(states.params, run))
+            judged = [judge(losses[run], bool(fine), functools.partial(skips, run)) for run, fine in enumerate(np.asarray(is_finite(states)))]
+            failed = np.array([batches + bad if old < 0 and bad is not None else old for old, (_, bad) in zip(failed, judged, strict=True)])
             batches += segment.num_batches
             metrics = jax.tree.map(np.asarray, test(task.test_data, states))
             yield {
@@ -143,7 +144,7 @@ def sweep(
                 "examples": batches * batch_size,
                 **tokens_seen(task, batches * batch_size),
                 "epoch": segment.end,
-                "loss": losses.mean(1, dtype=np.float64),
+                "loss": np.array([known.mean(dtype=np.float64) for known, _ in judged]),
                 **{f"test_{name}": values for name, values in metrics.items()},
                 "diverged_at_batch": failed,
                 "train_seconds": seconds,
