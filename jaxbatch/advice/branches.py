@@ -32,6 +32,7 @@ from jaxtyping import PyTree
 from jaxbatch.batches import check_seed, epoch_order
 from jaxbatch.gradients.updates import Optimizer, check_make_optimizer, check_optimizer
 from jaxbatch.intervals import Interval, around
+from jaxbatch.kinds import checked
 from jaxbatch.schedules.rates import Rule, scale_learning_rate
 from jaxbatch.states import as_arrays
 from jaxbatch.training.divergence import judge, make_is_finite, skips_nonfinite
@@ -54,6 +55,7 @@ class Branches(NamedTuple):
     examples: int  # how many all branches together trained on: the cost
 
 
+@checked
 def branch(
     task: Task,
     make_optimizer: Callable[[float], Optimizer],

@@ -15,6 +15,7 @@ from jaxbatch.advice.throughput import Throughput, check_sizes, fit_throughput, 
 from jaxbatch.batches import epoch_order
 from jaxbatch.data.streams import Stream, is_stream
 from jaxbatch.gradients.updates import Optimizer, check_optimizer
+from jaxbatch.kinds import checked
 from jaxbatch.machine.timing import timed_rounds
 from jaxbatch.training.devices import find_devices
 from jaxbatch.training.epochs import compile_task_epoch
@@ -25,6 +26,7 @@ _OVERLAP = 4  # batches in a row, if there are as many: loading the first overla
 _SHORT = 0.002  # seconds; calling a program takes a good part of less
 
 
+@checked
 def measure_throughput(
     task: Task,
     optimizer: Optimizer,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxbatch.batches import steps_per_epoch
+from jaxbatch.kinds import checked
 
 LARGEST = 2**53  # examples: above it a float cannot hold every whole number
 
@@ -28,6 +29,7 @@ class BatchSizeSchedule:
         return self.size(epoch)
 
 
+@checked
 def adabatch_schedule(*, batch_size: int, growth: float = 2, every: int = 20, max_batch_size: int | None = None) -> BatchSizeSchedule:
     """A schedule whose batch grows by a factor every ``every`` epochs, up to a cap.
 
@@ -82,6 +84,7 @@ def adabatch_schedule(*, batch_size: int, growth: float = 2, every: int = 20, ma
     return BatchSizeSchedule(size, stage, nominal, log_nominal)
 
 
+@checked
 def constant_schedule(batch_size: int, *, every: int = 20) -> BatchSizeSchedule:
     """The same size in every epoch; the learning rate decays every so many epochs.
 
@@ -92,6 +95,7 @@ def constant_schedule(batch_size: int, *, every: int = 20) -> BatchSizeSchedule:
     return adabatch_schedule(batch_size=batch_size, growth=1, every=every)
 
 
+@checked
 def increase_instead_of_decay(*, batch_size: int, decay: float, every: int, max_batch_size: int | None = None) -> BatchSizeSchedule:
     """A schedule that divides the batch size by ``decay`` where another would multiply the rate by ``decay``.
 
@@ -116,6 +120,7 @@ def increase_instead_of_decay(*, batch_size: int, decay: float, every: int, max_
     return adabatch_schedule(batch_size=batch_size, growth=1 / decay, every=every, max_batch_size=max_batch_size)
 
 
+@checked
 def milestone_schedule(sizes: Mapping[int, int]) -> BatchSizeSchedule:
     """A schedule that changes the batch size at given epochs.
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbatch.batches import epoch_order
+from jaxbatch.kinds import check_fields, checked
 from jaxbatch.machine.compiling import Programs
 from jaxbatch.states import as_arrays
 from jaxbatch.training.devices import find_devices
@@ -25,6 +26,7 @@ from jaxbatch.training.steps import TrainState, start_state
 from jaxbatch.training.tasks import Task, check_data, tokens_seen
 
 
+@checked
 def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> Iterator[dict[str, Any]]:
     """Trains and yields ``evaluations_per_epoch`` records an epoch, and one more if the duration ends between two of them.
 
@@ -73,6 +75,7 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
         >>> [round(record["test_loss"], 4) for record in records]
         [1.4062, 0.8203, 0.6738]
     """
+    check_fields(config)
     check_data(task)
     config, num_examples = settled(config, task.tokens_per_example), task.num_examples
     planned = plan_segments(config, num_examples)  # raises an error if the plan is wrong

@@ -19,6 +19,7 @@ from jaxbatch.batches import Duration, check_seed, epoch_order, in_examples
 from jaxbatch.data.streams import is_stream
 from jaxbatch.gradients.groups import check_num_groups
 from jaxbatch.gradients.updates import Optimizer, check_make_optimizer, takes_traced
+from jaxbatch.kinds import checked
 from jaxbatch.machine.compiling import Programs, call_compiled
 from jaxbatch.machine.cores import num_cores
 from jaxbatch.training.divergence import judge, make_is_finite, skips_nonfinite
@@ -38,6 +39,7 @@ from jaxbatch.training.sweep_programs import (
 from jaxbatch.training.tasks import Task, check_data, tokens_seen
 
 
+@checked
 def sweep(
     task: Task,
     make_optimizer: Callable[[Any], Optimizer],
