@@ -157,7 +157,18 @@ def difference(given: PyTree, wanted: PyTree, *, types: bool = True) -> str | No
         shape, other = (tuple(leaf.shape if hasattr(leaf, "shape") else np.shape(leaf)) for leaf in (own[path], others[path]))
         if shape != other:
             return f"{path} has shape {shape} in place of {other}".strip()
-        kind, other = (leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf) for leaf in (own[path], others[path]))
-        if types and kind != other:
-            return f"{path} is {kind} in place of {other}".strip()
-    return "is made of other containers" if types and jax.tree.structure(given) != jax.tree.structure(wanted) else None
+        kind, wanted_kind = (leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf) for leaf in (own[path], others[path]))
+        if types and kind != wanted_kind:
+            return f"{path} is {kind} in place of {wanted_kind}".strip()
+    return "is made of other containers" if types and not same_containers(given, wanted) else None
+
+
+def same_containers(one: PyTree, other: PyTree) -> bool:
+    """Whether two trees are made of the same containers, whatever their leaves are.
+
+    Example:
+        >>> same_containers((1, 2), (3, 4)), same_containers((1, 2), [3, 4])
+        (True, False)
+    """
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (one, other)]
+    return bool(structures[0] == structures[1])

@@ -30,10 +30,7 @@ from jaxbatch.states import pack
 PAGE = pathlib.Path(__file__).resolve().parents[1] / "docs" / "optimizers.md"
 BLOCK = re.compile(r"<!-- optimizers -->\n.*<!-- end of optimizers -->", re.DOTALL)
 RATE = 0.01
-RULES = {  # for a factory with a learning rate, and for one without arguments
-    True: "{name}(rate)",
-    False: "optax.chain({name}(), optax.scale_by_learning_rate(rate))",
-}
+RULES = {True: "{name}(rate)", False: "optax.chain({name}(), optax.scale_by_learning_rate(rate))"}  # with a learning rate, or without arguments
 BEFORE_SGD = "optax.chain({name}({arguments}), optax.sgd(rate))"
 ARGUMENTS = {  # of those that go before an optimizer
     "adaptive_grad_clip": "0.1",
@@ -87,10 +84,12 @@ SPECIAL = {  # the other ones that no rule makes
     "scale_by_rprop": ["optax.chain(optax.scale_by_rprop(rate), optax.scale(-1.0))"],
     "scale_by_schedule": ["optax.scale_by_schedule(lambda step: -rate)"],
     "scale_by_zoom_linesearch": ["optax.chain(optax.sgd(rate), optax.scale_by_zoom_linesearch(5))"],
+    "with_extra_args_support": ["optax.with_extra_args_support(optax.sgd(rate))"],
     "selective_transform": ["optax.selective_transform(optax.sgd(rate), freeze_mask={'w': True, 'b': False})"],
 }
 NO_OPTIMIZERS = {  # a schedule with a state; functions without a type of their result that make something else
-    *("WrappedSchedule", "contrib.schedule_free_eval_params", "matrix_inverse_pth_root", "sigmoid_binary_cross_entropy"),
+    *("WrappedSchedule", "bias_correction", "contrib.schedule_free_eval_params", "matrix_inverse_pth_root", "sigmoid_binary_cross_entropy"),
+    *("update_infinity_moment", "update_moment", "update_moment_per_elem_norm"),
 }
 NOTES = {
     "MultiSteps": "changes the parameters at every second call only; `microbatch_size` accumulates within an update",

@@ -16,7 +16,7 @@ from jaxbatch.gradients.split import update_by_groups
 from jaxbatch.gradients.updates import Optimizer, check_optimizer
 from jaxbatch.kinds import checked
 from jaxbatch.machine.compiling import call_compiled
-from jaxbatch.states import as_arrays, difference
+from jaxbatch.states import as_arrays, difference, same_containers
 from jaxbatch.sums import Weighted, mean_over_devices
 from jaxbatch.training.tasks import Task, UpdateModelState
 
@@ -75,7 +75,7 @@ def start_state(task: Task, optimizer: Any, seed: Any, given: TrainState | None 
             raise ValueError(f"state.{name} is not of this task ({change}): give a state of this task, or the task of the state.")
     wanted = jax.eval_shape(optimizer.init, given.params)
     change = difference(given.opt_state, wanted, types=False)
-    if change is not None or jax.tree.structure(given.opt_state) != jax.tree.structure(wanted):
+    if change is not None or not same_containers(given.opt_state, wanted):
         change = change or "is made of other containers"
         raise ValueError(f"state.opt_state is not of this optimizer ({change}): give that of the state, or opt_state=optimizer.init(params).")
     return as_arrays(given)
