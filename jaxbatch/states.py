@@ -13,14 +13,25 @@ from jaxtyping import PyTree
 
 
 def as_arrays(state: PyTree) -> PyTree:
-    """Turns every leaf of the state into an array on a device; a plain number gets its default type.
+    """Turns every leaf of the state into an array of its own on a device; a plain number gets its default type.
+
+    Optimizers such as ``optax.contrib.prodigy`` keep the parameters at the start. A program that reuses a state's memory, as an epoch's
+    does, cannot be given the same memory twice.
 
     Example:
         >>> as_arrays({"rate": 0.5, "count": np.int8(3), "nothing": None})
         {'count': Array(3, dtype=int8), 'nothing': None, 'rate': Array(0.5, dtype=float32)}
     """
     check_integers(state, "state")
-    return jax.tree.map(lambda leaf: leaf if is_key(leaf) else jnp.asarray(leaf, jnp.result_type(leaf)), state)
+    seen = set[int]()
+
+    def own(leaf):
+        leaf = leaf if is_key(leaf) else jnp.asarray(leaf, jnp.result_type(leaf))
+        again = id(leaf) in seen
+        seen.add(id(leaf))
+        return jnp.copy(leaf) if again and is_known(leaf) else leaf
+
+    return jax.tree.map(own, state)
 
 
 def check_integers(tree: PyTree, name: str) -> None:

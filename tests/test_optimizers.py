@@ -98,6 +98,14 @@ def test_sam_in_a_chain_and_in_every_rate():
     check_optimizer(with_rate_in_state(sam), PARAMS)
 
 
+@pytest.mark.parametrize("make", [optax.contrib.prodigy, lambda: optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.1))])
+def test_an_optimizer_that_keeps_the_first_parameters_keeps_its_own(make):
+    optimizer = make()
+    start, step = jb.init_state(TASK, optimizer, 0), jb.make_train_step(LOSS, optimizer, 4)
+    state, losses = jb.make_epoch(step)(start, X, jnp.arange(8).reshape(2, 4))  # which reuses the memory of its state
+    assert int(state.step) == 2 and losses[0] == LOSS(1.0, X[:4]).mean()
+
+
 # Batches that are not finite
 
 
