@@ -98,7 +98,6 @@ NOTES = {
     "contrib.schedule_free": "`eval_params=optax.contrib.schedule_free_eval_params`",
     "contrib.schedule_free_adamw": "`eval_params=optax.contrib.schedule_free_eval_params`",
     "contrib.schedule_free_sgd": "`eval_params=optax.contrib.schedule_free_eval_params`",
-    "lookahead": "[the recipe](recipes.md#lookahead) works",
 }
 
 
