@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Int32
 
+from jaxbatch.kinds import check_kind
+
 Unit = Literal["steps", "examples", "epochs", "tokens"]
 Partial = Literal["drop", "pad"]  # what becomes of a last batch that is not full: left out, or filled up with masked slots
 _ORDER = 0x6F726465  # "orde" in ASCII: makes the keys of shuffling differ from the keys of init and dropout
@@ -63,9 +65,10 @@ def in_examples(duration: Any, tokens_per_example: Any) -> Duration:
         (Duration(amount=3, unit='examples'), Duration(amount=2, unit='epochs'))
     """
     check_duration(duration)
+    check_kind("tokens_per_example", tokens_per_example, int | None)
     if duration.unit != "tokens":
         return duration
-    if not isinstance(tokens_per_example, int | np.integer) or isinstance(tokens_per_example, bool) or tokens_per_example < 1:
+    if tokens_per_example is None or tokens_per_example < 1:
         raise ValueError(
             f"duration=tokens({duration.amount}) with tokens_per_example={tokens_per_example!r}: give the number of tokens of an example, as "
             "task._replace(tokens_per_example=1024), or a duration in steps(n), examples(n) or epochs(n)."
@@ -74,11 +77,10 @@ def in_examples(duration: Any, tokens_per_example: Any) -> Duration:
 
 
 def _duration(amount, unit) -> Duration:
+    check_kind(unit, amount, float)
     if not (amount >= 0 and math.isfinite(amount)) or (unit != "epochs" and amount != int(amount)):
-        kind = "number" if unit == "epochs" else "whole number"
-        raise ValueError(f"{unit}={amount!r} must be a finite {kind} of at least 0.")
-    amount = amount.item() if isinstance(amount, np.generic) else amount
-    return Duration(amount if unit == "epochs" else int(amount), unit)
+        raise ValueError(f"{unit}={amount!r} must be a finite {'number' if unit == 'epochs' else 'whole number'} of at least 0.")
+    return Duration((amount.item() if isinstance(amount, np.generic) else amount) if unit == "epochs" else int(amount), unit)
 
 
 def steps_per_epoch(num_examples: int, batch_size: int, *, partial: Partial = "drop") -> int:
@@ -87,8 +89,7 @@ def steps_per_epoch(num_examples: int, batch_size: int, *, partial: Partial = "d
     Args:
         num_examples: examples in the data set.
         batch_size: examples in a batch.
-        partial: what to do with a last batch that is not full: ``"drop"`` leaves it out, ``"pad"`` fills it up with masked
-            slots.
+        partial: what becomes of a last batch that is not full: ``"drop"`` leaves it out, ``"pad"`` fills it up with masked slots.
 
     Raises:
         ValueError: a size is below 1, ``partial`` is unknown, or a batch is larger than the data with ``"drop"``.
@@ -177,10 +178,10 @@ def epoch_order(seed: int | np.integer, epoch: int | Int[Array, ""], num_example
         [0, 1, 2, 3, 4]
     """
     check_seed(seed)
+    check_kind("epoch", epoch, int)
+    check_kind("num_examples", num_examples, int)
     if num_examples >= 2**31:
-        raise ValueError(
-            f"num_examples={num_examples} must be below 2**31: an order is made of indices of 32 bits. Take a part of the data at a time."
-        )
+        raise ValueError(f"num_examples={num_examples} must be below 2**31: an order is made of indices of 32 bits. Take a part of the data.")
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _ORDER), epoch)
     return jax.random.permutation(key, num_examples).astype(jnp.int32)
 
@@ -202,6 +203,7 @@ def cut_batches(order: Int32[Array, "N"], batch_size: int, *, partial: Partial =
         >>> batches.indices.tolist(), batches.mask.tolist()
         ([[0, 1], [2, 3], [4, 0]], [[True, True], [True, True], [True, False]])
     """
+    check_kind("order", order, Int32[Array, "N"])
     num_batches = steps_per_epoch(order.shape[0], batch_size, partial=partial)
     slots = num_batches * batch_size
     filler = jnp.broadcast_to(order[:1], (max(0, slots - order.shape[0]),))
@@ -222,6 +224,9 @@ def epoch_batches(seed: int, epoch: int, num_examples: int, batch_size: int, *, 
 
 
 def _check_sizes(num_examples: int, batch_size: int, partial: Partial) -> None:
+    if not type(num_examples) is type(batch_size) is int:  # plans check a million epochs
+        check_kind("num_examples", num_examples, int)
+        check_kind("batch_size", batch_size, int)
     if num_examples < 1:
         raise ValueError(f"num_examples={num_examples} must be at least 1: there is nothing to cut into batches.")
     if batch_size < 1:
@@ -229,14 +234,11 @@ def _check_sizes(num_examples: int, batch_size: int, partial: Partial) -> None:
     if partial not in ("drop", "pad"):
         raise ValueError(f"partial={partial!r} must be 'drop' or 'pad'.")
     if partial == "drop" and batch_size > num_examples:
-        dropped = "so every batch would be dropped. Take a smaller batch."
-        raise ValueError(f"batch_size={batch_size} is larger than the data set (num_examples={num_examples}), {dropped}")
+        raise ValueError(f"batch_size={batch_size} is larger than the data set (num_examples={num_examples}): no batch is full. Take a smaller one.")
 
 
 def even_part(batch_size: int, at_most: int) -> int:
     """The largest divisor of ``batch_size`` from half of ``at_most`` up to ``at_most``; without one, ``at_most`` itself.
-
-    With a divisor, all parts of a batch have the same size. The result is never above ``batch_size``.
 
     Example:
         >>> even_part(600, 128), even_part(509, 128)

@@ -14,12 +14,14 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxbatch.chunked_softmax import Plan, others_and_target
+from jaxbatch.kinds import checked
 from jaxbatch.losses import check_smoothing
 
 Number = float | Float[Array, ""]
 Margin = Callable[[Float[Array, "B"]], Float[Array, "B"]]
 
 
+@checked
 def chunked_cross_entropy(
     features: Float[Array, "*B D"],
     kernel: Float[Array, "D C"],
@@ -95,6 +97,7 @@ def chunked_cross_entropy(
     return jnp.where(valid, losses, jnp.nan).reshape(shape)
 
 
+@checked
 def additive_margin(margin: Number) -> Margin:
     r"""CosFace: the target's cosine becomes :math:`\cos\theta - m`.
 
@@ -108,6 +111,7 @@ def additive_margin(margin: Number) -> Margin:
     return lambda cosine: cosine - margin
 
 
+@checked
 def angular_margin(margin: Number) -> Margin:
     r"""ArcFace: the target's cosine becomes :math:`\cos(\theta + m)`.
 

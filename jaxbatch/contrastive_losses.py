@@ -19,11 +19,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxbatch.contrastive_pairs import Pairs, kinds_of_pairs, over_columns, sums, told_from
+from jaxbatch.kinds import checked
 
 Number = float | Float[Array, ""]
 SameLabel = Literal["left_out", "positive"]
 
 
+@checked
 def unit_length(vectors: Float[Array, "..."], axis: int = -1) -> Float[Array, "..."]:
     """The vectors along ``axis`` divided by their lengths, computed in float32 at least; a vector of zeros stays zero, and so is its gradient.
 
@@ -36,6 +38,7 @@ def unit_length(vectors: Float[Array, "..."], axis: int = -1) -> Float[Array, ".
     return (wide / jnp.sqrt(jnp.where(square > 0, square, 1)) * (square > 0)).astype(vectors.dtype)
 
 
+@checked
 def info_nce(
     first: Float[Array, "B D"],
     second: Float[Array, "B D"],
@@ -84,6 +87,7 @@ def info_nce(
     return (told_from(rows, target) + told_from(columns, target)) / 2
 
 
+@checked
 def nt_xent(
     first: Float[Array, "B D"],
     second: Float[Array, "B D"],
@@ -125,6 +129,7 @@ def nt_xent(
     return told_from(rows, jnp.concatenate([target, target])).reshape(2, -1).mean(0)
 
 
+@checked
 def sigmoid_contrastive(
     first: Float[Array, "B D"],
     second: Float[Array, "B D"],

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxbatch.interval_ends import FEW, Scale, ends_of, log_ratio_ends
+from jaxbatch.kinds import checked
 
 
 class Interval(NamedTuple):
@@ -82,6 +83,7 @@ def around(value: float, low: float, high: float, n: int, left_out: int = 0) -> 
     return Interval(float(value), float(low), float(high), n, left_out)
 
 
+@checked
 def interval(values: Sequence[float | None] | np.ndarray, statistic=np.mean, *, scale: Scale = "any") -> Interval:
     """The mean or the median of ``values`` with its 95% interval.
 
@@ -129,6 +131,7 @@ def interval(values: Sequence[float | None] | np.ndarray, statistic=np.mean, *, 
     return around(statistic(known), low, high, n, left_out)
 
 
+@checked
 def ratio_of_means(
     numerators: Sequence[float] | np.ndarray, denominators: Sequence[float] | np.ndarray, *, nonnegative: bool = False, scale: Scale = "any"
 ) -> Interval:

@@ -9,8 +9,10 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxbatch.augment import normalise
+from jaxbatch.kinds import checked
 
 
+@checked
 def cross_entropy(logits: Float[Array, "*B classes"], labels: Int[Array, "*B"], *, label_smoothing: float = 0.0) -> Float[Array, "*B"]:
     r"""Negative log-likelihood of each label, :math:`-\log \text{softmax}(z)_y`, in nats.
 
@@ -69,6 +71,7 @@ def check_smoothing(label_smoothing: float) -> None:
         raise ValueError(f"label_smoothing={label_smoothing} must be from 0 to 1: the share of the target that goes to all classes alike.")
 
 
+@checked
 def correct(logits: Float[Array, "*B classes"], labels: Int[Array, "*B"]) -> Float[Array, "*B"]:
     """1 for an example whose largest logit is the label's, else 0; always 0 for an example with a logit that is not finite.
 
@@ -80,6 +83,7 @@ def correct(logits: Float[Array, "*B classes"], labels: Int[Array, "*B"]) -> Flo
     return hit.astype(logits.dtype)
 
 
+@checked
 def classification_loss(
     apply: Callable[[PyTree, Array], Array],
     mean: tuple[float, ...] = (0.0,),
@@ -105,6 +109,7 @@ def classification_loss(
     return loss_fn
 
 
+@checked
 def classification_metrics(
     apply: Callable[[PyTree, Array], Array], mean: tuple[float, ...] = (0.0,), std: tuple[float, ...] = (1.0,)
 ) -> Callable[[PyTree, tuple[Array, Array]], dict[str, Float[Array, "B"]]]:

@@ -13,14 +13,25 @@ from jaxtyping import PyTree
 
 
 def as_arrays(state: PyTree) -> PyTree:
-    """Turns every leaf of the state into an array on a device; a plain number gets its default type.
+    """Turns every leaf of the state into an array of its own on a device; a plain number gets its default type.
+
+    Optimizers such as ``optax.contrib.prodigy`` keep the parameters at the start. A program that reuses a state's memory, as an epoch's
+    does, cannot be given the same memory twice.
 
     Example:
         >>> as_arrays({"rate": 0.5, "count": np.int8(3), "nothing": None})
         {'count': Array(3, dtype=int8), 'nothing': None, 'rate': Array(0.5, dtype=float32)}
     """
     check_integers(state, "state")
-    return jax.tree.map(lambda leaf: leaf if is_key(leaf) else jnp.asarray(leaf, jnp.result_type(leaf)), state)
+    seen = set[int]()
+
+    def own(leaf):
+        leaf = leaf if is_key(leaf) else jnp.asarray(leaf, jnp.result_type(leaf))
+        again = id(leaf) in seen
+        seen.add(id(leaf))
+        return jnp.copy(leaf) if again and is_known(leaf) else leaf
+
+    return jax.tree.map(own, state)
 
 
 def check_integers(tree: PyTree, name: str) -> None:
@@ -134,3 +145,41 @@ def kinds(leaves: list[Any]) -> list[tuple]:
         [((2,), 'float32'), ((), 'key<fry>')]
     """
     return [(tuple(leaf.shape), str(leaf.dtype)) for leaf in leaves]
+
+
+def difference(given: PyTree, wanted: PyTree, *, types: bool = True) -> str | None:
+    """How a tree of arrays differs from another in what it holds, in words that follow its name; None: not at all.
+
+    Args:
+        given, wanted: arrays, or their shapes.
+        types: whether types and containers count too, and not only names and shapes of arrays.
+
+    Example:
+        >>> difference({"w": jnp.ones(2)}, {"w": jnp.ones(3)}), difference({"w": 1}, {"w": 1, "b": 2}), difference((1,), (2,))
+        ("['w'] has shape (2,) in place of (3,)", "lacks ['b']", None)
+    """
+    own, others = ({jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)} for tree in (given, wanted))
+    for path in others:
+        if path not in own:
+            return f"lacks {path}" if path else "is no array"
+    for path in own:
+        if path not in others:
+            return f"has {path} too" if path else "is an array"
+        shape, other = (tuple(leaf.shape if hasattr(leaf, "shape") else np.shape(leaf)) for leaf in (own[path], others[path]))
+        if shape != other:
+            return f"{path} has shape {shape} in place of {other}".strip()
+        kind, wanted_kind = (leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf) for leaf in (own[path], others[path]))
+        if types and kind != wanted_kind:
+            return f"{path} is {kind} in place of {wanted_kind}".strip()
+    return "is made of other containers" if types and not same_containers(given, wanted) else None
+
+
+def same_containers(one: PyTree, other: PyTree) -> bool:
+    """Whether two trees are made of the same containers, whatever their leaves are.
+
+    Example:
+        >>> same_containers((1, 2), (3, 4)), same_containers((1, 2), [3, 4])
+        (True, False)
+    """
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (one, other)]
+    return bool(structures[0] == structures[1])

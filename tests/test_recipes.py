@@ -51,7 +51,7 @@ def close(one, other):
 
 def test_there_is_one_for_every_library_and_kind():
     libraries = [name for name in RECIPES if name.startswith(("Flax Linen", "Flax NNX", "Haiku", "Equinox"))]
-    assert len(libraries) == 8 and len(RECIPES) == 11 and set(WEIGHTS) <= set(RECIPES)
+    assert len(libraries) == 8 and len(RECIPES) == 12 and set(WEIGHTS) <= set(RECIPES)
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -19,6 +19,7 @@ larger.
 Axes: B examples in a batch of the state's run, E examples in a branch, R seeds.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -31,10 +32,11 @@ from jaxtyping import PyTree
 from jaxbatch.batches import check_seed, epoch_order
 from jaxbatch.gradients.updates import Optimizer, check_make_optimizer, check_optimizer
 from jaxbatch.intervals import Interval, around
+from jaxbatch.kinds import checked
 from jaxbatch.schedules.rates import Rule, scale_learning_rate
 from jaxbatch.states import as_arrays
 from jaxbatch.training.cut_check import check_parts
-from jaxbatch.training.divergence import first_nonfinite, make_is_finite
+from jaxbatch.training.divergence import judge, make_is_finite, skips_nonfinite
 from jaxbatch.training.epochs import compile_task_epoch
 from jaxbatch.training.evaluation import choose_evaluation_size, make_test
 from jaxbatch.training.goals import metric_names
@@ -54,6 +56,7 @@ class Branches(NamedTuple):
     examples: int  # how many all branches together trained on: the cost
 
 
+@checked
 def branch(
     task: Task,
     make_optimizer: Callable[[float], Optimizer],
@@ -133,15 +136,16 @@ def branch(
     test, is_finite = make_test(task, choose_evaluation_size(task, microbatch_size), eval_params), make_is_finite(state)
     ends_by_size = {}
     for size in sizes:
-        run = compile_task_epoch(task, make_optimizer(rates[size]), state, count // size, size, microbatch_size=microbatch_size)
+        optimizer = make_optimizer(rates[size])
+        run = compile_task_epoch(task, optimizer, state, count // size, size, microbatch_size=microbatch_size)
         ends = []
         for seed in seeds:
             order_seed = (int(seed) + _BRANCH) % 2**32
             indices = np.asarray(epoch_order(order_seed, 0, task.num_examples))[:count].reshape(-1, size)
             end, losses = run(jax.tree.map(jnp.copy, state), task.train_data, indices, (order_seed, 0))
             value = float(test(task.test_data, end)[metric])
-            fine = first_nonfinite(losses) is None and bool(is_finite(end)) and math.isfinite(value)
-            ends.append(value if fine else -math.inf if above else math.inf)
+            _, bad = judge(jax.device_get(losses), bool(is_finite(end)), functools.partial(skips_nonfinite, optimizer, end.params))
+            ends.append(value if bad is None and math.isfinite(value) else -math.inf if above else math.inf)
         ends_by_size[size] = tuple(ends)
     return Branches(critical_of_branches(ends_by_size, tolerance, above=above), ends_by_size, rates, tolerance, count * len(sizes) * len(seeds))
 

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxbatch.intervals import Interval, around, fieller
+from jaxbatch.kinds import checked
 
 _ROUNDS = 50  # of fitting; it settles in a few
 _ROUNDING = 1e-9  # of the updates; a part of the line below it is zero but for rounding
@@ -32,6 +33,7 @@ class CriticalFit(NamedTuple):
         return float(self.examples)
 
 
+@checked
 def critical_batch_size(updates: Mapping[int, Sequence[float] | np.ndarray]) -> CriticalFit:
     r"""Fits the updates S to a goal as :math:`S = S_\min (1 + B_\text{crit} / B)` with neither number below 0.
 

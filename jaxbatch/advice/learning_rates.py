@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from jaxbatch.batches import Duration
 from jaxbatch.gradients.updates import Optimizer
 from jaxbatch.intervals import Interval, around
+from jaxbatch.kinds import checked
 from jaxbatch.training.goals import Goal, check_goal
 from jaxbatch.training.sweeps import sweep
 from jaxbatch.training.tasks import Task
@@ -67,6 +68,7 @@ class RateResult(NamedTuple):
         return self.best is not None and 0 < self.best < len(self.learning_rates) - 1
 
 
+@checked
 def tune_learning_rate(
     task: Task,
     make_optimizer: Callable[[Any], Optimizer],
@@ -131,6 +133,7 @@ def tune_learning_rate(
         yield record | tables | {"updates_to_goal": reached_at, "result": result}
 
 
+@checked
 def rate_exponent(results: Mapping[int, RateResult], *, resamples: int = 2000, seed: int = 0) -> Interval:
     """The exponent p of rate ∝ B^p over the batch sizes whose best rate lies inside the grid and reaches the goal, with a 95% interval.
 

@@ -16,7 +16,7 @@ import optax
 
 from jaxbatch.batches import Duration
 from jaxbatch.gradients.part_norms import NoiseMonitor
-from jaxbatch.gradients.updates import Optimizer, takes_traced
+from jaxbatch.gradients.updates import Optimizer, call_update, takes_traced
 from jaxbatch.machine.compiling import take_out_constants
 from jaxbatch.states import as_arrays
 from jaxbatch.training.goals import Goal, fit_to_target
@@ -68,8 +68,7 @@ def with_rate_in_state(make_optimizer: MakeOptimizer, learning_rate: float = 1.0
         return RateState(jnp.asarray(learning_rate, jnp.float32), make_optimizer(learning_rate).init(params))
 
     def step(gradient, state, params=None, *, value=None, **_):
-        optimizer = optax.with_extra_args_support(make_optimizer(state.learning_rate))
-        updates, inner = optimizer.update(gradient, state.inner, params, value=value)
+        updates, inner = call_update(make_optimizer(state.learning_rate), gradient, state.inner, params, value)
         return updates, RateState(state.learning_rate, inner)
 
     return optax.GradientTransformationExtraArgs(init, step)

@@ -19,6 +19,7 @@ from jaxbatch.advice.time_bound import make_step_bound, work_by_batch_size
 from jaxbatch.gradients.updates import Optimizer
 from jaxbatch.interval_ends import median_ends
 from jaxbatch.intervals import Interval, around, interval, unknown
+from jaxbatch.kinds import checked
 from jaxbatch.machine.targets import Target, find_target
 from jaxbatch.training.tasks import Task
 
@@ -65,6 +66,7 @@ class Throughput(NamedTuple):
 NOT_TIMED = Throughput(unknown(), unknown(), unknown(), {}, math.nan)  # where there was no time to time anything
 
 
+@checked
 def fit_throughput(rounds: Mapping[int, Sequence[float] | np.ndarray]) -> Throughput:
     r"""Fits measured times of an update as :math:`T(B) = \alpha + \beta B` with :math:`\alpha, \beta \ge 0`.
 
@@ -125,6 +127,7 @@ def _median_of_rounds(value: float, of_rounds: Float[np.ndarray, "R"]) -> Interv
     return around(float(value), max(low, 0.0), high, n)
 
 
+@checked
 def predicted_throughput(task: Task, optimizer: Optimizer, batch_sizes: Iterable[int], target: str | Target) -> Throughput:
     """Lower bounds on the time of an update on an accelerator that need not be here, from its data sheet.
 

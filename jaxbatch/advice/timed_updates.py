@@ -16,6 +16,7 @@ from jaxbatch.batches import epoch_order
 from jaxbatch.data.stream_parts import checked_parts
 from jaxbatch.data.streams import Stream, is_stream
 from jaxbatch.gradients.updates import Optimizer, check_optimizer
+from jaxbatch.kinds import checked
 from jaxbatch.machine.timing import timed_rounds
 from jaxbatch.training.devices import find_devices
 from jaxbatch.training.epochs import compile_task_epoch
@@ -26,6 +27,7 @@ _OVERLAP = 4  # batches in a row, if there are as many: loading the first overla
 _SHORT = 0.002  # seconds; calling a program takes a good part of less
 
 
+@checked
 def measure_throughput(
     task: Task,
     optimizer: Optimizer,

@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from jaxbatch.data import digits, official, prepared
+from jaxbatch.kinds import checked
 from jaxbatch.paths import cache_folder, local_path
 
 _FORMAT = 1  # raise this number when decoding changes, so that old caches are not used
@@ -53,6 +54,7 @@ DATASETS = tuple(_FACTS)
 TEXTS = ("generated", "tiny_shakespeare")  # those of jaxbatch.load_text
 
 
+@checked
 def load_dataset(name: str, *, data_dir: str | os.PathLike | None = None) -> Dataset:
     """Loads a data set by name.
 

@@ -5,8 +5,10 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxbatch.data import Dataset
+from jaxbatch.kinds import checked
 
 
+@checked
 def hold_out(dataset: Dataset, num_examples: int | None = None, *, seed: int = 0) -> Dataset:
     """A data set for making choices: a part of the training set replaces the test set, and the rest is for training.
 

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from jaxbatch.data import prepared
+from jaxbatch.kinds import checked
 from jaxbatch.paths import local_path
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -69,6 +70,7 @@ class ImageDataset(NamedTuple):
     std: tuple[float, ...] = IMAGENET_STD
 
 
+@checked
 def open_images(name: str = "imagenet2012", *, data_dir: str | os.PathLike | None = None) -> ImageDataset:
     """Opens a data set of compressed images by name; it reads only the index.
 

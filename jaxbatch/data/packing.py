@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Integer
 
+from jaxbatch.kinds import checked
+
 PADDING = 0  # the number of the text that padding belongs to
 
 
@@ -22,6 +24,7 @@ class PackedText(NamedTuple):
     segments: Integer[np.ndarray | Array, "S T_and_1"]
 
 
+@checked
 def pack_texts(texts: Sequence[Any], length: int) -> PackedText:
     """Packs texts into rows of ``length`` tokens to predict, and one more.
 

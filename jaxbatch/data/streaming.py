@@ -16,6 +16,8 @@ import jax
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from jaxbatch.kinds import checked
+
 
 def encode_png(images: UInt8[np.ndarray, "B H W C"]) -> list[bytes]:
     """Compresses each image without loss, in the way data sets are stored; C is 1 or 3.
@@ -76,6 +78,7 @@ def own(batch: Any) -> Any:
     return jax.tree.map(lambda leaf: np.array(leaf) if isinstance(leaf, np.ndarray) else leaf, batch)
 
 
+@checked
 def prefetch(batches: Iterable[Any], depth: int = 2, put: Callable[[Any], Any] = jax.device_put) -> Iterator[Any]:
     """Draws batches from a slow iterable in a background thread and sends them to the device ahead of their use.
 

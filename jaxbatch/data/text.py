@@ -15,6 +15,7 @@ from jaxbatch.data.generated import ALPHABET, SENTENCE, entropy_rate, generate_l
 from jaxbatch.data.official import verify
 from jaxbatch.data.prepared import download_files
 from jaxbatch.data.published import TINY_SHAKESPEARE
+from jaxbatch.kinds import checked
 
 _FILE = "input.txt"  # of tiny_shakespeare
 
@@ -41,6 +42,7 @@ class TextDataset(NamedTuple):
         return "".join(self.alphabet[token] for token in tokens)
 
 
+@checked
 def load_text(name: str, *, data_dir: str | os.PathLike | None = None, train_tokens: int | None = None) -> TextDataset:
     """Loads a text by name. Tokens are characters, which here are bytes too, so that bits per token are bits per byte.
 
@@ -94,6 +96,7 @@ def _generated(train_tokens: int) -> TextDataset:
     return TextDataset("generated", train, tokens[1_000_000:1_100_000], tokens[1_100_000:1_200_000], len(ALPHABET), entropy_rate(), ALPHABET)
 
 
+@checked
 def sequences(tokens: Integer[np.ndarray, "N"], length: int) -> Integer[np.ndarray, "S tokens"]:
     """Cuts a text into examples of ``length`` tokens to predict, each with the token before its first one.
 

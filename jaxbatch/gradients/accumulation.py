@@ -15,14 +15,17 @@ from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size,
 from jaxbatch.gradients.part_norms import NoiseSums, Norms
 from jaxbatch.gradients.parts import Part, Take, fold
 from jaxbatch.hints import call_function
+from jaxbatch.kinds import checked
 from jaxbatch.layers import loops_are_slow, own_examples
 from jaxbatch.machine.compiling import compile_ahead
 from jaxbatch.part_lengths import part_slices
+from jaxbatch.states import difference
 from jaxbatch.sums import Losses, add, divisor, mean_loss, mean_of_sum, or_one, totals, weight_of, widen, zero_sum
 
 AuxInTurn = tuple[Callable[[PyTree, PyTree], PyTree], PyTree]
 
 
+@checked
 def accumulated_gradient(loss_fn: LossFn, params: PyTree, batch: PyTree, microbatch_size: int) -> PyTree[Float[Array, "..."]]:
     r"""The gradient of the batch's mean loss, summed over microbatches, so that it needs the memory of one microbatch.
 
@@ -169,8 +172,12 @@ def update_in_turn(update_model_state: Callable[[PyTree, PyTree], PyTree], model
 
 
 def next_model_state(update_model_state: Callable[[PyTree, PyTree], PyTree], model_state: PyTree, aux: PyTree) -> PyTree:
-    """``update_model_state(model_state, aux)``; a function that takes other arguments raises an error that says what it gets."""
-    return call_function("update_model_state", update_model_state, model_state, aux, gets="the model's state and the aux of loss_fn")
+    """``update_model_state(model_state, aux)``; one that takes other arguments, or returns another form of state, raises an error that says so."""
+    state = call_function("update_model_state", update_model_state, model_state, aux, gets="the model's state and the aux of loss_fn")
+    change = difference(state, model_state)
+    if change is not None:
+        raise ValueError(f"update_model_state must return a state of the form that it got, and what it returned {change}.")
+    return state
 
 
 def summed_gradient(

@@ -20,6 +20,7 @@ from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size,
 from jaxbatch.gradients.independence import check_independent_losses
 from jaxbatch.gradients.norms import norm
 from jaxbatch.gradients.parts import CPU_VMAP, Part, fold
+from jaxbatch.kinds import checked
 from jaxbatch.sums import cast_like, loss_of_one, widen
 
 
@@ -30,6 +31,7 @@ class ClippedSum(NamedTuple):
     norms: Float[Array, "B"]
 
 
+@checked
 def clipped_gradient_sum(
     loss_fn: LossFn, params: PyTree, batch: PyTree, max_norm: float | Float[Array, ""], *, microbatch_size: int | None = None
 ) -> ClippedSum:
@@ -71,6 +73,7 @@ def clipped_gradient_sum(
     return ClippedSum(cast_like(total, params), norms)
 
 
+@checked
 def sum_of_gradients(
     loss_fn: LossFn,
     params: PyTree,

@@ -25,6 +25,7 @@ from jaxbatch.batches import even_part
 from jaxbatch.gradients.groups import check_microbatch_size, check_params, leading_axis, vary_along
 from jaxbatch.gradients.independence import company_matters
 from jaxbatch.gradients.parts import Part, fold
+from jaxbatch.kinds import checked
 from jaxbatch.layers import loops_are_slow
 from jaxbatch.machine.compiling import compile_ahead
 from jaxbatch.part_lengths import part_slices
@@ -40,6 +41,7 @@ class CoupledGradient(NamedTuple):
     gradient: PyTree
 
 
+@checked
 def coupled_gradient(
     loss_fn: Callable[[PyTree, PyTree], Losses],
     encode: Encode | tuple[Encode, ...],

@@ -20,6 +20,7 @@ from matfree import decomp, stochtrace
 from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size
 from jaxbatch.gradients.hessian import product
 from jaxbatch.intervals import Interval, interval
+from jaxbatch.kinds import checked
 from jaxbatch.machine.compiling import compile_ahead, take_out_constants
 from jaxbatch.sums import widen
 
@@ -33,6 +34,7 @@ class HessianEigenvalues(NamedTuple):
     smallest_residuals: Float[np.ndarray, "n"]
 
 
+@checked
 def hessian_eigenvalues(
     loss_fn: LossFn,
     params: PyTree,
@@ -116,6 +118,7 @@ def hessian_eigenvalues(
     return HessianEigenvalues(values[:count], residuals[:count], values[count:], residuals[count:])
 
 
+@checked
 def hessian_trace(
     loss_fn: LossFn,
     params: PyTree,

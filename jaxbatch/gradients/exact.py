@@ -19,10 +19,12 @@ from jaxbatch.gradients.accumulation import mean_gradient
 from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size, check_num_groups, check_one_aux, losses_and_aux, of_each_device
 from jaxbatch.gradients.independence import check_independent_losses
 from jaxbatch.gradients.parts import CPU_VMAP, Method, Part, choose_method, fold, vmap_at_a_time
+from jaxbatch.kinds import checked
 from jaxbatch.machine.platform import compiled_platform
 from jaxbatch.sums import Losses, loss_of_one
 
 
+@checked
 def per_example_gradients(loss_fn: LossFn, params: PyTree, batch: PyTree, *, microbatch_size: int | None = None) -> PyTree[Float[Array, "B ..."]]:
     r"""The gradient of every example's own loss, :math:`g_i = \nabla_\theta\, \ell_i(\theta)`.
 
@@ -66,6 +68,7 @@ def per_example_gradients(loss_fn: LossFn, params: PyTree, batch: PyTree, *, mic
     return fold(lambda one: Part(examples=gradient(one)), batch, 1, method="vmap", at_a_time=microbatch_size).examples
 
 
+@checked
 def group_gradients(
     loss_fn: LossFn,
     params: PyTree,
@@ -115,6 +118,7 @@ def group_gradients(
     return (gradients, aux) if has_aux else gradients
 
 
+@checked
 def losses_and_group_gradients(
     loss_fn: LossFn,
     params: PyTree,
@@ -153,6 +157,7 @@ def losses_and_group_gradients(
     return groups.examples, *groups.each
 
 
+@checked
 def losses_and_mean_gradient(loss_fn: LossFn, params: PyTree, batch: PyTree, *, microbatch_size: int | None = None) -> tuple[Losses, PyTree]:
     """The losses and the gradient of their mean, as in an ordinary step; in microbatches if a size is given.
 

@@ -154,6 +154,8 @@ def leading_axis(batch: PyTree, name: str = "batch") -> int:
         where = f"{name}{jax.tree_util.keystr(path)}"
         if not hasattr(leaf, "shape"):
             raise ValueError(f"{where} is a {type(leaf).__name__}, and {name} must be a pytree of arrays: use numpy.asarray.")
+        if getattr(leaf.dtype, "kind", "f") in "OUSMm":
+            raise ValueError(f"{where} is {leaf.dtype}, and JAX knows numbers only: give texts as tokens, and names as their indices.")
         if len(leaf.shape) == 0:
             raise ValueError(f"{where} is a single number, and {name} must be a pytree of arrays with one leading axis of examples.")
     sizes = [leaf.shape[0] for _, leaf in leaves]
@@ -188,7 +190,9 @@ def vary_along(leaf: Any, axes: set[str]) -> Any:
 
 
 def check_num_groups(num_groups: int, batch_size: int) -> None:
-    """Raises a ValueError if K does not divide B; it names the nearest divisors."""
+    """Raises a ValueError if K is no whole number or does not divide B; it names the nearest divisors."""
+    if isinstance(num_groups, bool) or not isinstance(num_groups, int | np.integer):
+        check_count("num_groups", num_groups)
     if num_groups >= 1 and batch_size % num_groups == 0:
         return
     divisors = [k for k in range(1, batch_size + 1) if batch_size % k == 0]

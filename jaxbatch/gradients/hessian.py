@@ -12,9 +12,11 @@ from jaxtyping import Array, Float, PyTree
 from jaxbatch.batches import even_part
 from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size, leading_axis, losses_and_aux
 from jaxbatch.gradients.parts import Part, fold
+from jaxbatch.kinds import checked
 from jaxbatch.sums import cast_like, or_nan, totals, weight_of, widen
 
 
+@checked
 def hessian_vector_product(
     loss_fn: LossFn, params: PyTree, vector: PyTree, batch: PyTree, *, microbatch_size: int | None = None, has_aux: bool = False
 ) -> PyTree[Float[Array, "..."]]:

@@ -15,10 +15,12 @@ from jaxbatch.batches import even_part
 from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size, losses_and_aux
 from jaxbatch.gradients.hessian import check_like
 from jaxbatch.gradients.parts import Part, fold
+from jaxbatch.kinds import checked
 from jaxbatch.machine.compiling import compile_ahead, take_out_constants
 from jaxbatch.sums import cast_like, or_nan, totals, weight_of, widen
 
 
+@checked
 def loss_along_line(
     loss_fn: LossFn,
     params: PyTree,

@@ -23,6 +23,7 @@ from jaxbatch.gradients.independence import check_independent_losses
 from jaxbatch.gradients.norms import direction, norm
 from jaxbatch.gradients.parts import CPU_VMAP, Method, Part, choose_method, fold
 from jaxbatch.intervals import Interval, ratio_of_means
+from jaxbatch.kinds import checked
 from jaxbatch.sums import inner_product, weight_of, widen
 
 
@@ -33,6 +34,7 @@ class GradientStatistics(NamedTuple):
     trace: Float[Array, "*T"]  # tr Sigma, of one example
 
 
+@checked
 def gradient_statistics(
     loss_fn: LossFn,
     params: PyTree,
@@ -106,6 +108,7 @@ def gradient_statistics(
     return GradientStatistics(*signal_and_trace(total, num_groups, batch_size))
 
 
+@checked
 def gradient_noise_scale(statistics: GradientStatistics) -> Interval:
     r"""Simple noise scale :math:`B_\text{simple} = \mathrm{tr}(\Sigma) / |G|^2`, in examples, with a 95% interval.
 
@@ -139,6 +142,7 @@ def gradient_noise_scale(statistics: GradientStatistics) -> Interval:
     return ratio_of_means(np.asarray(statistics.trace), np.asarray(statistics.signal), nonnegative=True, scale="linear")
 
 
+@checked
 def cosine_similarity(a: PyTree, b: PyTree) -> Float[Array, ""]:
     """The cosine of the angle between two pytrees seen as vectors; NaN where one is zero.
 
@@ -149,6 +153,7 @@ def cosine_similarity(a: PyTree, b: PyTree) -> Float[Array, ""]:
     return inner_product(direction(a), direction(b))
 
 
+@checked
 def relative_squared_error(gradient: PyTree, reference: PyTree) -> Float[Array, ""]:
     r""":math:`|g - G|^2 / |G|^2`. For the mean of B independent examples its expectation is the noise scale ÷ B.
 

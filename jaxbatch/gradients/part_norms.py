@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32, PyTree
 
 from jaxbatch.gradients.part_weights import signal_and_trace
+from jaxbatch.kinds import check_fields
 from jaxbatch.sums import Losses, widen, zero_sum
 
 _FADED = 1e-4  # of a moment: what is left of it tells nothing
@@ -220,6 +221,7 @@ def check_monitor(monitor: Any, opt_state: PyTree, params: PyTree) -> None:
     """
     if not isinstance(monitor, NoiseMonitor):
         raise ValueError(f"monitor={monitor!r} must be a jaxbatch.NoiseMonitor, or None for no measurement.")
+    check_fields(monitor, "monitor.")
     if monitor.every < 1:
         raise ValueError(f"monitor.every={monitor.every} batches must be at least 1.")
     if not monitor.halflife > 0:

@@ -15,12 +15,14 @@ from jax.extend import core
 from jaxtyping import PyTree
 
 from jaxbatch.gradients.groups import LossFn
+from jaxbatch.kinds import checked
 
 Keep = Literal["everything", "products", "segments"]
 KEEPS: tuple[Keep, ...] = ("everything", "products", "segments")
 _PRODUCTS = ("dot_general", "conv_general_dilated")
 
 
+@checked
 def recompute(loss_fn: LossFn, keep: Keep) -> LossFn:
     """A loss function with the same losses and gradients, which keeps fewer activations for the backward pass.
 

@@ -31,12 +31,14 @@ from jaxbatch.gradients.independence import check_independent_losses
 from jaxbatch.gradients.part_norms import BatchNoise, NoiseMonitor, NoiseSums, metric_of, norms_of, statistics_of_parts
 from jaxbatch.gradients.parts import Method, Part, Take, choose_method, fold, vmap_at_a_time
 from jaxbatch.gradients.updates import Optimizer, update
+from jaxbatch.kinds import checked
 from jaxbatch.states import is_known
 from jaxbatch.sums import Losses, add, mean_loss, mean_over_devices, something_counts, zero_sum
 
 Number = float | Float[Array, ""]
 
 
+@checked
 def split_backward(
     loss_fn: LossFn,
     optimizer: Optimizer,
@@ -173,6 +175,7 @@ def update_by_groups(
     return params, opt_state, groups.examples, aux, means, noise
 
 
+@checked
 def largest_stable_curvature(learning_rate: Number, momentum: float, num_groups: int = 1) -> Number:
     r"""The curvature up to which SGD with split batches is stable on a quadratic loss.
 

@@ -16,9 +16,11 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jaxbatch.kinds import checked
 from jaxbatch.paths import cache_folder, local_path
 
 
+@checked
 def keep_compiled_programs(folder: str | os.PathLike | None = None) -> pathlib.Path | None:
     """Keeps compiled programs on disk, so that later runs on this machine with the same versions need not compile them.
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxbatch.batches import Duration, Unit, check_duration, epochs
+from jaxbatch.kinds import checked
 
 LARGEST = 2**53  # examples: above it a float cannot hold every whole number
 
@@ -35,6 +36,7 @@ class BatchSizeSchedule:
         return self.size(position)
 
 
+@checked
 def adabatch_schedule(*, batch_size: int, growth: float = 2, every: float | Duration = 20, max_batch_size: int | None = None) -> BatchSizeSchedule:
     """A schedule whose batch grows by a factor every so often, up to a cap.
 
@@ -105,6 +107,7 @@ def whole_periods(position: int | float, period: int | float) -> int:
     return math.floor(position / period * (1 + 2.0**-50))
 
 
+@checked
 def constant_schedule(batch_size: int, *, every: float | Duration = 20) -> BatchSizeSchedule:
     """The same size always; the learning rate decays every so many epochs, or after another duration, see :func:`adabatch_schedule`.
 
@@ -115,6 +118,7 @@ def constant_schedule(batch_size: int, *, every: float | Duration = 20) -> Batch
     return adabatch_schedule(batch_size=batch_size, growth=1, every=every)
 
 
+@checked
 def increase_instead_of_decay(*, batch_size: int, decay: float, every: float | Duration, max_batch_size: int | None = None) -> BatchSizeSchedule:
     """A schedule that divides the batch size by ``decay`` where another would multiply the rate by ``decay``.
 
@@ -139,6 +143,7 @@ def increase_instead_of_decay(*, batch_size: int, decay: float, every: float | D
     return adabatch_schedule(batch_size=batch_size, growth=1 / decay, every=every, max_batch_size=max_batch_size)
 
 
+@checked
 def milestone_schedule(sizes: Mapping[Any, int]) -> BatchSizeSchedule:
     """A schedule that changes the batch size at given epochs, or after given durations.
 

@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxbatch.batches import Duration, in_examples
+from jaxbatch.kinds import checked
 from jaxbatch.schedules.batch_sizes import BatchSizeSchedule, as_schedule, is_finite
 from jaxbatch.schedules.stretches import Stretch, counted_in_examples, stretches_of_epochs
 from jaxbatch.states import is_known
@@ -33,6 +34,7 @@ Number: TypeAlias = float | Float[Array, ""]  # an array that is traced has no v
 RateByEpoch = Callable[[Float[Array, ""]], Float[Array, ""]]  # position in epochs, a fraction -> rate
 
 
+@checked
 def coupled_learning_rate(
     schedule: int | Callable[[int], int],
     *,
@@ -134,6 +136,7 @@ def _scales(schedule: BatchSizeSchedule, decay: Any, init: Any, cut: list[Stretc
     return np.exp(logs)
 
 
+@checked
 def cosine(num_epochs: Number, end: Number = 0.0) -> RateByEpoch:
     """A factor that falls from 1 to ``end`` along half a cosine; ``end`` after that.
 
@@ -149,6 +152,7 @@ def cosine(num_epochs: Number, end: Number = 0.0) -> RateByEpoch:
     return lambda position: end + (1 - end) * 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(position / num_epochs, 0.0, 1.0)))
 
 
+@checked
 def cyclic(period: Number, low: Number = 0.1) -> RateByEpoch:
     """A factor that rises from ``low`` to 1 and falls back within each ``period`` epochs, in straight lines.
 
@@ -164,6 +168,7 @@ def cyclic(period: Number, low: Number = 0.1) -> RateByEpoch:
     return lambda position: low + (1 - low) * (1 - jnp.abs(2 * jnp.mod(position / period, 1.0) - 1))
 
 
+@checked
 def step_decay(decay: Number, every: Number) -> RateByEpoch:
     """A factor that is multiplied by ``decay`` every ``every`` epochs, whatever the batch size.
 
@@ -189,6 +194,7 @@ def _whole_periods(position: Any, period: Number) -> Float[Array, "*shape"]:
     return jnp.floor(jnp.asarray(position / period) * (1 + _ROUNDING))
 
 
+@checked
 def scale_learning_rate(rule: Rule, base_lr: Number, base_batch_size: int, batch_size: int) -> Number:
     """Scales a learning rate from one batch size to another.
 

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from jaxbatch.kinds import check_fields, checked
 from jaxbatch.paths import local_path
 from jaxbatch.states import kinds, pack, unpack
 from jaxbatch.training.fitting import fit
@@ -28,15 +29,14 @@ from jaxbatch.training.steps import state_shapes
 from jaxbatch.training.tasks import Task, fingerprint
 
 
+@checked
 def fit_with_checkpoints(
     task: Task, config: FitConfig, checkpoint_dir: str | os.PathLike, *, every: int = 1, keep: int = 2
 ) -> Iterator[dict[str, Any]]:
     """Runs :func:`jaxbatch.fit` and saves its state every ``every`` records; the same call continues an interrupted run.
 
-    On CPU, a run that was killed at any point and continued ends with the same bits as an uninterrupted run. The reason: a
-    step depends only on the state and its place in the order of examples, and a checkpoint gives both.
-
-    A longer duration has another plan, so it is refused. To make a run longer, give :func:`jaxbatch.fit` its last ``state``.
+    On CPU, a run that was killed at any point and continued ends with the same bits as an uninterrupted run: a step depends only on the state
+    and its place in the order of examples. A longer duration is refused; to make a run longer, give :func:`jaxbatch.fit` its last ``state``.
 
     Args:
         task, config: as for :func:`jaxbatch.fit`. Give the same optimizer and model again: they are not saved.
@@ -46,12 +46,12 @@ def fit_with_checkpoints(
 
     Yields:
         The records of :func:`jaxbatch.fit` after the newest good checkpoint. A checkpoint is written when the next record is
-        requested, so a caller that saves each record loses none. After a kill some records may come a second time, with the
-        same numbers. A state that is not finite is not saved. A damaged checkpoint is skipped, with a warning that names it.
+        requested, so a caller that saves each record loses none. After a kill some records may come a second time, with the same numbers.
+        A state that is not finite is not saved. A damaged checkpoint is skipped, with a warning that names it.
 
     Raises:
-        ValueError: ``every`` or ``keep`` is below 1; the folder holds a run with other training data, another seed or another
-            plan of batch sizes; or a file in it cannot be read (permission, a failing disk). Nothing is trained or removed.
+        ValueError: ``every`` or ``keep`` is below 1; the folder holds a run with other training data, another seed or another plan of
+            batch sizes; or a file in it cannot be read (permission, a failing disk). Nothing is trained or removed.
 
     Example:
         >>> import tempfile, optax, jax.numpy as jnp
@@ -66,6 +66,7 @@ def fit_with_checkpoints(
         >>> [record["epoch"] for record in fit_with_checkpoints(task, config, folder)]
         [2.0, 3.0]
     """
+    check_fields(config)
     if every < 1:
         raise ValueError(f"every={every} records must be at least 1.")
     config = settled(config, task.tokens_per_example)

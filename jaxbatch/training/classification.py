@@ -18,6 +18,7 @@ from jaxbatch.data.checked import check_dataset
 from jaxbatch.data.images import ImageDataset
 from jaxbatch.data.streams import image_streams
 from jaxbatch.hints import no_linen_module
+from jaxbatch.kinds import checked
 from jaxbatch.layers import loops_are_slow
 from jaxbatch.losses import classification_loss, classification_metrics
 from jaxbatch.machine.platform import compiling_for
@@ -26,6 +27,7 @@ from jaxbatch.training.tasks import Task
 AugmentFn = Callable[[Key[Array, "B"], Shaped[Array, "B ..."]], Shaped[Array, "B ..."]]
 
 
+@checked
 def classification_task(model, dataset: Dataset, *, microbatch_size: int | None = None, augment: AugmentFn | None = None) -> Task:
     """The task of a Flax Linen ``model`` on a data set; the data are moved to the device once.
 
@@ -58,6 +60,7 @@ def classification_task(model, dataset: Dataset, *, microbatch_size: int | None 
     return task._replace(prepare=lambda keys, batch: (augment(keys, batch[0]), batch[1]))
 
 
+@checked
 def streamed_task(model, dataset: ImageDataset, *, image_size: int = 224, num_workers: int | None = None, ahead: int | None = None) -> Task:
     """The task of a Flax Linen ``model`` on compressed images, which are decoded when training needs them.
 

@@ -6,6 +6,8 @@ mean, and no NaN, which would look as if the run had diverged.
 A loss may be finite while its gradient is not, for example for a square root at 0. Then the parameters are lost although
 every loss still looks right. So each record checks both.
 
+Some optimizers are there to leave such batches out, as ``optax.apply_if_finite`` does. With them the state alone is judged.
+
 Axes: S steps, one batch each, R runs.
 """
 
@@ -16,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Num, PyTree
 
+from jaxbatch.gradients.updates import Optimizer, update
+from jaxbatch.machine.compiling import call_compiled
 from jaxbatch.sums import Losses, Weighted
 
 
@@ -67,6 +71,47 @@ def first_nonfinite(losses: Losses | Num[np.ndarray, "..."]) -> int | None:
     """
     bad = np.flatnonzero(are_nonfinite(losses))
     return int(bad[0]) if len(bad) else None
+
+
+def judge(losses: Losses | Num[np.ndarray, "..."], finite: bool, skips: Callable[[], bool]) -> tuple[float, int | None]:
+    """The mean loss of a record, and the index of the batch with which the run diverged, or None.
+
+    Args:
+        losses: of S batches.
+        finite: whether the state after them is finite.
+        skips: whether the optimizer leaves out what is not finite, see :func:`skips_nonfinite`; only called where that matters. The
+            mean is then that of the other batches.
+
+    Example:
+        >>> judge(np.array([0.5, np.nan]), True, lambda: False)[1], judge(np.array([0.5, np.nan]), True, lambda: True)
+        (1, (0.5, None))
+    """
+    bad = first_nonfinite(losses)
+    if bad is not None and finite and skips():
+        means = batch_means(losses)
+        known = means[np.isfinite(means)]
+        return float(known.mean(dtype=np.float64)) if len(known) else np.nan, None
+    if bad is None and not finite:
+        bad = len(batch_means(losses)) - 1
+    return float(mean_over_batches(losses)), bad
+
+
+def skips_nonfinite(optimizer: Optimizer, params: PyTree) -> bool:
+    """Whether an update with a gradient and a loss of NaN leaves parameters and the optimizer's state finite.
+
+    Args:
+        optimizer: any that :func:`jaxbatch.gradients.updates.update` takes.
+        params: finite ones.
+
+    Example:
+        >>> import optax
+        >>> skips_nonfinite(optax.adam(0.1), jnp.ones(2)), skips_nonfinite(optax.apply_if_finite(optax.adam(0.1), 3), jnp.ones(2))
+        (False, True)
+    """
+    begun = params, optimizer.init(params)
+    nothing = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), params)
+    after = call_compiled(lambda params, state, nothing: update(optimizer, nothing, state, params, jnp.array(jnp.nan)), *begun, nothing)
+    return bool(make_is_finite(begun)(after))
 
 
 def make_is_finite(start: PyTree, *, runs: bool = False) -> Callable[[PyTree], Bool[Array, "*R"]]:

@@ -20,6 +20,7 @@ from jaxbatch.data.streams import is_stream
 from jaxbatch.gradients.groups import check_count, check_microbatch_size
 from jaxbatch.gradients.independence import check_independent_prepare_test
 from jaxbatch.hints import call_function, describe
+from jaxbatch.kinds import checked
 from jaxbatch.layers import loops_are_slow
 from jaxbatch.sums import Weighted, as_floats, counted, or_nan, sum_losses
 from jaxbatch.training.layouts import Layout, shapes_of
@@ -57,6 +58,7 @@ def choose_evaluation_size(task: Task, microbatch_size: int | None = None, evalu
     return min(-(-_MOST // at_once), smallest(microbatch_size, task.examples_at_a_time) or _MOST)
 
 
+@checked
 def make_evaluate(
     metrics_fn: MetricsFn, num_examples: int, batch_size: int = _MOST, prepare_test: Prepare | None = None
 ) -> Callable[[PyTree, PyTree], dict[str, Array]]:

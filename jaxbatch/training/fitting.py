@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbatch.batches import epoch_order
+from jaxbatch.kinds import check_fields, checked
 from jaxbatch.machine.compiling import Programs
 from jaxbatch.states import as_arrays
 from jaxbatch.training.cut_check import check_parts
 from jaxbatch.training.devices import find_devices
-from jaxbatch.training.divergence import first_nonfinite, make_is_finite, mean_over_batches
+from jaxbatch.training.divergence import judge, make_is_finite, skips_nonfinite
 from jaxbatch.training.epochs import compile_task_epoch
 from jaxbatch.training.evaluation import choose_evaluation_size, make_test
 from jaxbatch.training.monitor import check_unchanged, track_noise
@@ -26,6 +27,7 @@ from jaxbatch.training.steps import TrainState, start_state
 from jaxbatch.training.tasks import Task, check_data, tokens_seen
 
 
+@checked
 def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> Iterator[dict[str, Any]]:
     """Trains and yields ``evaluations_per_epoch`` records an epoch, and one more if the duration ends or the batch size changes between two.
 
@@ -53,6 +55,8 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
         nothing counts are left out, and NaN stands where nothing counts at all, for metrics too.
         With ``task.tokens_per_example`` there are the ``tokens`` seen. With ``config.monitor`` there are the fields of
         docs/noise.md too, from ``noise_signal`` to ``noise_scale_average_high``.
+        An optimizer that leaves out gradients that are not finite, as ``optax.apply_if_finite``, goes on over such batches while the
+        state is finite; ``loss`` is then that of the others.
 
     Raises:
         ValueError: a batch is larger than the data set; the duration has no unit; metrics are not one value per example; there
@@ -74,6 +78,7 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
         >>> [round(record["test_loss"], 4) for record in records]
         [1.4062, 0.8203, 0.6738]
     """
+    check_fields(config)
     check_data(task)
     config, num_examples = settled(config, task.tokens_per_example), task.num_examples
     planned = plan_segments(config, num_examples)  # raises an error if the plan is wrong
@@ -108,10 +113,9 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
             state, losses = jax.block_until_ready(program.run(state, task.train_data, indices, (config.seed, segment.epoch)))
             seconds = time.perf_counter() - started
             losses, noise_fields = noise.read(losses)
+            progress = advance(progress, segment)
             losses = jax.device_get(losses)  # to the host, because on the device each length would need another program
-            progress, bad = advance(progress, segment), first_nonfinite(losses)
-            if bad is None and not is_finite(state):
-                bad = count - 1
+            loss, bad = judge(losses, bool(is_finite(state)), functools.partial(skips_nonfinite, config.optimizer, state.params))
             to_go_on = {"progress": jnp.asarray(write_progress(progress, int(state.step))), "noise": as_arrays(noise.written())}
             yield {
                 "batches": progress.batches,
@@ -120,7 +124,7 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
                 "examples": progress.examples,
                 "updates": int(state.step),
                 "epoch": segment.end,
-                "loss": float(mean_over_batches(losses)),
+                "loss": loss,
                 **{f"test_{name}": float(value) for name, value in test(task.test_data, state).items()},
                 "train_seconds": seconds,
                 "compile_seconds": 0.0 if key in used else program.compile_seconds,

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jaxbatch.kinds import checked
 from jaxbatch.training.evaluation import call_metrics
 from jaxbatch.training.fitting import fit
 from jaxbatch.training.plans import FitConfig
@@ -41,6 +42,7 @@ class Goal(NamedTuple):
         return f"{self.metric}{'>' if self.above else '<'}{self.value:g}"
 
 
+@checked
 def as_goal(goal: "str | Goal") -> Goal:
     """A goal from its text, such as ``"accuracy>0.98"`` or ``"loss<0.4"``; a :class:`Goal` is returned as it is.
 
@@ -99,6 +101,7 @@ def check_goal(task: Task, goal: "str | Goal") -> Goal:
     return goal
 
 
+@checked
 def fit_to_target(task: Task, config: FitConfig, goal: "str | Goal", *, state: TrainState | None = None) -> Iterator[dict[str, Any]]:
     """:func:`jaxbatch.fit`, but the first record that has reached a goal is the last one.
 

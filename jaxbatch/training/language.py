@@ -11,12 +11,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import errors
 from flax import linen as nn
 from jaxtyping import Array, Integer
 
 from jaxbatch.data.packing import PADDING, PackedText
 from jaxbatch.data.text import TextDataset, sequences
 from jaxbatch.hints import no_linen_module
+from jaxbatch.kinds import checked
 from jaxbatch.losses import correct, cross_entropy
 from jaxbatch.sums import Weighted
 from jaxbatch.training.tasks import Task
@@ -24,6 +26,7 @@ from jaxbatch.training.tasks import Task
 _TOKENS_AT_A_TIME = 2048  # on CPU, where more do not stay in the cache
 
 
+@checked
 def language_task(model, dataset: TextDataset, *, sequence_length: int = 128, microbatch_size: int | None = None) -> Task:
     """The task of a Flax Linen ``model`` that predicts the next token; the data are moved to the device once.
 
@@ -80,6 +83,7 @@ def language_task(model, dataset: TextDataset, *, sequence_length: int = 128, mi
     )
 
 
+@checked
 def packed_language_task(model, train: PackedText, validation: PackedText, vocab_size: int, *, microbatch_size: int | None = None) -> Task:
     """The task of a Flax Linen ``model`` that predicts the next token of many texts, packed into rows.
 
@@ -148,6 +152,8 @@ def packed_language_task(model, train: PackedText, validation: PackedText, vocab
 
 def _check_tokens(tokens, name: str, vocab_size: int) -> None:
     """Refuses tokens with which training would run but give wrong results."""
+    if not hasattr(tokens, "dtype"):
+        raise ValueError(f"{name} is a {type(tokens).__name__} and must be an array of whole numbers of shape (tokens,): use numpy.asarray.")
     if tokens.ndim != 1 or not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise ValueError(f"{name} are {tokens.dtype} of shape {tokens.shape} and must be whole numbers of shape (tokens,).")
     low, high = (int(tokens.min()), int(tokens.max())) if len(tokens) else (0, 0)
@@ -161,6 +167,13 @@ def _check_model(model, vocab_size: int, *inputs: Integer[Array, "1 T"]) -> None
         raise ValueError(no_linen_module(model))
     logits, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), *inputs)
     name = type(model).__name__
+    try:
+        jax.eval_shape(model.apply, variables, *inputs)
+    except errors.InvalidRngError:
+        raise ValueError(
+            f"model={name} needs random numbers, as for dropout, which language_task does not give. Make a jaxbatch.Task whose batches hold a key "
+            "for each example: docs/recipes.md shows how."
+        ) from None
     others = sorted(set(variables) - {"params"})
     if others:
         raise ValueError(f"model={name} keeps variables in {', '.join(map(repr, others))}. language_task trains 'params' only: make a jaxbatch.Task.")

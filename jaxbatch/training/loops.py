@@ -20,6 +20,7 @@ from jaxbatch.augment import Prepare, batch_shapes
 from jaxbatch.data.streams import is_stream
 from jaxbatch.gradients.part_norms import NoiseMonitor, WithNoise
 from jaxbatch.gradients.updates import Optimizer
+from jaxbatch.kinds import checked
 from jaxbatch.layers import loops_are_slow
 from jaxbatch.states import through_host
 from jaxbatch.sums import Weighted
@@ -33,6 +34,7 @@ Loop = Literal["scan", "python"]
 _IN_FLIGHT = 2  # parts of a stream that the host may be ahead of the device
 
 
+@checked
 def make_epoch(step: Step, prepare: Prepare | None = None, *, by_part: bool = False) -> Callable[..., tuple[Any, Array]]:
     """Makes one compiled program of any number of steps over data on the device.
 
@@ -90,6 +92,7 @@ def choose_loop(step: Step, state: Any, data: PyTree, batch_size: int, prepare: 
     return "python" if loops_are_slow(step, shapes_of(state), batch_shapes(data, batch_size, prepare)) else "scan"
 
 
+@checked
 def compile_epoch(
     step: Step,
     state: Any,
@@ -121,8 +124,7 @@ def compile_epoch(
         by_part: see :func:`make_epoch`.
 
     Returns:
-        ``run(state, data, indices) -> (state, losses)``, as from :func:`make_epoch`. With ``prepare`` it also takes ``[seed,
-        epoch]``.
+        ``run(state, data, indices) -> (state, losses)``, as from :func:`make_epoch`. With ``prepare`` it also takes ``[seed, epoch]``.
 
     Raises:
         ValueError: ``loop`` or ``parallel`` is unknown, or there is no device.
@@ -175,10 +177,9 @@ def compile_epoch_in_pieces(
 ) -> Callable[..., tuple[TrainState, Any]]:
     """Compiles steps on batches of ``batch_size`` that only need the memory of a part of one.
 
-    A part counts by its number of examples, so the gradient is that of the mean loss of the batch or group. Batch
-    normalisation takes the moments of a part, and each part in turn updates the running moments. While the devices work on
-    one part of a stream, the next ones are decoded and moved to them. The number of parts ahead is bounded, so that memory is
-    that of a few parts, whatever the batch size.
+    A part counts by its number of examples, so the gradient is that of the mean loss of the batch or group. Batch normalisation takes the
+    moments of a part, and each part in turn updates the running moments. While the devices work on one part of a stream, the next ones are
+    decoded and moved to them. The number of parts ahead is bounded, so that memory is that of a few parts, whatever the batch size.
 
     Args:
         task: as :func:`jaxbatch.fit` takes it. Its ``microbatch_size`` bounds the examples on each device at a time; ``None``: its

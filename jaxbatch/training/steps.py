@@ -15,8 +15,9 @@ from jaxbatch.gradients.groups import LossFn, check_microbatch_size
 from jaxbatch.gradients.part_norms import NoiseMonitor, WithNoise
 from jaxbatch.gradients.split import update_by_groups
 from jaxbatch.gradients.updates import Optimizer, check_optimizer
+from jaxbatch.kinds import checked
 from jaxbatch.machine.compiling import call_compiled
-from jaxbatch.states import as_arrays
+from jaxbatch.states import as_arrays, difference, same_containers
 from jaxbatch.sums import Losses, Weighted, sum_losses
 from jaxbatch.training.tasks import Task, UpdateModelState
 
@@ -34,6 +35,7 @@ class TrainState(NamedTuple):
     noise: PyTree = ()  # running averages of the noise, from jaxbatch.training.monitor.write_averages; steps do not change them
 
 
+@checked
 def init_state(task: Task, optimizer: Any, seed: int | np.integer | UInt32[Array, ""]) -> TrainState:
     """Parameters, optimizer state and model state at the start, a pure function of the seed.
 
@@ -58,11 +60,25 @@ def start_state(task: Task, optimizer: Any, seed: Any, given: TrainState | None 
     """The state from which a run starts: ``given``, or else that of the seed.
 
     Raises:
-        ValueError: see :func:`jaxbatch.gradients.updates.check_optimizer`.
+        ValueError: ``given`` is no state, or is that of another model or optimizer; see also
+            :func:`jaxbatch.gradients.updates.check_optimizer`.
     """
     if given is None:
         return init_state(task, optimizer, seed)
+    if not isinstance(given, TrainState):
+        raise ValueError(f"state is of type {type(given).__name__} and must be a jaxbatch.TrainState, as record['state'] is one.")
     check_optimizer(optimizer, given.params)
+    start = jax.eval_shape(task.start, jax.random.key(0))
+    params, model_state = (start, ()) if task.update_model_state is None else start
+    for name, wanted in (("params", params), ("model_state", model_state)):
+        change = difference(getattr(given, name), wanted, types=False)
+        if change is not None:
+            raise ValueError(f"state.{name} is not of this task ({change}): give a state of this task, or the task of the state.")
+    wanted = jax.eval_shape(optimizer.init, given.params)
+    change = difference(given.opt_state, wanted, types=False)
+    if change is not None or not same_containers(given.opt_state, wanted):
+        change = change or "is made of other containers"
+        raise ValueError(f"state.opt_state is not of this optimizer ({change}): give that of the state, or opt_state=optimizer.init(params).")
     return as_arrays(given)
 
 
@@ -88,6 +104,7 @@ def start_shapes(task: Task) -> PyTree:
     return start if task.update_model_state is None else start[0]
 
 
+@checked
 def make_train_step(
     loss_fn: LossFn,
     optimizer: Optimizer,

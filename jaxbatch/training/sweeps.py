@@ -6,6 +6,7 @@ a CPU several threads run the same program, each for another run, because a step
 Axes: R runs, S steps, B examples in a batch.
 """
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -18,10 +19,11 @@ from jaxbatch.batches import Duration, check_seed, epoch_order, in_examples
 from jaxbatch.data.streams import is_stream
 from jaxbatch.gradients.groups import check_num_groups
 from jaxbatch.gradients.updates import Optimizer, check_make_optimizer, takes_traced
+from jaxbatch.kinds import checked
 from jaxbatch.machine.compiling import Programs, call_compiled
 from jaxbatch.machine.cores import num_cores
 from jaxbatch.training.cut_check import check_parts
-from jaxbatch.training.divergence import are_nonfinite, make_is_finite, mean_over_batches
+from jaxbatch.training.divergence import judge, make_is_finite, skips_nonfinite
 from jaxbatch.training.evaluation import choose_evaluation_size, make_test
 from jaxbatch.training.plans import FitConfig, plan_segments, progress_after
 from jaxbatch.training.steps import TrainState, init_state, start_shapes
@@ -38,6 +40,7 @@ from jaxbatch.training.sweep_programs import (
 from jaxbatch.training.tasks import Task, check_data, tokens_seen
 
 
+@checked
 def sweep(
     task: Task,
     make_optimizer: Callable[[Any], Optimizer],
@@ -134,9 +137,9 @@ def sweep(
             states, losses = jax.block_until_ready(program.run(states, indices, seed_epochs, failed < 0))
             seconds = time.perf_counter() - started
             losses = jax.device_get(losses)
-            bad = are_nonfinite(losses)
-            bad[:, -1] |= ~np.asarray(is_finite(states))
-            failed = np.where((failed < 0) & bad.any(1), batches + bad.argmax(1), failed)
+            skips = lambda run: skips_nonfinite(make_optimizer(known_settings(settings)[run]), of_run(states.params, run))
+            judged = [judge(of_run(losses, run), bool(fine), functools.partial(skips, run)) for run, fine in enumerate(np.asarray(is_finite(states)))]
+            failed = np.array([batches + bad if old < 0 and bad is not None else old for old, (_, bad) in zip(failed, judged, strict=True)])
             batches += segment.num_batches
             metrics = jax.tree.map(np.asarray, test(task.test_data, states))
             yield {
@@ -145,7 +148,7 @@ def sweep(
                 "examples": batches * batch_size,
                 **tokens_seen(task, batches * batch_size),
                 "epoch": segment.end,
-                "loss": mean_over_batches(losses),
+                "loss": np.array([loss for loss, _ in judged]),
                 **{f"test_{name}": values for name, values in metrics.items()},
                 "diverged_at_batch": failed,
                 "train_seconds": seconds,

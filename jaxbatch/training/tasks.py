@@ -13,7 +13,7 @@ from jaxtyping import Array, PyTree
 
 from jaxbatch.augment import Prepare, batch_shapes
 from jaxbatch.data.streams import Stream, is_stream
-from jaxbatch.gradients.groups import LossFn, check_params, leading_axis
+from jaxbatch.gradients.groups import LossFn, check_count, check_params, leading_axis
 from jaxbatch.hints import call_function, describe
 from jaxbatch.machine.platform import compiled_platform
 from jaxbatch.states import check_integers, pack
@@ -109,7 +109,13 @@ def smallest(*sizes: int | None) -> int | None:
 
 
 def check_data(task: Task) -> None:
-    """Raises a ValueError for integers of 64 bits in a task's arrays that JAX would make others of; see :func:`jaxbatch.states.check_integers`."""
+    """Checks a task's sizes, and its arrays for integers of 64 bits that JAX would make others of.
+
+    Raises:
+        ValueError: a size is no whole number of at least 1; see also :func:`jaxbatch.states.check_integers`.
+    """
+    for name in ("microbatch_size", "cpu_microbatch_size", "tokens_per_example"):
+        check_count(name, getattr(task, name), optional=True)
     for name, data in (("train_data", task.train_data), ("test_data", task.test_data)):
         check_integers(data, name)
 
