@@ -18,6 +18,7 @@ import optax
 import pytest
 
 from experiments import adabatch, adabatch_figures
+from experiments.adabatch_arms import make_schedule
 from experiments.adabatch_report import best_rate, cost_seconds, errors, speed_up, verdict
 from tests.conftest import ROOT
 
@@ -90,8 +91,8 @@ def test_the_arms_of_the_paper():
     assert (config.epochs, config.every, config.batch_size, config.max_batch_size, config.augment) == (100, 20, 128, 2048, True)
     alexnet = adabatch.resolve(dataclasses.replace(config, model="alexnet", batch_size=None, max_batch_size=None), 50_000)
     assert (alexnet.batch_size, alexnet.max_batch_size) == (256, 4096)
-    assert [adabatch.make_schedule(config, "adaptive")(e) for e in (0, 20, 40, 60, 80)] == [128, 256, 512, 1024, 2048]
-    assert adabatch.make_schedule(config, "large")(0) == 2048
+    assert [make_schedule(config, "adaptive")(e) for e in (0, 20, 40, 60, 80)] == [128, 256, 512, 1024, 2048]
+    assert make_schedule(config, "large")(0) == 2048
     # One parameter at 1 with gradient 0: the first update is -rate * weight_decay.
     for arm, epoch, rate in (("small", 20, 0.00375), ("adaptive", 20, 0.0075), ("large", 99, 0.01 * 0.375**4), ("adaptive", 99, 0.01 * 0.75**4)):
         fit_config = adabatch.make_fit_config(config, arm, 0.01, 0, 50_000)
