@@ -62,6 +62,9 @@ for kinds, _, arguments in (line.strip().partition(": ") for line in BY_KIND.str
 OWN = {  # where a name means another thing
     ("fit_throughput", "rounds"): {"dict"},
     ("unit_length", "axis"): WHOLE,
+    ("adabatch_schedule", "every"): NUMBER,
+    ("constant_schedule", "every"): NUMBER,
+    ("increase_instead_of_decay", "every"): NUMBER,
     ("step_decay", "every"): NUMBER,
     ("cosine", "num_epochs"): NUMBER,
     ("sigmoid_contrastive", "bias"): NUMBER,
