@@ -74,7 +74,7 @@ def log_mean(values: np.ndarray) -> tuple[float, float]:
     n, unit = len(values), values.mean()
     if n > FEW or (values <= 0).any():
         return float(np.log(unit)), float((values / unit).var(ddof=1) / n)
-    logs = np.log(values / unit)
+    logs = np.log(values) - np.log(unit)  # a quotient of very unequal numbers may be 0
     variance = logs.var(ddof=1)
     return float(np.log(unit) + logs.mean() + variance / 2), float(variance / n + variance**2 / (2 * (n - 1)))
 
@@ -89,7 +89,7 @@ def log_ratio_ends(pairs: np.ndarray) -> tuple[float, float]:
     from scipy import stats
 
     n, means = pairs.shape[1], pairs.mean(1, keepdims=True)
-    logs = np.log(pairs / means)
+    logs = np.log(pairs) - np.log(means)
     (var_x, covariance), (_, var_y) = np.cov(logs)
     centre = logs[0].mean() - logs[1].mean() + (var_x - var_y) / 2
     variance = (var_x - 2 * covariance + var_y) / n + (var_x**2 - 2 * covariance**2 + var_y**2) / (2 * (n - 1))

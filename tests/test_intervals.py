@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -107,6 +107,7 @@ def test_a_ratio_lies_within_its_interval(pairs, nonnegative):
     statistic=st.sampled_from([np.mean, np.median]),
     scale=st.sampled_from(["linear", "log", "any"]),
 )
+@example(values=[5e-324, 1e6], statistic=np.mean, scale="log")
 def test_a_statistic_lies_within_its_interval(values, statistic, scale):
     found = interval(values, statistic, scale=scale)
     assert found.low <= found.value <= found.high
