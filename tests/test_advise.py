@@ -32,6 +32,13 @@ def advise_quadratic(**settings):
     return jb.advise(quadratic_task(), "distance<0.1", **{**QUICK, **settings})
 
 
+@functools.cache
+def advised(**settings):
+    """The advice and its probes, worked out once for all tests that look at it."""
+    seen = []
+    return advise_quadratic(**settings, on_probe=lambda probe, number: seen.append(probe)), seen
+
+
 # The runs
 
 
@@ -58,7 +65,7 @@ def test_a_probe_counts_updates_to_the_goal():
 
 
 def test_advice_on_a_quadratic_is_near_the_best_of_a_sweep():
-    advice = advise_quadratic()
+    advice, _ = advised()
     assert {advice.batch_size} <= set(advice.candidates)
     assert advice.choice.updates.low <= advice.choice.updates.value <= advice.choice.updates.high
     goal, task, unit = jb.as_goal("distance<0.1"), quadratic_task(), cost_of_update("time", FLAT, (2, 8, 32, 128))
@@ -82,7 +89,7 @@ def test_objectives_differ_where_they_must():
 
 @pytest.mark.slow
 def test_what_would_change_the_answer():
-    advice = advise_quadratic()
+    advice, _ = advised()
     (less, small), (more, large) = advice.elsewhere
     assert (less, more) == (0.1, 10.0)
     assert small <= advice.batch_size <= large  # where an update costs more, larger batches pay
@@ -93,16 +100,14 @@ def test_what_would_change_the_answer():
 
 @pytest.mark.parametrize("kept", [3, 12])  # in the midst of the race, and after it
 def test_advice_continues_from_known_runs_and_gives_the_same(kept):
-    seen = []
-    whole = advise_quadratic(on_probe=lambda probe, number: seen.append(probe))
-    again = []
+    (whole, seen), again = advised(), []
     resumed = advise_quadratic(known=seen[:kept], on_probe=lambda probe, number: again.append((probe, number)))
     assert [number for _, number in again] == list(range(kept, len(seen)))
     assert resumed == whole
 
 
 def test_the_answer_in_words_and_code():
-    advice = advise_quadratic()
+    advice, _ = advised()
     text = "\n".join(advice.sentences())
     told = "do not show that it is better" if len(advice.candidates) > 1 else "no other size"
     for part in (f"batch size {advice.batch_size}", "updates", "The device is busy from", told):
@@ -213,14 +218,14 @@ def test_a_small_data_set_is_confessed():
 
 
 def test_few_probes_leave_a_wide_interval():
-    advice = advise_quadratic(max_probes=10)
+    advice, _ = advised(max_probes=10)
     assert len(advice.probes) == 10
     assert advice.critical_batch_size.high > 5 * advice.critical_batch_size.low
     assert len(advice.candidates) > 1
 
 
 def test_memory_is_checked_before_it_is_said_to_hold():
-    advice = advise_quadratic(max_probes=10)
+    advice, _ = advised(max_probes=10)
     assert "Every size considered fits in memory." in " ".join(advice.sentences())
     assert "memory the device has is not known" in " ".join(advice._replace(largest_batch_size=0).sentences())
     with pytest.raises(ValueError, match="already needs"):  # on this machine, too
