@@ -162,7 +162,11 @@ def _is_list(value: Any, of: Any, *, read: bool) -> bool:
         return False
     if hasattr(value, "shape") and np.shape(value) == ():
         return False
-    return not read or all(_fits(one, of) for one in (value.tolist() if hasattr(value, "tolist") else value))
+    if not read:
+        return True
+    if getattr(value, "ndim", 0) == 1 and value.dtype.kind in "biuf":  # by the type of all, because there may be millions
+        return _fits(0.0 if value.dtype == bool else value.dtype.type(0), of)
+    return all(_fits(one, of) or (of is float and isinstance(one, bool)) for one in value)
 
 
 def _is_array(kind: Any) -> bool:

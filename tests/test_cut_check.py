@@ -177,8 +177,9 @@ def test_running_moments_on_devices_are_not_those_of_a_last_example_alone(found)
     np.testing.assert_allclose(found["variance"], [1, 1], rtol=0.2)  # 0.47 of it with parts of 64 and 1
 
 
-def test_a_sum_of_sums_is_refused():
-    aux = lambda w, x: (w * x, jb.Weighted(x.sum(), jnp.array(1.0)))
+@pytest.mark.parametrize("counts", [jnp.array(1.0), jnp.ones(2)])  # of which the second would be spread over two totals each
+def test_a_sum_of_sums_is_refused(counts):
+    aux = lambda w, x: (w * x, jb.Weighted(x.sum() if counts.ndim == 0 else jnp.stack([x, x], 1), counts))
     task = jb.Task(lambda key: (jnp.zeros(()), jnp.zeros(())), aux, None, jnp.ones(4), None, update_model_state=lambda old, new: old + new.total)
-    with pytest.raises(ValueError, match="aux must have one total and one weight per example in a Weighted, leading axis 2, but has shapes"):
+    with pytest.raises(ValueError, match="aux must have one total and one weight per example in a Weighted, of one shape"):
         next(jb.fit(task, jb.FitConfig(optax.sgd(0.1), 2)))

@@ -81,3 +81,11 @@ def test_what_was_allowed_is_allowed():
     for value, kind in ((np.int64(3), int), (jnp.array(3), int), (np.float32(0.1), float), (3, float), (None, int | None), ((1, 2), list[int])):
         check_kind("it", value, kind)
     jax.jit(lambda rate: jb.scale_learning_rate("sqrt", rate, 8, 32))(0.1)
+
+
+@pytest.mark.parametrize("init", [None, lambda key: jnp.asarray(float(np.asarray(jax.random.key_data(key))[0]))], ids=["none", "not traced"])
+def test_who_has_a_state_needs_no_init(init):
+    state = jb.init_state(TASK, SGD, 0)
+    (*_, wanted) = jb.fit(TASK, jb.FitConfig(SGD, 4, jb.steps(2)))
+    (*_, found) = jb.fit(TASK._replace(init=init), jb.FitConfig(SGD, 4, jb.steps(2)), state=state)
+    assert found["state"].params == wanted["state"].params

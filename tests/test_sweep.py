@@ -121,3 +121,12 @@ def test_streams_are_refused_by_name(task, name):
     there = task._replace(**{name: Arrays(jax.tree.leaves(getattr(task, name)))})
     with pytest.raises(ValueError, match=f"{name} is a stream, .* with fit"):
         run_sweep(there, None, jb.epochs(1))
+
+
+@pytest.mark.parametrize("runs", ["vmap", "threads"])
+def test_a_loss_that_needs_several_examples(runs):
+    loss_fn = lambda w, x: ((x - w) ** 2 + 0 * x.reshape(-1, 2).mean()).astype(jnp.float32)
+    task = jb.Task(lambda key: jnp.array(0.0), loss_fn, None, jnp.arange(8.0), None)
+    rates = jnp.array([0.1, 1e30])  # the second diverges
+    *_, last = jb.sweep(task, optax.sgd, rates, [0, 0], batch_size=4, duration=jb.steps(6), runs=runs)
+    assert np.isfinite(last["loss"][0]) and last["diverged_at_batch"].tolist()[0] == -1 < last["diverged_at_batch"][1]

@@ -89,10 +89,11 @@ def _summed_over_examples(aux: PyTree, batch_size: int) -> PyTree:
     def one(node):
         if not is_weighted(node):
             return node
-        if any(jnp.shape(leaf)[:1] != (batch_size,) for leaf in node):
+        of_total, of_weight = map(jnp.shape, node)
+        if of_total != of_weight or of_total[:1] != (batch_size,):
             raise ValueError(
-                f"aux must have one total and one weight per example in a Weighted, leading axis {batch_size}, but has shapes "
-                f"{jnp.shape(node.total)} and {jnp.shape(node.weight)}. Leave out the sum: it is taken over all parts and devices."
+                f"aux must have one total and one weight per example in a Weighted, of one shape with the leading axis {batch_size}, but has shapes "
+                f"{of_total} and {of_weight}. Leave out the sum: it is taken over all parts and devices."
             )
         mask = example_mask()
         own = lambda leaf: leaf if mask is None else jnp.where(mask.reshape(-1, *(1,) * (leaf.ndim - 1)), leaf, 0)

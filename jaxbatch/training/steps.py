@@ -68,9 +68,7 @@ def start_state(task: Task, optimizer: Any, seed: Any, given: TrainState | None 
     if not isinstance(given, TrainState):
         raise ValueError(f"state is of type {type(given).__name__} and must be a jaxbatch.TrainState, as record['state'] is one.")
     check_optimizer(optimizer, given.params)
-    start = jax.eval_shape(task.start, jax.random.key(0))
-    params, model_state = (start, ()) if task.update_model_state is None else start
-    for name, wanted in (("params", params), ("model_state", model_state)):
+    for name, wanted in _parts_at_start(task).items():
         change = difference(getattr(given, name), wanted, types=False)
         if change is not None:
             raise ValueError(f"state.{name} is not of this task ({change}): give a state of this task, or the task of the state.")
@@ -80,6 +78,17 @@ def start_state(task: Task, optimizer: Any, seed: Any, given: TrainState | None 
         change = change or "is made of other containers"
         raise ValueError(f"state.opt_state is not of this optimizer ({change}): give that of the state, or opt_state=optimizer.init(params).")
     return as_arrays(given)
+
+
+def _parts_at_start(task: Task) -> dict[str, PyTree]:
+    """The shapes of a task's parameters and model state; none where ``init`` cannot be traced, because who has a state needs none."""
+    if not callable(task.init):
+        return {}
+    try:
+        start = jax.eval_shape(task.start, jax.random.key(0))
+    except jax.errors.JAXTypeError:
+        return {}
+    return {"params": start} if task.update_model_state is None else dict(zip(("params", "model_state"), start, strict=True))
 
 
 def state_shapes(task: Task, optimizer: Optimizer) -> TrainState:

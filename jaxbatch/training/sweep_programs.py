@@ -4,6 +4,7 @@ Axes: R runs.
 """
 
 import concurrent.futures
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from jaxbatch.gradients.updates import Optimizer
 from jaxbatch.machine.compiling import compile_ahead
 from jaxbatch.machine.cores import num_cores
 from jaxbatch.machine.platform import compiled_platform
+from jaxbatch.part_lengths import part_lengths
 from jaxbatch.sums import Losses, Weighted
 from jaxbatch.training.epochs import takes_by_part
 from jaxbatch.training.loops import compile_epoch, make_epoch
@@ -73,7 +75,7 @@ def make_compiler(task: Task, make_optimizer: MakeOptimizer, settings: PyTree, s
     def one_step(setting):
         return make_task_step(task, make_optimizer(setting), batch_size, num_groups=num_groups)
 
-    by_part, nothing = takes_by_part(task, start_shapes(task), batch_size, num_groups or 1), _no_losses(task)
+    by_part, nothing = takes_by_part(task, start_shapes(task), batch_size, num_groups or 1), _no_losses(task, batch_size // (num_groups or 1))
 
     def compile(num_batches):
         if runs == "threads":
@@ -106,13 +108,17 @@ def make_compiler(task: Task, make_optimizer: MakeOptimizer, settings: PyTree, s
     return compile
 
 
-def _no_losses(task: Task) -> Callable[[int], Losses]:
-    """``num_batches -> losses`` of a run that has diverged and is not computed any further."""
-    weighted = has_weights(task.loss_fn, start_shapes(task), task.shapes_of_batch(1), task.update_model_state is not None)
+def _no_losses(task: Task, group_size: int) -> Callable[[int], Losses]:
+    """``num_batches -> losses`` of a run that has diverged and is not computed any further, with ``group_size`` examples an update."""
+    part = max(part_lengths(group_size, task.examples_at_a_time or group_size))  # a loss may need several examples
+
+    @functools.cache
+    def weighted():
+        return has_weights(task.loss_fn, start_shapes(task), task.shapes_of_batch(part), task.update_model_state is not None)
 
     def losses(num_batches):
         none = jnp.full(num_batches, jnp.nan)
-        return Weighted(none, none) if weighted else none
+        return Weighted(none, none) if weighted() else none
 
     return losses
 
@@ -126,7 +132,7 @@ def make_compiler_by_setting(task: Task, make_optimizer: MakeOptimizer, settings
     """:func:`make_compiler` where optimizers need the values of their settings: each setting has a program of its own."""
     values = known_settings(settings)
     keys = [tuple(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(value)) for value in values]
-    by_part, nothing = takes_by_part(task, start_shapes(task), batch_size, num_groups or 1), _no_losses(task)
+    by_part, nothing = takes_by_part(task, start_shapes(task), batch_size, num_groups or 1), _no_losses(task, batch_size // (num_groups or 1))
     x64 = jax.config.jax_enable_x64  # type: ignore[attr-defined]  # the calling thread's setting; other threads have their own
 
     def compile(num_batches):
