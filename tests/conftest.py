@@ -26,7 +26,14 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from tests.long_tests import pytest_addoption, pytest_collection_modifyitems, pytest_runtest_logreport, pytest_sessionfinish  # noqa: F401
+from tests.long_tests import (  # noqa: F401
+    pytest_addoption,
+    pytest_collection_modifyitems,
+    pytest_runtest_logreport,
+    pytest_runtest_setup,
+    pytest_runtest_teardown,
+    pytest_sessionfinish,
+)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

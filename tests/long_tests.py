@@ -1,53 +1,76 @@
-"""Which tests are long: those that took more than 1.5 seconds when all were last timed, and all of a file that waits for a fixture.
+"""Which tests are long and which are slow: those that took more than 1.5 and 6 seconds of processor time when all were last timed.
 
-python -m pytest -n 2                                what is not long, for work in progress: about ten minutes on two cores
-python -m pytest -n 2 -m long                        the rest, which CI runs too
-python -m pytest -n 2 -m "not slow" --note-long      times both and writes long_tests.txt anew
+python -m pytest -n 2                                what is neither, for work in progress: about ten minutes on two cores
+python -m pytest -n 2 -m long                        what is long, which CI runs too
+python -m pytest -n 2 -m slow                        what is slow, by these lists or by its own marker, before an issue is closed
+python -m pytest -n 2 -m "not slow" --note-long      times what is not slow, and writes both lists anew; slow ones stay slow
+
+Processor time, that of started processes included, hardly depends on what else the machine does. It is that of a whole test with its
+fixtures, so who makes a shared fixture first pays for it. A test with a marker ``slow`` of its own needs no line.
 """
 
 import pathlib
+import resource
+import time
 
 import pytest
 
-LIMIT = 1.5  # seconds
-LIST = pathlib.Path(__file__).with_suffix(".txt")
+LONG, SLOW = 1.5, 6.0  # seconds of processor time
+LISTS = {"long": pathlib.Path(__file__).with_suffix(".txt"), "slow": pathlib.Path(__file__).with_name("slow_tests.txt")}
 
-_seconds: dict[tuple[str, str], float] = {}  # by test and phase
+_NAME, _BEGUN = "processor seconds", pytest.StashKey[float]()
+_seconds: dict[str, float] = {}  # by test
 
 
 def pytest_addoption(parser):
-    parser.addoption("--note-long", action="store_true", help="time the tests and write tests/long_tests.txt anew")
+    parser.addoption("--note-long", action="store_true", help="time the tests and write tests/long_tests.txt and slow_tests.txt anew")
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their markers
 def pytest_collection_modifyitems(items):
-    listed = set(LIST.read_text(encoding="utf-8").splitlines())
+    listed = {marker: set(path.read_text(encoding="utf-8").splitlines()) for marker, path in LISTS.items()}
     for item in items:
-        if listed & {item.nodeid, file_of(item.nodeid)} and item.get_closest_marker("slow") is None:
-            item.add_marker("long")
+        marker = next((marker for marker in ("slow", "long") if item.nodeid in listed[marker]), None)
+        if marker is not None and item.get_closest_marker("slow") is None:
+            item.add_marker(marker)
+
+
+def _processor_seconds():
+    """Of this process and of the processes that it has started and waited for."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+@pytest.hookimpl(hookwrapper=True, tryfirst=True)
+def pytest_runtest_setup(item):
+    item.stash[_BEGUN] = _processor_seconds()
+    yield
+
+
+@pytest.hookimpl(hookwrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item):
+    yield
+    item.user_properties.append((_NAME, _processor_seconds() - item.stash[_BEGUN]))  # the report takes it along from a worker
 
 
 def pytest_runtest_logreport(report):
-    _seconds[report.nodeid, report.when] = report.duration
+    if report.when == "teardown":
+        _seconds[report.nodeid] = dict(report.user_properties)[_NAME]
 
 
 def pytest_sessionfinish(session):
     if session.config.option.note_long and not hasattr(session.config, "workerinput"):
-        LIST.write_text("".join(f"{name}\n" for name in long_ones(_seconds)), encoding="utf-8")
+        slow = {name for name in LISTS["slow"].read_text(encoding="utf-8").splitlines() if (LISTS["slow"].parents[1] / name.split("::")[0]).exists()}
+        for marker, names in noted(_seconds, slow).items():
+            LISTS[marker].write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
 
 
-def long_ones(seconds):
-    """The files and tests that belong on the list, in order.
+def noted(seconds, slow):
+    """The tests of each list in order, where ``slow`` are those on its list so far, which were not timed.
 
     Example:
-        >>> long_ones({("a.py::one", "call"): 2.0, ("a.py::two", "call"): 0.1, ("b.py::one", "setup"): 2.0, ("b.py::one", "call"): 2.0})
-        ['a.py::one', 'b.py']
+        >>> noted({"a.py::one": 9.0, "a.py::two": 2.0, "b.py::one": 0.1}, {"c.py::one"})
+        {'long': ['a.py::two'], 'slow': ['a.py::one', 'c.py::one']}
     """
-    over = {key for key, value in seconds.items() if value > LIMIT}
-    files = {file_of(name) for name, phase in over if phase == "setup"}
-    return sorted(files | {name for name, phase in over if phase == "call" and file_of(name) not in files})
-
-
-def file_of(name: str) -> str:
-    """The file of a test."""
-    return name.split("::")[0]
+    long = [name for name, value in seconds.items() if LONG < value <= SLOW]
+    return {"long": sorted(long), "slow": sorted(slow - seconds.keys() | {name for name, value in seconds.items() if value > SLOW})}
