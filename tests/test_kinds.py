@@ -47,7 +47,7 @@ BY_KIND = """
     whole fraction: amount learning_rate momentum max_norm tolerance growth decay init base_lr low end period margin temperature label_smoothing
     whole fraction: seconds_per_timing budget warmup_init scale
     function: loss_fn function metrics_fn make_optimizer prepare prepare_test update_model_state eval_params apply augment shape on_progress encode
-    bool: has_aux by_part above loading nonnegative
+    bool: coupled has_aux by_part above loading nonnegative
     text: name metric data_dir checkpoint_dir folder method rule partial parallel loop runs same_label axis goal
     fraction whole bool numbers: logits labels first second features kernel bias tokens vectors order numerators denominators values points
     numbers: learning_rates mean std
@@ -179,5 +179,5 @@ def test_every_field_of_a_monitor(name):
 def test_every_field_of_a_task(name):
     right = {"init": set(), "train_data": set(), "test_data": set(), "cpu_microbatch_size": WHOLE}.get(name, MAY_BE.get(name))
     for kind, thing in THINGS.items():
-        if kind not in right | FUNCTION and not (thing is None and jb.Task._field_defaults.get(name, 0 if name != "test_data" else None) is None):
+        if kind not in right | (FUNCTION if name != "coupled" else set()) and not (thing is None and jb.Task._field_defaults.get(name, 0 if name != "test_data" else None) is None):
             refused(lambda thing=thing: jb.fit(TASK._replace(**{name: thing}), CONFIG), name)
