@@ -9,6 +9,7 @@ import pytest
 import jaxbatch as jb
 from jaxbatch.layers import BatchNorm
 from jaxbatch.training.classification import running_average
+from jaxbatch.training.cut_check import check_parts
 from tests.conftest import on_four_devices
 from tests.test_monitor_unseen import CONFIG, COUPLED, ONE_BY_ONE, X, Y
 
@@ -71,6 +72,20 @@ def test_a_loss_that_cannot_be_looked_at_is_taken():
         return (batch[0] @ params["w"]) ** 2
 
     next(jb.fit(COUPLED["contrastive"]()._replace(loss_fn=loss_fn), CONFIG._replace(microbatch_size=6)))
+
+
+def test_a_loss_whose_programs_fail_as_they_run_is_taken():
+    def loud(losses):
+        if len(losses) not in (6, 12):
+            raise RuntimeError("of this many examples there is none")
+        return losses
+
+    def loss_fn(w, batch):
+        losses = (batch[0] @ w["w"]) ** 2
+        losses = losses if losses.ndim == 1 else losses.sum(-1)
+        return losses + jax.lax.stop_gradient(jax.pure_callback(loud, losses, jax.lax.stop_gradient(losses), vmap_method="sequential"))
+
+    check_parts(COUPLED["contrastive"]()._replace(loss_fn=loss_fn), COUPLED["contrastive"]().init(jax.random.key(0)), [12], microbatch_size=6)
 
 
 ON_DEVICES = """

@@ -91,7 +91,7 @@ def _check(task: Task, params: PyTree, count: int, share: int, words: str) -> No
     with held_moments() as layers:
         try:
             batch = _prepared(task, count * share)
-            compared = parts_matter(alone(results), in_parts, params, batch)
+            compared = list(parts_matter(alone(results), in_parts, params, batch))  # here its programs run
         except Exception:  # a loss that needs more examples, or others: training itself says what is wrong with it
             return
         known = not task.coupled and (not stateful or len(layers) > 0)
