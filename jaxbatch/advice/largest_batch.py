@@ -11,8 +11,6 @@ import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from jaxbatch.advice.memory import make_measure
 from jaxbatch.advice.memory_parts import Memory
 from jaxbatch.machine.targets import Target, as_bytes, find_target, format_bytes
