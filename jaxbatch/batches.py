@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Int32
 
-from jaxbatch.kinds import check_kind
+from jaxbatch.kinds import as_plain, check_kind
 
 Unit = Literal["steps", "examples", "epochs", "tokens"]
 Partial = Literal["drop", "pad"]  # what becomes of a last batch that is not full: left out, or filled up with masked slots
@@ -44,7 +44,7 @@ def examples(amount: int | float | np.number) -> Duration:
     return _duration(amount, "examples")
 
 
-def epochs(amount: int | float | np.number) -> Duration:
+def epochs(amount: int | float | Fraction | np.number) -> Duration:
     """A duration in passes over the data set; a fraction is allowed."""
     return _duration(amount, "epochs")
 
@@ -80,7 +80,7 @@ def _duration(amount, unit) -> Duration:
     check_kind(unit, amount, float)
     if not (amount >= 0 and math.isfinite(amount)) or (unit != "epochs" and amount != int(amount)):
         raise ValueError(f"{unit}={amount!r} must be a finite {'number' if unit == 'epochs' else 'whole number'} of at least 0.")
-    return Duration((amount.item() if isinstance(amount, np.generic) else amount) if unit == "epochs" else int(amount), unit)
+    return Duration((amount.item() if isinstance(amount, np.generic) else as_plain(amount)) if unit == "epochs" else int(amount), unit)
 
 
 def steps_per_epoch(num_examples: int, batch_size: int, *, partial: Partial = "drop") -> int:

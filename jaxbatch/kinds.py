@@ -5,8 +5,10 @@ a function checks itself.
 """
 
 import collections.abc
+import contextlib
 import functools
 import inspect
+import numbers
 import os
 import types
 import typing
@@ -49,15 +51,30 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            given = signature.bind(*args, **kwargs).arguments
+            given = signature.bind(*args, **kwargs)
         except TypeError:  # Python says it best
             return function(*args, **kwargs)
-        for name, value in given.items():
+        for name, value in given.arguments.items():
             if name in wanted:
                 check_kind(name, value, wanted[name])
-        return function(*args, **kwargs)
+                given.arguments[name] = as_plain(value)
+        return function(*given.args, **given.kwargs)
 
     return call
+
+
+def as_plain(value: Any) -> Any:
+    """A fraction, or another real number that arrays of JAX do not mix with, as a float; anything else as it is.
+
+    Example:
+        >>> from fractions import Fraction
+        >>> as_plain(Fraction(1, 2)), as_plain(3), as_plain("3")
+        (0.5, 3, '3')
+    """
+    if isinstance(value, numbers.Real) and not isinstance(value, int | float | np.number):
+        with contextlib.suppress(OverflowError):  # its range the function checks
+            return float(value)
+    return value
 
 
 _SEVERAL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -154,7 +171,7 @@ def _is_number(value: Any, kind: type) -> bool:
     whole = kind in (int, np.integer)
     if isinstance(value, jax.Array | np.ndarray):
         return value.shape == () and np.issubdtype(value.dtype, np.integer if whole else np.number)
-    return isinstance(value, int | np.integer if whole else int | float | np.number)
+    return isinstance(value, int | np.integer if whole else numbers.Real)  # also fractions; NumPy's real numbers are registered there
 
 
 def _is_list(value: Any, of: Any, *, read: bool) -> bool:

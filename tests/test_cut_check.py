@@ -8,7 +8,9 @@ import pytest
 
 import jaxbatch as jb
 from jaxbatch.layers import BatchNorm
+from jaxbatch.training import cut_check
 from jaxbatch.training.classification import running_average
+from jaxbatch.training.cut_check import check_parts
 from tests.conftest import on_four_devices
 from tests.test_monitor_unseen import CONFIG, COUPLED, ONE_BY_ONE, X, Y
 
@@ -73,6 +75,45 @@ def test_a_loss_that_cannot_be_looked_at_is_taken():
     next(jb.fit(COUPLED["contrastive"]()._replace(loss_fn=loss_fn), CONFIG._replace(microbatch_size=6)))
 
 
+def test_a_loss_whose_programs_fail_as_they_run_is_taken():
+    def loud(losses):
+        if len(losses) not in (6, 12):
+            raise RuntimeError("of this many examples there is none")
+        return losses
+
+    def loss_fn(w, batch):
+        losses = (batch[0] @ w["w"]) ** 2
+        losses = losses if losses.ndim == 1 else losses.sum(-1)
+        return losses + jax.lax.stop_gradient(jax.pure_callback(loud, losses, jax.lax.stop_gradient(losses), vmap_method="sequential"))
+
+    check_parts(COUPLED["contrastive"]()._replace(loss_fn=loss_fn), COUPLED["contrastive"]().init(jax.random.key(0)), [12], microbatch_size=6)
+
+
+def test_a_task_that_has_passed_is_not_looked_at_again(monkeypatch):
+    looks, compare = [], cut_check.parts_matter
+    monkeypatch.setattr(cut_check, "parts_matter", lambda *given: looks.append(0) or compare(*given))
+    monkeypatch.setattr(cut_check, "choose_cut", None)  # only what is refused needs its words
+    parts = lambda factor: lambda w, x: (x @ w - factor) ** 2 if factor else (x @ w - (x @ w).mean()) ** 2
+    x, start = np.arange(24.0, dtype=np.float32).reshape(12, 2), jnp.ones(2)
+    task = jb.Task(lambda key: start, parts(1.0), None, x, None)
+    check = lambda task, params=start, **settings: check_parts(task, params, [12], **({"microbatch_size": 6} | settings))
+    for _ in range(3):
+        check(task), check(task, start + 1, microbatch_size=3), check(task._replace(cpu_microbatch_size=3, test_data=x))
+    assert len(looks) == 1
+    others = [task._replace(loss_fn=parts(1.0)), task._replace(prepare=lambda keys, x: x), task._replace(train_data=x + 1)]
+    for count, other in enumerate(others, 2):
+        check(other), check(other)
+        assert len(looks) == count
+    x[0] += 1  # an example that is compared
+    check(task)
+    check(task, jnp.ones((2, 1)))
+    assert len(looks) == 6
+    monkeypatch.undo()
+    for _ in range(2):  # nothing that was refused passes later
+        with pytest.raises(ValueError, match=REFUSED):
+            check(task._replace(loss_fn=parts(0.0)))
+
+
 ON_DEVICES = """
 import json
 import jax, jax.numpy as jnp, numpy as np, optax
@@ -128,6 +169,7 @@ for size in (8, 11):
 found["sums 8"] += [run(task, 8, 2, num_groups=2)[1:]]
 
 from jaxbatch.layers import BatchNorm
+from jaxbatch.training import cut_check
 from jaxbatch.training.classification import running_average
 norm, values = BatchNorm(), jnp.asarray(np.random.default_rng(0).normal(size=(1040, 1, 1, 1)), jnp.float32)
 variables = norm.init(jax.random.key(0), values, train=True)

@@ -1,8 +1,12 @@
 """Every public function × every argument × wrong kinds: a ValueError of one line that names the argument."""
 
 import inspect
+<<<<<<< HEAD
 import time
 from collections.abc import Sequence
+=======
+from fractions import Fraction
+>>>>>>> mendA
 
 import jax
 import jax.numpy as jnp
@@ -181,3 +185,17 @@ def test_every_field_of_a_task(name):
     for kind, thing in THINGS.items():
         if kind not in right | (FUNCTION if name != "coupled" else set()) and not (thing is None and jb.Task._field_defaults.get(name, 0 if name != "test_data" else None) is None):
             refused(lambda thing=thing: jb.fit(TASK._replace(**{name: thing}), CONFIG), name)
+
+
+def test_a_fraction_is_a_number():
+    half, now = Fraction(1, 2), jnp.float32(0.3)
+    with shapes_unchecked():
+        assert jb.epochs(half) == jb.epochs(0.5) and jb.steps(Fraction(4)) == jb.steps(4)
+        for make in (jb.cosine, jb.cyclic, lambda rate: jb.step_decay(rate, half), lambda end: jb.cosine(half, end=end)):
+            assert jax.jit(make(half))(now) == jax.jit(make(0.5))(now)
+        assert jb.scale_learning_rate("sqrt", half, 4, 16) == 1.0
+        assert jb.adabatch_schedule(batch_size=8, growth=Fraction(3, 2), every=Fraction(5, 2))(3) == 12
+        with pytest.raises(ValueError, match=r"^batch_size=Fraction\(4, 1\) must be a whole number"):
+            jb.constant_schedule(Fraction(4))
+        with pytest.raises(ValueError, match=r"^epochs=.*1j.* must be a number"):
+            jb.epochs(np.complex64(1 + 1j))

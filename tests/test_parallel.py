@@ -133,6 +133,13 @@ for method in ("jit", "pmap"):
 for kind in ("numpy", "list", "jax"):
     losses = [changed_losses(kind, count) for count in (1, 2)]
     found[f"changed data {kind}"] = float(np.abs(np.array(losses) - ([3.5, 3.5] if kind == "jax" else [3.5, 133.5])).max())
+on_host, moved, put = jax.tree.map(np.array, data), [], jax.device_put
+jax.device_put = lambda tree, *place: moved.extend(any(leaf is one for one in jax.tree.leaves(on_host)) for leaf in jax.tree.leaves(tree)) or put(tree, *place)
+for method in ("jit", "pmap"):
+    moved.clear()
+    config = jb.FitConfig(optax.sgd(0.02), schedule, jb.epochs(2), num_devices=2, parallel=method, evaluations_per_epoch=4)
+    count = len(list(jb.fit(plain._replace(train_data=on_host, test_data=None), config)))
+    found[f"moved once {method}"] = abs(sum(moved) - len(jax.tree.leaves(on_host))) + (count < 8)
 print(json.dumps(found))
 """
 
@@ -146,6 +153,11 @@ def found():
 def test_the_run_of_one_device(found, name, count):
     errors = {key: value for key, value in found.items() if key.startswith(name)}
     assert len(errors) == count and max(errors.values()) < 1e-5, errors  # 6 and 7 examples are not divided by 4 devices
+
+
+def test_data_on_the_host_are_moved_to_the_devices_once(found):
+    errors = {key: value for key, value in found.items() if key.startswith("moved once")}
+    assert len(errors) == 2 and max(errors.values()) == 0, errors
 
 
 def test_moments_synchronised_or_of_each_device(found):

@@ -7,10 +7,9 @@ algorithms by size, so memory may also fall from one size to the next; then a la
 """
 
 import bisect
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from jaxbatch.advice.memory import make_measure
 from jaxbatch.advice.memory_parts import Memory
@@ -130,7 +129,7 @@ def find_limit(target: str | Target, budget: str | float | None, margin: float, 
         95000000
     """
     device = find_target(target)
-    if isinstance(margin, bool) or not isinstance(margin, int | float | np.number) or not 0 <= margin < 1:
+    if isinstance(margin, bool) or not isinstance(margin, numbers.Real) or not 0 <= margin < 1:
         raise ValueError(f"margin={margin!r} must be a number of at least 0 and below 1.")
     limit = int((device.usable if budget is None else as_bytes(budget, name)) * (1 - margin))
     if limit < 1:

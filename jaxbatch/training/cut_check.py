@@ -3,7 +3,10 @@
 Axes: N devices, M examples of a device.
 """
 
-from collections.abc import Sequence
+import collections
+import threading
+import weakref
+from collections.abc import Callable, Hashable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +22,10 @@ from jaxbatch.layers.masking import held_moments
 from jaxbatch.machine.compiling import call_compiled
 from jaxbatch.training.devices import AXIS, alone, share_of_group
 from jaxbatch.training.epochs import choose_cut
-from jaxbatch.training.tasks import Task, smallest
+from jaxbatch.training.tasks import Task, fingerprint, smallest
 
 _PART = 2  # examples in a part that is looked at
+_KEPT = 64  # tasks whose passing is remembered
 _EQUAL = 1e-3  # a sum over N devices is N times as large as that of one, up to this
 
 
@@ -40,7 +44,7 @@ def check_parts(
     :mod:`jaxbatch.layers` is left out of the comparison, because its moments are known to be those of a part. If a model with a state has
     none of these layers, what couples its examples may be another library's batch normalisation, and is taken. So is a task that is ``coupled``,
     and a loss that cannot be computed of so few examples. A router with places for a share of a batch shows only where a place is missing
-    among these few.
+    among these few. What has passed is remembered within the process, for the same functions, examples and shapes of parameters.
 
     Args:
         task: see :class:`jaxbatch.Task`.
@@ -61,61 +65,119 @@ def check_parts(
         (microbatch_size=None, and the task's too); jaxbatch.coupled_gradient in a step of your own; or, if parts are meant, as in ghost
         batch normalisation, task._replace(coupled=True).
     """
-    groups = num_groups or 1
+    groups, largest = num_groups or 1, max(batch_sizes, default=0)
     if num_devices > 1:
-        _check(task, params, num_devices, _PART, f"a batch is shared by {num_devices} devices")
-    if task.coupled:
+        _check(task, params, num_devices, _PART, lambda: f"a batch is shared by {num_devices} devices")
+    # A stream is worked on in pieces, which the size for a CPU's cache does not bound.
+    bound = smallest(microbatch_size, task.microbatch_size if is_stream(task.train_data) else task.examples_at_a_time)
+    if task.coupled or bound is None or bound >= share_of_group(largest, groups, num_devices):
         return
-    for size in sorted(set(batch_sizes), reverse=True):
-        share, bound = share_of_group(size, groups, num_devices), smallest(microbatch_size, task.examples_at_a_time)
-        if bound is None or bound >= share:
-            continue
-        cut = choose_cut(task, params, size, num_groups=groups, microbatch_size=microbatch_size, num_devices=num_devices)
-        if cut.at_a_time is not None and cut.at_a_time < share:
-            of = "batch" if groups == 1 else "group"
-            _check(task, params, num_devices, 2 * _PART, f"a {of} of {size // groups} is worked on in microbatches of {cut.at_a_time}")
+
+    def words():
+        cut = choose_cut(task, params, largest, num_groups=groups, microbatch_size=microbatch_size, num_devices=num_devices)
+        return f"a {'batch' if groups == 1 else 'group'} of {largest // groups} is worked on in microbatches of {cut.at_a_time}"
+
+    _check(task, params, num_devices, 2 * _PART, words)
+
+
+def _check(task: Task, params: PyTree, count: int, share: int, words: Callable[[], str]) -> None:
+    """Compares ``count`` shares of so many examples, in parts, with all of them at once, unless this task has passed before."""
+    try:
+        examples = _examples(task, count * share)
+        asked = (count, share, task.coupled, jax.config.jax_enable_x64, *map(_shapes, (params, examples)), fingerprint(examples))  # type: ignore[attr-defined]
+    except Exception:  # training itself says what is wrong with the data
+        return
+    functions = (task.loss_fn, task.prepare, task.update_model_state)
+    if not _passed.has(asked, functions) and _compare(task, params, examples, count, words):
+        _passed.add(asked, functions)
+
+
+def _shapes(tree: PyTree) -> Hashable:
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+
+
+class _Passed:
+    """Which tasks have passed in this process: the newest few. The functions are compared as objects and are not kept alive.
+
+    Example:
+        >>> passed, one = _Passed(), lambda x: x
+        >>> passed.add("asked", (one, None))
+        >>> passed.has("asked", (one, None)), passed.has("asked", (lambda x: x, None)), passed.has("else", (one, None))
+        (True, False, False)
+    """
+
+    def __init__(self):
+        self._known: collections.OrderedDict[Hashable, tuple] = collections.OrderedDict()
+        self._lock = threading.Lock()
+
+    def has(self, asked: Hashable, functions: tuple) -> bool:
+        """Whether these functions have passed what is asked. An id may be that of a later object, so the object is looked at too."""
+        with self._lock:
+            known = self._known.get((asked, *map(id, functions)))
+        return known is not None and all(reference() is function for reference, function in zip(known, functions, strict=True))
+
+    def add(self, asked: Hashable, functions: tuple) -> None:
+        """Remembers that they have; of objects that cannot be referred to weakly nothing is remembered."""
+        try:
+            references = tuple((lambda: None) if function is None else weakref.ref(function) for function in functions)
+        except TypeError:
             return
+        with self._lock:
+            self._known[asked, *map(id, functions)] = references
+            while len(self._known) > _KEPT:
+                self._known.popitem(last=False)
 
 
-def _check(task: Task, params: PyTree, count: int, share: int, words: str) -> None:
-    """Compares ``count`` shares of so many examples, in parts, with all of them at once."""
+_passed = _Passed()
+
+
+def _compare(task: Task, params: PyTree, examples: PyTree, count: int, words: Callable[[], str]) -> bool:
+    """Whether the losses of the examples could be looked at; they are refused as :func:`check_parts` says."""
+    total = jax.tree.leaves(examples)[0].shape[0]
     stateful = task.update_model_state is not None
     results = lambda params, batch: losses_and_aux(task.loss_fn, params, batch, stateful)
 
     def in_parts(params, batch):
-        parts = jax.tree.map(lambda leaf: leaf.reshape(count, share // _PART, _PART, *leaf.shape[1:]), batch)
+        parts = jax.tree.map(lambda leaf: leaf.reshape(count, -1, _PART, *leaf.shape[1:]), batch)
         over_devices = jax.vmap(lambda part: results(params, part), axis_name=AXIS)
         losses, aux = jax.vmap(over_devices, in_axes=1, out_axes=1)(parts)  # traced once for all parts
         return jax.tree.map(lambda leaf: leaf.reshape(-1), losses), jax.tree.map(lambda leaf: leaf[0, 0], aux)
 
     with held_moments() as layers:
         try:
-            batch = _prepared(task, count * share)
-            compared = parts_matter(alone(results), in_parts, params, batch)
+            batch = _prepared(task, examples)
+            compared = list(parts_matter(alone(results), in_parts, params, batch))  # here its programs run
         except Exception:  # a loss that needs more examples, or others: training itself says what is wrong with it
-            return
+            return False
         known = not task.coupled and (not stateful or len(layers) > 0)
         of_batch = None
         for of, (losses, aux), (of_parts, part_of_aux) in compared:
             if known and any(map(differ, jax.tree.leaves(losses), jax.tree.leaves(of_parts))):
                 raise ValueError(
-                    f"loss_fn: the loss of an example changes with the others in its batch, as a contrastive loss does, and {words}, each of "
+                    f"loss_fn: the loss of an example changes with the others in its batch, as a contrastive loss does, and {words()}, each of "
                     "which would have another objective. Take one device and no microbatches (microbatch_size=None, and the task's too); "
                     "jaxbatch.coupled_gradient in a step of your own; or, if parts are meant, as in ghost batch normalisation, "
                     "task._replace(coupled=True)."
                 )
             if of == "the batch":
                 of_batch = aux
-            elif stateful and share == _PART:
+            elif stateful and total == count * _PART:
                 _check_sums(of_batch, aux, part_of_aux, count)
+    return True
 
 
-def _prepared(task: Task, count: int) -> PyTree:
-    """A few training examples as the loss gets them, the same ones again if there are fewer; random ones of a stream."""
+def _examples(task: Task, count: int) -> PyTree:
+    """A few training examples, the same ones again if there are fewer; random ones of a stream."""
     data = task.train_data
     if is_stream(data):
         data = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype), data.example)
-    examples = some_examples(data, count)
+    return some_examples(data, count)
+
+
+def _prepared(task: Task, examples: PyTree) -> PyTree:
+    """Examples as the loss gets them."""
+    count = jax.tree.leaves(examples)[0].shape[0]
     return examples if task.prepare is None else call_compiled(task.prepare, example_keys(0, 0, jnp.arange(count)), examples)
 
 

@@ -26,7 +26,7 @@ from jaxtyping import Bool, Int32, PyTree
 
 from jaxbatch.data.stream_parts import checked_parts
 from jaxbatch.data.streaming import prefetch
-from jaxbatch.data.streams import Stream
+from jaxbatch.data.streams import Stream, is_stream
 from jaxbatch.machine.cross_compiling import AXIS  # the axis name for collective operations inside a step
 from jaxbatch.part_lengths import part_slices
 
@@ -126,6 +126,22 @@ def put_once(put: Callable[[PyTree], PyTree]) -> Callable[[PyTree], PyTree]:
     return once
 
 
+def put_data(data: PyTree | Stream, devices: Sequence[jax.Device]) -> PyTree | Stream:
+    """A data set where every device has all of it, for many calls of :func:`jaxbatch.compile_epoch`, which then move nothing; a stream as it is.
+
+    Example:
+        >>> put_data(np.ones(2), jax.devices()[:1])
+        Array([1., 1.], dtype=float32)
+    """
+    if is_stream(data):
+        return data
+    return jax.device_put(data) if len(devices) == 1 else jax.device_put(data, NamedSharding(_mesh_of(devices), Spec()))
+
+
+def _mesh_of(devices: Sequence[jax.Device]) -> Any:
+    return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+
+
 def provide_devices(count: int) -> None:
     """Makes sure that there are ``count`` devices. If JAX has not started yet, this splits a CPU into ``count`` virtual ones.
 
@@ -214,7 +230,7 @@ def over_devices(
         raise ValueError(f"parallel={parallel!r} must be 'pmap' or 'jit'.")
     if count == 1:
         return jax.jit(function, donate_argnums=donate), lambda *arguments: jax.device_put(arguments)
-    mesh: Any = devices if here is None else jax.make_mesh((count,), (AXIS,), axis_types=(AxisType.Auto,), devices=here)
+    mesh: Any = devices if here is None else _mesh_of(here)
     specs = tuple(Spec(AXIS) if dealt else Spec() for dealt in split)
 
     def put(*arguments):

@@ -17,7 +17,7 @@ from jaxbatch.kinds import check_fields, checked
 from jaxbatch.machine.compiling import Programs
 from jaxbatch.states import as_arrays
 from jaxbatch.training.cut_check import check_parts
-from jaxbatch.training.devices import find_devices
+from jaxbatch.training.devices import find_devices, put_data
 from jaxbatch.training.divergence import judge, make_is_finite, skips_nonfinite
 from jaxbatch.training.epochs import compile_task_epoch
 from jaxbatch.training.evaluation import choose_evaluation_size, make_test
@@ -92,6 +92,8 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
     settings = _settings(config)
     _check_cuts(task, config, state.params, {segment.batch_size for segment in planned})
     shapes = jax.eval_shape(lambda: state)  # without its arrays, which would stay alive
+    # Once for all records: as NumPy's arrays, which may change from call to call, they would be moved again for each.
+    train_data, test_data = put_data(task.train_data, settings["devices"]), put_data(task.test_data, settings["devices"][:1])
     with Programs(lambda key: compile_task_epoch(task, config.optimizer, shapes, *key, **settings)) as programs:
         used, started = set[tuple[int, int]](), time.perf_counter()
         if config.compile_first:
@@ -110,7 +112,7 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
                 programs.ahead(later.program for later in segments)
             started = time.perf_counter()
             indices = order_of(segment.epoch)[segment.first : segment.first + segment.num_examples].reshape(count, segment.batch_size)
-            state, losses = jax.block_until_ready(program.run(state, task.train_data, indices, (config.seed, segment.epoch)))
+            state, losses = jax.block_until_ready(program.run(state, train_data, indices, (config.seed, segment.epoch)))
             seconds = time.perf_counter() - started
             losses, noise_fields = noise.read(losses)
             progress = advance(progress, segment)
@@ -125,7 +127,7 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
                 "updates": int(state.step),
                 "epoch": segment.end,
                 "loss": loss,
-                **{f"test_{name}": float(value) for name, value in test(task.test_data, state).items()},
+                **{f"test_{name}": float(value) for name, value in test(test_data, state).items()},
                 "train_seconds": seconds,
                 "compile_seconds": 0.0 if key in used else program.compile_seconds,
                 "stall_seconds": stall_seconds,
