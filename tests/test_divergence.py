@@ -35,6 +35,37 @@ def test_each_run_of_a_sweep_is_judged_by_itself(runs):
     assert np.isfinite(records[0]["loss"]).all()
 
 
+def counting(optimizer, traced):
+    """An optimizer that writes down whenever it is traced for a program."""
+
+    def update(gradient, state, params=None):
+        traced.append(1)
+        return optimizer.update(gradient, state, params)
+
+    return optax.GradientTransformation(optimizer.init, update)
+
+
+SQUARE = lambda w, x: 0.5 * w**2 + x  # its gradient is finite although it is not
+BAD = TASK._replace(init=lambda key: jnp.array(1.0), loss_fn=SQUARE, train_data=jnp.full(8, jnp.nan))
+
+
+def test_a_run_is_asked_once_whether_its_optimizer_skips():
+    traced = []
+    skipping = counting(optax.apply_if_finite(optax.sgd(0.1), 100), traced)
+    counts = [len(traced) for _ in jb.fit(BAD, jb.FitConfig(skipping, 8, jb.epochs(4)))]
+    assert len(counts) == 4 and counts[1:] == counts[:1] * 3  # none of the later records compiles anything
+
+
+@pytest.mark.parametrize("skips", [False, True])
+def test_a_sweep_asks_once_for_each_setting_and_no_run_that_has_failed(skips):
+    traced = []
+    make = lambda rate: counting(optax.apply_if_finite(optax.sgd(rate), 100) if skips else optax.sgd(rate), traced)
+    swept = {"batch_size": 8, "duration": jb.epochs(3), "runs": "threads"}
+    counts = [(len(traced), record["diverged_at_batch"].tolist()) for record in jb.sweep(BAD, make, jnp.full(3, 0.1), [0, 1, 2], **swept)]
+    assert [failed for _, failed in counts] == [[-1 if skips else 0] * 3] * 3
+    assert len({traced for traced, _ in counts}) == 1
+
+
 @pytest.mark.parametrize("keep", [1, 2])
 def test_the_last_good_checkpoint_stays(tmp_path, keep):
     # Two good epochs on 1, then the parameters are driven to 0 exactly, where the gradient is infinite.

@@ -1,12 +1,9 @@
 """Every public function × every argument × wrong kinds: a ValueError of one line that names the argument."""
 
 import inspect
-<<<<<<< HEAD
 import time
 from collections.abc import Sequence
-=======
 from fractions import Fraction
->>>>>>> mendA
 
 import jax
 import jax.numpy as jnp
@@ -183,7 +180,8 @@ def test_every_field_of_a_monitor(name):
 def test_every_field_of_a_task(name):
     right = {"init": set(), "train_data": set(), "test_data": set(), "cpu_microbatch_size": WHOLE}.get(name, MAY_BE.get(name))
     for kind, thing in THINGS.items():
-        if kind not in right | (FUNCTION if name != "coupled" else set()) and not (thing is None and jb.Task._field_defaults.get(name, 0 if name != "test_data" else None) is None):
+        optional = thing is None and jb.Task._field_defaults.get(name, 0 if name != "test_data" else None) is None
+        if not optional and kind not in right | (FUNCTION if name != "coupled" else set()):
             refused(lambda thing=thing: jb.fit(TASK._replace(**{name: thing}), CONFIG), name)
 
 

@@ -78,6 +78,60 @@ def test_sizes_change_at_the_batch_where_the_milestone_is_reached(schedule, eval
     assert count_steps(config.batch_size, num_examples, len(epochs)) == [sum(one[0] == epoch for one in expected) for epoch in epochs]
 
 
+@settings(deadline=None, max_examples=100)
+@given(schedule=schedules(), evaluations=st.integers(1, 4), cut=st.integers(0, 60))
+def test_the_position_in_epochs_never_falls_and_never_passes_the_end(schedule, evaluations, cut):
+    unit, num_examples, milestones = schedule
+    sizes = jb.milestone_schedule({Duration(amount, unit): size for amount, size in milestones})
+    config = settled(FitConfig(None, sizes, jb.epochs(4), evaluations_per_epoch=evaluations), TOKENS)
+    plan = plan_segments(config, num_examples)
+    ends = [one.end for one in plan]
+    assert all(one < other for one, other in zip([0.0, *ends], ends))
+    assert all(one.epoch < one.end <= one.epoch + 1 and one.last == (one.end == one.epoch + 1) for one in plan)
+    for one in plan:
+        whole = num_examples // one.batch_size * one.batch_size
+        of_epoch = [other for other in plan if other.epoch == one.epoch]
+        seen = of_epoch[-1].first + of_epoch[-1].num_examples
+        if {other.batch_size for other in of_epoch} == {one.batch_size} and seen == whole:  # by the formula for batches of one size, to the bit
+            assert one.end == one.epoch + (one.first + one.num_examples) / whole
+    start = progress_after(config, num_examples, min(cut, sum(one.num_batches for one in plan)))
+    rest = plan_segments(config, num_examples, start=start)
+    assert [one.end for one in rest] == ends[len(ends) - len(rest) :]
+
+
+@settings(deadline=None, max_examples=15)
+@given(schedule=schedules())
+def test_the_position_of_a_rate_is_that_of_the_records(schedule):
+    unit, num_examples, milestones = schedule
+    sizes = jb.milestone_schedule({Duration(amount, unit): size for amount, size in milestones})
+    rate = jb.coupled_learning_rate(
+        sizes, init=1.0, num_examples=num_examples, num_epochs=4, shape=lambda position: position, tokens_per_example=TOKENS
+    )
+    plan = plan_segments(settled(FitConfig(None, sizes, jb.epochs(4), evaluations_per_epoch=4), TOKENS), num_examples)
+    ends = np.cumsum([one.num_batches for one in plan])
+    positions = np.asarray(rate(jnp.arange(ends[-1] + 3)))
+    assert (np.diff(positions) >= 0).all() and positions.max() == 4
+    np.testing.assert_allclose(positions[ends], [one.end for one in plan], rtol=1e-6)
+
+
+@settings(deadline=None, max_examples=100)
+@given(schedule=schedules(), amount=st.floats(0.01, 4))
+def test_a_part_of_an_epoch_ends_with_the_batch_that_reaches_it(schedule, amount):
+    unit, num_examples, milestones = schedule
+    sizes = jb.milestone_schedule({Duration(amount, unit): size for amount, size in milestones})
+    config = settled(FitConfig(None, sizes, jb.epochs(round(amount, 2))), TOKENS)
+    plan, longer = (plan_segments(one, num_examples) for one in (config, config._replace(duration=jb.epochs(5))))
+    batches = each(plan)
+    assert batches == each(longer)[: len(batches)] and plan[-1].end >= config.duration.amount - 1e-9
+    before = plan_segments(config._replace(duration=jb.steps(len(batches) - 1)), num_examples)
+    assert not before or before[-1].end < config.duration.amount
+
+
+def test_a_batch_that_shrinks_near_the_end_of_an_epoch():
+    sizes = jb.milestone_schedule({0: 1, jb.examples(9): 30, jb.examples(99): 1})
+    assert [one.end for one in plan_segments(FitConfig(None, sizes), 100)] == [0.09, 0.99, 1.0]
+
+
 @pytest.mark.parametrize("unit", UNITS)
 def test_a_growing_batch_is_that_of_its_milestones(unit):
     every = Duration({"steps": 5, "examples": 11, "epochs": 0.7, "tokens": 80}[unit], unit)
@@ -109,7 +163,7 @@ def test_a_run_goes_on_in_the_same_bits_wherever_it_was_stopped(tmp_path):
     rate = jb.coupled_learning_rate(sizes, init=0.1, decay=0.5, num_examples=24, num_epochs=2, tokens_per_example=TOKENS)
     config = jb.FitConfig(optax.sgd(rate, 0.9), sizes, jb.tokens(44 * TOKENS))
     whole = list(jb.fit(a_task(), config))
-    assert [record["batch_size"] for record in whole] == [4, 8, 12] and [record["epoch"] for record in whole] == [0.5, 1.0, 2.0]
+    assert [record["batch_size"] for record in whole] == [4, 8, 12] and [record["epoch"] for record in whole] == [0.6, 1.0, 2.0]  # 12 of 20
     kept = jb.fit_with_checkpoints(a_task(), config, tmp_path)
     next(kept), next(kept)  # the checkpoint of a record is written when the next one is asked for
     kept.close()

@@ -138,13 +138,13 @@ def branch(
     for size in sizes:
         optimizer = make_optimizer(rates[size])
         run = compile_task_epoch(task, optimizer, state, count // size, size, microbatch_size=microbatch_size)
-        ends = []
+        skips, ends = functools.cache(functools.partial(skips_nonfinite, optimizer, state.params)), []
         for seed in seeds:
             order_seed = (int(seed) + _BRANCH) % 2**32
             indices = np.asarray(epoch_order(order_seed, 0, task.num_examples))[:count].reshape(-1, size)
             end, losses = run(jax.tree.map(jnp.copy, state), task.train_data, indices, (order_seed, 0))
             value = float(test(task.test_data, end)[metric])
-            _, bad = judge(jax.device_get(losses), bool(is_finite(end)), functools.partial(skips_nonfinite, optimizer, end.params))
+            _, bad = judge(jax.device_get(losses), bool(is_finite(end)), skips)
             ends.append(value if bad is None and math.isfinite(value) else -math.inf if above else math.inf)
         ends_by_size[size] = tuple(ends)
     return Branches(critical_of_branches(ends_by_size, tolerance, above=above), ends_by_size, rates, tolerance, count * len(sizes) * len(seeds))

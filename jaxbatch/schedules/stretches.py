@@ -82,6 +82,35 @@ def next_stretch(schedule: int | Callable[[int], int], num_examples: int, start:
     return Stretch(start, position, size, count, per_epoch, ends)
 
 
+def epoch_end(schedule: int | Callable[[int], int], num_examples: int, stretch: Stretch) -> int:
+    """How many examples of a stretch's epoch fill batches, those of later stretches included.
+
+    Example:
+        >>> from jaxbatch import examples, milestone_schedule
+        >>> schedule = milestone_schedule({0: 3, examples(5): 1})
+        >>> epoch_end(3, 8, next_stretch(3, 8, Progress())), epoch_end(schedule, 8, next_stretch(schedule, 8, Progress()))
+        (6, 8)
+    """
+    while not stretch.ends_epoch:
+        stretch = next_stretch(schedule, num_examples, stretch.end)
+    return stretch.start.offset + stretch.num_batches * stretch.batch_size
+
+
+def position_in_epochs(epoch: int, offset: int, end: int) -> float:
+    """Where a run stands, in epochs: an epoch's part is that of its examples that fill batches, so it grows whatever the batch sizes are.
+
+    Args:
+        epoch: epochs that are over.
+        offset: examples of this one so far.
+        end: those that it will have, see :func:`epoch_end`.
+
+    Example:
+        >>> position_in_epochs(2, 3, 6), position_in_epochs(2, 6, 6)
+        (2.5, 3.0)
+    """
+    return epoch + offset / end
+
+
 def stretches_of_epochs(schedule: int | Callable[[int], int], num_examples: int, num_epochs: int) -> list[Stretch]:
     """A run of whole epochs, cut at every change of the schedule's stage.
 

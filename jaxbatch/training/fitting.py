@@ -89,6 +89,7 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
     total = progress.batches + sum(segment.num_batches for segment in segments)
     state = state._replace(progress=(), noise=())  # only the host needs them
     is_finite = make_is_finite(state._replace(opt_state=config.optimizer.init(state.params)) if begun else state)
+    skips = functools.cache(lambda: skips_nonfinite(config.optimizer, state.params))  # type: ignore[union-attr]  # of the loop: no longer None
     settings = _settings(config)
     _check_cuts(task, config, state.params, {segment.batch_size for segment in planned})
     shapes = jax.eval_shape(lambda: state)  # without its arrays, which would stay alive
@@ -115,9 +116,8 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
             state, losses = jax.block_until_ready(program.run(state, train_data, indices, (config.seed, segment.epoch)))
             seconds = time.perf_counter() - started
             losses, noise_fields = noise.read(losses)
-            progress = advance(progress, segment)
-            losses = jax.device_get(losses)  # to the host, because on the device each length would need another program
-            loss, bad = judge(losses, bool(is_finite(state)), functools.partial(skips_nonfinite, config.optimizer, state.params))
+            progress, losses = advance(progress, segment), jax.device_get(losses)  # to the host: on the device each length needs another program
+            loss, bad = judge(losses, bool(is_finite(state)), skips)
             to_go_on = {"progress": jnp.asarray(write_progress(progress, int(state.step))), "noise": as_arrays(noise.written())}
             yield {
                 "batches": progress.batches,

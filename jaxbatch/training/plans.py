@@ -13,7 +13,7 @@ from jaxtyping import Int32, PyTree
 from jaxbatch.batches import Duration, batches_left, check_seed, epochs, in_examples
 from jaxbatch.gradients.part_norms import NoiseMonitor
 from jaxbatch.gradients.updates import Optimizer
-from jaxbatch.schedules.stretches import Progress, batches_to, counted_in_examples, next_stretch
+from jaxbatch.schedules.stretches import Progress, batches_to, counted_in_examples, epoch_end, next_stretch, position_in_epochs
 from jaxbatch.training.devices import Parallel
 
 
@@ -110,16 +110,20 @@ def plan_segments(config: FitConfig, num_examples: int, *, start: Progress = Pro
         raise ValueError(f"evaluations_per_epoch={config.evaluations_per_epoch} must be at least 1.")
     amount, unit = duration
     segments: list[Segment] = []
+    ends: tuple[int, int] | None = None  # an epoch, and the number of its examples that fill batches
     while (before := _counted(start, unit)) < amount:
         stretch = next_stretch(config.batch_size, num_examples, start)
         epoch, offset, size, per_epoch = stretch.start.epoch, stretch.start.offset, stretch.batch_size, stretch.per_epoch
-        left = batches_left(duration, before, batch_size=size, per_epoch=per_epoch)
-        if unit == "epochs":  # they count from the epoch's beginning
-            left = batches_to(left * size, offset, size)
+        if ends is None or ends[0] != epoch:
+            ends = epoch, epoch_end(config.batch_size, num_examples, stretch)
+        if unit == "epochs":  # they count from the epoch's beginning, and a part of one is a part of its examples
+            left = batches_to(batches_left(duration, before, batch_size=1, per_epoch=ends[1]), offset, size)
+        else:
+            left = batches_left(duration, before, batch_size=size, per_epoch=per_epoch)
         count = min(stretch.num_batches, left if start.batches else max(left, 1))
         for first, stop in _cut_epoch(min(config.evaluations_per_epoch, per_epoch), per_epoch, offset, size, count):
             last = stretch.ends_epoch and stop == stretch.num_batches
-            end = epoch + (1.0 if last else (offset + stop * size) / (per_epoch * size))
+            end = position_in_epochs(epoch, offset + stop * size, ends[1])
             segments.append(Segment(epoch, offset + first * size, size, stop - first, end, last))
         if count < stretch.num_batches:
             break

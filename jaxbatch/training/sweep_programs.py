@@ -131,12 +131,12 @@ def of_run(tree: PyTree, index: int) -> PyTree:
 def make_compiler_by_setting(task: Task, make_optimizer: MakeOptimizer, settings: PyTree, states: PyTree, batch_size: int, num_groups: int | None):
     """:func:`make_compiler` where optimizers need the values of their settings: each setting has a program of its own."""
     values = known_settings(settings)
-    keys = [tuple(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(value)) for value in values]
+    keys = setting_indices(values)
     by_part, nothing = takes_by_part(task, start_shapes(task), batch_size, num_groups or 1), _no_losses(task, batch_size // (num_groups or 1))
     x64 = jax.config.jax_enable_x64  # type: ignore[attr-defined]  # the calling thread's setting; other threads have their own
 
     def compile(num_batches):
-        programs: dict[tuple, Any] = {}
+        programs: dict[int, Any] = {}
         for index, key in enumerate(keys):
             if key not in programs:
                 step = make_task_step(task, make_optimizer(values[index]), batch_size, num_groups=num_groups)
@@ -169,6 +169,17 @@ def known_settings(settings: PyTree) -> list[Any]:
     """
     count = len(jax.tree.leaves(settings)[0])
     return [jax.tree.map(lambda leaf: leaf.item() if leaf.ndim == 0 else leaf, of_run(settings, index)) for index in range(count)]
+
+
+def setting_indices(settings: list[Any]) -> list[int]:
+    """For each run, the index of the first run with the same setting.
+
+    Example:
+        >>> setting_indices([0.5, 0.25, 0.5])
+        [0, 1, 0]
+    """
+    keys = [tuple(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(setting)) for setting in settings]
+    return [keys.index(key) for key in keys]
 
 
 def stack_runs(trees: list[PyTree]) -> PyTree:

@@ -35,6 +35,7 @@ from jaxbatch.training.sweep_programs import (
     make_compiler_by_setting,
     of_run,
     over_runs,
+    setting_indices,
     stack_runs,
 )
 from jaxbatch.training.tasks import Task, check_data, tokens_seen
@@ -120,7 +121,7 @@ def sweep(
     runs, used, ordered = runs or choose_runs(), set[int](), None
     at_once = {"vmap": count, "threads": min(count, num_cores())}.get(runs, 1)
     test = over_runs(make_test(task, choose_evaluation_size(task, at_once=at_once), eval_params), runs)
-    is_finite = make_is_finite(begun, runs=True)
+    is_finite, skips = make_is_finite(begun, runs=True), _ask_once(make_optimizer, settings, begun)
     arguments = task, make_optimizer, settings, states, batch_size, num_groups
     traced = takes_traced(make_optimizer, of_run(settings, 0), start_shapes(task))
     with Programs(make_compiler(*arguments, runs) if traced else make_compiler_by_setting(*arguments)) as programs:
@@ -137,8 +138,8 @@ def sweep(
             states, losses = jax.block_until_ready(program.run(states, indices, seed_epochs, failed < 0))
             seconds = time.perf_counter() - started
             losses = jax.device_get(losses)
-            skips = lambda run: skips_nonfinite(make_optimizer(known_settings(settings)[run]), of_run(states.params, run))
-            judged = [judge(of_run(losses, run), bool(fine), functools.partial(skips, run)) for run, fine in enumerate(np.asarray(is_finite(states)))]
+            fine = np.asarray(is_finite(states))
+            judged = [judge(of_run(losses, run), bool(fine[run]), functools.partial(skips, run, bool(failed[run] < 0))) for run in range(count)]
             failed = np.array([batches + bad if old < 0 and bad is not None else old for old, (_, bad) in zip(failed, judged, strict=True)])
             batches += segment.num_batches
             metrics = jax.tree.map(np.asarray, test(task.test_data, states))
@@ -156,6 +157,14 @@ def sweep(
                 "state": states,
             }
             used.add(segment.num_batches)
+
+
+def _ask_once(make_optimizer: Callable[[Any], Optimizer], settings: Any, begun: TrainState) -> Callable[[int, bool], bool]:
+    """``(run, alive) -> whether its optimizer leaves out what is not finite``; each setting is asked once, because that compiles."""
+    known = known_settings(settings)
+    first = setting_indices(known)
+    asked = functools.cache(lambda run: skips_nonfinite(make_optimizer(known[run]), of_run(begun.params, run)))
+    return lambda run, alive: alive and asked(first[run])
 
 
 def _check_arrays(task: Task) -> None:

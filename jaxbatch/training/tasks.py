@@ -15,8 +15,8 @@ from jaxbatch.augment import Prepare, batch_shapes
 from jaxbatch.data.streams import Stream, is_stream
 from jaxbatch.gradients.groups import LossFn, check_count, check_params, leading_axis
 from jaxbatch.hints import call_function, describe
-from jaxbatch.machine.platform import compiled_platform
 from jaxbatch.kinds import check_kind
+from jaxbatch.machine.platform import compiled_platform
 from jaxbatch.states import check_integers, pack
 from jaxbatch.sums import Weighted
 
@@ -113,7 +113,7 @@ def check_data(task: Task) -> None:
     """Checks a task's sizes, and its arrays for integers of 64 bits that JAX would make others of.
 
     Raises:
-        ValueError: a size is no whole number of at least 1, or ``coupled`` is neither True nor False; see also :func:`jaxbatch.states.check_integers`.
+        ValueError: a size is no whole number of at least 1, or ``coupled`` no bool; see also :func:`jaxbatch.states.check_integers`.
     """
     for name in ("microbatch_size", "cpu_microbatch_size", "tokens_per_example"):
         check_count(name, getattr(task, name), optional=True)
