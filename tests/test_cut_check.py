@@ -10,7 +10,7 @@ import jaxbatch as jb
 from jaxbatch.layers import BatchNorm
 from jaxbatch.training import cut_check
 from jaxbatch.training.classification import running_average
-from jaxbatch.training.cut_check import check_parts
+from jaxbatch.training.cut_check import check_parts, check_parts_elsewhere
 from tests.conftest import on_four_devices
 from tests.test_monitor_unseen import CONFIG, COUPLED, ONE_BY_ONE, X, Y
 
@@ -112,6 +112,28 @@ def test_a_task_that_has_passed_is_not_looked_at_again(monkeypatch):
     for _ in range(2):  # nothing that was refused passes later
         with pytest.raises(ValueError, match=REFUSED):
             check(task._replace(loss_fn=parts(0.0)))
+
+
+def test_a_plan_does_not_cut_what_fit_refuses_in_parts():
+    def contrastive(w, x):
+        z = jnp.tanh(jnp.tanh(jnp.tanh(x @ w) @ w) @ w)
+        return -jnp.diag(jax.nn.log_softmax(z @ z.T))
+
+    shapes = jax.ShapeDtypeStruct((2048, 64), jnp.float32)
+    task = jb.Task(lambda key: jax.random.normal(key, (64, 64)), contrastive, None, shapes, None)
+    plan = lambda task, budget="24MiB": jb.memory_plan(task, optimizer=optax.sgd(0.1), batch_size=2048, target="cpu", budget=budget)
+    with pytest.raises(
+        ValueError, match=REFUSED + "a batch of 2048 is worked on in microbatches of 1024, .* Or take a smaller batch_size: whole, this one"
+    ):
+        plan(task)
+    assert plan(task, "1GiB").chosen.accumulation_steps == 1
+    with pytest.raises(ValueError, match=REFUSED + "a batch of 2048 is worked on in microbatches of 64, "):
+        plan(task._replace(microbatch_size=64), "1GiB")
+    with pytest.raises(ValueError, match=REFUSED + "a batch is shared by 2 devices"):
+        check_parts_elsewhere(task, 2048, "gpu", num_devices=2)
+    assert check_parts_elsewhere(task._replace(cpu_microbatch_size=64), 2048, "gpu")
+    huge = task._replace(init=lambda key: (jnp.zeros((64, 64)), jnp.zeros(2**30)), loss_fn=lambda p, x: contrastive(p[0], x))
+    assert not check_parts_elsewhere(huge, 2048, "cpu", microbatch_size=64)
 
 
 ON_DEVICES = """

@@ -134,8 +134,8 @@ for kind in ("numpy", "list", "jax"):
     losses = [changed_losses(kind, count) for count in (1, 2)]
     found[f"changed data {kind}"] = float(np.abs(np.array(losses) - ([3.5, 3.5] if kind == "jax" else [3.5, 133.5])).max())
 on_host, moved, put = jax.tree.map(np.array, data), [], jax.device_put
-is_ours = lambda leaf: any(leaf is one for one in jax.tree.leaves(on_host))
-jax.device_put = lambda tree, *place: moved.extend(map(is_ours, jax.tree.leaves(tree))) or put(tree, *place)
+of_host = lambda leaf: any(leaf is one for one in jax.tree.leaves(on_host))
+jax.device_put = lambda tree, *onto: moved.extend(map(of_host, jax.tree.leaves(tree))) or put(tree, *onto)
 for method in ("jit", "pmap"):
     moved.clear()
     config = jb.FitConfig(optax.sgd(0.02), schedule, jb.epochs(2), num_devices=2, parallel=method, evaluations_per_epoch=4)

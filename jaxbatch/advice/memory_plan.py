@@ -21,6 +21,7 @@ from jaxbatch.gradients.recompute import KEEPS, Keep, recompute
 from jaxbatch.gradients.updates import Optimizer
 from jaxbatch.machine.platform import compiling_for
 from jaxbatch.machine.targets import Target, format_bytes
+from jaxbatch.training.cut_check import check_parts_elsewhere
 from jaxbatch.training.evaluation import choose_evaluation_size
 from jaxbatch.training.tasks import Task
 
@@ -29,7 +30,7 @@ class Option(NamedTuple):
     """One way to fit a batch."""
 
     keep: Keep  # which activations are kept, see jaxbatch.recompute
-    microbatch_size: int  # examples on a device at a time; 0: not even one fits
+    microbatch_size: int  # examples on a device at a time; 0: not even one fits, or fit refuses parts
     accumulation_steps: int
     operations: float  # floating-point operations of a step, relative to keeping everything
     memory: Memory
@@ -46,6 +47,7 @@ class MemoryPlan(NamedTuple):
     options: tuple[Option, ...]  # in the order of their operations; without ``frontier`` it ends with the chosen one
     evaluation_batch_size: int | None = None  # the test examples at a time, for FitConfig; None: what fit takes by itself fits
     evaluation_is_cut: bool = False  # whether more test examples at a time do not fit
+    is_checked: bool = True  # whether the loss was looked at for what parts of a batch would change
 
     def __str__(self) -> str:
         return " ".join([self.sentence, *caveats(self.target)])
@@ -63,7 +65,12 @@ class MemoryPlan(NamedTuple):
         size = self.evaluation_batch_size
         because = ", because more test examples at a time do not fit" if self.evaluation_is_cut else ""
         evaluation = "" if size is None else f" with evaluation_batch_size={size}{because}"
-        return f"A batch of {self.batch_size:,} fits on {self.target.title} {cut}{extra}: {needs}{evaluation}."
+        unchecked = (
+            ""
+            if self.is_checked or parts * self.num_devices == 1
+            else " The parameters were too large to look whether parts change the loss, which fit would refuse."
+        )
+        return f"A batch of {self.batch_size:,} fits on {self.target.title} {cut}{extra}: {needs}{evaluation}.{unchecked}"
 
 
 def memory_plan(
@@ -81,7 +88,8 @@ def memory_plan(
     """The largest microbatch that fits, and, only where not even one example does, which activations to compute again.
 
     The test set is evaluated with ``evaluation_batch_size`` examples at a time, or with as many as :func:`jaxbatch.fit` takes by itself;
-    where these do not fit, with the most that do.
+    where these do not fit, with the most that do. A loss that couples the examples of a batch, which :func:`jaxbatch.fit` refuses in parts, is
+    planned whole or not at all; for this, losses of a few examples are computed here.
 
     Args:
         task, optimizer, target, budget, margin: as :func:`jaxbatch.max_batch_size` takes them.
@@ -96,7 +104,8 @@ def memory_plan(
         a sentence.
 
     Raises:
-        ValueError: nothing fits; the message says how much memory is missing. Or an argument is wrong.
+        ValueError: nothing fits; the message says how much memory is missing. Or only parts fit that :func:`jaxbatch.fit` refuses. Or an
+            argument is wrong.
 
     Example:
         >>> import optax
@@ -114,7 +123,8 @@ def memory_plan(
     (device, limit), share = find_limit(target, budget, margin), -(-batch_size // num_devices)
     settings: dict[str, Any] = {"optimizer": optimizer, "target": device, "num_devices": num_devices, "step_alone": True}
     make_measure(task, **settings)  # raises an error if an argument is wrong, before anything is compiled
-    options: list[Option] = []
+    is_checked = check_parts_elsewhere(task, batch_size, device.platform, num_devices=num_devices)
+    options, refusal = list[Option](), None  # not yet asked for
     for keep in KEEPS:
         changed = task._replace(loss_fn=recompute(task.loss_fn, keep))
         known: dict[int, Memory] = {}
@@ -125,12 +135,20 @@ def memory_plan(
             return known[size].step
 
         sizes = even_parts(share)
-        size = share if need(share) <= limit else search_largest(need, limit, sizes[:-1] or [1], sizes[len(sizes) // 2])
+        whole_fits = need(share) <= limit
+        if not whole_fits and refusal is None and share > 1:
+            refusal = _refusal_of_parts(task, batch_size, device, -(-share // 2), num_devices)
+        if whole_fits or refusal:  # where parts are refused, computing activations again may make room for the whole batch
+            size = share if whole_fits else 0
+        else:
+            size = search_largest(need, limit, sizes[:-1] or [1], sizes[len(sizes) // 2])
         parts = -(-share // size) if size else 0
-        options.append(Option(keep, size, parts, _relative_operations(task, optimizer, keep), known[size or sizes[0]]))
+        options.append(Option(keep, size, parts, _relative_operations(task, optimizer, keep), known[size or (share if refusal else sizes[0])]))
         if size and not frontier:
             break
     fitting = [option for option in options if option.microbatch_size]
+    if not fitting and refusal:
+        raise ValueError(f"{refusal} Or take a smaller batch_size: whole, this one does not fit in the {format_bytes(limit)} of {device.title}.")
     if not fitting:
         raise ValueError(_no_way(min(options, key=lambda option: option.memory.step).memory, task, device, limit, share))
     evaluations = _Evaluations(task, optimizer, device, limit, evaluation_batch_size)
@@ -139,7 +157,16 @@ def memory_plan(
     fits = chosen.memory.evaluation_batch_size  # 0 without metrics
     is_cut = 0 < fits < evaluations.size_for(chosen)
     needed = fits if is_cut or (fits and evaluation_batch_size is not None) else None
-    return MemoryPlan(batch_size, num_devices, device, limit, chosen, tuple(options), needed, is_cut)
+    return MemoryPlan(batch_size, num_devices, device, limit, chosen, tuple(options), needed, is_cut, is_checked)
+
+
+def _refusal_of_parts(task: Task, batch_size: int, device: Target, size: int, num_devices: int) -> str:
+    """Why :func:`jaxbatch.fit` refuses microbatches of this size; an empty text: it takes them."""
+    try:
+        check_parts_elsewhere(task, batch_size, device.platform, microbatch_size=size, num_devices=num_devices)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 class _Evaluations:

@@ -20,12 +20,15 @@ from jaxbatch.gradients.groups import is_weighted, losses_and_aux
 from jaxbatch.gradients.independence import differ, some_examples
 from jaxbatch.layers.masking import held_moments
 from jaxbatch.machine.compiling import call_compiled
+from jaxbatch.machine.platform import compiling_for
 from jaxbatch.training.devices import AXIS, alone, share_of_group
 from jaxbatch.training.epochs import choose_cut
+from jaxbatch.training.steps import start_shapes
 from jaxbatch.training.tasks import Task, fingerprint, smallest
 
 _PART = 2  # examples in a part that is looked at
 _KEPT = 64  # tasks whose passing is remembered
+_MADE_BYTES = 2**29  # of parameters
 _EQUAL = 1e-3  # a sum over N devices is N times as large as that of one, up to this
 
 
@@ -48,7 +51,7 @@ def check_parts(
 
     Args:
         task: see :class:`jaxbatch.Task`.
-        params: as training starts with them.
+        params: as training starts with them; or their shapes, for those of one seed.
         batch_sizes: of the run.
         num_groups, microbatch_size, num_devices: see :class:`jaxbatch.FitConfig`.
 
@@ -68,8 +71,7 @@ def check_parts(
     groups, largest = num_groups or 1, max(batch_sizes, default=0)
     if num_devices > 1:
         _check(task, params, num_devices, _PART, lambda: f"a batch is shared by {num_devices} devices")
-    # A stream is worked on in pieces, which the size for a CPU's cache does not bound.
-    bound = smallest(microbatch_size, task.microbatch_size if is_stream(task.train_data) else task.examples_at_a_time)
+    bound = smallest(microbatch_size, _bound(task))
     if task.coupled or bound is None or bound >= share_of_group(largest, groups, num_devices):
         return
 
@@ -78,6 +80,39 @@ def check_parts(
         return f"a {'batch' if groups == 1 else 'group'} of {largest // groups} is worked on in microbatches of {cut.at_a_time}"
 
     _check(task, params, num_devices, 2 * _PART, words)
+
+
+def check_parts_elsewhere(task: Task, batch_size: int, platform: str, *, microbatch_size: int | None = None, num_devices: int = 1) -> bool:
+    """:func:`check_parts` for a platform that need not be here, with parameters as training starts with them.
+
+    Args:
+        task: of whose data the shapes suffice.
+        batch_size, microbatch_size, num_devices: see :class:`jaxbatch.FitConfig`.
+        platform: that is trained on, as ``"gpu"``.
+
+    Returns:
+        Whether it was checked: parameters above 512 MiB are not made.
+
+    Raises:
+        ValueError: as :func:`check_parts` does.
+
+    Example:
+        >>> task = Task(lambda key: jnp.ones(()), lambda w, x: w * x, None, jax.ShapeDtypeStruct((8,), jnp.float32), None)
+        >>> check_parts_elsewhere(task, 8, "gpu", microbatch_size=4)
+        True
+    """
+    with compiling_for(platform):
+        bound = smallest(microbatch_size, _bound(task))
+    params = start_shapes(task)
+    if sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)) > _MADE_BYTES:
+        return False
+    check_parts(task._replace(microbatch_size=bound, cpu_microbatch_size=None), params, [batch_size], num_devices=num_devices)
+    return True
+
+
+def _bound(task: Task) -> int | None:
+    """A stream is worked on in pieces, which the size for a CPU's cache does not bound."""
+    return task.microbatch_size if is_stream(task.train_data) else task.examples_at_a_time
 
 
 def _check(task: Task, params: PyTree, count: int, share: int, words: Callable[[], str]) -> None:
@@ -146,6 +181,9 @@ def _compare(task: Task, params: PyTree, examples: PyTree, count: int, words: Ca
 
     with held_moments() as layers:
         try:
+            if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)):
+                start = call_compiled(task.start, jax.random.key(0))
+                params = start[0] if stateful else start
             batch = _prepared(task, examples)
             compared = list(parts_matter(alone(results), in_parts, params, batch))  # here its programs run
         except Exception:  # a loss that needs more examples, or others: training itself says what is wrong with it

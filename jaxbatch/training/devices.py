@@ -133,9 +133,8 @@ def put_data(data: PyTree | Stream, devices: Sequence[jax.Device]) -> PyTree | S
         >>> put_data(np.ones(2), jax.devices()[:1])
         Array([1., 1.], dtype=float32)
     """
-    if is_stream(data):
-        return data
-    return jax.device_put(data) if len(devices) == 1 else jax.device_put(data, NamedSharding(_mesh_of(devices), Spec()))
+    onto = None if len(devices) == 1 else NamedSharding(_mesh_of(devices), Spec())
+    return data if is_stream(data) else jax.device_put(data, onto)
 
 
 def _mesh_of(devices: Sequence[jax.Device]) -> Any:

@@ -92,9 +92,7 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
     skips = functools.cache(lambda: skips_nonfinite(config.optimizer, state.params))  # type: ignore[union-attr]  # of the loop: no longer None
     settings = _settings(config)
     _check_cuts(task, config, state.params, {segment.batch_size for segment in planned})
-    shapes = jax.eval_shape(lambda: state)  # without its arrays, which would stay alive
-    # Once for all records: as NumPy's arrays, which may change from call to call, they would be moved again for each.
-    train_data, test_data = put_data(task.train_data, settings["devices"]), put_data(task.test_data, settings["devices"][:1])
+    shapes, (train_data, test_data) = jax.eval_shape(lambda: state), _put_all(task, settings["devices"])  # shapes, as arrays would stay alive
     with Programs(lambda key: compile_task_epoch(task, config.optimizer, shapes, *key, **settings)) as programs:
         used, started = set[tuple[int, int]](), time.perf_counter()
         if config.compile_first:
@@ -147,6 +145,11 @@ def _check_cuts(task: Task, config: FitConfig, params: Any, batch_sizes: set[int
     parts: dict[str, Any] = {"num_groups": config.num_groups, "microbatch_size": config.microbatch_size, "num_devices": config.num_devices}
     check_parts(task, params, list(batch_sizes), **parts)
     check_unchanged(task, config, params, list(batch_sizes))
+
+
+def _put_all(task: Task, devices: list[jax.Device]) -> tuple[Any, Any]:
+    """Training and test data on their devices, once for all records: NumPy's, which may change from call to call, would be moved for each."""
+    return put_data(task.train_data, devices), put_data(task.test_data, devices[:1])
 
 
 def _settings(config: FitConfig) -> dict[str, Any]:
