@@ -12,6 +12,7 @@ The measured answer is in docs/mnist_study.md.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -34,7 +35,7 @@ from jaxbatch.gradients.updates import update
 from jaxbatch.results.records import Record, RunFolder
 from jaxbatch.results.report import progress_bar
 from jaxbatch.sums import loss_of_batch, mean_loss, something_counts
-from jaxbatch.training.divergence import batch_means, first_nonfinite
+from jaxbatch.training.divergence import batch_means, judge, make_is_finite, skips_nonfinite
 from jaxbatch.training.steps import TrainState, init_state
 from jaxbatch.training.tasks import Task
 
@@ -126,7 +127,8 @@ def measure_curve(task: Task, config: Config, batch_size: int, seed: int, progra
         watched, measurements = programs.stretch(watched, indices[start : start + STRETCH], task.train_data)
         seen.append(jax.tree.map(np.asarray, measurements))
     loss, cosine, norm = jax.tree.map(lambda *parts: np.concatenate(parts), *seen)
-    bad = first_nonfinite(loss)
+    finite = bool(make_is_finite(state)(watched.state))
+    _, bad = judge(loss, finite, functools.partial(skips_nonfinite, optimizer, state.params))
     return {
         "kind": "curve",
         "batch_size": batch_size,

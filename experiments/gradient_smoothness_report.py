@@ -37,13 +37,14 @@ def errors(records: Sequence[Record], batch_size: int, stage: str, key: str) -> 
 
 
 def jump(loss: Float[np.ndarray, "T"]) -> float:
-    """Mean size of the change of the loss from one iteration to the next, over the second half of the run.
+    """Mean size of the change of the loss from one iteration to the next, over the second half of the run; NaN if no two in turn are finite.
 
     Example:
         >>> jump(np.array([9.0, 5.0, 1.0, 2.0, 1.0, 2.0]))
         1.0
     """
-    return float(np.abs(np.diff(loss[len(loss) // 2 :])).mean())
+    changes = np.abs(np.diff(loss[len(loss) // 2 :]))
+    return float(changes[np.isfinite(changes)].mean()) if np.isfinite(changes).any() else math.nan
 
 
 def second_half(values: Float[np.ndarray, "T"]) -> float:

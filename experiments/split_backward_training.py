@@ -1,5 +1,6 @@
 """Trains the arms: side by side at given rates, and one after another to choose each arm's own rate."""
 
+import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from jaxbatch.batches import cut_batches, epoch_order, steps_per_epoch
 from jaxbatch.machine.compiling import compile_ahead
 from jaxbatch.results.records import Record, RunFolder
 from jaxbatch.sums import Losses
-from jaxbatch.training.divergence import first_nonfinite, mean_over_batches
+from jaxbatch.training.divergence import judge, skips_nonfinite
 from jaxbatch.training.evaluation import make_task_evaluate, metrics_argument
 from jaxbatch.training.goals import as_goal, metric_names
 from jaxbatch.training.loops import make_epoch
@@ -51,6 +52,7 @@ class Trainer:
         self.task, self.config, self.segments = task, config, plan(task, config)
         self._programs: dict[tuple, Any] = {}
         self._evaluate = make_task_evaluate(task, task.test_data)
+        self._skips = functools.cache(lambda: skips_nonfinite(make_optimizer(config, 0.0), self.start(0).params))
 
     def start(self, seed: int) -> TrainState:
         """The state that a run starts from, the same for all arms."""
@@ -77,6 +79,11 @@ class Trainer:
         began = time.perf_counter()
         (_, state), losses = jax.block_until_ready(self._programs[key](start, *rest))
         return state, jax.device_get(losses), time.perf_counter() - began
+
+    def judge(self, state: TrainState, losses: Losses) -> tuple[float, bool]:
+        """The mean loss of a segment, and whether the run has diverged, as :func:`jaxbatch.fit` judges it."""
+        loss, bad = judge(losses, is_finite(state), self._skips)
+        return loss, bad is not None
 
     def validate(self, state: TrainState) -> Record:
         """The metrics on the validation part."""
@@ -119,15 +126,16 @@ def measure_training(trainer: Trainer, test_data, protocol: str, rates: Mapping[
                     continue
                 states[arm], losses, spent = trainer.train(arm, rates[arm], states[arm], seed, segment)
                 seconds[arm] += spent
+                loss, failed = trainer.judge(states[arm], losses)
                 yield identity | {
                     "kind": "curve",
                     "arm": arm,
                     "learning_rate": rates[arm],
                     "updates": int(states[arm].step),
-                    "loss": float(mean_over_batches(losses)),
+                    "loss": loss,
                     **trainer.validate(states[arm]),
                     "seconds": seconds[arm],
-                    "diverged": first_nonfinite(losses) is not None or not is_finite(states[arm]),
+                    "diverged": failed,
                 }
             if steps is not None and all(is_finite(states[arm]) for arm in ("split", "scaled", "small")):
                 batch = jax.tree.map(lambda leaf: leaf[indices[0]], drawn)
@@ -175,7 +183,7 @@ def measure_tuning(trainer: Trainer, arms: Sequence[str], known: set[tuple], sho
                     if to_target is None and goal.reached(metrics[name]):
                         to_target = segment.examples
                     show(1, (segment.last - segment.first) * config.batch_size / spent)
-                    failed = first_nonfinite(losses) is not None or not is_finite(state)
+                    failed = trainer.judge(state, losses)[1]
                     if failed:
                         show(len(segments) - segments.index(segment) - 1)
                         break

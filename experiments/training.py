@@ -62,6 +62,8 @@ def join_parts(parts: list[dict[str, Any]], updates: int) -> dict[str, Any]:
         parts: records in order.
         updates: those before the epoch.
 
+    A part in which nothing counts has no loss, and is left out of the epoch's; a part that diverged makes it what it is.
+
     Example:
         >>> part = {"diverged": False, "train_seconds": 1.0, "compile_seconds": 0.0, "stall_seconds": 0.0}
         >>> small, large = part | {"batch_size": 2, "updates": 13, "loss": 4.0}, part | {"batch_size": 4, "updates": 14, "loss": 8.0}
@@ -74,7 +76,8 @@ def join_parts(parts: list[dict[str, Any]], updates: int) -> dict[str, Any]:
     ends = [updates, *(part["updates"] for part in parts)]
     counts = [end - start for start, end in zip(ends, ends[1:])]
     summed = {name: sum(part[name] for part in parts) for name in ("train_seconds", "compile_seconds", "stall_seconds")}
-    loss = sum(part["loss"] * count for part, count in zip(parts, counts, strict=True)) / sum(counts)
+    weights = {n: count for n, (part, count) in enumerate(zip(parts, counts, strict=True)) if math.isfinite(part["loss"]) or part["diverged"]}
+    loss = sum(parts[n]["loss"] * count for n, count in weights.items()) / sum(weights.values()) if weights else math.nan
     by_size: dict[str, int] = {}
     for part, count in zip(parts, counts, strict=True):
         by_size[str(part["batch_size"])] = by_size.get(str(part["batch_size"]), 0) + count

@@ -23,6 +23,8 @@ from jaxbatch.gradients.updates import update as take_step
 from jaxbatch.intervals import Interval, interval
 from jaxbatch.machine.compiling import compile_ahead
 from jaxbatch.results.records import Record, RunFolder, as_number
+from jaxbatch.training.divergence import judge as judge_losses
+from jaxbatch.training.divergence import make_is_finite, skips_nonfinite
 
 FIRST_CHOOSING_SEED = 1000
 
@@ -104,22 +106,23 @@ def measure_arm(
         choose: ``records -> rate``; None: no rate will do, and nothing is reported.
         show: called after each run, with ``seconds`` if it was trained.
     """
-    program = None
+    program = is_finite = None
 
     def measure(part, rate, seed):
-        nonlocal program
+        nonlocal program, is_finite
         identity = {"kind": "run", "part": part, **arm, "learning_rate": rate, "seed": seed}
         if run.find(**identity):
             return show()
         data, params, order = start(seed)
         arguments = (data, params, np.float32(rate), np.uint32(seed), order)
-        program = program or compile_ahead(train, *arguments)
+        program, is_finite = program or compile_ahead(train, *arguments), is_finite or make_is_finite(params)
         started = time.perf_counter()
         params, losses = jax.block_until_ready(program(*arguments))
         seconds = time.perf_counter() - started
-        finite = bool(jnp.isfinite(losses).all())
+        skips = functools.cache(lambda: skips_nonfinite(make_optimizer(config)(rate), params))
+        finite = judge_losses(losses, bool(is_finite(params)), skips)[1] is None
         metrics = judge(params, part) if finite else {}
-        last = float(losses[-max(1, len(losses) // 10) :].mean()) if finite else None
+        last = judge_losses(losses[-max(1, len(losses) // 10) :], finite, skips)[0] if finite else None
         run.append({**identity, "updates": len(losses), "loss": last, "diverged": not finite, "seconds": seconds, **metrics})
         return show(seconds=seconds)
 

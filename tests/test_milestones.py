@@ -99,7 +99,7 @@ def test_the_position_in_epochs_never_falls_and_never_passes_the_end(schedule, e
     assert [one.end for one in rest] == ends[len(ends) - len(rest) :]
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=5)  # each compiles
 @given(schedule=schedules())
 def test_the_position_of_a_rate_is_that_of_the_records(schedule):
     unit, num_examples, milestones = schedule
@@ -125,6 +125,16 @@ def test_a_part_of_an_epoch_ends_with_the_batch_that_reaches_it(schedule, amount
     assert batches == each(longer)[: len(batches)] and plan[-1].end >= config.duration.amount - 1e-9
     before = plan_segments(config._replace(duration=jb.steps(len(batches) - 1)), num_examples)
     assert not before or before[-1].end < config.duration.amount
+
+
+@pytest.mark.parametrize("unit", ["steps", "examples", "tokens"])
+def test_a_schedule_in_another_unit_says_where_its_stages_begin(unit):
+    sizes = jb.milestone_schedule({0: 8, Duration(16, unit): 4})
+    with pytest.raises(ValueError, match=f"unit='{unit}' needs start, a function of the stage"):
+        jb.BatchSizeSchedule(sizes.size, sizes.stage, sizes.nominal, unit=unit)
+    again = jb.BatchSizeSchedule(sizes.size, sizes.stage, sizes.nominal, unit=unit, start=sizes.start)
+    plans = [plan_segments(settled(FitConfig(None, one, jb.epochs(8)), TOKENS), 24) for one in (sizes, again)]
+    assert plans[0] == plans[1] and {one.batch_size for one in plans[0]} == {8, 4}
 
 
 def test_a_batch_that_shrinks_near_the_end_of_an_epoch():

@@ -7,9 +7,26 @@ import optax
 import pytest
 
 import jaxbatch as jb
+from experiments.gradient_smoothness_report import jump
+from experiments.training import join_parts
 from jaxbatch.gradients.updates import update
 
 X = jnp.ones(32)
+
+
+def test_a_part_of_an_epoch_in_which_nothing_counts_is_left_out_of_the_epoch():
+    part = {"batch_size": 2, "diverged": False, "train_seconds": 1.0, "compile_seconds": 0.0, "stall_seconds": 0.0}
+    parts = lambda *losses: [part | {"updates": 2 * n, "loss": loss} for n, loss in enumerate(losses, 1)]
+    assert join_parts(parts(4.0, np.nan, 8.0), 0)["loss"] == 6.0
+    assert np.isnan(join_parts(parts(np.nan, np.nan), 0)["loss"])
+    lost = parts(4.0, np.nan)
+    lost[-1]["diverged"] = True
+    assert np.isnan(join_parts(lost, 0)["loss"])
+
+
+def test_an_iteration_without_a_loss_leaves_the_jump_of_the_others():
+    assert jump(np.array([9.0] * 5 + [1.0, 2.0, np.nan, 5.0, 2.0])) == 2.0  # of 1 and 3
+    assert np.isnan(jump(np.array([1.0, 2.0, 1.0, np.nan])))
 
 
 def masked_task(counting, **fields):

@@ -31,6 +31,10 @@ class BatchSizeSchedule:
     unit: Unit = "epochs"
     start: Callable[[int], int | float | None] | None = None  # the position at which a stage begins; it is None for one that never does
 
+    def __post_init__(self) -> None:
+        if self.unit != "epochs" and self.start is None:
+            raise ValueError(f"unit={self.unit!r} needs start, a function of the stage that gives where it begins: start=None is for whole epochs.")
+
     def __call__(self, position: int | float) -> int:
         """The batch size at a position, such as an epoch."""
         return self.size(position)

@@ -159,7 +159,7 @@ def counted_in_examples(schedule: Any, tokens_per_example: Any) -> Any:
     """
     if not isinstance(schedule, BatchSizeSchedule) or schedule.unit != "tokens":
         return schedule
-    begins = schedule.start or (lambda stage: None)
+    begins: Callable[[int], Any] = schedule.start  # type: ignore[assignment]  # only epochs need none
     in_examples(tokens(begins(1) or 0), tokens_per_example)  # raises where there is no number of tokens
     of = lambda function: lambda position: function(position * int(tokens_per_example))
     start = lambda stage: None if (begin := begins(stage)) is None else in_examples(tokens(begin), tokens_per_example).amount
