@@ -195,8 +195,7 @@ def cut_batches(order: Int32[Array, "N"], batch_size: int, *, partial: Partial =
         partial: see :func:`steps_per_epoch`.
 
     Returns:
-        Indices and mask of shape ``(S, B)``. Padded slots have mask False and point at example ``order[0]``, a real one, so
-        that computing on them gives no undefined values.
+        Indices and mask of shape ``(S, B)``. Padded slots have mask False and point at ``order[0]``, a real example, whose values are defined.
 
     Example:
         >>> batches = cut_batches(jnp.arange(5), 2, partial="pad")

@@ -11,7 +11,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int32, PyTree
 
 from jaxbatch.batches import even_part
-from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size, has_weights, is_weighted, leading_axis, losses_and_aux
+from jaxbatch.gradients.aux_means import mean_aux
+from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size, has_weights, leading_axis, losses_and_aux
 from jaxbatch.gradients.part_norms import NoiseSums, Norms
 from jaxbatch.gradients.parts import Part, Take, fold
 from jaxbatch.hints import call_function
@@ -219,38 +220,3 @@ def _gradient_of_sum(total: Float[Array, ""], pull_back: Callable[[Array], tuple
     exponent = jnp.frexp(jnp.asarray(totals(losses).size, one.dtype) if weight is None else weight)[1]
     exponent = jnp.clip(exponent, 0, 14)  # a smaller factor has fewer digits in float16
     return jax.tree.map(lambda leaf: jnp.ldexp(leaf, exponent), widen(pull_back(jnp.ldexp(one, -exponent))[0]))
-
-
-def mean_aux(axis: str, aux: PyTree, own: Int32[Array, "*parts"] | None) -> PyTree:
-    """The mean of the devices' aux along ``axis``, weighted by their numbers of examples (``own`` None: all are equal).
-
-    A :class:`jaxbatch.Weighted` in it holds sums, which are added up.
-    """
-    nodes, structure = jax.tree.flatten(aux, is_leaf=is_weighted)
-    if any(map(is_weighted, nodes)):
-        means = mean_aux(axis, [() if is_weighted(node) else node for node in nodes], own)
-        return jax.tree.unflatten(structure, [lax.psum(node, axis) if is_weighted(node) else mean for node, mean in zip(nodes, means, strict=True)])
-    if own is None or not jax.tree.leaves(aux):
-
-        def simple_mean(leaf):
-            return lax.pmean(leaf, axis) if jnp.issubdtype(leaf.dtype, jnp.inexact) else _mean_of_integers(axis, leaf, simple_mean)
-
-        return jax.tree.map(simple_mean, aux)
-    whole = jnp.maximum(lax.psum(own, axis), 1)
-
-    def mean(leaf):
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            return _mean_of_integers(axis, leaf, mean)
-        wide = jnp.promote_types(leaf.dtype, jnp.float32)
-        weight, total = (count.astype(wide).reshape(*count.shape, *(1,) * (leaf.ndim - own.ndim)) for count in (own, whole))
-        # The aux of a device without an example is left out, even if it is NaN.
-        return (lax.psum(jnp.where(weight > 0, leaf.astype(wide) * weight, 0), axis) / total).astype(leaf.dtype)
-
-    return jax.tree.map(mean, aux)
-
-
-def _mean_of_integers(axis: str, leaf: Array, mean: Callable[[Array], Array]) -> Array:
-    """The mean of the devices' integers, rounded, in their own type: what all devices agree on, such as a count, comes back exactly."""
-    numbers = leaf.astype(jnp.int32) if leaf.dtype == bool else leaf
-    least = lax.pmin(numbers, axis)
-    return (least + jnp.round(mean((numbers - least).astype(jnp.float32))).astype(numbers.dtype)).astype(leaf.dtype)

@@ -18,7 +18,8 @@ from jaxtyping import PyTree
 from jaxbatch.augment import prepared
 from jaxbatch.batches import even_part
 from jaxbatch.data.streams import is_stream
-from jaxbatch.gradients.accumulation import mean_aux, next_model_state, summed_gradient
+from jaxbatch.gradients.accumulation import next_model_state, summed_gradient
+from jaxbatch.gradients.aux_means import mean_aux
 from jaxbatch.gradients.groups import has_weights
 from jaxbatch.gradients.part_norms import Metric, NoiseMonitor, NoiseSums, Spread, WithNoise, metric_of, no_spread, norms_of, statistics_of_parts
 from jaxbatch.gradients.updates import Optimizer, update
