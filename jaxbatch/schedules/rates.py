@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Int
 from jaxbatch.batches import Duration, in_examples
 from jaxbatch.kinds import checked
 from jaxbatch.schedules.batch_sizes import BatchSizeSchedule, as_schedule, is_finite
-from jaxbatch.schedules.stretches import Stretch, counted_in_examples, epoch_end, position_in_epochs, stretches_of_epochs
+from jaxbatch.schedules.stretches import Stretch, counted_in_examples, positions_of_stretches, stretches_of_epochs
 from jaxbatch.states import is_known
 
 Rule = Literal["linear", "sqrt", "none"]
@@ -95,7 +95,7 @@ def coupled_learning_rate(
     most = np.iinfo(np.int32).max  # what an optimizer counts to
     counts = lambda numbers: np.minimum(list(numbers), most).astype(np.int32)
     starts, lengths = counts(one.start.batches for one in cut), counts(one.num_batches for one in cut)
-    positions, position_ends, of_epoch = _positions(sizes_of_run, num_examples, cut)
+    positions, position_ends, of_epoch = positions_of_stretches(sizes_of_run, num_examples, cut)
     sizes, seen = (np.array(numbers, np.float32) for numbers in ([one.batch_size for one in cut], [one.start.examples for one in cut]))
     if warmup is not None:
         warmup = in_examples(warmup, tokens_per_example)
@@ -117,17 +117,6 @@ def coupled_learning_rate(
         return value
 
     return rate
-
-
-def _positions(schedule: BatchSizeSchedule, num_examples: int, cut: list[Stretch]) -> Float[np.ndarray, "3 stretches"]:
-    """Where each stretch begins and ends, in epochs, and how many batches of its size the epoch's examples are."""
-    ends: dict[int, int] = {}
-    for one in cut:
-        if one.start.epoch not in ends:
-            ends[one.start.epoch] = epoch_end(schedule, num_examples, one)
-    at = lambda one, more: position_in_epochs(one.start.epoch, one.start.offset + more, ends[one.start.epoch])
-    rows = [(at(one, 0), at(one, one.num_batches * one.batch_size), ends[one.start.epoch] / one.batch_size) for one in cut]
-    return np.array(rows, np.float32).reshape(-1, 3).T
 
 
 def _scales(schedule: BatchSizeSchedule, decay: Any, init: Any, cut: list[Stretch]) -> Float[np.ndarray, "stretches"] | Float[Array, "stretches"]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
 from jaxbatch.batches import Duration, batches_left, in_examples, steps_per_epoch, tokens
 from jaxbatch.schedules.batch_sizes import BatchSizeSchedule, as_schedule, whole_periods
@@ -126,6 +127,22 @@ def stretches_of_epochs(schedule: int | Callable[[int], int], num_examples: int,
         cut += [stretch] if stretch.num_batches else []
         progress = stretch.end
     return cut
+
+
+def positions_of_stretches(schedule: int | Callable[[int], int], num_examples: int, cut: list[Stretch]) -> Float[np.ndarray, "3 stretches"]:
+    """Where each stretch begins and ends, in epochs, and how many batches of its size the epoch's examples are.
+
+    Example:
+        >>> positions_of_stretches(2, 8, stretches_of_epochs(2, 8, 2)).tolist()
+        [[0.0, 1.0], [1.0, 2.0], [4.0, 4.0]]
+    """
+    ends: dict[int, int] = {}
+    for one in cut:
+        if one.start.epoch not in ends:
+            ends[one.start.epoch] = epoch_end(schedule, num_examples, one)
+    at = lambda one, more: position_in_epochs(one.start.epoch, one.start.offset + more, ends[one.start.epoch])
+    rows = [(at(one, 0), at(one, one.num_batches * one.batch_size), ends[one.start.epoch] / one.batch_size) for one in cut]
+    return np.array(rows, np.float32).reshape(-1, 3).T
 
 
 def count_steps(schedule: int | Callable[[int], int], num_examples: int, num_epochs: int) -> list[int]:
