@@ -127,9 +127,9 @@ def branch(
         Merrill et al., `Critical Batch Size Revisited <https://arxiv.org/abs/2505.23971>`_, 2025. The closed form is that of this
         module's first lines.
     """
+    check_make_optimizer(make_optimizer, float(learning_rate))
     sizes, count = _plan(task, batch_size, factors, examples, seeds, metric, tolerance)
     rates = {size: float(scale_learning_rate(rule, learning_rate, batch_size, size)) for size in sizes}
-    check_make_optimizer(make_optimizer, rates[sizes[0]])
     state = as_arrays(state)._replace(progress=())
     _check_state(make_optimizer, rates, state)
     check_parts(task, state.params, sizes, microbatch_size=microbatch_size)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int32, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxbatch.batches import even_part
 from jaxbatch.gradients.aux_means import mean_aux
