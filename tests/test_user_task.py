@@ -206,7 +206,7 @@ def test_what_a_state_of_the_batch_rules_out(study, tmp_path, capsys):
     assert "has update_model_state: " in refused(write(tmp_path, LINEAR + STATEFUL), tmp_path, capsys, "--quick", study=study)
     slip = (LINEAR + STATEFUL).replace("0.9 * state + 0.1 * moments", "state[:2]")
     error = refused(write(tmp_path, slip), tmp_path, capsys, "--quick", study=study)
-    assert "update_model_state (line " in error and "must return a state of the same structure" in error
+    assert "update_model_state (line " in error and "must return a state of the form that it got" in error
     slip = (LINEAR + STATEFUL).replace("(init(key), jnp.zeros(4))", "init(key)")
     assert "init (line 25): must return (params, model_state) for a task with update_model_state" in refused(
         write(tmp_path, slip), tmp_path, capsys, "--quick", study=study
