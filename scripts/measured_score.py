@@ -29,7 +29,9 @@ def keep_score(folder: pathlib.Path) -> pathlib.Path:
     for file in files:
         measured_runs.compress(file, score_folder())
     measured_runs.await_no_longer("score")
-    about = {"study": "score", "provenance": describe_provenance()}
+    # The cases may be of several commits, none of which is the one that keeps them.
+    machine = {name: value for name, value in describe_provenance().items() if name not in ("commit", "dirty")}
+    about = {"study": "score", "provenance": machine}
     (score_folder() / "config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     return score_folder()
 
