@@ -25,8 +25,6 @@ from jaxbatch.batches import (
     steps_per_epoch,
     tokens,
 )
-from jaxbatch.chunked_losses import additive_margin, angular_margin, chunked_cross_entropy
-from jaxbatch.contrastive_losses import info_nce, nt_xent, sigmoid_contrastive, unit_length
 from jaxbatch.data import DATASETS, Dataset, load_dataset
 from jaxbatch.data.held_out import hold_out
 from jaxbatch.data.images import ImageDataset, open_images
@@ -46,12 +44,15 @@ from jaxbatch.gradients.part_norms import NoiseMonitor
 from jaxbatch.gradients.recompute import recompute
 from jaxbatch.gradients.split import largest_stable_curvature, split_backward
 from jaxbatch.intervals import Interval, interval, ratio_of_means
-from jaxbatch.losses import classification_loss, classification_metrics, correct, cross_entropy
+from jaxbatch.losses.chunked import additive_margin, angular_margin, chunked_cross_entropy
+from jaxbatch.losses.classification import classification_loss, classification_metrics, correct, cross_entropy
+from jaxbatch.losses.contrastive import info_nce, nt_xent, sigmoid_contrastive, unit_length
 from jaxbatch.machine.compiling import keep_compiled_programs
 from jaxbatch.machine.memory import program_memory
 from jaxbatch.machine.platform import skip_absent_accelerators
 from jaxbatch.machine.targets import TARGETS, Target, find_target
-from jaxbatch.models import MLP, VGG19BN, AlexNet, ResNet20, ResNet50, SimpleCNN
+from jaxbatch.models.image_networks import MLP, VGG19BN, AlexNet, ResNet20, ResNet50, SimpleCNN
+from jaxbatch.models.transformer import TransformerLM
 from jaxbatch.results.report import track
 from jaxbatch.schedules.batch_sizes import BatchSizeSchedule, adabatch_schedule, constant_schedule, increase_instead_of_decay, milestone_schedule
 from jaxbatch.schedules.rates import cosine, coupled_learning_rate, cyclic, scale_learning_rate, step_decay
@@ -67,7 +68,6 @@ from jaxbatch.training.plans import FitConfig
 from jaxbatch.training.steps import TrainState, init_state, make_train_step
 from jaxbatch.training.sweeps import sweep
 from jaxbatch.training.tasks import Task
-from jaxbatch.transformer import TransformerLM
 
 # Before JAX starts. It changes nothing unless compilers for accelerators are installed that are not here.
 skip_absent_accelerators()

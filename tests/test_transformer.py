@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import jaxbatch as jb
-from jaxbatch.transformer import attend, rotary_angles, rotate
+from jaxbatch.models.transformer import attend, rotary_angles, rotate
 from tests import reference
 
 KINDS = list(itertools.product(("rotary", "learned"), (True, False)))  # positions, tied head

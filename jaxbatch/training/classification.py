@@ -20,7 +20,7 @@ from jaxbatch.data.streams import image_streams
 from jaxbatch.hints import no_linen_module
 from jaxbatch.kinds import checked
 from jaxbatch.layers import loops_are_slow
-from jaxbatch.losses import classification_loss, classification_metrics
+from jaxbatch.losses.classification import classification_loss, classification_metrics
 from jaxbatch.machine.platform import compiling_for
 from jaxbatch.training.tasks import Task
 

@@ -19,7 +19,7 @@ from jaxbatch.data.packing import PADDING, PackedText
 from jaxbatch.data.text import TextDataset, sequences
 from jaxbatch.hints import no_linen_module
 from jaxbatch.kinds import checked
-from jaxbatch.losses import correct, cross_entropy
+from jaxbatch.losses.classification import correct, cross_entropy
 from jaxbatch.sums import Weighted
 from jaxbatch.training.tasks import Task
 

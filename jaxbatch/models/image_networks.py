@@ -21,7 +21,7 @@ class SimpleCNN(nn.Module):
     max-pool and a ReLU (28 → 24 → 12 → 8 → 4 → 2 → 1 pixels), then a dense layer 40→10. Weights and biases
     start uniform on ±1/√fan-in, PyTorch's default. The study's network ends in a log-softmax with the
     negative log-likelihood as its loss; this one returns the logits, and
-    :func:`jaxbatch.losses.cross_entropy` computes the two together.
+    :func:`jaxbatch.losses.classification.cross_entropy` computes the two together.
 
     Example:
         >>> import jax

@@ -1,7 +1,7 @@
 r"""The softmax cross-entropy of very many classes, a chunk of classes at a time, on one device or with classes shared by several.
 
 The logits of B examples and C classes are B × C numbers: 8,192 tokens and 128,000 words make 4 GB in float32, more than the rest
-of a training step. The loss needs of them only two sums an example, which :mod:`jaxbatch.chunked_softmax` takes.
+of a training step. The loss needs of them only two sums an example, which :mod:`jaxbatch.losses.chunked_softmax` takes.
 
 Axes: B examples, D features, C classes (of a device, where several share them).
 """
@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from jaxbatch.chunked_softmax import Plan, others_and_target
 from jaxbatch.kinds import checked
-from jaxbatch.losses import check_smoothing
+from jaxbatch.losses.chunked_softmax import Plan, others_and_target
+from jaxbatch.losses.classification import check_smoothing
 
 Number = float | Float[Array, ""]
 Margin = Callable[[Float[Array, "B"]], Float[Array, "B"]]

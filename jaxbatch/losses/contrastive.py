@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxbatch.contrastive_pairs import Pairs, kinds_of_pairs, over_columns, sums, told_from
 from jaxbatch.kinds import checked
+from jaxbatch.losses.contrastive_pairs import Pairs, kinds_of_pairs, over_columns, sums, told_from
 
 Number = float | Float[Array, ""]
 SameLabel = Literal["left_out", "positive"]
