@@ -10,13 +10,13 @@ from tests import test_resume
 from tests.test_resume import SHORT, small  # noqa: F401 (a fixture)
 
 # What a study sets or times itself is finite.
-SET = ("learning_rate", "rate", "epoch", "epochs", "progress", "factor", "growth", "seconds", "margin", "bound_ms", "compute_ms")
+SET = ("learning_rate", "rate", "epoch", "epochs", "progress", "factor", "growth", "seconds", "margin", "ms")
 
 
 def measured_fields(records):
     """Kind and name of what the records hold as floating-point numbers, or as null."""
     pairs = ((record["kind"], name, value) for record in records for name, value in record.items())
-    is_set = lambda name: name in SET or name.endswith(("_ms", "seconds"))
+    is_set = lambda name: name in SET or name.endswith(("_ms", "seconds")) or name.startswith("seconds_")
     return sorted({(kind, name) for kind, name, value in pairs if isinstance(value, float) and not is_set(name)})
 
 
