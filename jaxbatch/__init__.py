@@ -55,6 +55,7 @@ from jaxbatch.models.image_networks import MLP, VGG19BN, AlexNet, ResNet20, ResN
 from jaxbatch.models.transformer import TransformerLM
 from jaxbatch.results.report import track
 from jaxbatch.schedules.batch_sizes import BatchSizeSchedule, adabatch_schedule, constant_schedule, increase_instead_of_decay, milestone_schedule
+from jaxbatch.schedules.policies import BatchSizePolicy
 from jaxbatch.schedules.rates import cosine, coupled_learning_rate, cyclic, scale_learning_rate, step_decay
 from jaxbatch.sums import Weighted
 from jaxbatch.training.checkpoints import fit_with_checkpoints
@@ -83,6 +84,7 @@ __all__ = [
     "AlexNet",
     "ArrayStream",
     "BackendCheck",
+    "BatchSizePolicy",
     "BatchSizeSchedule",
     "Branches",
     "ClippedSum",

@@ -30,6 +30,9 @@ _SPECIAL = {  # in place of "must be", for what users mistake most
     "Task": "must be a jaxbatch.Task, as from jaxbatch.classification_task",
     "FitConfig": "must be a jaxbatch.FitConfig, as FitConfig(optax.sgd(0.1), batch_size=64)",
 }
+_HINTS = {  # after "must be", of what fits elsewhere
+    "BatchSizePolicy": ". A policy is for jaxbatch.fit alone: its sizes are not known beforehand, and its learning_rate says the rate of each",
+}
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
@@ -120,7 +123,7 @@ def check_kind(name: str, value: Any, annotation: Any) -> None:
         choices = list(dict.fromkeys(_words(annotation, name)))
         special = next((_SPECIAL[words] for words in choices if words in _SPECIAL), None)
         must = special or f"must be {', or '.join(choices)}"
-        raise ValueError(f"{name}={_brief(value)} {must}.")
+        raise ValueError(f"{name}={_brief(value)} {must}{_HINTS.get(type(value).__name__, '')}.")
 
 
 def _parts(annotation: Any) -> tuple:

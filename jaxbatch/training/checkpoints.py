@@ -2,7 +2,8 @@
 
 A checkpoint holds a :class:`jaxbatch.TrainState`: parameters, model state, optimizer state, and the number of updates. The
 optimizer state counts updates too, which gives the place in a learning-rate schedule. The number of updates and the
-configuration give the place in the batch-size schedule and in the order of examples.
+configuration give the place in the batch-size schedule and in the order of examples. With a batch-size policy, a checkpoint holds
+that place and the policy's state.
 """
 
 import errno
@@ -16,16 +17,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import numpy as np
 from jaxtyping import PyTree
 
 from jaxbatch.kinds import check_fields, checked
 from jaxbatch.paths import local_path
 from jaxbatch.states import kinds, pack, unpack
 from jaxbatch.training.fitting import fit
-from jaxbatch.training.monitor import NoiseTrack
-from jaxbatch.training.plans import FitConfig, plan_segments, settled
-from jaxbatch.training.steps import state_shapes
+from jaxbatch.training.plan_machine import make_plan
+from jaxbatch.training.plans import FitConfig, settled
+from jaxbatch.training.run_fields import for_disk, is_over, shapes_on_disk
 from jaxbatch.training.tasks import Task, fingerprint
 
 
@@ -50,8 +50,8 @@ def fit_with_checkpoints(
         A state that is not finite is not saved. A damaged checkpoint is skipped, with a warning that names it.
 
     Raises:
-        ValueError: ``every`` or ``keep`` is below 1; the folder holds a run with other training data, another seed or another plan of
-            batch sizes; or a file in it cannot be read (permission, a failing disk). Nothing is trained or removed.
+        ValueError: ``every`` or ``keep`` is below 1; the folder holds a run with other training data, another seed or another plan or
+            policy of batch sizes; or a file in it cannot be read (permission, a failing disk). Nothing is trained or removed.
 
     Example:
         >>> import tempfile, optax, jax.numpy as jnp
@@ -70,29 +70,26 @@ def fit_with_checkpoints(
     if every < 1:
         raise ValueError(f"every={every} records must be at least 1.")
     config = settled(config, task.tokens_per_example)
-    segments = plan_segments(config, task.num_examples)
+    plan = make_plan(config, task.num_examples)
     about: dict[str, Any] = {
         "data": fingerprint(task.train_data),
         "seed": config.seed,
         "num_examples": task.num_examples,
         "num_groups": config.num_groups,
-        "batch_sizes": [[segment.batch_size, segment.num_batches] for segment in segments],
+        "batch_sizes": plan.about(),
     }
     if config.monitor is not None:  # only then, so that folders from before there were monitors stay readable
         about["monitor"] = config.monitor._asdict()
     checkpoints = Checkpoints(checkpoint_dir, about, keep=keep)
-    ends = np.cumsum([segment.num_batches for segment in segments])
-    shapes = state_shapes(task, config.optimizer)
-    shapes = shapes._replace(noise=NoiseTrack(config.monitor, shapes.params).written())
-    state = checkpoints.latest(shapes)
-    if state is not None and len(ends) and int(state.step) // (config.num_groups or 1) >= ends[-1]:
+    state = checkpoints.latest(shapes_on_disk(task, config, plan))
+    if state is not None and is_over(plan, state):
         return  # the run is complete, so there is nothing left to do
-    for record in fit(task, config, state=state):
-        batches, state, number = record["batches"], record["state"], int(np.searchsorted(ends, record["batches"])) + 1
-        wanted = not record["diverged"] and (number % every == 0 or number == len(ends))
+    for number, record in enumerate(fit(task, config, state=state), 1):
+        batches, state = record["batches"], record["state"]
+        wanted = not record["diverged"] and (number % every == 0 or batches == record["total_batches"])
         yield record
         if wanted:
-            checkpoints.save(batches, state._replace(progress=()))  # progress follows from the number of updates and the plan
+            checkpoints.save(batches, for_disk(plan, state))
 
 
 class Checkpoints:

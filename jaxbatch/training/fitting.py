@@ -1,11 +1,11 @@
-"""Trains a whole run: it is planned epoch by epoch, compiled ahead of need, and reported in records.
+"""Trains a whole run: it is planned record by record, compiled ahead of need, and reported in records.
 
 Axes: S steps.
 """
 
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,14 +15,15 @@ import numpy as np
 from jaxbatch.batches import epoch_order
 from jaxbatch.kinds import check_fields, checked
 from jaxbatch.machine.compiling import Programs
-from jaxbatch.states import as_arrays
 from jaxbatch.training.cut_check import check_parts
 from jaxbatch.training.devices import find_devices, put_data
 from jaxbatch.training.divergence import judge, make_is_finite, skips_nonfinite
 from jaxbatch.training.epochs import compile_task_epoch
 from jaxbatch.training.evaluation import choose_evaluation_size, make_test
-from jaxbatch.training.monitor import check_unchanged, track_noise
-from jaxbatch.training.plans import FitConfig, advance, plan_rest, plan_segments, settled, write_progress
+from jaxbatch.training.monitor import check_unchanged
+from jaxbatch.training.plan_machine import make_look_ahead, make_plan
+from jaxbatch.training.plans import FitConfig, advance, settled
+from jaxbatch.training.run_fields import put_back, take_out
 from jaxbatch.training.steps import TrainState, start_state
 from jaxbatch.training.tasks import Task, check_data, tokens_seen
 
@@ -31,9 +32,11 @@ from jaxbatch.training.tasks import Task, check_data, tokens_seen
 def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> Iterator[dict[str, Any]]:
     """Trains and yields ``evaluations_per_epoch`` records an epoch, and one more if the duration ends or the batch size changes between two.
 
+    With a :class:`jaxbatch.BatchSizePolicy` the batch size changes at records alone.
+
     An epoch is one compiled program, or a Python loop over a compiled step where that is faster
     (:mod:`jaxbatch.training.loops`). With a schedule of batch sizes, the next size is compiled in the background during
-    training.
+    training, and with a policy all sizes that may come next.
 
     Args:
         task: see :func:`classification_task`, or any :class:`Task` made of plain functions.
@@ -41,10 +44,11 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
         state: the ``state`` of an earlier record, to continue from. It knows its epoch and how many examples of it were seen.
             With another batch size, the rest of that epoch is cut into new batches, and no example comes twice. ``duration``
             counts from the start of the earlier run. If a state was changed elsewhere, or its ``step`` was set by hand, it is
-            assumed to have followed ``config`` for ``step`` updates. ``None``: start from the seed.
+            assumed to have followed ``config`` for ``step`` updates, which a policy refuses. ``None``: start from the seed.
 
     Yields:
-        Records with ``batches`` and ``examples`` seen, ``total_batches`` of the run, ``batch_size``, ``updates`` (calls of the
+        Records with ``batches`` and ``examples`` seen, ``total_batches`` of the run (with a policy: if its size stayed as it is now),
+        ``batch_size``, ``updates`` (calls of the
         optimizer; ``optax.MultiSteps`` changes the parameters only at some of them), ``epoch`` (a fraction), mean training
         ``loss`` since the last record, ``test_<name>`` of every metric, ``train_seconds`` (computation since the last record),
         ``compile_seconds`` of the programs first used in this record, ``stall_seconds`` (the part of these for which the run
@@ -81,43 +85,41 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
     check_fields(config)
     check_data(task)
     config, num_examples = settled(config, task.tokens_per_example), task.num_examples
-    planned = plan_segments(config, num_examples)  # raises an error if the plan is wrong
+    plan = make_plan(config, num_examples)
     begun, state = state is not None, start_state(task, config.optimizer, config.seed, state)
-    noise = track_noise(config.monitor, state, [segment.batch_size for segment in planned])
     test = make_test(task, choose_evaluation_size(task, config.microbatch_size, config.evaluation_batch_size), config.eval_params)
-    progress, segments = plan_rest(config, num_examples, state.progress, int(state.step))
-    total = progress.batches + sum(segment.num_batches for segment in segments)
-    state = state._replace(progress=(), noise=())  # only the host needs them
+    fields, state = take_out(plan, config, num_examples, state)  # only the host needs them
     is_finite = make_is_finite(state._replace(opt_state=config.optimizer.init(state.params)) if begun else state)
     skips = functools.cache(lambda: skips_nonfinite(config.optimizer, state.params))  # type: ignore[union-attr]  # of the loop: no longer None
     settings = _settings(config)
-    _check_cuts(task, config, state.params, {segment.batch_size for segment in planned})
+    _check_cuts(task, config, state.params, plan.batch_sizes)
     shapes, (train_data, test_data) = jax.eval_shape(lambda: state), _put_all(task, settings["devices"])  # shapes, as arrays would stay alive
     with Programs(lambda key: compile_task_epoch(task, config.optimizer, shapes, *key, **settings)) as programs:
         used, started = set[tuple[int, int]](), time.perf_counter()
+        total, look_ahead = fields.progress.batches + plan.batches_left(*fields.now), make_look_ahead(plan, *fields.now)
         if config.compile_first:
-            programs.ahead(segment.program for segment in segments)
-            for segment in segments:
-                programs[segment.program]  # programs that the background thread has not begun are compiled here, in parallel
+            _compile_now(programs, plan.programs(*fields.now))
         waited = time.perf_counter() - started
         order_of = functools.lru_cache(1)(lambda epoch: np.asarray(epoch_order(config.seed, epoch, num_examples)))
-        for segment in segments:
+        while (segment := plan.next(*fields.now)) is not None:
             state = jax.tree.map(jnp.copy, state)  # the caller may keep the yielded state, and the program reuses memory
+            state = state._replace(opt_state=plan.with_rate(fields.choice, state.opt_state))
             key, count = segment.program, segment.num_batches
             started = time.perf_counter()
             program = programs[key]
             stall_seconds, waited = waited + time.perf_counter() - started, 0.0
-            if not used:  # those of all later ones, once: a look at all of them at each would be quadratic
-                programs.ahead(later.program for later in segments)
+            programs.ahead(look_ahead(*fields.now))
             started = time.perf_counter()
             indices = order_of(segment.epoch)[segment.first : segment.first + segment.num_examples].reshape(count, segment.batch_size)
             state, losses = jax.block_until_ready(program.run(state, train_data, indices, (config.seed, segment.epoch)))
             seconds = time.perf_counter() - started
-            losses, noise_fields = noise.read(losses)
-            progress, losses = advance(progress, segment), jax.device_get(losses)  # to the host: on the device each length needs another program
+            losses, noise_fields = fields.noise.read(losses)
+            progress, losses = (
+                advance(fields.progress, segment),
+                jax.device_get(losses),
+            )  # to the host: on the device each length needs another program
             loss, bad = judge(losses, bool(is_finite(state)), skips)
-            to_go_on = {"progress": jnp.asarray(write_progress(progress, int(state.step))), "noise": as_arrays(noise.written())}
-            yield {
+            record = {
                 "batches": progress.batches,
                 "total_batches": total,
                 "batch_size": segment.batch_size,
@@ -133,14 +135,25 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
                 **tokens_seen(task, progress.examples),
                 "diverged": bad is not None,
                 "diverged_at_batch": None if bad is None else progress.batches - count + bad,
-                "state": state._replace(**to_go_on),
             }
+            choice = fields.choice if bad is not None else plan.react(fields.choice, record)
+            fields = fields._replace(progress=progress, choice=choice)
+            total = total if plan.is_fixed else progress.batches + plan.batches_left(*fields.now)
+            yield record | {"total_batches": total, "state": put_back(fields, state)}
             used.add(key)
             if bad is not None:
                 return
 
 
-def _check_cuts(task: Task, config: FitConfig, params: Any, batch_sizes: set[int]) -> None:
+def _compile_now(programs: Programs, keys: Iterable[tuple[int, int]]) -> None:
+    """Compiles programs; those that the background thread has not begun are compiled here, in parallel."""
+    keys = list(dict.fromkeys(keys))
+    programs.ahead(keys)
+    for key in keys:
+        programs[key]
+
+
+def _check_cuts(task: Task, config: FitConfig, params: Any, batch_sizes: Sequence[int]) -> None:
     """Refuses parts of batches that would train something else than whole batches."""
     parts: dict[str, Any] = {"num_groups": config.num_groups, "microbatch_size": config.microbatch_size, "num_devices": config.num_devices}
     check_parts(task, params, list(batch_sizes), **parts)

@@ -1,19 +1,21 @@
-"""The plan of a run: its settings, and the batches of every epoch.
+"""The settings of a run, and the batches of every epoch that a number or a schedule of batch sizes makes of them.
 
 Everything here is counted on the host, in Python's integers.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int32, PyTree
 
-from jaxbatch.batches import Duration, batches_left, check_seed, epochs, in_examples
+from jaxbatch.batches import Duration, batches_left, check_seed, epochs, in_examples, steps
 from jaxbatch.gradients.part_norms import NoiseMonitor
 from jaxbatch.gradients.updates import Optimizer
-from jaxbatch.schedules.stretches import Progress, batches_to, counted_in_examples, epoch_end, next_stretch, position_in_epochs
+from jaxbatch.schedules.policies import BatchSizePolicy
+from jaxbatch.schedules.repeats import after_epochs, counted, whole_epochs
+from jaxbatch.schedules.stretches import Progress, Stretch, batches_to, counted_in_examples, epoch_end, next_stretch, position_in_epochs
 from jaxbatch.training.devices import Parallel
 
 
@@ -23,7 +25,8 @@ class FitConfig(NamedTuple):
 
     ``batch_size`` is a number or a schedule ``epoch -> number``, epochs counted from 0. The changes of a
     :class:`jaxbatch.BatchSizeSchedule` may also count steps, examples or tokens, and come within an epoch. The learning rate that goes
-    with a schedule is an optax schedule inside ``optimizer``, which counts updates: ``num_groups`` of them a batch.
+    with a schedule is an optax schedule inside ``optimizer``, which counts updates: ``num_groups`` of them a batch. A
+    :class:`jaxbatch.BatchSizePolicy` names the size of the batches up to the next record from what the last one shows.
     ``evaluations_per_epoch`` says how often a record is made; it changes no number of the training itself.
     ``microbatch_size`` bounds the examples that a device works on at a time. The gradient of a larger batch is accumulated, and
     the schedule does not change. ``num_devices`` devices share every batch; ``parallel`` (``"jit"`` or ``"pmap"``) says how
@@ -37,7 +40,7 @@ class FitConfig(NamedTuple):
     """
 
     optimizer: Optimizer
-    batch_size: int | Callable[[int], int]
+    batch_size: int | Callable[[int], int] | BatchSizePolicy
     duration: Duration = epochs(1)
     num_groups: int | None = None
     seed: int = 0
@@ -105,35 +108,62 @@ def plan_segments(config: FitConfig, num_examples: int, *, start: Progress = Pro
         >>> [(s.epoch, s.batch_size, s.num_batches) for s in plan_segments(doubling, 8, start=Progress(1, 4, 5, 12))]
         [(1, 4, 1), (2, 8, 1)]
     """
-    duration = in_examples(config.duration, None)  # fit has converted tokens, which are not known here
+    check_evaluations(config)
+    return list(segments_from(config, num_examples, start))
+
+
+def check_evaluations(config: FitConfig) -> None:
+    """Raises a ValueError if there is less than 1 evaluation an epoch."""
     if config.evaluations_per_epoch < 1:
         raise ValueError(f"evaluations_per_epoch={config.evaluations_per_epoch} must be at least 1.")
-    amount, unit = duration
-    segments: list[Segment] = []
+
+
+def segments_from(config: FitConfig, num_examples: int, start: Progress) -> Iterator[Segment]:
+    """:func:`plan_segments` one after another, as they are asked for. Each depends on nothing but the progress before it.
+
+    Example:
+        >>> next(segments_from(FitConfig(None, 2, epochs(10**9)), 8, Progress(7, 4, 30, 60)))
+        Segment(epoch=7, first=4, batch_size=2, num_batches=2, end=8.0, last=True)
+    """
+    duration = in_examples(config.duration, None)  # fit has converted tokens, which are not known here
+    sizes: Any = config.batch_size  # no policy
     ends: tuple[int, int] | None = None  # an epoch, and the number of its examples that fill batches
-    while (before := _counted(start, unit)) < amount:
-        stretch = next_stretch(config.batch_size, num_examples, start)
+    while counted(start, duration.unit) < duration.amount:
+        stretch = next_stretch(sizes, num_examples, start)
         epoch, offset, size, per_epoch = stretch.start.epoch, stretch.start.offset, stretch.batch_size, stretch.per_epoch
         if ends is None or ends[0] != epoch:
-            ends = epoch, epoch_end(config.batch_size, num_examples, stretch)
-        if unit == "epochs":  # they count from the epoch's beginning, and a part of one is a part of its examples
-            left = batches_to(batches_left(duration, before, batch_size=1, per_epoch=ends[1]), offset, size)
-        else:
-            left = batches_left(duration, before, batch_size=size, per_epoch=per_epoch)
-        count = min(stretch.num_batches, left if start.batches else max(left, 1))
+            ends = epoch, epoch_end(sizes, num_examples, stretch)
+        count = min(stretch.num_batches, within(duration, start, stretch, ends[1]))
         for first, stop in _cut_epoch(min(config.evaluations_per_epoch, per_epoch), per_epoch, offset, size, count):
             last = stretch.ends_epoch and stop == stretch.num_batches
             end = position_in_epochs(epoch, offset + stop * size, ends[1])
-            segments.append(Segment(epoch, offset + first * size, size, stop - first, end, last))
+            yield Segment(epoch, offset + first * size, size, stop - first, end, last)
         if count < stretch.num_batches:
             break
         start = stretch.end
-    return segments
 
 
-def _counted(progress: Progress, unit: str) -> int:
-    """How much of a duration's unit was seen, of epochs those that are over."""
-    return {"steps": progress.batches, "examples": progress.examples, "epochs": progress.epoch}[unit]
+def within(duration: Duration, start: Progress, stretch: Stretch, end: int) -> int:
+    """How many batches of a stretch's size a duration has left; of a run that has not begun at least one.
+
+    Args:
+        duration: in steps, examples or epochs.
+        start: the progress before the stretch.
+        stretch: see :class:`jaxbatch.schedules.stretches.Stretch`.
+        end: how many examples of its epoch count as the whole of it, for a duration in epochs.
+
+    Example:
+        >>> within(epochs(0.5), Progress(), next_stretch(2, 9, Progress()), 8)
+        2
+    """
+    if duration.unit == "epochs":  # they count from the epoch's beginning, and a part of one is a part of its examples
+        if stretch.start.epoch + 1 <= duration.amount:
+            return stretch.num_batches
+        examples = batches_left(duration, stretch.start.epoch, batch_size=1, per_epoch=end)
+        left = batches_to(examples, stretch.start.offset, stretch.batch_size)
+    else:
+        left = batches_left(duration, counted(start, duration.unit), batch_size=stretch.batch_size, per_epoch=stretch.per_epoch)
+    return left if start.batches else max(left, 1)
 
 
 @functools.lru_cache
@@ -162,46 +192,12 @@ def progress_after(config: FitConfig, num_examples: int, batches: int) -> Progre
         >>> progress_after(FitConfig(None, lambda epoch: 2 * 2**epoch), 8, 5)
         Progress(epoch=1, offset=4, batches=5, examples=12)
     """
-    progress = Progress()
-    while (stretch := next_stretch(config.batch_size, num_examples, progress)).end.batches < batches:
-        progress = stretch.end
+    progress, sizes = Progress(), config.batch_size
+    while (stretch := next_stretch(sizes, num_examples, progress)).end.batches < batches:  # type: ignore[arg-type]  # no policy
+        times = whole_epochs(sizes, stretch, steps(batches))
+        progress = after_epochs(stretch, times) if times else stretch.end
     count = batches - progress.batches
     return progress.after(count, stretch.batch_size, ends_epoch=stretch.ends_epoch and count == stretch.num_batches)
-
-
-def plan_rest(config: FitConfig, num_examples: int, written: Any, updates: int) -> tuple[Progress, list[Segment]]:
-    """How far a run has come, and the segments that are left.
-
-    Args:
-        config: see :func:`settled`.
-        num_examples: examples in the data set.
-        written: what the run's state holds of :func:`write_progress`. If it is not of these updates, the run is assumed to have
-            followed the plan so far.
-        updates: calls of the optimizer so far.
-
-    Raises:
-        ValueError: nothing is left of a duration above 0.
-
-    Example:
-        >>> doubling = FitConfig(None, lambda epoch: 2 * 2**epoch, epochs(2))
-        >>> progress, segments = plan_rest(doubling, 8, (), 5)
-        >>> progress, [(s.epoch, s.batch_size, s.num_batches) for s in segments]
-        (Progress(epoch=1, offset=4, batches=5, examples=12), [(1, 4, 1)])
-    """
-    progress = read_progress(written, updates) or progress_after(config, num_examples, updates // (config.num_groups or 1))
-    segments, (amount, unit) = plan_segments(config, num_examples, start=progress), config.duration
-    if segments or amount == 0:
-        return progress, segments
-    asked = f"duration={unit}({amount}), which counts from the start of the run"
-    if _counted(progress, unit) < amount:
-        raise ValueError(
-            f"state.step={updates} leaves {num_examples - progress.offset} examples of epoch {progress.epoch}, fewer than a batch, and "
-            f"that epoch is the last of {asked}. Take a longer duration or a smaller batch."
-        )
-    raise ValueError(
-        f"state.step={updates} is at or past the end of {asked} ({progress.batches} batches, {progress.examples} examples so far). "
-        "Take a longer duration; or, to train these parameters as the start of another run, state._replace(step=jnp.zeros((), int))."
-    )
 
 
 _WORD = 2**30  # a state has no 64-bit integers, so the number of examples is stored in two parts

@@ -25,14 +25,19 @@ _INIT = 0x696E6974  # "init": makes the keys of initialisation differ from the k
 
 
 class TrainState(NamedTuple):
-    """Everything that a step changes."""
+    """Everything that a step changes, and from ``progress`` on what :func:`jaxbatch.fit` needs besides to go on.
+
+    A field that steps change is declared here, made by :func:`init_state` and changed by the step. One that they do not change is declared
+    here and written by :func:`jaxbatch.training.run_fields.written`.
+    """
 
     params: PyTree
     opt_state: PyTree
     step: Int32[Array, ""]  # calls of the optimizer so far; optax.MultiSteps makes one update from several calls
     model_state: PyTree = ()  # the model's state besides its parameters, such as running moments
-    progress: PyTree = ()  # how far fit has come, from jaxbatch.training.plans.write_progress; steps do not change it
-    noise: PyTree = ()  # running averages of the noise, from jaxbatch.training.monitor.write_averages; steps do not change them
+    progress: PyTree = ()  # how far the run has come, from jaxbatch.training.plans.write_progress
+    noise: PyTree = ()  # running averages of the noise, from jaxbatch.training.monitor.NoiseTrack
+    policy: PyTree = ()  # what a batch-size policy has chosen and its state, a jaxbatch.schedules.policies.Choice
 
 
 @checked
