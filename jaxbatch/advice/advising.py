@@ -11,7 +11,7 @@ from jaxbatch.advice.doubts import check_finite_data, check_not_there_yet, doubt
 from jaxbatch.advice.estimates import Space, make_estimate, usual_sizes
 from jaxbatch.advice.largest_batch import find_largest_batch
 from jaxbatch.advice.memory import make_measure
-from jaxbatch.advice.probes import MakeOptimizer, Probe, Prober, make_adjustable, make_start
+from jaxbatch.advice.probes import MakeOptimizer, Probe, ProbePrograms, Prober, make_adjustable
 from jaxbatch.advice.request import check_known, check_limits, check_question
 from jaxbatch.advice.rules import rules_for
 from jaxbatch.advice.search import search
@@ -23,7 +23,7 @@ from jaxbatch.gradients.updates import check_make_optimizer
 from jaxbatch.intervals import Interval
 from jaxbatch.machine.targets import as_bytes, find_target
 from jaxbatch.training.goals import Goal, check_goal
-from jaxbatch.training.steps import TrainState, start_shapes
+from jaxbatch.training.steps import start_shapes
 from jaxbatch.training.tasks import Task
 
 LEARNING_RATES = tuple(float(f"{10 ** (quarter / 4):.3g}") for quarter in range(-16, 3))  # 0.0001 to 3.16, four to a power of ten
@@ -102,7 +102,7 @@ def advise(
     check_limits(**limits, measure_noise=measure_noise, throughput=throughput, known=known, on_probe=on_probe, on_progress=on_progress)
     watch = Watch(budget, on_progress)
     watch.say("looking at the task")
-    setting, adjustable, begin = settle(
+    setting, programs = settle(
         task,
         goal,
         optimizer=optimizer,
@@ -117,8 +117,11 @@ def advise(
     check_known(known, setting.batch_sizes, setting.learning_rates)
     if throughput is None and watch.is_over and not known:
         return watch.confess(conclude(setting, NOT_TIMED, ()))
-    throughput = throughput or find_throughput(task, optimizer(setting.learning_rates[0]), setting.batch_sizes, target, watch.left, watch.say)
-    prober = Prober(task, adjustable, begin, setting.goal, longest, evaluations_per_epoch, measure_noise)
+    if throughput is None:
+        lowest = setting.learning_rates[0]
+        shared: dict[str, Any] = {"programs": programs.at(lowest), "start": lambda: programs.start(lowest, seed)}
+        throughput = find_throughput(task, optimizer(lowest), setting.batch_sizes, target, watch.left, watch.say, **shared)
+    prober = Prober(programs, setting.goal, longest, evaluations_per_epoch, measure_noise)
     outcome = search(
         WatchedRuns(prober, watch),
         setting.space(throughput),
@@ -169,11 +172,8 @@ def settle(
     target: str,
     memory: str | float | None,
     seed: int,
-) -> tuple[Setting, Any, Callable[[int], TrainState]]:
-    """Checks what :func:`advise` was given; returns the setting, the optimizer of every rate, and ``seed -> state``.
-
-    The optimizer is from :func:`jaxbatch.advice.probes.make_adjustable`.
-    """
+) -> tuple[Setting, ProbePrograms]:
+    """Checks what :func:`advise` was given; returns the setting, and what its runs share."""
     check_question(task, goal, batch_sizes, learning_rates, evaluations_per_epoch, seed)
     goal, sizes = check_goal(task, goal), _sizes(task.num_examples, batch_sizes)
     rates = tuple(sorted({float(rate) for rate in learning_rates}))
@@ -184,15 +184,15 @@ def settle(
     check_finite_data(task)
     check_make_optimizer(optimizer, rates[0], "optimizer")
     adjustable = make_adjustable(optimizer, rates[0], start_shapes(task))
-    begin = make_start(task, optimizer(rates[0]) if callable(adjustable) else adjustable)
-    begun = begin(seed)
-    start = check_not_there_yet(task, begun, goal)
+    programs = ProbePrograms(task, adjustable, rates[0])
+    begun = programs.start(rates[0], seed)
+    start = check_not_there_yet(programs.at(rates[0]), begun, goal)
     largest = _largest_that_fits(task, optimizer(rates[0]), sizes, target, memory)
     sizes = tuple(size for size in sizes if not largest or size <= largest)
     if not sizes:
         raise ValueError(f"memory={memory!r} holds a batch of at most {largest}, so there is nothing to choose from. Take a smaller model.")
     rules = tuple(rules_for(begun.opt_state))
-    return Setting(goal, objective, sizes, rates, evaluations_per_epoch, task.num_examples, start, largest, rules), adjustable, begin
+    return Setting(goal, objective, sizes, rates, evaluations_per_epoch, task.num_examples, start, largest, rules), programs
 
 
 def conclude(setting: Setting, throughput: Throughput, probes: Sequence[Probe]) -> Advice:
