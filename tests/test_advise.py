@@ -11,9 +11,9 @@ import pytest
 
 import jaxbatch as jb
 from jaxbatch.advice.advice import cost_of_update
-from jaxbatch.advice.advising import find_throughput
 from jaxbatch.advice.choices import cost_from_seconds
 from jaxbatch.advice.probes import ProbePrograms, Prober, with_rate_in_state
+from jaxbatch.advice.timed_updates import find_throughput
 
 
 def quadratic_task(num_examples=400, noise=1.0, start=0.0):
