@@ -13,8 +13,6 @@ The measured answer is in docs/advice.md.
 """
 
 import dataclasses
-import math
-import time
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -27,7 +25,8 @@ from experiments.study import check_positive, open_study, run_study, show_result
 from experiments.study_target import GoalConfig, fill_target
 from experiments.study_task import few_for_quick, load_choosing_task
 from jaxbatch.advice.advice import Objective
-from jaxbatch.advice.advising import LEARNING_RATES, find_throughput, settle
+from jaxbatch.advice.advising import Event, Ran, answer
+from jaxbatch.advice.request import LEARNING_RATES, Question
 from jaxbatch.results.records import RunFolder
 from jaxbatch.results.report import progress_bar
 
@@ -70,54 +69,34 @@ def resolve(config: Config, task: jb.Task) -> Config:
 def measure(config: Config, task: jb.Task, run: RunFolder, console: Console) -> None:
     """Makes the measurements that are not in the run folder yet: the setting, the times of an update, then run after run."""
     by_rate = make_optimizer(config)
-    rates = config.learning_rates or LEARNING_RATES
-    started = time.perf_counter()
+    question = Question(
+        config.target or "",
+        by_rate,
+        objective=config.objective,
+        batch_sizes=config.batch_sizes,
+        learning_rates=config.learning_rates or LEARNING_RATES,
+        longest=jb.epochs(config.epochs),
+        evaluations_per_epoch=config.evaluations_per_epoch,
+        target=config.device,
+        memory=config.memory,
+        budget=config.budget,
+        max_probes=config.max_probes,
+        measure_noise=not config.quick,
+    )
     with progress_bar(console) as progress:
         bar = progress.add_task("runs", total=config.max_probes, rate="looking at the task")
-        say = lambda message: progress.update(bar, rate=message)
-        if not run.find(kind="setting"):
-            setting, *_ = settle(
-                task,
-                config.target or "",
-                optimizer=by_rate,
-                objective=config.objective,
-                batch_sizes=config.batch_sizes,
-                evaluations_per_epoch=config.evaluations_per_epoch,
-                target=config.device,
-                memory=config.memory,
-                seed=0,
-                learning_rates=rates,
-            )
-            run.append(advise_records.write_setting(setting))
-        setting = advise_records.read_setting(run.records)
-        left = lambda: math.inf if config.budget is None else config.budget - (time.perf_counter() - started)
-        if not run.find(kind="throughput"):
-            throughput = find_throughput(task, by_rate(setting.learning_rates[0]), setting.batch_sizes, config.device, left(), say)
-            run.append(advise_records.write_throughput(throughput))
 
-        def on_probe(probe, number):
-            run.append(advise_records.write_probe(probe, number))
-            progress.update(bar, completed=number + 1)
+        def on_event(event: Event) -> None:
+            if isinstance(event, str):
+                progress.update(bar, rate=event)
+                return
+            run.append(advise_records.write(event))
+            if isinstance(event, Ran):
+                progress.update(bar, completed=event.number + 1)
 
-        advice = jb.advise(
-            task,
-            setting.goal,
-            optimizer=by_rate,
-            objective=config.objective,
-            batch_sizes=setting.batch_sizes,
-            longest=jb.epochs(config.epochs),
-            evaluations_per_epoch=config.evaluations_per_epoch,
-            target=config.device,
-            memory=config.memory,
-            budget=None if config.budget is None else max(0.0, left()),
-            max_probes=config.max_probes,
-            measure_noise=not config.quick,
-            throughput=advise_records.read_throughput(run.records),
-            known=advise_records.read_probes(run.records),
-            on_probe=on_probe,
-            on_progress=say,
-            learning_rates=rates,
-        )
+        advice = answer(task, question, on_event, advise_records.read_begun(run.records))
+    if not run.find(kind="throughput"):
+        raise ValueError(f"budget={config.budget:g} seconds were over before an update was timed: give more.")
     if config.verify and advice.batch_size is not None:
         advise_verify.verify(config, task, by_rate, advice, run, console)
 

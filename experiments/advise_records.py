@@ -5,14 +5,29 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxbatch.advice.advice import Advice
-from jaxbatch.advice.advising import Setting, conclude
+from jaxbatch.advice.advising import Begun, Ran
 from jaxbatch.advice.probes import Probe
+from jaxbatch.advice.settling import Setting, conclude
 from jaxbatch.advice.throughput import Throughput
 from jaxbatch.intervals import Interval
 from jaxbatch.results.records import Record, as_number
 from jaxbatch.training.goals import as_goal
 
 _LINE = ("seconds_per_update", "seconds_per_example", "knee")
+
+
+def write(event: Setting | Throughput | Ran) -> Record:
+    """What a search measured."""
+    if isinstance(event, Setting):
+        return write_setting(event)
+    return write_probe(*event) if isinstance(event, Ran) else write_throughput(event)
+
+
+def read_begun(records: Sequence[Record]) -> Begun:
+    """What is there of a search."""
+    kinds = {record["kind"] for record in records}
+    setting = read_setting(records) if "setting" in kinds else None
+    return Begun(setting, read_throughput(records) if "throughput" in kinds else None, tuple(read_probes(records)))
 
 
 def write_setting(setting: Setting) -> Record:

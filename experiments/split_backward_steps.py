@@ -1,4 +1,4 @@
-"""The four ways to use a batch, and how far their parameters are apart."""
+"""The four ways to use a batch, and the distance between their parameters."""
 
 import jax
 import jax.numpy as jnp

@@ -18,6 +18,8 @@ from jaxbatch.kinds import checked
 class Interval(NamedTuple):
     """A number with its 95% interval, the number of measurements n behind it, and how many were left out because they are not finite.
 
+    One measurement alone has no ends: they are NaN. What follows from a model of other measurements has ends whatever its n, which may be 0.
+
     A format writes all of it: ``1.05 [0.95, 1.15] (2 of 4)`` is the number from 2 of 4 runs, because two diverged.
     """
 
@@ -28,17 +30,21 @@ class Interval(NamedTuple):
     left_out: int = 0
 
     def __format__(self, spec: str) -> str:
-        text = "none" if self.n == 0 else format(self.value, spec)
-        if self.n > 1:
+        text = "none" if self.n == 0 and not self._has_ends else format(self.value, spec)
+        if self._has_ends:
             text += f" [{format(self.low, spec)}, {format(self.high, spec)}]"
         return text + (f" ({self.n} of {self.n + self.left_out})" if self.left_out else "")
+
+    @property
+    def _has_ends(self) -> bool:
+        return self.n > 1 or not math.isnan(self.low + self.high)
 
     def __float__(self) -> float:
         return float(self.value)
 
     def excludes(self, reference: float) -> bool:
-        """Whether ``reference`` lies outside the interval; False with fewer than 2 values or without ends."""
-        return self.n > 1 and bool(self.low > reference or reference > self.high)
+        """Whether ``reference`` lies outside the interval; False without ends."""
+        return self._has_ends and bool(self.low > reference or reference > self.high)
 
     def times(self, factor: float) -> "Interval":
         """The interval in another unit.

@@ -11,9 +11,9 @@ import pytest
 
 import jaxbatch as jb
 from jaxbatch.advice.advice import cost_of_update
-from jaxbatch.advice.advising import find_throughput
 from jaxbatch.advice.choices import cost_from_seconds
-from jaxbatch.advice.probes import Prober, make_start, with_rate_in_state
+from jaxbatch.advice.probes import ProbePrograms, Prober, with_rate_in_state
+from jaxbatch.advice.timed_updates import find_throughput
 
 
 def quadratic_task(num_examples=400, noise=1.0, start=0.0):
@@ -54,7 +54,7 @@ def test_a_rate_in_the_state_changes_no_number():
 
 def test_a_probe_counts_updates_to_the_goal():
     task, optimizer = quadratic_task(), with_rate_in_state(optax.sgd)
-    prober = Prober(task, optimizer, make_start(task, optimizer), jb.as_goal("distance<0.1"), jb.epochs(10), 50)
+    prober = Prober(ProbePrograms(task, optimizer, 0.1), jb.as_goal("distance<0.1"), jb.epochs(10), 50)
     *_, last = prober.run(8, 0.1, 0)
     *_, record = jb.fit_to_target(prober.task, jb.FitConfig(optax.sgd(0.1), 8, jb.epochs(10), evaluations_per_epoch=50), "distance<0.1")
     assert (last.updates, last.reached) == (record["updates"], True)

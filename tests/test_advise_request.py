@@ -11,10 +11,10 @@ import pytest
 
 import jaxbatch as jb
 from experiments import advise_records
-from jaxbatch.advice.advising import Setting
 from jaxbatch.advice.doubts import check_finite_data, why_none
 from jaxbatch.advice.probes import Probe, even_looks
 from jaxbatch.advice.search import race
+from jaxbatch.advice.settling import Setting
 from jaxbatch.advice.timed_updates import find_throughput
 from jaxbatch.advice.watch import Watch, WatchedRuns
 from jaxbatch.results.records import open_run

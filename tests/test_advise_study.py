@@ -13,9 +13,9 @@ import jaxbatch as jb
 from experiments import advise_records
 from experiments.advise_records import read_setting, write_setting
 from experiments.advise_verify import Verification, mean_costs, read_verification, regret
-from jaxbatch.advice.advising import Setting, conclude
 from jaxbatch.advice.doubts import why_none
 from jaxbatch.advice.probes import Probe
+from jaxbatch.advice.settling import Setting, conclude
 from jaxbatch.results.records import open_run, read_records
 
 FLAGS = ("--quick", "--model", "mlp", "--target", "accuracy>0.85", "--batch-sizes", "8", "32", "128", "--learning-rates", "0.01", "0.1", "1")

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import jaxbatch as jb
-from jaxbatch.training import evaluation, fitting, loops
+from jaxbatch.training import evaluation, loops, run_programs
 from jaxbatch.training.devices import AXIS, put_once
 from jaxbatch.training.loops import compile_epoch, compile_epoch_in_pieces
 from tests.conftest import make_problem
@@ -210,10 +210,10 @@ def test_arrays_of_jax_are_moved_to_the_devices_once():
 
 
 def test_a_run_moves_data_of_the_host_to_the_device_once(monkeypatch):
-    trained, tested, compiled, make_test = [], [], fitting.compile_task_epoch, fitting.make_test
+    trained, tested, compiled, make_test = [], [], run_programs.compile_task_epoch, run_programs.make_test
     look = lambda run, seen, number: lambda *given: seen.append(given[number]) or run(*given)
-    monkeypatch.setattr(fitting, "compile_task_epoch", lambda *given, **settings: look(compiled(*given, **settings), trained, 1))
-    monkeypatch.setattr(fitting, "make_test", lambda *given: look(make_test(*given), tested, 0))
+    monkeypatch.setattr(run_programs, "compile_task_epoch", lambda *given, **settings: look(compiled(*given, **settings), trained, 1))
+    monkeypatch.setattr(run_programs, "make_test", lambda *given: look(make_test(*given), tested, 0))
     loss_fn, x = lambda w, x: (x - w) ** 2, np.arange(8.0, dtype=np.float32)
     task = jb.Task(lambda key: jnp.zeros(()), loss_fn, lambda w, x: {"loss": loss_fn(w, x)}, x, x)
     assert len(list(jb.fit(task, jb.FitConfig(optax.sgd(0.1), 2, jb.epochs(2), evaluations_per_epoch=2)))) == 4

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import jaxbatch as jb
 from jaxbatch.advice.memory_parts import ORDER_BYTES
-from jaxbatch.training import fitting
+from jaxbatch.training import run_programs
 from jaxbatch.training.evaluation import choose_evaluation_size, lay_out_evaluation
 from jaxbatch.training.steps import init_state, state_shapes
 
@@ -40,7 +40,7 @@ def test_what_lies_on_the_device_while_fit_runs_is_what_was_counted(monkeypatch)
     task, optimizer = jb.Task(lambda key: jnp.ones((20, 3000)), loss_fn, lambda w, x: {"loss": loss_fn(w, x)}, data, test), optax.adam(1e-3)
     memory = jb.memory_profile(task, [16], optimizer=optimizer, target="cpu")[16]
     others, seen = sum(array.nbytes for array in jax.live_arrays()) - data.nbytes - test.nbytes, []
-    make_test, compile_task_epoch = fitting.make_test, fitting.compile_task_epoch
+    make_test, compile_task_epoch = run_programs.make_test, run_programs.compile_task_epoch
 
     def looking(made):
         def look_and_call(*arguments):
@@ -49,8 +49,8 @@ def test_what_lies_on_the_device_while_fit_runs_is_what_was_counted(monkeypatch)
 
         return look_and_call
 
-    monkeypatch.setattr(fitting, "make_test", lambda *given: looking(make_test(*given)))
-    monkeypatch.setattr(fitting, "compile_task_epoch", lambda *given, **settings: looking(compile_task_epoch(*given, **settings)))
+    monkeypatch.setattr(run_programs, "make_test", lambda *given: looking(make_test(*given)))
+    monkeypatch.setattr(run_programs, "compile_task_epoch", lambda *given, **settings: looking(compile_task_epoch(*given, **settings)))
     for record in jb.fit(task, jb.FitConfig(optimizer, 16, jb.epochs(3))):
         assert record["loss"] > 0
     assert len(seen) == 6 and max(seen) == pytest.approx(memory.kept, rel=0.002)  # losses and keys are some bytes

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import jaxbatch as jb
-from jaxbatch.advice.probes import Prober, make_start, with_rate_in_state
+from jaxbatch.advice.probes import ProbePrograms, Prober, with_rate_in_state
 from tests.test_moments import batch_norm_task
 from tests.test_streams import streamed
 
@@ -145,7 +145,7 @@ def test_a_probe_gives_the_number_without_the_monitor(name):
     ends = []
     for measured in (True, False):
         optimizer = with_rate_in_state(optax.sgd)
-        prober = Prober(task, optimizer, make_start(task, optimizer), jb.as_goal("loss<-1"), jb.epochs(3), 2, measured)
+        prober = Prober(ProbePrograms(task, optimizer, 0.1), jb.as_goal("loss<-1"), jb.epochs(3), 2, measured)
         *_, last = prober.run(12, 0.1, 0)
         ends.append(last)
     np.testing.assert_allclose(ends[0].value, ends[1].value, rtol=1e-5)

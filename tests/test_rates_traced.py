@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import jaxbatch as jb
-from jaxbatch.advice.probes import Prober, make_adjustable, make_start
+from jaxbatch.advice.probes import ProbePrograms, Prober, make_adjustable
 from jaxbatch.training.steps import start_shapes
 from tests.conftest import shapes_unchecked
 
@@ -79,8 +79,8 @@ def test_a_sweep_makes_the_runs_of_fit(name):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_probe_is_a_run_of_fit(name):
     make, params = OPTIMIZERS[name], start_shapes(TASK)
-    adjustable = make_adjustable(make, 0.1, params)
-    prober = Prober(TASK, adjustable, make_start(TASK, make(0.1) if callable(adjustable) else adjustable), jb.as_goal("loss<-1"), jb.epochs(2), 1)
+    programs = ProbePrograms(TASK, make_adjustable(make, 0.1, params), 0.1)
+    prober = Prober(programs, jb.as_goal("loss<-1"), jb.epochs(2), 1)
     for rate in RATES:
         *_, last = prober.run(8, rate, 0)
         assert last.updates == run_of_fit(name, rate)[0]

@@ -7,8 +7,10 @@ import pytest
 
 import jaxbatch as jb
 from experiments.__main__ import studies
+from scripts.page_blocks import without_blocks
 from tests.conftest import ROOT
 
+LONGEST_LINE = 160  # characters, of prose
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -45,6 +47,31 @@ def test_every_page_can_be_found():
     navigation, start = ((ROOT / name).read_text(encoding="utf-8") for name in ("mkdocs.yml", "docs/index.md"))
     for page in (path.name for path in (ROOT / "docs").glob("*.md")):
         assert page in navigation and (page in start or page == "index.md"), page
+
+
+def test_every_term_is_used_and_leads_to_a_page_that_uses_it():
+    pages = {path.name: path.read_text(encoding="utf-8").lower() for path in (ROOT / "docs").glob("*.md")}
+    terms = re.findall(r"^## (.+?)\n\n(.+?)(?=\n## |\Z)", pages.pop("terms.md"), re.MULTILINE | re.DOTALL)
+    assert len(terms) >= 18 and len({term for term, _ in terms}) == len(terms)
+    used = "\n".join(pages.values())
+    for term, meaning in terms:
+        there = [target for target in re.findall(r"\]\((\w+\.md)\)", meaning) if re.search(rf"\b{term}s?\b", pages[target])]
+        assert there, f"{term}: no page that its meaning leads to uses it"
+    linked = set(re.findall(r"terms\.md#([\w-]+)\)", used))
+    assert linked <= {term.replace(" ", "-") for term, _ in terms} and len(linked) >= 12
+
+
+def prose_lines(text: str) -> list[str]:
+    """The lines of a page that people wrote, without tables, code, headings and what is made from records; of a link only its words."""
+    text = re.sub(r"^( *)```.*?^ *```", "", without_blocks(text), flags=re.MULTILINE | re.DOTALL)
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith(("|", "#", "![", "<!--"))]
+    return [re.sub(r"\]\([^)]*\)", "]", line) for line in lines]
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))])
+def test_lines_of_prose_are_of_one_length(page):
+    long = [line for line in prose_lines((ROOT / page).read_text(encoding="utf-8")) if len(line) > LONGEST_LINE]
+    assert not long, f"{page}: break these lines at {LONGEST_LINE} characters: {long}"
 
 
 def test_tree_has_a_line_for_every_file():

@@ -1,32 +1,22 @@
 """Which batch size to train with, and which learning rate, measured on the user's own task."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from jaxbatch.advice.advice import Advice, cost_of_update, noise_scale_of
-from jaxbatch.advice.choices import Objective, summarize
-from jaxbatch.advice.doubts import check_finite_data, check_not_there_yet, doubts_of, why_none
-from jaxbatch.advice.estimates import Space, make_estimate, usual_sizes
-from jaxbatch.advice.largest_batch import find_largest_batch
-from jaxbatch.advice.memory import make_measure
-from jaxbatch.advice.probes import MakeOptimizer, Probe, Prober, make_adjustable, make_start
-from jaxbatch.advice.request import check_known, check_limits, check_question
-from jaxbatch.advice.rules import rules_for
+from jaxbatch.advice.advice import Advice
+from jaxbatch.advice.choices import Objective
+from jaxbatch.advice.probes import MakeOptimizer, Probe, Prober
+from jaxbatch.advice.request import LEARNING_RATES, Question, check_known, check_limits
 from jaxbatch.advice.search import search
+from jaxbatch.advice.settling import Setting, conclude, settle
 from jaxbatch.advice.throughput import NOT_TIMED, Throughput
 from jaxbatch.advice.timed_updates import find_throughput
 from jaxbatch.advice.watch import Watch, WatchedRuns, print_progress
 from jaxbatch.batches import Duration, epochs
-from jaxbatch.gradients.updates import check_make_optimizer
-from jaxbatch.intervals import Interval
-from jaxbatch.machine.targets import as_bytes, find_target
-from jaxbatch.training.goals import Goal, check_goal
-from jaxbatch.training.steps import TrainState, start_shapes
+from jaxbatch.training.goals import Goal
 from jaxbatch.training.tasks import Task
-
-LEARNING_RATES = tuple(float(f"{10 ** (quarter / 4):.3g}") for quarter in range(-16, 3))  # 0.0001 to 3.16, four to a power of ten
 
 
 def advise(
@@ -100,151 +90,77 @@ def advise(
     """
     limits: dict[str, Any] = {"longest": longest, "budget": budget, "max_probes": max_probes, "tolerance": tolerance, "seed": seed}
     check_limits(**limits, measure_noise=measure_noise, throughput=throughput, known=known, on_probe=on_probe, on_progress=on_progress)
-    watch = Watch(budget, on_progress)
+    settings: dict[str, Any] = {"objective": objective, "batch_sizes": batch_sizes, "learning_rates": learning_rates, "target": target}
+    settings |= {"evaluations_per_epoch": evaluations_per_epoch, "memory": memory, "measure_noise": measure_noise}
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, Ran):
+            on_probe(*event)
+        elif isinstance(event, str) and on_progress is not None:
+            on_progress(event)
+
+    return answer(task, Question(goal, optimizer, **settings, **limits), on_event, Begun(None, throughput, tuple(known)))
+
+
+class Ran(NamedTuple):
+    """A run has ended."""
+
+    probe: Probe
+    number: int
+
+
+Event: TypeAlias = Setting | Throughput | Ran | str  # in this order; messages on what is going on come between
+
+
+class Begun(NamedTuple):
+    """What is known of an earlier search for the same question, which was stopped; none of it is measured again."""
+
+    setting: Setting | None = None
+    throughput: Throughput | None = None
+    probes: tuple[Probe, ...] = ()
+
+
+def answer(task: Task, question: Question, on_event: Callable[[Event], None], begun: Begun = Begun()) -> Advice:
+    """The search behind :func:`advise`.
+
+    Args:
+        task: see :func:`advise`.
+        question: what is asked; its limits are checked, see :func:`jaxbatch.advice.request.check_limits`.
+        on_event: called with everything that was measured as soon as it is known, for records, and with messages.
+        begun: what an earlier call gave to its ``on_event``.
+    """
+    watch = Watch(question.budget, on_event)
     watch.say("looking at the task")
-    setting, adjustable, begin = settle(
-        task,
-        goal,
-        optimizer=optimizer,
-        objective=objective,
-        batch_sizes=batch_sizes,
-        learning_rates=learning_rates,
-        evaluations_per_epoch=evaluations_per_epoch,
-        target=target,
-        memory=memory,
-        seed=seed,
-    )
-    check_known(known, setting.batch_sizes, setting.learning_rates)
-    if throughput is None and watch.is_over and not known:
+    setting, programs = settle(task, question, begun.setting)
+    if begun.setting is None:
+        on_event(setting)
+    check_known(begun.probes, setting.batch_sizes, setting.learning_rates)
+    throughput = begun.throughput
+    if throughput is None and watch.is_over and not begun.probes:
         return watch.confess(conclude(setting, NOT_TIMED, ()))
-    throughput = throughput or find_throughput(task, optimizer(setting.learning_rates[0]), setting.batch_sizes, target, watch.left, watch.say)
-    prober = Prober(task, adjustable, begin, setting.goal, longest, evaluations_per_epoch, measure_noise)
+    if throughput is None:
+        lowest = setting.learning_rates[0]
+        shared: dict[str, Any] = {"programs": programs.at(lowest), "start": lambda: programs.start(lowest, question.seed)}
+        optimizer = question.optimizer(lowest)
+        throughput = find_throughput(task, optimizer, setting.batch_sizes, question.target, watch.left, watch.say, **shared)
+        on_event(throughput)
+    prober = Prober(programs, setting.goal, question.longest, question.evaluations_per_epoch, question.measure_noise)
     outcome = search(
         WatchedRuns(prober, watch),
         setting.space(throughput),
         first_size=_middle(setting.batch_sizes),
-        max_probes=max_probes,
-        tolerance=tolerance,
+        max_probes=question.max_probes,
+        tolerance=question.tolerance,
         prefer=setting.prefer,
-        seed=seed,
-        known=known,
-        on_probe=watch.reporting(on_probe),
+        seed=question.seed,
+        known=begun.probes,
+        on_probe=watch.reporting(lambda probe, number: on_event(Ran(probe, number))),
         within_budget=lambda probes: watch.grant(),
     )
     return watch.confess(conclude(setting, throughput, outcome.probes))
-
-
-class Setting(NamedTuple):
-    """What is settled before the first run."""
-
-    goal: Goal
-    objective: Objective
-    batch_sizes: tuple[int, ...]
-    learning_rates: tuple[float, ...]
-    evaluations_per_epoch: int
-    num_examples: int
-    start: float  # the goal's metric before training
-    largest_batch_size: int | None  # that memory holds; None: every size that is considered fits; 0: not known
-    rules: tuple[str, ...]
-
-    @property
-    def prefer(self) -> str:
-        """Which of two sizes that cost the same: fewer examples go with a smaller one, less time with a larger one."""
-        return "larger" if self.objective == "examples" else "smaller"
-
-    def space(self, throughput: Throughput) -> Space:
-        """The settings to choose from, with the cost of an update."""
-        return Space(self.batch_sizes, self.learning_rates, cost_of_update(self.objective, throughput, self.batch_sizes))
-
-
-def settle(
-    task: Task,
-    goal: str | Goal,
-    *,
-    optimizer: MakeOptimizer,
-    objective: Objective,
-    batch_sizes: Sequence[int] | None,
-    learning_rates: Sequence[float],
-    evaluations_per_epoch: int,
-    target: str,
-    memory: str | float | None,
-    seed: int,
-) -> tuple[Setting, Any, Callable[[int], TrainState]]:
-    """Checks what :func:`advise` was given; returns the setting, the optimizer of every rate, and ``seed -> state``.
-
-    The optimizer is from :func:`jaxbatch.advice.probes.make_adjustable`.
-    """
-    check_question(task, goal, batch_sizes, learning_rates, evaluations_per_epoch, seed)
-    goal, sizes = check_goal(task, goal), _sizes(task.num_examples, batch_sizes)
-    rates = tuple(sorted({float(rate) for rate in learning_rates}))
-    if len(rates) < 3:
-        raise ValueError(f"learning_rates={list(rates)} must hold at least 3 different finite numbers above 0.")
-    if objective not in get_args(Objective):
-        raise ValueError(f"objective={objective!r} must be 'time', 'examples' or 'balanced'.")
-    check_finite_data(task)
-    check_make_optimizer(optimizer, rates[0], "optimizer")
-    adjustable = make_adjustable(optimizer, rates[0], start_shapes(task))
-    begin = make_start(task, optimizer(rates[0]) if callable(adjustable) else adjustable)
-    begun = begin(seed)
-    start = check_not_there_yet(task, begun, goal)
-    largest = _largest_that_fits(task, optimizer(rates[0]), sizes, target, memory)
-    sizes = tuple(size for size in sizes if not largest or size <= largest)
-    if not sizes:
-        raise ValueError(f"memory={memory!r} holds a batch of at most {largest}, so there is nothing to choose from. Take a smaller model.")
-    rules = tuple(rules_for(begun.opt_state))
-    return Setting(goal, objective, sizes, rates, evaluations_per_epoch, task.num_examples, start, largest, rules), adjustable, begin
-
-
-def conclude(setting: Setting, throughput: Throughput, probes: Sequence[Probe]) -> Advice:
-    """The advice that follows from runs. Nothing is run."""
-    common: dict[str, Any] = {
-        "objective": setting.objective,
-        "goal": setting.goal,
-        "throughput": throughput,
-        "largest_batch_size": setting.largest_batch_size,
-        "probes": tuple(probes),
-        "rules": setting.rules,
-        "noise_scale": noise_scale_of(probes),
-    }
-    if not any(probe.reached for probe in probes):
-        unknown = Interval(np.nan, np.nan, np.nan, 0)
-        nothing: dict[str, Any] = {"choices": (), "close_sizes": (), "candidates": (), "critical_batch_size": unknown, "expected_regret": np.nan}
-        return Advice(None, None, doubts=(why_none(probes, setting.goal, setting.start),), **nothing, **common)
-    space = setting.space(throughput)
-    estimate = make_estimate(probes, space, setting.prefer)
-    fields = summarize(
-        estimate,
-        space,
-        throughput,
-        probes,
-        setting.objective,
-        prefer=setting.prefer,
-        evaluations_per_epoch=setting.evaluations_per_epoch,
-        num_examples=setting.num_examples,
-    )
-    doubts = doubts_of(probes, space, estimate, fields["choices"][estimate.best[0]], setting.num_examples)
-    return Advice(doubts=tuple(doubts), **fields, **common)
-
-
-def _sizes(count: int, batch_sizes: Sequence[int] | None) -> tuple[int, ...]:
-    sizes = tuple(sorted(set(map(int, usual_sizes(count) if batch_sizes is None else batch_sizes))))
-    if not sizes or sizes[0] < 1 or sizes[-1] > count:
-        raise ValueError(f"batch_sizes={list(sizes)} must hold sizes between 1 and the {count} examples of the data set.")
-    return sizes
 
 
 def _middle(sizes: Sequence[int]) -> int:
     """The size nearest to 64, or to the middle of the sizes if that is smaller."""
     aim = min(64.0, float(np.sqrt(sizes[0] * sizes[-1])) * 2)
     return min(sizes, key=lambda size: abs(np.log(size / aim)))
-
-
-def _largest_that_fits(task: Task, optimizer: Any, sizes: Sequence[int], target: str, memory: str | float | None) -> int | None:
-    """The largest batch that fits in memory; None if even the largest of the sizes does, 0 if the device's memory is not known."""
-    device = find_target(target)
-    limit = device.usable if memory is None else as_bytes(memory, "memory")
-    if not limit:
-        return 0
-    if make_measure(task, optimizer=optimizer, target=device)(sizes[-1]).total <= 0.9 * limit:
-        return None
-    return find_largest_batch(task, optimizer=optimizer, target=device, budget=memory).batch_size

@@ -206,6 +206,6 @@ def _best_size_elsewhere(estimate: Estimate, space: Space, throughput: Throughpu
 
 
 def _spread(draws: np.ndarray, count: int) -> Interval:
-    """The median of draws with the interval that holds 95% of them; ``count`` runs are behind it."""
+    """The median of draws with the interval that holds 95% of them; ``count`` runs of the setting are behind it, often none."""
     low, middle, high = np.quantile(draws, [0.025, 0.5, 0.975])
-    return around(float(middle), float(low), float(high), max(count, 2))
+    return around(float(middle), float(low), float(high), count)

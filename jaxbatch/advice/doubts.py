@@ -11,8 +11,8 @@ from jaxbatch.advice.estimates import Estimate, Space, usual_sizes
 from jaxbatch.advice.probes import Probe
 from jaxbatch.advice.search import CONFIRMED
 from jaxbatch.data.streams import is_stream
-from jaxbatch.training.evaluation import make_test
 from jaxbatch.training.goals import Goal
+from jaxbatch.training.run_programs import RunPrograms
 from jaxbatch.training.steps import TrainState
 from jaxbatch.training.tasks import Task
 
@@ -40,13 +40,13 @@ def check_finite_data(task: Task) -> None:
                     raise ValueError(f"{name} holds NaN or infinite numbers in {bad.sum()} of {len(values)} examples. Remove them first.")
 
 
-def check_not_there_yet(task: Task, state: TrainState, goal: Goal) -> float:
-    """The goal's metric before training.
+def check_not_there_yet(programs: RunPrograms, state: TrainState, goal: Goal) -> float:
+    """The goal's metric before training, from the program that runs evaluate with.
 
     Raises:
         ValueError: it has reached the goal already.
     """
-    value = float(make_test(task)(task.test_data, state)[goal.metric])
+    value = float(programs.test()(programs.data(1)[1], state)[goal.metric])
     if goal.reached(value):
         raise ValueError(f"goal={str(goal)!r} is reached before training, at {goal.metric} {value:.4g}. Take a goal that has to be learned.")
     return value

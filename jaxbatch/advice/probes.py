@@ -19,9 +19,11 @@ from jaxbatch.gradients.part_norms import NoiseMonitor
 from jaxbatch.gradients.updates import Optimizer, call_update, takes_traced
 from jaxbatch.machine.compiling import take_out_constants
 from jaxbatch.states import as_arrays
-from jaxbatch.training.goals import Goal, fit_to_target
+from jaxbatch.training.fitting import fit_with
+from jaxbatch.training.goals import Goal, until_reached
 from jaxbatch.training.monitor import ChangesTraining
 from jaxbatch.training.plans import FitConfig
+from jaxbatch.training.run_programs import RunPrograms
 from jaxbatch.training.steps import TrainState, init_state
 from jaxbatch.training.tasks import Task
 
@@ -113,33 +115,70 @@ def _keeps_rate(make_optimizer: MakeOptimizer, learning_rate: float, params: Any
     return any(id(variable) in dependent for variable in program.outvars)
 
 
+class ProbePrograms:
+    """The start of every seed and the programs of every learning rate, each made once for all probes of a task.
+
+    Args:
+        task: see :class:`jaxbatch.Task`.
+        optimizer: from :func:`make_adjustable`. One with its rate in its state has the same programs for all rates; a function
+            makes one for each rate, and each has its own.
+        learning_rate: any that is allowed.
+
+    Example:
+        >>> task = Task(lambda key: jax.random.normal(key, (2,)), None, None, jnp.zeros((4, 1)), None)
+        >>> programs = ProbePrograms(task, with_rate_in_state(optax.sgd), 0.1)
+        >>> programs.at(0.1) is programs.at(0.2), float(programs.start(0.2, seed=3).opt_state.learning_rate)
+        (True, 0.20000000298023224)
+    """
+
+    def __init__(self, task: Task, optimizer: Any, learning_rate: float):
+        self.task = task
+        self._make = optimizer if callable(optimizer) else None
+        self._first = RunPrograms(task, optimizer(learning_rate) if callable(optimizer) else optimizer)
+        self._by_rate = {learning_rate: self._first}
+        self._start = make_start(task, self._first.optimizer)
+
+    def at(self, learning_rate: float) -> RunPrograms:
+        """What runs with this learning rate share."""
+        if self._make is None:
+            return self._first
+        if learning_rate not in self._by_rate:
+            self._by_rate[learning_rate] = self._first.with_optimizer(self._make(learning_rate))
+        return self._by_rate[learning_rate]
+
+    def start(self, learning_rate: float, seed: int) -> TrainState:
+        """The state from which a run starts."""
+        state = self._start(seed)
+        if self._make is None:
+            return state._replace(opt_state=state.opt_state._replace(learning_rate=jnp.asarray(learning_rate, jnp.float32)))
+        return state._replace(opt_state=as_arrays(self.at(learning_rate).optimizer.init(state.params)))
+
+
 class Prober(NamedTuple):
     """Runs probes of one task."""
 
-    task: Task
-    optimizer: Any  # from with_rate_in_state; or, where the rate cannot be traced, a function that makes one for each rate
-    start: Callable[[int], TrainState]  # seed -> state, from make_start
+    programs: ProbePrograms
     goal: Goal
     longest: Duration
     evaluations_per_epoch: int
     measure_noise: bool = True
 
+    @property
+    def task(self) -> Task:
+        """The task of the runs."""
+        return self.programs.task
+
     def run(self, batch_size: int, learning_rate: float, seed: int) -> Iterator[Probe]:
         """The run so far at each evaluation, until the goal, divergence, or the longest duration."""
-        state, optimizer = self.start(seed), self.optimizer
-        if callable(optimizer):
-            optimizer = optimizer(learning_rate)
-            state = state._replace(opt_state=as_arrays(optimizer.init(state.params)))
-        else:
-            state = state._replace(opt_state=state.opt_state._replace(learning_rate=jnp.asarray(learning_rate, jnp.float32)))
+        programs, state = self.programs.at(learning_rate), self.programs.start(learning_rate, seed)
         looks = even_looks(self.task.num_examples // batch_size, self.evaluations_per_epoch)
-        cut = batch_size > 1 and self.task.update_model_state is None  # a cut would change moments
-        monitor = _MONITOR if self.measure_noise and cut else None
-        config = FitConfig(optimizer, batch_size, self.longest, seed=seed, evaluations_per_epoch=looks, monitor=monitor)
+        config = FitConfig(programs.optimizer, batch_size, self.longest, seed=seed, evaluations_per_epoch=looks)
+        if self.measure_noise and batch_size > 1:
+            config = config._replace(monitor=self._monitor(programs, config, state, batch_size))
         best, better = (-math.inf, max) if self.goal.above else (math.inf, min)
         before = 0
         sums = np.zeros(3)  # measurements, signal, trace
-        for record in self._records(config, state):
+        for record in until_reached(fit_with(programs, config, state), self.goal):
             value, updates, reached = self.goal.in_record(record), record["updates"], record["reached"]
             best = best if math.isnan(value) else better(best, value)
             if record.get("noise_measurements"):
@@ -148,12 +187,15 @@ class Prober(NamedTuple):
             more_than, before = last_without(before, updates, reached), updates
             yield Probe(batch_size, learning_rate, seed, updates, reached, record["diverged"], more_than, value, best, record["loss"], *noise)
 
-    def _records(self, config: FitConfig, state: TrainState) -> Iterator[dict[str, Any]]:
-        """The records of a run, without noise where its measurement would train another model."""
+    def _monitor(self, programs: RunPrograms, config: FitConfig, state: TrainState, batch_size: int) -> NoiseMonitor | None:
+        """None where noise is not measured, because a cut would change moments or train another model."""
+        if self.task.update_model_state is not None:
+            return None
         try:
-            yield from fit_to_target(self.task, config, self.goal, state=state)
-        except ChangesTraining:  # before the first record
-            yield from fit_to_target(self.task, config._replace(monitor=None), self.goal, state=state)
+            programs.check_cuts(config._replace(monitor=_MONITOR), state.params, frozenset([batch_size]))
+        except ChangesTraining:
+            return None
+        return _MONITOR
 
 
 def even_looks(steps_per_epoch: int, looks: int) -> int:

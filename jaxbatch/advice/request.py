@@ -2,17 +2,38 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxbatch.advice.probes import Probe
+from jaxbatch.advice.choices import Objective
+from jaxbatch.advice.probes import MakeOptimizer, Probe
 from jaxbatch.advice.throughput import Throughput
-from jaxbatch.batches import Duration, check_duration, check_seed
+from jaxbatch.batches import Duration, check_duration, check_seed, epochs
 from jaxbatch.training.goals import Goal
 from jaxbatch.training.tasks import Task
 
+LEARNING_RATES = tuple(float(f"{10 ** (quarter / 4):.3g}") for quarter in range(-16, 3))  # 0.0001 to 3.16, four to a power of ten
 _FEWEST = 4  # examples, from which on there are two batch sizes to choose from
+
+
+class Question(NamedTuple):
+    """What :func:`jaxbatch.advise` is asked of a task; it says what the fields mean."""
+
+    goal: str | Goal
+    optimizer: MakeOptimizer
+    objective: Objective = "time"
+    batch_sizes: Sequence[int] | None = None
+    learning_rates: Sequence[float] = LEARNING_RATES
+    longest: Duration = epochs(30)
+    evaluations_per_epoch: int = 12
+    target: str = "here"
+    memory: str | float | None = None
+    budget: float | None = None
+    max_probes: int = 30
+    tolerance: float = 0.05
+    measure_noise: bool = True
+    seed: int = 0
 
 
 def check_question(task: Any, goal: Any, batch_sizes: Any, learning_rates: Any, evaluations_per_epoch: Any, seed: Any) -> None:

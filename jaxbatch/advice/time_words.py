@@ -27,7 +27,7 @@ def time_sentences(choices: Sequence[Any], batch_size: int, objective: str, thro
 
 
 def loading_sentences(throughput: Throughput, batch_size: int) -> list[str]:
-    """What loading examples costs; nothing where it was not timed apart.
+    """What loading examples costs; nothing where it was not timed by itself.
 
     Example:
         >>> from jaxbatch.advice.throughput import fit_throughput

@@ -19,8 +19,8 @@ from jaxbatch.gradients.updates import Optimizer, check_optimizer
 from jaxbatch.kinds import checked
 from jaxbatch.machine.timing import timed_rounds
 from jaxbatch.training.devices import find_devices
-from jaxbatch.training.epochs import compile_task_epoch
-from jaxbatch.training.steps import init_state, start_shapes
+from jaxbatch.training.run_programs import RunPrograms
+from jaxbatch.training.steps import TrainState, init_state, start_shapes
 from jaxbatch.training.tasks import Task
 
 _OVERLAP = 4  # batches in a row, if there are as many: loading the first overlaps with nothing
@@ -79,28 +79,54 @@ def measure_throughput(
         raise ValueError(f"seconds_per_timing={seconds_per_timing} must be above 0.")
     if budget is not None and not budget >= 0:
         raise ValueError(f"budget={budget} must be a number of seconds of at least 0, or None.")
+    check_optimizer(optimizer, start_shapes(task))
+    settings: dict[str, Any] = {"microbatch_size": microbatch_size, "devices": find_devices(num_devices)}
+    clock: dict[str, Any] = {"rounds": rounds, "seconds_per_timing": seconds_per_timing, "budget": budget, "on_progress": on_progress}
+    return time_updates(RunPrograms(task, optimizer), lambda: init_state(task, optimizer, 0), sizes, loading=loading, **clock, **settings)
+
+
+def time_updates(
+    programs: RunPrograms,
+    start: Callable[[], TrainState],
+    sizes: Sequence[int],
+    *,
+    rounds: int,
+    seconds_per_timing: float = 0.05,
+    loading: bool = False,
+    budget: float | None = None,
+    on_progress: Callable[[str], None] | None = None,
+    **settings: Any,
+) -> Throughput:
+    """:func:`measure_throughput` of the programs that runs of one task and optimizer share.
+
+    Args:
+        programs: what is timed; what is not there yet is compiled, and stays for the runs.
+        start: makes the state that is trained and thrown away.
+        sizes: from :func:`jaxbatch.advice.throughput.check_sizes`.
+        rounds, seconds_per_timing, loading, budget, on_progress: see :func:`measure_throughput`.
+        **settings: how a batch goes through a step, for :meth:`jaxbatch.training.run_programs.RunPrograms.epoch`.
+    """
     end = math.inf if budget is None else time.perf_counter() + budget
     say = on_progress or (lambda message: None)
-    check_optimizer(optimizer, start_shapes(task))
-    devices = find_devices(num_devices)
-    streamed = is_stream(task.train_data)
+    data, num_examples = programs.task.train_data, programs.task.num_examples
+    streamed = is_stream(data)
     if streamed and not loading:
-        task = task._replace(train_data=_Ready(task.train_data))
-    order, kept = np.asarray(epoch_order(0, 0, task.num_examples)), [init_state(task, optimizer, 0)]
+        data = _Ready(data)
+    order, kept = np.asarray(epoch_order(0, 0, num_examples)), [start()]
 
     def updates(size: int, count: int) -> Callable[[], Any]:
         say(f"timing an update at B = {size}")
-        run = compile_task_epoch(task, optimizer, kept[0], count, size, microbatch_size=microbatch_size, devices=devices)
+        run = programs.epoch(kept[0], count, size, **settings)
         indices = np.resize(order, (count, size))
 
         def one_row():  # all sizes train one state, because copying a large one would take a good part of the time
-            kept[0], losses = run(kept[0], task.train_data, indices, (0, 0))
+            kept[0], losses = run(kept[0], data, indices, (0, 0))
             return losses
 
         return one_row
 
     least = _OVERLAP if streamed and loading else 1
-    functions, counts = _rows(updates, sizes, task.num_examples, seconds_per_timing, least, lambda: time.perf_counter() > end)
+    functions, counts = _rows(updates, sizes, num_examples, seconds_per_timing, least, lambda: time.perf_counter() > end)
     say(f"timing B = {', '.join(map(str, sorted(functions)))} side by side")
     times = []
     for of_round in timed_rounds(functions, rounds):
@@ -111,7 +137,15 @@ def measure_throughput(
 
 
 def find_throughput(
-    task: Task, optimizer: Optimizer, sizes: Sequence[int], target: str, left: float = math.inf, say: Callable[[str], None] | None = None
+    task: Task,
+    optimizer: Optimizer,
+    sizes: Sequence[int],
+    target: str,
+    left: float = math.inf,
+    say: Callable[[str], None] | None = None,
+    *,
+    programs: RunPrograms | None = None,
+    start: Callable[[], TrainState] | None = None,
 ) -> Throughput:
     """Times of an update at every fourth-fold size: measured here, or bounded for a target that is not here.
 
@@ -123,6 +157,7 @@ def find_throughput(
         target: ``"here"``, or see :func:`jaxbatch.predicted_throughput`.
         left: seconds that are left; a third of them may be spent.
         say: see ``on_progress`` of :func:`measure_throughput`.
+        programs, start: see :func:`time_updates`; ``None``: those of ``task`` and ``optimizer``.
     """
     some = sorted({*sizes[::2], sizes[-1]}) if len(sizes) > 2 else list(sizes)
     if len(some) == 1:  # a line needs another
@@ -133,12 +168,13 @@ def find_throughput(
         )
     if target != "here":
         return predicted_throughput(task, optimizer, some, target)
+    programs, start = programs or RunPrograms(task, optimizer), start or (lambda: init_state(task, optimizer, 0))
     parts = 6 if is_stream(task.train_data) else 3  # a stream is timed twice
     settings: dict[str, Any] = {"budget": None if left == math.inf else max(0.0, left / parts), "on_progress": say}
     if not is_stream(task.train_data):
-        return measure_throughput(task, optimizer, some, rounds=5, **settings)
-    throughput = measure_throughput(task, optimizer, some, rounds=3, loading=True, **settings)
-    ready = measure_throughput(task, optimizer, list(throughput.seconds), rounds=3, **settings)
+        return time_updates(programs, start, some, rounds=5, **settings)
+    throughput = time_updates(programs, start, some, rounds=3, loading=True, **settings)
+    ready = time_updates(programs, start, list(throughput.seconds), rounds=3, **settings)
     return throughput._replace(ready_seconds={size: seconds.value for size, seconds in ready.seconds.items()})
 
 

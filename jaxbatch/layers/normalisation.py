@@ -126,15 +126,15 @@ def batch_norm(
         Ioffe and Szegedy, `Batch Normalization <https://arxiv.org/abs/1502.03167>`_, 2015: algorithm 1, section 3.
     """
 
-    def forward(x, scale, bias, *counted):
+    def forward(x, scale, bias, *counts):
         # Masked slots are zero and so do not change the sums; only the count of the others has to be passed in.
-        mean, variance = _moments(x, counted[0] if counted else count_values(x))
+        mean, variance = _moments(x, counts[0] if counts else count_values(x))
         inverse = jax.lax.rsqrt(variance + epsilon)
-        return affine(x, scale * inverse, bias - mean * scale * inverse), (x, scale, mean, inverse, *counted)
+        return affine(x, scale * inverse, bias - mean * scale * inverse), (x, scale, mean, inverse, *counts)
 
     def backward(residuals, cotangent):
-        x, scale, mean, inverse, *counted = residuals
-        count = counted[0] if counted else count_values(x)
+        x, scale, mean, inverse, *counts = residuals
+        count = counts[0] if counts else count_values(x)
         wide = cotangent.astype(mean.dtype)
         bias_gradient = channel_sum(wide)
         scale_gradient = (channel_sum(wide * x) - mean * bias_gradient) * inverse
@@ -144,7 +144,7 @@ def batch_norm(
         constant = -slope * bias_gradient / count - curve * mean
         dx = wide * spread(slope) + (x * spread(curve) + spread(constant))
         gradients = dx.astype(x.dtype), scale_gradient.astype(scale.dtype), bias_gradient.astype(scale.dtype)
-        return (*gradients, *(jnp.zeros_like(one) for one in counted))
+        return (*gradients, *(jnp.zeros_like(one) for one in counts))
 
     if mask is None:
         return with_backward(forward, backward)(x, scale, bias)

@@ -48,7 +48,7 @@ def _forward(plan: Plan, features, kernel, bias, labels):
 
     def one(state, start, size=size):
         largest, total, plain = state
-        logits = _counted(_logits(gathered, kernel, bias, start, size), own_labels, limit, start)[0]
+        logits = _without_targets(_logits(gathered, kernel, bias, start, size), own_labels, limit, start)[0]
         new = jnp.maximum(largest, logits.max(1))
         by = jnp.where(new == -jnp.inf, 0, new)  # no logit yet
         plain = plain + jnp.where(logits == -jnp.inf, 0, logits).sum(1) if plan.with_sum else None
@@ -80,7 +80,7 @@ def _backward(plan: Plan, kept, cotangents):
 
     def one(state, start, size=size):
         of_features, of_kernel, of_bias = state
-        logits, here = _counted(_logits(gathered, kernel, bias, start, size), own_labels, limit, start)
+        logits, here = _without_targets(_logits(gathered, kernel, bias, start, size), own_labels, limit, start)
         of_logits = of_others[:, None] * jnp.exp(logits - by[:, None])
         if plan.with_sum:
             of_logits = of_logits + jnp.where(logits == -jnp.inf, 0, of_sum[:, None])
@@ -119,7 +119,7 @@ def _logits(features, kernel, bias, start, size: int):
     return logits if bias is None else logits + lax.dynamic_slice_in_dim(bias, start, size)[None].astype(wide)
 
 
-def _counted(logits, labels, limit, start):
+def _without_targets(logits, labels, limit, start):
     """The logits, -inf for targets and for columns that are no class; and where the targets are."""
     column = start + jnp.arange(logits.shape[1])[None]
     here = column == labels[:, None]

@@ -11,7 +11,7 @@ Some optimizers are there to leave such batches out, as ``optax.apply_if_finite`
 Axes: S steps, one batch each, R runs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -135,7 +135,26 @@ def make_is_finite(start: PyTree, *, runs: bool = False) -> Callable[[PyTree], B
         >>> bool(is_finite({"w": jnp.array([0.0, jnp.nan]), "best": jnp.array(1.0)}))
         False
     """
-    watched = [_is_floating(leaf) and bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(start)]
+    return make_check(which_are_finite(start), runs=runs)
+
+
+def which_are_finite(start: PyTree) -> tuple[bool, ...]:
+    """Which leaves of a state are floating-point and finite.
+
+    Example:
+        >>> which_are_finite([jnp.array(3), jnp.zeros(2), jnp.array(jnp.inf)])
+        (False, True, False)
+    """
+    return tuple(_is_floating(leaf) and bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(start))
+
+
+def make_check(watched: Sequence[bool], *, runs: bool = False) -> Callable[[PyTree], Bool[Array, "*R"]]:
+    """:func:`make_is_finite`, from whether each leaf of the state is watched.
+
+    Example:
+        >>> bool(make_check([False, True])([jnp.array(jnp.nan), jnp.zeros(2)]))
+        True
+    """
 
     def one(state):
         leaves = [leaf for leaf, wanted in zip(jax.tree.leaves(state), watched, strict=True) if wanted]

@@ -5,7 +5,7 @@ Axes: S steps.
 
 import functools
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -15,17 +15,14 @@ import numpy as np
 from jaxbatch.batches import epoch_order
 from jaxbatch.kinds import check_fields, checked
 from jaxbatch.machine.compiling import Programs
-from jaxbatch.training.cut_check import check_parts
-from jaxbatch.training.devices import find_devices, put_data
-from jaxbatch.training.divergence import judge, make_is_finite, skips_nonfinite
-from jaxbatch.training.epochs import compile_task_epoch
-from jaxbatch.training.evaluation import choose_evaluation_size, make_test
-from jaxbatch.training.monitor import check_unchanged
+from jaxbatch.training.devices import find_devices
+from jaxbatch.training.divergence import judge, skips_nonfinite
 from jaxbatch.training.plan_machine import make_look_ahead, make_plan
 from jaxbatch.training.plans import FitConfig, advance, settled
 from jaxbatch.training.run_fields import put_back, take_out
-from jaxbatch.training.steps import TrainState, start_state
-from jaxbatch.training.tasks import Task, check_data, tokens_seen
+from jaxbatch.training.run_programs import RunPrograms
+from jaxbatch.training.steps import TrainState
+from jaxbatch.training.tasks import Task, tokens_seen
 
 
 @checked
@@ -83,18 +80,23 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
         [1.4062, 0.8203, 0.6738]
     """
     check_fields(config)
-    check_data(task)
+    yield from fit_with(RunPrograms(task, config.optimizer), config, state)
+
+
+def fit_with(shared: RunPrograms, config: FitConfig, state: TrainState | None) -> Iterator[dict[str, Any]]:
+    """:func:`fit` with programs that it shares with other runs; their optimizer is trained with, whatever ``config.optimizer`` is."""
+    task, config = shared.task, config._replace(optimizer=shared.optimizer)
     config, num_examples = settled(config, task.tokens_per_example), task.num_examples
     plan = make_plan(config, num_examples)
-    begun, state = state is not None, start_state(task, config.optimizer, config.seed, state)
-    test = make_test(task, choose_evaluation_size(task, config.microbatch_size, config.evaluation_batch_size), config.eval_params)
+    begun, state = state is not None, shared.begin(config.seed, state)
+    test = shared.test(config.microbatch_size, config.evaluation_batch_size, config.eval_params)
     fields, state = take_out(plan, config, num_examples, state)  # only the host needs them
-    is_finite = make_is_finite(state._replace(opt_state=config.optimizer.init(state.params)) if begun else state)
+    is_finite = shared.is_finite(state._replace(opt_state=config.optimizer.init(state.params)) if begun else state)
     skips = functools.cache(lambda: skips_nonfinite(config.optimizer, state.params))  # type: ignore[union-attr]  # of the loop: no longer None
     settings = _settings(config)
-    _check_cuts(task, config, state.params, plan.batch_sizes)
-    shapes, (train_data, test_data) = jax.eval_shape(lambda: state), _put_all(task, settings["devices"])  # shapes, as arrays would stay alive
-    with Programs(lambda key: compile_task_epoch(task, config.optimizer, shapes, *key, **settings)) as programs:
+    shared.check_cuts(config, state.params, frozenset(plan.batch_sizes))
+    shapes, (train_data, test_data) = jax.eval_shape(lambda: state), shared.data(config.num_devices)  # shapes, as arrays would stay alive
+    with Programs(lambda key: shared.epoch(shapes, *key, **settings)) as programs:
         used, started = set[tuple[int, int]](), time.perf_counter()
         total, look_ahead = fields.progress.batches + plan.batches_left(*fields.now), make_look_ahead(plan, *fields.now)
         if config.compile_first:
@@ -151,18 +153,6 @@ def _compile_now(programs: Programs, keys: Iterable[tuple[int, int]]) -> None:
     programs.ahead(keys)
     for key in keys:
         programs[key]
-
-
-def _check_cuts(task: Task, config: FitConfig, params: Any, batch_sizes: Sequence[int]) -> None:
-    """Refuses parts of batches that would train something else than whole batches."""
-    parts: dict[str, Any] = {"num_groups": config.num_groups, "microbatch_size": config.microbatch_size, "num_devices": config.num_devices}
-    check_parts(task, params, list(batch_sizes), **parts)
-    check_unchanged(task, config, params, list(batch_sizes))
-
-
-def _put_all(task: Task, devices: list[jax.Device]) -> tuple[Any, Any]:
-    """Training and test data on their devices, once for all records: NumPy's, which may change from call to call, would be moved for each."""
-    return put_data(task.train_data, devices), put_data(task.test_data, devices[:1])
 
 
 def _settings(config: FitConfig) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import functools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -134,8 +134,18 @@ def fit_to_target(task: Task, config: FitConfig, goal: "str | Goal", *, state: T
         Shallue et al., `Measuring the Effects of Data Parallelism on Neural Network Training
         <https://arxiv.org/abs/1811.03600>`_, 2018, section 4.1: steps to result.
     """
-    goal = check_goal(task, goal)
-    for record in fit(task, config, state=state):
+    yield from until_reached(fit(task, config, state=state), check_goal(task, goal))
+
+
+def until_reached(records: Iterable[dict[str, Any]], goal: Goal) -> Iterator[dict[str, Any]]:
+    """Records up to the first that has reached a goal, each with whether it has.
+
+    Example:
+        >>> seen = until_reached(({"diverged": False, "test_loss": loss} for loss in (0.5, 0.3, 0.1)), Goal("loss", 0.4, above=False))
+        >>> [(record["test_loss"], record["reached"]) for record in seen]
+        [(0.5, False), (0.3, True)]
+    """
+    for record in records:
         reached = not record["diverged"] and goal.reached(goal.in_record(record))
         yield record | {"reached": reached}
         if reached:

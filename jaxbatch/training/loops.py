@@ -161,6 +161,7 @@ def compile_epoch(
             losses = stack_on_host(losses)
         return (through_host(state), through_host(losses)) if count > 1 else (state, losses)
 
+    run.any_length = loop == "python"  # type: ignore[attr-defined]  # whether it takes any other number of batches, too
     return run
 
 
@@ -234,6 +235,7 @@ def compile_epoch_in_pieces(
             losses.append(of_batch)
         return through_host(state) if count > 1 else state, _of_batches(losses)
 
+    run.any_length = True  # type: ignore[attr-defined]
     return run
 
 
