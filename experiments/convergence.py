@@ -34,6 +34,9 @@ from jaxbatch.augment import batch_shapes
 from jaxbatch.results.records import Record, RunFolder
 from jaxbatch.results.report import progress_bar
 from jaxbatch.training.evaluation import make_task_evaluate, metrics_argument
+from jaxbatch.training.fitting import fit_with
+from jaxbatch.training.goals import check_goal, until_reached
+from jaxbatch.training.run_programs import RunPrograms
 from jaxbatch.training.steps import TrainState, start_shapes
 from jaxbatch.training.tasks import Task
 
@@ -84,28 +87,28 @@ def find_tuned_rates(config: Config, task: Task, console: Console) -> dict[int, 
     return best_rates(grid, run.records)
 
 
-def measure_run(task: Task, config: Config, key_fields: Record, test: Callable[[TrainState], float], with_noise: bool) -> Iterator[Record]:
+def measure_run(shared: RunPrograms, config: Config, key_fields: Record, test: Callable[[TrainState], float], with_noise: bool) -> Iterator[Record]:
     """Trains until the target or the end. Yields the noise at every evaluation, then one last record of the run.
 
     Args:
-        task: its ``test_data`` are the validation part.
+        shared: of a task whose ``test_data`` are the validation part, and of the run's optimizer.
         config: of the study.
         key_fields: what identifies the run: ``table``, ``batch_size``, ``seed`` and ``learning_rate``.
         test: computes the target's metric on the test set; called once.
         with_noise: whether the gradient's noise is measured in the runs at tuned rates.
     """
-    batch_size, seed = key_fields["batch_size"], OTHER_SEEDS + key_fields["seed"]
+    task, batch_size, seed = shared.task, key_fields["batch_size"], OTHER_SEEDS + key_fields["seed"]
     fit_config = jb.FitConfig(
-        make_optimizer(config)(key_fields["learning_rate"]),
+        shared.optimizer,
         batch_size,
         jb.steps(num_updates(config, task.num_examples, batch_size)),
         seed=seed,
         evaluations_per_epoch=config.evaluations_per_epoch,
     )
-    goal = jb.as_goal(config.target)
+    goal = check_goal(task, config.target)
     seconds, best, last = 0.0, 0.0 if is_share(goal) else None, None
     name, validated = goal.metric, f"validation_{goal.metric}"
-    for last in jb.fit_to_target(task, fit_config, goal):
+    for last in until_reached(fit_with(shared, fit_config, None), goal):
         seconds += last["train_seconds"]
         measured = goal.in_record(last)  # the task's test data are the validation part
         best = better(goal, measured, best)
@@ -183,13 +186,15 @@ def measure(config: Config, task: Task, test_data, rates: dict[str, dict[int, fl
     with progress_bar(console) as progress:
         total = sum(len(sizes) for sizes in rates.values()) * config.seeds
         bar = progress.add_task("runs", total=total, rate="")
+        of_task = RunPrograms(task, make_optimizer(config)(config.learning_rate))
         for table, by_size in rates.items():
             for batch_size, rate in sorted(by_size.items(), reverse=True):
                 note_rate(run, table, batch_size, rate)
+                shared = of_task.with_optimizer(make_optimizer(config)(rate))
                 for seed in range(config.seeds):
                     key_fields = {"table": table, "batch_size": batch_size, "seed": seed, "learning_rate": rate}
                     if not run.find(kind="run", **key_fields):
-                        for record in measure_run(task, config, key_fields, test, with_noise):
+                        for record in measure_run(shared, config, key_fields, test, with_noise):
                             if record["kind"] == "run" or identity(record) not in known:
                                 run.append(record)
                     progress.update(bar, advance=1)

@@ -22,7 +22,7 @@ from jaxbatch.training.divergence import judge, skips_nonfinite
 from jaxbatch.training.evaluation import make_task_evaluate, metrics_argument
 from jaxbatch.training.goals import as_goal, metric_names
 from jaxbatch.training.loops import make_epoch
-from jaxbatch.training.steps import TrainState, init_state
+from jaxbatch.training.steps import TrainState, make_init_state
 from jaxbatch.training.tasks import Task
 
 OTHER_SEEDS = 1000  # added to the seeds of the runs that choose a rate, so that no arm is scored on these seeds
@@ -52,11 +52,12 @@ class Trainer:
         self.task, self.config, self.segments = task, config, plan(task, config)
         self._programs: dict[tuple, Any] = {}
         self._evaluate = make_task_evaluate(task, task.test_data)
+        self._begin = make_init_state(task)
         self._skips = functools.cache(lambda: skips_nonfinite(make_optimizer(config, 0.0), self.start(0).params))
 
     def start(self, seed: int) -> TrainState:
         """The state that a run starts from, the same for all arms."""
-        return init_state(self.task, make_optimizer(self.config, 0.0), seed)
+        return self._begin(make_optimizer(self.config, 0.0), seed)
 
     def indices(self, seed: int, segment: Segment) -> np.ndarray:
         """Which examples go into which batch, the same for all arms."""

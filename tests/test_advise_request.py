@@ -11,8 +11,10 @@ import pytest
 
 import jaxbatch as jb
 from experiments import advise_records
+from jaxbatch.advice.advising import Begun, answer
 from jaxbatch.advice.doubts import check_finite_data, why_none
 from jaxbatch.advice.probes import Probe, even_looks
+from jaxbatch.advice.request import Question
 from jaxbatch.advice.search import race
 from jaxbatch.advice.settling import Setting
 from jaxbatch.advice.timed_updates import find_throughput
@@ -220,3 +222,14 @@ def test_a_metric_that_is_nan_before_training_is_kept(tmp_path):
     back = advise_records.read_setting(open_run(tmp_path, "advise", {}).records)
     assert math.isnan(back.start) and back._replace(start=0.0) == setting._replace(start=0.0)
     assert "No run reached" in why_none([Probe(8, 0.1, 0, 9, False, False, 9, 0.5, 0.5, 1.0)], goal, back.start)
+
+
+def test_a_search_tells_what_it_measures_and_measures_nothing_again():
+    question = Question("distance<0.1", optax.sgd, batch_sizes=(8,), learning_rates=(0.0316, 0.1, 0.316), max_probes=3, measure_noise=False)
+    events, again = [], []
+    first = answer(TASK, question, events.append)
+    setting, throughput, *runs = [event for event in events if not isinstance(event, str)]
+    assert isinstance(setting, Setting) and isinstance(throughput, jb.Throughput)
+    assert [run.number for run in runs] == [0, 1, 2] and tuple(run.probe for run in runs) == first.probes
+    second = answer(TASK, question, again.append, Begun(setting, throughput, first.probes))
+    assert all(isinstance(event, str) for event in again) and str(second) == str(first)

@@ -22,7 +22,7 @@ from jaxbatch.training.epochs import compile_task_epoch
 from jaxbatch.training.evaluation import choose_evaluation_size, make_test
 from jaxbatch.training.monitor import check_unchanged
 from jaxbatch.training.plans import FitConfig
-from jaxbatch.training.steps import TrainState, start_state
+from jaxbatch.training.steps import TrainState, make_init_state, start_state
 from jaxbatch.training.tasks import Task, check_data
 
 T = TypeVar("T")
@@ -93,7 +93,8 @@ class RunPrograms:
     def begin(self, seed: int, state: TrainState | None) -> TrainState:
         """See :func:`jaxbatch.training.steps.start_state`; states of one form are looked at once."""
         if state is None:
-            return start_state(self.task, self.optimizer, seed)
+            begin = self._of_task("begin", lambda: make_init_state(self.task))
+            return begin(self.optimizer, seed)
         if not isinstance(state, TrainState):
             return start_state(self.task, self.optimizer, seed, state)  # which refuses it
         form = _form((state.params, state.opt_state, state.model_state))

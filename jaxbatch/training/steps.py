@@ -16,7 +16,7 @@ from jaxbatch.gradients.part_norms import NoiseMonitor, WithNoise
 from jaxbatch.gradients.split import update_by_groups
 from jaxbatch.gradients.updates import Optimizer, check_optimizer
 from jaxbatch.kinds import checked
-from jaxbatch.machine.compiling import call_compiled
+from jaxbatch.machine.compiling import take_out_constants
 from jaxbatch.states import as_arrays, difference, same_containers
 from jaxbatch.sums import Losses, Weighted, sum_losses
 from jaxbatch.training.tasks import Task, UpdateModelState
@@ -53,12 +53,35 @@ def init_state(task: Task, optimizer: Any, seed: int | np.integer | UInt32[Array
         >>> bool((init_state(task, optax.sgd(0.1), 3).params == init_state(task, optax.sgd(0.1), 3).params).all())
         True
     """
-    if not isinstance(seed, jax.Array):  # the seeds of a sweep are traced, and were checked before
-        check_seed(seed)
-    start = call_compiled(task.start, jax.random.fold_in(jax.random.key(seed), _INIT))
-    params, model_state = (start, ()) if task.update_model_state is None else start
-    check_optimizer(optimizer, params)
-    return as_arrays(TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), model_state))
+    return make_init_state(task)(optimizer, seed)
+
+
+def make_init_state(task: Task) -> Callable[[Any, Any], TrainState]:
+    """``(optimizer, seed) -> state`` as :func:`init_state` makes it, by one program for all seeds and optimizers.
+
+    Example:
+        >>> import optax
+        >>> task = Task(lambda key: jax.random.normal(key, (2,)), None, None, jnp.zeros((4, 1)), None)
+        >>> begin = make_init_state(task)
+        >>> all((begin(optax.sgd(0.1), seed).params == init_state(task, optax.sgd(0.1), seed).params).all() for seed in (0, 1))
+        True
+    """
+    start = None
+
+    def begin(optimizer, seed):
+        nonlocal start
+        if not isinstance(seed, jax.Array):  # the seeds of a sweep are traced, and were checked before
+            check_seed(seed)
+        key = jax.random.fold_in(jax.random.key(seed), _INIT)
+        if start is None:
+            run, constants = take_out_constants(task.start, key)
+            compiled = jax.jit(run)
+            start = lambda key: compiled(constants, key)
+        params, model_state = (start(key), ()) if task.update_model_state is None else start(key)
+        check_optimizer(optimizer, params)
+        return as_arrays(TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), model_state))
+
+    return begin
 
 
 def start_state(task: Task, optimizer: Any, seed: Any, given: TrainState | None = None) -> TrainState:
