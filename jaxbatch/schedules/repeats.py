@@ -1,5 +1,6 @@
 """Epochs that are alike, counted at once: what a run of a million of them adds up to takes no longer than that of ten."""
 
+import itertools
 import math
 from typing import Any
 
@@ -15,7 +16,7 @@ def counted(progress: Progress, unit: str) -> int:
         >>> counted(Progress(3, 8, 700, 5000), "epochs"), counted(Progress(3, 8, 700, 5000), "examples")
         (3, 5000)
     """
-    return {"steps": progress.batches, "examples": progress.examples, "epochs": progress.epoch}[unit]
+    return progress.epoch if unit == "epochs" else progress.batches if unit == "steps" else progress.examples
 
 
 def whole_epochs(schedule: Any, stretch: Stretch, duration: Duration) -> int:
@@ -36,7 +37,8 @@ def whole_epochs(schedule: Any, stretch: Stretch, duration: Duration) -> int:
         begin = schedule.start(schedule.stage(stretch.position) + 1)  # an epoch before it may take a last batch of the size to come
         ends.append(math.inf if begin is None else (begin - counted(start, schedule.unit) - 1) // length[schedule.unit])
     elif callable(schedule):  # it may be another one in every epoch
-        ends.append(1)
+        alike = itertools.takewhile(lambda epoch: schedule(epoch) == size, itertools.count(start.epoch))
+        ends.append(sum(1 for _ in itertools.islice(alike, max(0, int(ends[0])))))
     return max(0, int(min(ends)))
 
 

@@ -174,7 +174,9 @@ class Checkpoints:
                 warnings.warn(f"{path} is a damaged checkpoint and is skipped ({type(error).__name__}: {reason}).", stacklevel=2)
                 continue
             if kinds(leaves) != kinds(jax.tree.leaves(like)):
-                raise ValueError(f"checkpoint_dir={os.fspath(self.folder)!r} holds the state of another model or optimizer. Take another folder.")
+                raise ValueError(
+                    f"checkpoint_dir={os.fspath(self.folder)!r} holds the state of another model or optimizer, or policy. Take another folder."
+                )
             return jax.tree.unflatten(jax.tree.structure(like), leaves)
         return None
 

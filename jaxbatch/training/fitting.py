@@ -138,8 +138,7 @@ def fit_with(shared: RunPrograms, config: FitConfig, state: TrainState | None) -
                 "diverged": bad is not None,
                 "diverged_at_batch": None if bad is None else progress.batches - count + bad,
             }
-            choice = fields.choice if bad is not None else plan.react(fields.choice, record)
-            fields = fields._replace(progress=progress, choice=choice)
+            fields = fields._replace(progress=progress, choice=fields.choice if bad is not None else plan.react(fields.choice, record))
             total = total if plan.is_fixed else progress.batches + plan.batches_left(*fields.now)
             yield record | {"total_batches": total, "state": put_back(fields, state)}
             used.add(key)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from jaxtyping import PyTree
 
 from jaxbatch.batches import Duration, batches_left
+from jaxbatch.gradients.groups import check_num_groups
 from jaxbatch.schedules.policies import BatchSizePolicy, check_policy, first_choice, going_on, next_choice, with_rate
 from jaxbatch.schedules.repeats import after_epochs, counted, whole_epochs
 from jaxbatch.schedules.stretches import Progress, Stretch, batches_to, epoch_end, next_stretch, position_in_epochs
@@ -147,6 +148,8 @@ def _reacting(config: FitConfig, num_examples: int) -> Plan:
     """The plan of a policy."""
     policy: Any = config.batch_size
     sizes = check_policy(policy, num_examples)
+    for size in sizes:
+        check_num_groups(config.num_groups or 1, size)
     first_choice(policy)  # raises an error if it is wrong
     of_size = lambda progress, size: reacting_segment(config, num_examples, progress, size)
 
