@@ -8,6 +8,7 @@ import pytest
 
 import jaxbatch as jb
 from jaxbatch.training import evaluation, fitting, loops
+from jaxbatch.training.cut import Cut
 from jaxbatch.training.devices import AXIS, put_once
 from jaxbatch.training.loops import compile_epoch, compile_epoch_in_pieces
 from tests.conftest import make_problem
@@ -161,7 +162,7 @@ def test_accumulation_with_running_moments(way):
         step = jb.make_train_step(task.loss_fn, optimizer, 12, microbatch_size=4, update_model_state=task.update_model_state)
         run = loops.compile_epoch(step, state, task.train_data, 2, 12)
     else:
-        run = compile_epoch_in_pieces(task._replace(microbatch_size=4), optimizer, state, 12)
+        run = compile_epoch_in_pieces(task, optimizer, state, Cut(12, microbatch_size=4))
     found, losses = run(jax.tree.map(jnp.copy, state), task.train_data, indices)
     expected = state
     for index, loss in zip(indices, losses, strict=True):  # moments of each 4 examples, as a loop spells it out

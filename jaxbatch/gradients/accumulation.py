@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, PyTree
 
-from jaxbatch.batches import even_part
 from jaxbatch.gradients.aux_means import mean_aux
 from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size, has_weights, leading_axis, losses_and_aux
 from jaxbatch.gradients.part_norms import NoiseSums, Norms
@@ -19,7 +18,7 @@ from jaxbatch.hints import call_function
 from jaxbatch.kinds import checked
 from jaxbatch.layers import loops_are_slow, own_examples
 from jaxbatch.machine.compiling import compile_ahead
-from jaxbatch.part_lengths import part_slices
+from jaxbatch.part_lengths import part_size, part_slices
 from jaxbatch.states import difference
 from jaxbatch.sums import Losses, add, divisor, mean_loss, mean_of_sum, or_one, totals, weight_of, widen, zero_sum
 
@@ -58,7 +57,7 @@ def accumulated_gradient(loss_fn: LossFn, params: PyTree, batch: PyTree, microba
     if traced or not loops_are_slow(loss_fn, params, batch):
         return mean_gradient(loss_fn, params, batch, microbatch_size=microbatch_size)[1]
     weight = jnp.zeros(()) if has_weights(loss_fn, params, batch) else None
-    total, size = (zero_sum(params), weight), even_part(batch_size, microbatch_size)
+    total, size = (zero_sum(params), weight), part_size(batch_size, microbatch_size)
 
     def add_part(total, params, part):
         gradient, losses, _ = summed_gradient(loss_fn, params, part)
@@ -120,7 +119,7 @@ def mean_gradient(
     """
     share = leading_axis(batch)
     noise, take = None, take or (lambda part: part)
-    size = share if microbatch_size is None or microbatch_size >= share else even_part(share, microbatch_size)
+    size = part_size(share, microbatch_size)
     if size == share and mask is None and axis is None:
         examples = take(batch)
 

@@ -11,12 +11,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
-from jaxbatch.batches import even_part
 from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size, losses_and_aux
 from jaxbatch.gradients.hessian import check_like
 from jaxbatch.gradients.parts import Part, fold
 from jaxbatch.kinds import checked
 from jaxbatch.machine.compiling import compile_ahead, take_out_constants
+from jaxbatch.part_lengths import part_size
 from jaxbatch.sums import cast_like, or_nan, totals, weight_of, widen
 
 
@@ -66,7 +66,7 @@ def loss_along_line(
     positions = np.asarray(points, float)
     if positions.ndim != 1 or positions.size == 0 or not np.isfinite(positions).all():
         raise ValueError(f"points={points!r} must be a list of at least one finite number.")
-    size = batch_size if microbatch_size is None or microbatch_size >= batch_size else even_part(batch_size, microbatch_size)
+    size = part_size(batch_size, microbatch_size)
 
     def mean_at(params, other, batch, t):
         between = jax.tree.map(lambda a, b: (1 - t).astype(a.dtype) * a + t.astype(a.dtype) * b, widen(params), widen(other))

@@ -21,8 +21,8 @@ from jaxbatch.gradients.independence import differ, some_examples
 from jaxbatch.layers.masking import held_moments
 from jaxbatch.machine.compiling import call_compiled
 from jaxbatch.machine.platform import compiling_for
-from jaxbatch.training.devices import AXIS, alone, share_of_group
-from jaxbatch.training.epochs import choose_cut
+from jaxbatch.training.cut import Cut, choose_cut
+from jaxbatch.training.devices import AXIS, alone
 from jaxbatch.training.steps import start_shapes
 from jaxbatch.training.tasks import Task, fingerprint, smallest
 
@@ -72,12 +72,12 @@ def check_parts(
     if num_devices > 1:
         _check(task, params, num_devices, _PART, lambda: f"a batch is shared by {num_devices} devices")
     bound = smallest(microbatch_size, _bound(task))
-    if task.coupled or bound is None or bound >= share_of_group(largest, groups, num_devices):
+    if task.coupled or bound is None or bound >= Cut(largest, groups, num_devices).share:
         return
 
     def words():
         cut = choose_cut(task, params, largest, num_groups=groups, microbatch_size=microbatch_size, num_devices=num_devices)
-        return f"a {'batch' if groups == 1 else 'group'} of {largest // groups} is worked on in microbatches of {cut.at_a_time}"
+        return f"a {'batch' if groups == 1 else 'group'} of {largest // groups} is worked on in microbatches of {cut.microbatch_size}"
 
     _check(task, params, num_devices, 2 * _PART, words)
 

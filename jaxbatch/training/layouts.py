@@ -20,7 +20,8 @@ from jaxbatch.gradients.groups import leading_axis
 from jaxbatch.gradients.part_norms import WithNoise
 from jaxbatch.machine.compiling import compile_ahead
 from jaxbatch.sums import Losses, loss_of_batch
-from jaxbatch.training.devices import Parallel, over_devices, share_of_group
+from jaxbatch.training.cut import Cut
+from jaxbatch.training.devices import Parallel, over_devices
 
 Step = Callable[..., tuple[Any, Losses | WithNoise]]  # (state, batch) -> (state, losses)
 
@@ -89,44 +90,32 @@ class Layout(NamedTuple):
         return compile_ahead(program, *self.arguments.values(), devices=devices), put
 
 
-def lay_out_step(
-    step: Step,
-    state: Any,
-    data: PyTree,
-    batch_size: int,
-    *,
-    prepare: Prepare | None = None,
-    num_groups: int = 1,
-    num_devices: int = 1,
-    by_part: bool = False,
-    num_steps: int | None = None,
-) -> Layout:
+def lay_out_step(step: Step, state: Any, data: PyTree, cut: Cut, *, prepare: Prepare | None = None, num_steps: int | None = None) -> Layout:
     """The program of a step, or of ``num_steps`` steps in one compiled loop; see :func:`compile_epoch` for the arguments.
 
     Example:
-        >>> laid = lay_out_step(lambda state, batch: (state, batch), jnp.array(0.0), jnp.ones(8), 4)
+        >>> laid = lay_out_step(lambda state, batch: (state, batch), jnp.array(0.0), jnp.ones(8), Cut(4))
         >>> laid.arguments["index"].shape, laid.arguments["mask"], laid.donate
         ((4,), None, ('state',))
     """
-    share = num_groups * share_of_group(batch_size, num_groups, num_devices)
-    filled_up = share * num_devices > batch_size  # then some slots hold fillers
+    alone = cut.num_devices == 1
 
     def one(state, data, index, mask, seed_epoch):
-        given = () if num_devices == 1 else (mask if filled_up else None,)
-        return one_step(step, prepare, state, data, index, seed_epoch, *given, by_part=by_part)
+        given = () if alone else (mask if cut.has_fillers else None,)
+        return one_step(step, prepare, state, data, index, seed_epoch, *given, by_part=cut.by_part)
 
     def all_steps(state, data, index, mask, seed_epoch):
         return lax.scan(lambda state, batch: one(state, data, *batch, seed_epoch), state, (index, mask))
 
-    lead = (() if num_devices == 1 else (num_devices,)) + (() if num_steps is None else (num_steps,))
+    slots = (() if alone else (cut.num_devices,)) + (() if num_steps is None else (num_steps,)) + (cut.num_groups * cut.share,)
     arguments = {
         "state": shapes_of(state),
         "data": shapes_of(data),
-        "index": jax.ShapeDtypeStruct((*lead, share), jnp.int32),
-        "mask": None if num_devices == 1 else jax.ShapeDtypeStruct((*lead, share), jnp.bool_),
+        "index": jax.ShapeDtypeStruct(slots, jnp.int32),
+        "mask": None if alone else jax.ShapeDtypeStruct(slots, jnp.bool_),
         "seed_epoch": None if prepare is None else jax.ShapeDtypeStruct((2,), jnp.uint32),
     }
-    return Layout(one if num_steps is None else all_steps, arguments, ("state",) if num_devices == 1 else (), ("index", "mask"))
+    return Layout(one if num_steps is None else all_steps, arguments, ("state",) if alone else (), ("index", "mask"))
 
 
 def shapes_of(tree: PyTree) -> PyTree:

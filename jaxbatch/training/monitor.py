@@ -24,8 +24,8 @@ from jaxbatch.gradients.part_norms import NoiseMonitor, check_monitor, layers_of
 from jaxbatch.intervals import Interval, fieller
 from jaxbatch.machine.compiling import call_compiled
 from jaxbatch.sums import Losses
-from jaxbatch.training.devices import alone, share_of_group
-from jaxbatch.training.epochs import Cut, choose_cut
+from jaxbatch.training.cut import Cut, choose_cut
+from jaxbatch.training.devices import alone
 from jaxbatch.training.plans import FitConfig
 from jaxbatch.training.tasks import Task, smallest
 
@@ -159,11 +159,9 @@ def check_unchanged(task: Task, config: FitConfig, params: PyTree, batch_sizes: 
     if config.monitor is None:
         return
     for batch_size in sorted(set(batch_sizes)):
-        settings: dict[str, Any] = {"microbatch_size": config.microbatch_size, "num_devices": config.num_devices}
-        settings["num_groups"] = config.num_groups or 1
-        plain, measured = (choose_cut(task, params, batch_size, monitor=monitor, **settings) for monitor in (None, config.monitor))
-        share = share_of_group(batch_size, settings["num_groups"], config.num_devices)
-        whole, part = (smallest(share, cut.to_measure, cut.at_a_time) or share for cut in (plain, measured))
+        asked: dict[str, Any] = {name: getattr(config, name) for name in ("num_groups", "microbatch_size", "num_devices")}
+        plain, measured = (choose_cut(task, params, batch_size, monitor=monitor, **asked) for monitor in (None, config.monitor))
+        whole, part = (smallest(cut.share, cut.to_measure, cut.microbatch_size) or 1 for cut in (plain, measured))
         cause = _noticed(task, measured, params, whole, part) if part < whole else None
         if cause:
             meant = "" if task.coupled or cause != _LOSS else " and task._replace(coupled=True)"

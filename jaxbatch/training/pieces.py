@@ -16,16 +16,15 @@ from jax import lax
 from jaxtyping import PyTree
 
 from jaxbatch.augment import prepared
-from jaxbatch.batches import even_part
 from jaxbatch.data.streams import is_stream
 from jaxbatch.gradients.accumulation import next_model_state, summed_gradient
 from jaxbatch.gradients.aux_means import mean_aux
 from jaxbatch.gradients.groups import has_weights
 from jaxbatch.gradients.part_norms import Metric, NoiseMonitor, NoiseSums, Spread, WithNoise, metric_of, no_spread, norms_of, statistics_of_parts
 from jaxbatch.gradients.updates import Optimizer, update
-from jaxbatch.part_lengths import part_lengths
 from jaxbatch.sums import Losses, Weighted, add, divisor, mean_of_sum, something_counts, sum_losses, totals, zero_sum
-from jaxbatch.training.devices import AXIS, alone
+from jaxbatch.training.cut import Cut
+from jaxbatch.training.devices import alone
 from jaxbatch.training.layouts import Layout, shapes_of
 from jaxbatch.training.steps import TrainState
 from jaxbatch.training.tasks import Task
@@ -106,39 +105,27 @@ def make_pieces(
 class PieceLayouts(NamedTuple):
     """The programs of an update in pieces."""
 
-    size: int  # the most examples, over all devices, in a part of a group
     begin: Layout
     adds: dict[int, Layout]  # by the number of examples in a part, the largest first
     finish: Layout
 
 
-def lay_out_pieces(
-    task: Task,
-    optimizer: Optimizer,
-    state: TrainState,
-    group_size: int,
-    *,
-    num_groups: int = 1,
-    num_devices: int = 1,
-    monitor: NoiseMonitor | None = None,
-) -> PieceLayouts:
+def lay_out_pieces(task: Task, optimizer: Optimizer, state: TrainState, cut: Cut, *, monitor: NoiseMonitor | None = None) -> PieceLayouts:
     """The programs of the pieces of :func:`make_pieces`; of ``state`` only the shapes are used.
 
     Example:
         >>> import optax
         >>> from jaxbatch.training.steps import state_shapes
-        >>> task = Task(lambda key: jnp.zeros(()), lambda w, x: (x - w) ** 2, None, jnp.ones(40), None, microbatch_size=2)
-        >>> laid = lay_out_pieces(task, optax.sgd(0.1), state_shapes(task, optax.sgd(0.1)), 10, num_devices=2)
-        >>> laid.size, laid.adds[4].arguments["index"].shape, {length: layout.split for length, layout in laid.adds.items()}
-        (4, (2, 2), {4: ('batch', 'index', 'mask'), 3: ('batch', 'index', 'mask')})
+        >>> task = Task(lambda key: jnp.zeros(()), lambda w, x: (x - w) ** 2, None, jnp.ones(40), None)
+        >>> laid = lay_out_pieces(task, optax.sgd(0.1), state_shapes(task, optax.sgd(0.1)), Cut(10, num_devices=2, microbatch_size=2))
+        >>> laid.adds[4].arguments["index"].shape, {length: layout.split for length, layout in laid.adds.items()}
+        ((2, 2), {4: ('batch', 'index', 'mask'), 3: ('batch', 'index', 'mask')})
     """
-    data, several = task.train_data, num_devices > 1
-    lengths = part_lengths(group_size, even_part(group_size, min(group_size, num_devices * (task.microbatch_size or group_size))))
-    size = max(lengths)
-    weighted = has_weights(alone(task.loss_fn), state.params, task.shapes_of_batch(-(-size // num_devices)), task.update_model_state is not None)
-    axis = AXIS if several else None
-    pieces = make_pieces(task, optimizer, group_size, axis=axis, monitor=monitor, num_groups=num_groups, weighted=weighted)
-    total, donated = jax.eval_shape(pieces.begin, state), ("state",) if num_groups == 1 else ()
+    data, num_devices, lengths = task.train_data, cut.num_devices, cut.piece_lengths
+    several, largest = num_devices > 1, -(-max(lengths) // num_devices)
+    weighted = has_weights(alone(task.loss_fn), state.params, task.shapes_of_batch(largest), task.update_model_state is not None)
+    pieces = make_pieces(task, optimizer, cut.group_size, axis=cut.axis, monitor=monitor, num_groups=cut.num_groups, weighted=weighted)
+    total, donated = jax.eval_shape(pieces.begin, state), ("state",) if cut.num_groups == 1 else ()
 
     def lay_out_part(length: int) -> Layout:
         lead = (num_devices, -(-length // num_devices)) if several else (length,)
@@ -152,7 +139,6 @@ def lay_out_pieces(
         return Layout(function, {"total": total, "params": state.params} | examples | numbers, ("total",), ("batch", "index", "mask"))
 
     return PieceLayouts(
-        size,
         Layout(pieces.begin, {"state": state}, (), ()),
         {length: lay_out_part(length) for length in lengths},
         Layout(pieces.finish, {"state": state, "total": total}, donated, ()),

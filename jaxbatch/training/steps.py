@@ -19,6 +19,7 @@ from jaxbatch.kinds import checked
 from jaxbatch.machine.compiling import call_compiled
 from jaxbatch.states import as_arrays, difference, same_containers
 from jaxbatch.sums import Losses, Weighted, sum_losses
+from jaxbatch.training.cut import Cut
 from jaxbatch.training.tasks import Task, UpdateModelState
 
 _INIT = 0x696E6974  # "init": makes the keys of initialisation differ from the keys of shuffling
@@ -206,3 +207,9 @@ def make_task_step(task: Task, optimizer: Optimizer, batch_size: int, **settings
     """:func:`make_train_step` with the functions of a task, and the microbatch that suits the platform."""
     settings = {"microbatch_size": task.examples_at_a_time, "update_model_state": task.update_model_state} | settings
     return make_train_step(task.loss_fn, optimizer, batch_size, **settings)
+
+
+def step_of_cut(task: Task, optimizer: Optimizer, cut: Cut, monitor: NoiseMonitor | None = None) -> Callable[..., tuple[TrainState, Any]]:
+    """:func:`make_train_step` for a task whose batches are cut so."""
+    parts: dict[str, Any] = {"num_groups": cut.num_groups, "microbatch_size": cut.microbatch_size, "axis": cut.axis}
+    return make_task_step(task, optimizer, cut.batch_size, monitor=monitor, cut_to_measure=cut.to_measure, **parts)

@@ -19,11 +19,10 @@ from jaxbatch.gradients.updates import Optimizer
 from jaxbatch.machine.compiling import compile_ahead
 from jaxbatch.machine.cores import num_cores
 from jaxbatch.machine.platform import compiled_platform
-from jaxbatch.part_lengths import part_lengths
 from jaxbatch.sums import Losses, Weighted
-from jaxbatch.training.epochs import takes_by_part
+from jaxbatch.training.cut import Cut
 from jaxbatch.training.loops import compile_epoch, make_epoch
-from jaxbatch.training.steps import make_task_step, start_shapes
+from jaxbatch.training.steps import start_shapes, step_of_cut
 from jaxbatch.training.tasks import Task
 
 Runs = Literal["map", "vmap", "threads"]
@@ -66,16 +65,16 @@ def over_runs(function: Callable[..., Any], runs: Runs) -> Callable[..., Any]:
     return in_threads
 
 
-def make_compiler(task: Task, make_optimizer: MakeOptimizer, settings: PyTree, states: PyTree, batch_size: int, num_groups: int | None, runs: Runs):
+def make_compiler(task: Task, make_optimizer: MakeOptimizer, settings: PyTree, states: PyTree, cut: Cut, runs: Runs):
     """Makes ``num_batches -> program``; a program is ``(states, indices, seed_epochs, alive) -> (states, losses)``.
 
     One program serves all settings, which it gets as traced numbers.
     """
 
     def one_step(setting):
-        return make_task_step(task, make_optimizer(setting), batch_size, num_groups=num_groups)
+        return step_of_cut(task, make_optimizer(setting), cut)
 
-    by_part, nothing = takes_by_part(task, start_shapes(task), batch_size, num_groups or 1), _no_losses(task, batch_size // (num_groups or 1))
+    batch_size, by_part, nothing = cut.batch_size, cut.by_part, _no_losses(task, cut)
 
     def compile(num_batches):
         if runs == "threads":
@@ -108,9 +107,9 @@ def make_compiler(task: Task, make_optimizer: MakeOptimizer, settings: PyTree, s
     return compile
 
 
-def _no_losses(task: Task, group_size: int) -> Callable[[int], Losses]:
-    """``num_batches -> losses`` of a run that has diverged and is not computed any further, with ``group_size`` examples an update."""
-    part = max(part_lengths(group_size, task.examples_at_a_time or group_size))  # a loss may need several examples
+def _no_losses(task: Task, cut: Cut) -> Callable[[int], Losses]:
+    """``num_batches -> losses`` of a run that has diverged and is not computed any further."""
+    part = max(cut.piece_lengths)  # a loss may need several examples
 
     @functools.cache
     def weighted():
@@ -128,18 +127,18 @@ def of_run(tree: PyTree, index: int) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
-def make_compiler_by_setting(task: Task, make_optimizer: MakeOptimizer, settings: PyTree, states: PyTree, batch_size: int, num_groups: int | None):
+def make_compiler_by_setting(task: Task, make_optimizer: MakeOptimizer, settings: PyTree, states: PyTree, cut: Cut):
     """:func:`make_compiler` where optimizers need the values of their settings: each setting has a program of its own."""
     values = known_settings(settings)
     keys = setting_indices(values)
-    by_part, nothing = takes_by_part(task, start_shapes(task), batch_size, num_groups or 1), _no_losses(task, batch_size // (num_groups or 1))
+    batch_size, by_part, nothing = cut.batch_size, cut.by_part, _no_losses(task, cut)
     x64 = jax.config.jax_enable_x64  # type: ignore[attr-defined]  # the calling thread's setting; other threads have their own
 
     def compile(num_batches):
         programs: dict[int, Any] = {}
         for index, key in enumerate(keys):
             if key not in programs:
-                step = make_task_step(task, make_optimizer(values[index]), batch_size, num_groups=num_groups)
+                step = step_of_cut(task, make_optimizer(values[index]), cut)
                 start = of_run(states, index)
                 programs[key] = compile_epoch(step, start, task.train_data, num_batches, batch_size, prepare=task.prepare, by_part=by_part)
 

@@ -22,6 +22,7 @@ from jaxbatch.gradients.updates import Optimizer, check_make_optimizer, takes_tr
 from jaxbatch.kinds import checked
 from jaxbatch.machine.compiling import Programs, call_compiled
 from jaxbatch.machine.cores import num_cores
+from jaxbatch.training.cut import choose_cut
 from jaxbatch.training.cut_check import check_parts
 from jaxbatch.training.divergence import judge, make_is_finite, skips_nonfinite
 from jaxbatch.training.evaluation import choose_evaluation_size, make_test
@@ -122,7 +123,8 @@ def sweep(
     at_once = {"vmap": count, "threads": min(count, num_cores())}.get(runs, 1)
     test = over_runs(make_test(task, choose_evaluation_size(task, at_once=at_once), eval_params), runs)
     is_finite, skips = make_is_finite(begun, runs=True), _ask_once(make_optimizer, settings, begun)
-    arguments = task, make_optimizer, settings, states, batch_size, num_groups
+    cut = choose_cut(task, start_shapes(task), batch_size, num_groups=num_groups, may_piece=False)
+    arguments = task, make_optimizer, settings, states, cut
     traced = takes_traced(make_optimizer, of_run(settings, 0), start_shapes(task))
     with Programs(make_compiler(*arguments, runs) if traced else make_compiler_by_setting(*arguments)) as programs:
         for segment in segments:
