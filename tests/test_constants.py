@@ -19,8 +19,8 @@ import jaxbatch as jb
 from experiments import adabatch_cost, convergence, gradient_smoothness, iteration_speed, split_backward, split_backward_cost
 from experiments.split_backward_steps import ARMS
 from experiments.split_backward_training import Segment, Trainer
+from jaxbatch.gradients.cut import Cut
 from jaxbatch.layers import BatchNorm
-from jaxbatch.training.cut import Cut
 from jaxbatch.training.loops import compile_epoch_in_pieces
 from tests.conftest import ROOT
 

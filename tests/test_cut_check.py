@@ -142,7 +142,7 @@ import jax, jax.numpy as jnp, numpy as np, optax
 import jaxbatch as jb
 from jaxbatch.training.devices import AXIS
 
-found, x = {}, jnp.arange(22.0).reshape(11, 2) / 11
+found, calls, x = {}, [], jnp.arange(22.0).reshape(11, 2) / 11
 start = lambda key: jnp.array([0.5, 0.2])
 
 
@@ -207,6 +207,7 @@ found["variance"] = []
 for kind in (task, task._replace(train_data=jb.ArrayStream(values))):
     *_, record = jb.fit(kind, jb.FitConfig(optax.sgd(0.0), 260, jb.epochs(2), num_devices=4))
     found["variance"].append(float(record["state"].model_state["var"].item() / values.var()))
+found["traces"] = (run(plain._replace(loss_fn=lambda w, x: (calls.append(x.shape), square(w, x))[1]), 8, 2), len(calls))[1]
 print(json.dumps(found))
 """
 
@@ -221,7 +222,7 @@ def test_devices_that_change_a_loss_are_refused(found):
     assert two.startswith(REFUSED[1:] + "a batch is shared by 2 devices") and meant[0] < one[0]
     *same, cut = found["gathered"]
     np.testing.assert_allclose(same, [one] * 2, rtol=1e-5)
-    assert "worked on in microbatches of 2" in cut
+    assert "worked on in microbatches of 2" in cut and found["traces"] == 3  # traces: whole and in parts, to compare them; in the step
 
 
 def test_a_sum_in_aux_is_refused_on_devices_where_their_mean_is_taken(found):

@@ -11,7 +11,7 @@ from jaxbatch.advice.memory_plan import memory_plan
 from jaxbatch.augment import crop_and_flip
 from jaxbatch.gradients.part_norms import NoiseMonitor
 from jaxbatch.sums import Weighted
-from jaxbatch.training import epochs, sweeps
+from jaxbatch.training import monitor, sweeps
 from jaxbatch.training.cut import choose_cut
 from jaxbatch.training.epochs import compile_task_epoch
 from jaxbatch.training.step_programs import step_programs
@@ -68,7 +68,7 @@ def test_examples_by_part_are_the_bits_of_the_whole_batch(name, monkeypatch):
 
     found = []
     for choice in (by_part, whole):
-        monkeypatch.setattr(epochs, "choose_cut", choice)
+        monkeypatch.setattr(monitor, "choose_cut", choice)
         records = list(jb.fit(make(), config))
         found.append([{key: value for key, value in record.items() if not key.endswith("seconds")} for record in records])
     assert all(asked)

@@ -7,9 +7,10 @@ import optax
 import pytest
 
 import jaxbatch as jb
+from jaxbatch.gradients.cut import Cut
 from jaxbatch.training import evaluation, fitting, loops
-from jaxbatch.training.cut import Cut
 from jaxbatch.training.devices import AXIS, put_once
+from jaxbatch.training.layouts import lay_out_step
 from jaxbatch.training.loops import compile_epoch, compile_epoch_in_pieces
 from tests.conftest import make_problem
 from tests.test_gradients import assert_close
@@ -46,7 +47,8 @@ def test_a_network_on_xla_s_convolutions_is_looped_in_python_on_cpu():
     ours, theirs = jb.classification_task(jb.SimpleCNN(), jb.load_dataset("digits")), convolution_task()
     for task, expected in ((ours, "scan"), (theirs, "python" if jax.default_backend() == "cpu" else "scan")):
         step = jb.make_train_step(task.loss_fn, optax.sgd(0.1), 8)
-        assert loops.choose_loop(step, jb.init_state(task, optax.sgd(0.1), 0), task.train_data, 8) == expected
+        laid = lay_out_step(step, jb.init_state(task, optax.sgd(0.1), 0), task.train_data, Cut(8))
+        assert loops.choose_loop(laid, jax.devices()[:1], "jit") == expected
 
 
 @pytest.mark.parametrize("microbatch_size", [None, 3])

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import jaxbatch as jb
-from jaxbatch.training.cut import Cut
+from jaxbatch.gradients.cut import Cut
 from jaxbatch.training.epochs import compile_task_epoch
 from jaxbatch.training.loops import compile_epoch_in_pieces
 from tests import reference

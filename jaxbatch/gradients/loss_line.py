@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
-from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size, losses_and_aux
+from jaxbatch.gradients.groups import LossFn, check_loss
 from jaxbatch.gradients.hessian import check_like
 from jaxbatch.gradients.parts import Part, fold
 from jaxbatch.kinds import checked
@@ -60,8 +60,7 @@ def loss_along_line(
         <https://arxiv.org/abs/1412.6544>`_, 2015; Keskar et al., `On Large-Batch Training for Deep Learning
         <https://arxiv.org/abs/1609.04836>`_, 2017, section 2.2.1.
     """
-    batch_size = check_loss(loss_fn, params, batch, has_aux=has_aux)
-    check_microbatch_size(microbatch_size)
+    loss, batch_size = check_loss(loss_fn, params, batch, has_aux, microbatch_size)
     check_like(params, other, "other")
     positions = np.asarray(points, float)
     if positions.ndim != 1 or positions.size == 0 or not np.isfinite(positions).all():
@@ -73,7 +72,7 @@ def loss_along_line(
         between = cast_like(between, params)
 
         def measure(part):
-            losses, _ = losses_and_aux(loss_fn, between, part, has_aux)
+            losses, _ = loss(between, part)
             return Part((widen(totals(losses)).sum(), weight_of(losses)))
 
         total, weight = fold(measure, batch, size).summed

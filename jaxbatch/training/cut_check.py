@@ -15,13 +15,14 @@ from jaxtyping import PyTree
 
 from jaxbatch.augment import example_keys
 from jaxbatch.data.streams import is_stream
+from jaxbatch.gradients.cut import Cut
 from jaxbatch.gradients.cutting import parts_matter
-from jaxbatch.gradients.groups import is_weighted, losses_and_aux
+from jaxbatch.gradients.groups import is_weighted
 from jaxbatch.gradients.independence import differ, some_examples
 from jaxbatch.layers.masking import held_moments
 from jaxbatch.machine.compiling import call_compiled
 from jaxbatch.machine.platform import compiling_for
-from jaxbatch.training.cut import Cut, choose_cut
+from jaxbatch.training.cut import choose_cut
 from jaxbatch.training.devices import AXIS, alone
 from jaxbatch.training.steps import start_shapes
 from jaxbatch.training.tasks import Task, fingerprint, smallest
@@ -119,17 +120,26 @@ def _check(task: Task, params: PyTree, count: int, share: int, words: Callable[[
     """Compares ``count`` shares of so many examples, in parts, with all of them at once, unless this task has passed before."""
     try:
         examples = _examples(task, count * share)
-        asked = (count, share, task.coupled, jax.config.jax_enable_x64, *map(_shapes, (params, examples)), fingerprint(examples))  # type: ignore[attr-defined]
+        asked = asked_of(task, params, examples, count, share)
     except Exception:  # training itself says what is wrong with the data
         return
+    passes_once(task, asked, lambda: _compare(task, params, examples, count, words))
+
+
+def asked_of(task: Task, params: PyTree, examples: PyTree, *more: Hashable) -> Hashable:
+    """What :func:`passes_once` remembers of a question beside the functions of a task: the examples, and the shapes of parameters."""
+    leaves, structure = jax.tree.flatten((params, examples))
+    kinds = tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+    return *more, task.coupled, jax.config.jax_enable_x64, structure, kinds, fingerprint(examples)  # type: ignore[attr-defined]
+
+
+def passes_once(task: Task, asked: Hashable, passes: Callable[[], bool]) -> bool:
+    """What ``passes()`` returns; True without calling it if the functions of this task have passed what is asked before, in this process."""
     functions = (task.loss_fn, task.prepare, task.update_model_state)
-    if not _passed.has(asked, functions) and _compare(task, params, examples, count, words):
+    known = _passed.has(asked, functions)
+    if not known and (known := passes()):
         _passed.add(asked, functions)
-
-
-def _shapes(tree: PyTree) -> Hashable:
-    leaves, structure = jax.tree.flatten(tree)
-    return structure, tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+    return known
 
 
 class _Passed:
@@ -171,11 +181,10 @@ def _compare(task: Task, params: PyTree, examples: PyTree, count: int, words: Ca
     """Whether the losses of the examples could be looked at; they are refused as :func:`check_parts` says."""
     total = jax.tree.leaves(examples)[0].shape[0]
     stateful = task.update_model_state is not None
-    results = lambda params, batch: losses_and_aux(task.loss_fn, params, batch, stateful)
 
     def in_parts(params, batch):
         parts = jax.tree.map(lambda leaf: leaf.reshape(count, -1, _PART, *leaf.shape[1:]), batch)
-        over_devices = jax.vmap(lambda part: results(params, part), axis_name=AXIS)
+        over_devices = jax.vmap(lambda part: task.loss(params, part), axis_name=AXIS)
         losses, aux = jax.vmap(over_devices, in_axes=1, out_axes=1)(parts)  # traced once for all parts
         return jax.tree.map(lambda leaf: leaf.reshape(-1), losses), jax.tree.map(lambda leaf: leaf[0, 0], aux)
 
@@ -185,7 +194,7 @@ def _compare(task: Task, params: PyTree, examples: PyTree, count: int, words: Ca
                 start = call_compiled(task.start, jax.random.key(0))
                 params = start[0] if stateful else start
             batch = _prepared(task, examples)
-            compared = list(parts_matter(alone(results), in_parts, params, batch))  # here its programs run
+            compared = list(parts_matter(alone(task.loss.__call__), in_parts, params, batch))  # here its programs run
         except Exception:  # a loss that needs more examples, or others: training itself says what is wrong with it
             return False
         known = not task.coupled and (not stateful or len(layers) > 0)

@@ -3,7 +3,7 @@
 * **Where examples come from**: arrays on the device, or a stream (``task.train_data``).
 * **How a batch's parts are summed**: groups with an update each (``num_groups``), microbatches one after another
   (``microbatch_size``), shares of several devices (``devices``). One function computes the gradient of a part
-  (:func:`jaxbatch.gradients.accumulation.summed_gradient`).
+  (:func:`jaxbatch.gradients.accumulators.measure_part`).
 * **How steps are looped**: ``lax.scan``, a Python loop over whole steps (:func:`jaxbatch.compile_epoch`), or a Python loop over
   their pieces (:func:`jaxbatch.training.loops.compile_epoch_in_pieces`). The last is for streams, and for models whose
   compiled loops are slow.
@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 
+from jaxbatch.gradients.cut import Cut
 from jaxbatch.gradients.independence import check_independent_losses, check_independent_prepare
 from jaxbatch.gradients.part_norms import NoiseMonitor
 from jaxbatch.gradients.updates import Optimizer
@@ -42,6 +43,7 @@ def compile_task_epoch(
     devices: Sequence[jax.Device] | None = None,
     parallel: Parallel = "jit",
     monitor: NoiseMonitor | None = None,
+    cut: Cut | None = None,
 ) -> Callable[..., tuple[TrainState, Any]]:
     """Compiles ``num_steps`` batches of a task at once, with the fastest kind of loop.
 
@@ -57,6 +59,7 @@ def compile_task_epoch(
         parallel: how devices are used, see :func:`jaxbatch.training.devices.over_devices`.
         monitor: how noise is measured, see :class:`jaxbatch.NoiseMonitor`; ``losses`` are then a pair with the noise of each
             batch. A batch with fewer parts than it asks for is cut further.
+        cut: what was decided before of such batches; ``None``: it is decided here.
 
     Returns:
         ``run(state, data, indices, [seed, epoch]) -> (state, losses)`` with ``indices`` ``(S, B)``. The last argument may be
@@ -69,11 +72,11 @@ def compile_task_epoch(
     devices = jax.devices()[:1] if devices is None else devices
     state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
     asked: dict[str, Any] = {"num_groups": num_groups, "microbatch_size": microbatch_size, "num_devices": len(devices), "monitor": monitor}
-    cut = choose_cut(task, state.params, batch_size, **asked)
+    cut = cut or choose_cut(task, state.params, batch_size, **asked)
     if cut.splits_prepare:
         check_independent_prepare(task)  # elsewhere it may see the batch whole
     if cut.group_size == 1 < batch_size and (cut.axis or cut.in_pieces):  # elsewhere the step itself checks
-        check_independent_losses(alone(task.loss_fn), state.params, task.shapes_of_batch(2), has_aux=task.update_model_state is not None)
+        check_independent_losses(task.loss._replace(function=alone(task.loss_fn)), state.params, task.shapes_of_batch(2))
     over: dict[str, Any] = {"devices": devices, "parallel": parallel}
     if cut.in_pieces:
         return compile_epoch_in_pieces(task, optimizer, state, cut, monitor=monitor, **over)

@@ -5,7 +5,7 @@ Axes: S steps.
 
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbatch.batches import epoch_order
+from jaxbatch.gradients.cut import Cut
 from jaxbatch.kinds import check_fields, checked
 from jaxbatch.machine.compiling import Programs
 from jaxbatch.states import as_arrays
@@ -21,7 +22,7 @@ from jaxbatch.training.devices import find_devices, put_data
 from jaxbatch.training.divergence import judge, make_is_finite, skips_nonfinite
 from jaxbatch.training.epochs import compile_task_epoch
 from jaxbatch.training.evaluation import choose_evaluation_size, make_test
-from jaxbatch.training.monitor import check_unchanged, track_noise
+from jaxbatch.training.monitor import check_unchanged, cuts_of, track_noise
 from jaxbatch.training.plans import FitConfig, advance, plan_rest, plan_segments, settled, write_progress
 from jaxbatch.training.steps import TrainState, start_state
 from jaxbatch.training.tasks import Task, check_data, tokens_seen
@@ -90,10 +91,10 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
     state = state._replace(progress=(), noise=())  # only the host needs them
     is_finite = make_is_finite(state._replace(opt_state=config.optimizer.init(state.params)) if begun else state)
     skips = functools.cache(lambda: skips_nonfinite(config.optimizer, state.params))  # type: ignore[union-attr]  # of the loop: no longer None
-    settings = _settings(config)
-    _check_cuts(task, config, state.params, {segment.batch_size for segment in planned})
+    settings: dict[str, Any] = {"devices": find_devices(config.num_devices), "parallel": config.parallel, "monitor": config.monitor}
+    cut_of = _checked_cuts(task, config, state.params, {segment.batch_size for segment in planned})
     shapes, (train_data, test_data) = jax.eval_shape(lambda: state), _put_all(task, settings["devices"])  # shapes, as arrays would stay alive
-    with Programs(lambda key: compile_task_epoch(task, config.optimizer, shapes, *key, **settings)) as programs:
+    with Programs(lambda key: compile_task_epoch(task, config.optimizer, shapes, *key, cut=cut_of(key[1]), **settings)) as programs:
         used, started = set[tuple[int, int]](), time.perf_counter()
         if config.compile_first:
             programs.ahead(segment.program for segment in segments)
@@ -140,19 +141,15 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
                 return
 
 
-def _check_cuts(task: Task, config: FitConfig, params: Any, batch_sizes: set[int]) -> None:
-    """Refuses parts of batches that would train something else than whole batches."""
+def _checked_cuts(task: Task, config: FitConfig, params: Any, batch_sizes: set[int]) -> Callable[[int], Cut]:
+    """``batch_size -> cut``; parts of batches that would train something else than whole batches are refused."""
     parts: dict[str, Any] = {"num_groups": config.num_groups, "microbatch_size": config.microbatch_size, "num_devices": config.num_devices}
     check_parts(task, params, list(batch_sizes), **parts)
-    check_unchanged(task, config, params, list(batch_sizes))
+    cut_of = cuts_of(task, config, params)
+    check_unchanged(task, config, params, list(batch_sizes), cut_of)
+    return cut_of
 
 
 def _put_all(task: Task, devices: list[jax.Device]) -> tuple[Any, Any]:
     """Training and test data on their devices, once for all records: NumPy's, which may change from call to call, would be moved for each."""
     return put_data(task.train_data, devices), put_data(task.test_data, devices[:1])
-
-
-def _settings(config: FitConfig) -> dict[str, Any]:
-    """What decides how a batch goes through a step."""
-    cut = {"num_groups": config.num_groups, "microbatch_size": config.microbatch_size, "monitor": config.monitor}
-    return cut | {"devices": find_devices(config.num_devices), "parallel": config.parallel}

@@ -16,11 +16,11 @@ from jax.sharding import AbstractMesh
 from jaxtyping import PyTree
 
 from jaxbatch.augment import Prepare, prepared
+from jaxbatch.gradients.cut import Cut
 from jaxbatch.gradients.groups import leading_axis
 from jaxbatch.gradients.part_norms import WithNoise
 from jaxbatch.machine.compiling import compile_ahead
 from jaxbatch.sums import Losses, loss_of_batch
-from jaxbatch.training.cut import Cut
 from jaxbatch.training.devices import Parallel, over_devices
 
 Step = Callable[..., tuple[Any, Losses | WithNoise]]  # (state, batch) -> (state, losses)
@@ -32,10 +32,7 @@ def one_step(step: Step, prepare: Prepare | None, state: Any, data: PyTree, inde
     The loss is that of :func:`jaxbatch.sums.loss_of_batch`. With ``by_part`` the step does the taking. A monitored step returns the
     noise with the loss.
     """
-
-    def take(data, seed_epoch, index):
-        return prepared(prepare, jax.tree.map(lambda leaf: leaf[index], data), seed_epoch, index)
-
+    take = _Take(prepare)
     if by_part:  # a step that takes its examples gets a function that can be an argument of a program
         state, losses = step(state, index, *(mask or (None,)), jax.tree_util.Partial(take, data, seed_epoch))
     else:
@@ -43,6 +40,15 @@ def one_step(step: Step, prepare: Prepare | None, state: Any, data: PyTree, inde
     if isinstance(losses, WithNoise):
         return state, losses._replace(losses=loss_of_batch(losses.losses))
     return state, loss_of_batch(losses)
+
+
+class _Take(NamedTuple):
+    """What takes examples; equal for the same ``prepare``, so that a step is not traced again."""
+
+    prepare: Prepare | None
+
+    def __call__(self, data: PyTree, seed_epoch: Any, index: Any) -> PyTree:
+        return prepared(self.prepare, jax.tree.map(lambda leaf: leaf[index], data), seed_epoch, index)
 
 
 def check_indices(indices: Any, data: PyTree) -> None:

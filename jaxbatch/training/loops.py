@@ -16,17 +16,17 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, PyTree
 
-from jaxbatch.augment import Prepare, batch_shapes
+from jaxbatch.augment import Prepare
 from jaxbatch.data.streams import is_stream
+from jaxbatch.gradients.cut import Cut
 from jaxbatch.gradients.part_norms import NoiseMonitor, WithNoise
 from jaxbatch.gradients.updates import Optimizer
 from jaxbatch.kinds import checked
 from jaxbatch.layers import loops_are_slow
 from jaxbatch.states import through_host
 from jaxbatch.sums import Weighted
-from jaxbatch.training.cut import Cut
-from jaxbatch.training.devices import Parallel, alone, decode_parts, put_once, share_batches, share_parts
-from jaxbatch.training.layouts import Step, check_indices, lay_out_step, one_step, shapes_of
+from jaxbatch.training.devices import Parallel, decode_parts, put_once, share_batches, share_parts
+from jaxbatch.training.layouts import Layout, Step, check_indices, lay_out_step, one_step
 from jaxbatch.training.pieces import lay_out_pieces
 from jaxbatch.training.steps import TrainState
 from jaxbatch.training.tasks import Task
@@ -83,14 +83,15 @@ def stack_on_host(results: list) -> Any:
     return jax.tree.map(lambda *leaves: jnp.asarray(np.array(leaves)), *jax.device_get(results))
 
 
-def choose_loop(step: Step, state: Any, data: PyTree, batch_size: int, prepare: Prepare | None = None) -> Loop:
-    """``"python"`` where the step has a convolution that is slow inside compiled loops, else ``"scan"``.
+def choose_loop(one: Layout, devices: Sequence[jax.Device], parallel: Parallel) -> Loop:
+    """``"python"`` where the program of a step has a convolution that is slow inside compiled loops, else ``"scan"``.
 
     Example:
-        >>> choose_loop(lambda state, batch: (state, batch), jnp.array(0.0), jnp.ones((8, 2)), 4)
+        >>> one = lay_out_step(lambda state, batch: (state, batch), jnp.array(0.0), jnp.ones((8, 2)), Cut(4))
+        >>> choose_loop(one, jax.devices()[:1], "jit")
         'scan'
     """
-    return "python" if loops_are_slow(step, shapes_of(state), batch_shapes(data, batch_size, prepare)) else "scan"
+    return "python" if loops_are_slow(one.over(devices, parallel)[0], *one.arguments.values()) else "scan"
 
 
 @checked
@@ -135,12 +136,11 @@ def compile_epoch(
         raise ValueError("devices is empty: at least 1 is needed.")
     cut = Cut(batch_size, num_groups, count, by_part=by_part)
     check_indices((), data)
-    state, data = shapes_of(state), shapes_of(data)
-    one = step if count == 1 else alone(lambda state, share: step(state, share, None))
-    loop = loop or choose_loop(one, state, data, num_groups * cut.share, prepare)
+    one = lay_out_step(step, state, data, cut, prepare=prepare)
+    loop = loop or choose_loop(one, devices, parallel)
     if loop not in ("scan", "python"):
         raise ValueError(f"loop={loop!r} must be 'scan', 'python' or None.")
-    laid = lay_out_step(step, state, data, cut, prepare=prepare, num_steps=num_steps if loop == "scan" else None)
+    laid = one if loop == "python" else lay_out_step(step, state, data, cut, prepare=prepare, num_steps=num_steps)
     program, put_on_all = laid.compile(devices, parallel)
     put_data = put_once(lambda data: put_on_all(data)[0])
 
@@ -218,7 +218,7 @@ def compile_epoch_in_pieces(
             for _ in range(num_groups):
                 total = begin(state)
                 if noise is not None:  # it is that of the whole batch, in the metric of its start
-                    total = total._replace(**noise)
+                    total = total | noise
                 for _ in starts:
                     length, part = next(ready)
                     total, part_loss = compiled[length][0](total, start, *part, seed_epoch)

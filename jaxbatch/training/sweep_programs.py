@@ -14,13 +14,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import PyTree
 
-from jaxbatch.gradients.groups import has_weights
+from jaxbatch.gradients.cut import Cut
 from jaxbatch.gradients.updates import Optimizer
 from jaxbatch.machine.compiling import compile_ahead
 from jaxbatch.machine.cores import num_cores
 from jaxbatch.machine.platform import compiled_platform
 from jaxbatch.sums import Losses, Weighted
-from jaxbatch.training.cut import Cut
 from jaxbatch.training.loops import compile_epoch, make_epoch
 from jaxbatch.training.steps import start_shapes, step_of_cut
 from jaxbatch.training.tasks import Task
@@ -39,7 +38,7 @@ def choose_runs(platform: str | None = None) -> Runs:
     return "threads" if (platform or compiled_platform()) == "cpu" else "vmap"
 
 
-def over_runs(function: Callable[..., Any], runs: Runs) -> Callable[..., Any]:
+def over_runs(function: Callable[..., Any], runs: Runs, num_threads: int | None = None) -> Callable[..., Any]:
     """Applies ``function(data, *trees)`` to each run and stacks the results. Runs share the data; the trees have an axis R.
 
     The data are an argument, because arrays that a program closes over become constants in it, which are compiled too.
@@ -58,53 +57,54 @@ def over_runs(function: Callable[..., Any], runs: Runs) -> Callable[..., Any]:
 
     def in_threads(data, *trees):
         count = len(jax.tree.leaves(trees)[0])
-        with concurrent.futures.ThreadPoolExecutor(num_cores()) as pool:
+        with concurrent.futures.ThreadPoolExecutor(num_threads or num_cores()) as pool:
             results = list(pool.map(one, [(data, *of_run(trees, index)) for index in range(count)]))
         return stack_runs(results)
 
     return in_threads
 
 
-def make_compiler(task: Task, make_optimizer: MakeOptimizer, settings: PyTree, states: PyTree, cut: Cut, runs: Runs):
+def make_compiler(task: Task, make_optimizer: MakeOptimizer, settings: PyTree, states: PyTree, cut: Cut, runs: Runs, traced: bool = True):
     """Makes ``num_batches -> program``; a program is ``(states, indices, seed_epochs, alive) -> (states, losses)``.
 
-    One program serves all settings, which it gets as traced numbers.
+    One program serves all settings, which it gets as traced numbers; or, unless ``traced``, because optimizers need their values, each setting
+    has a program of its own, which threads run.
     """
+    count, nothing, data = len(jax.tree.leaves(states)[0]), _no_losses(task, cut), task.train_data
+    taking: dict[str, Any] = {"prepare": task.prepare, "by_part": cut.by_part}
+    one_step = lambda setting: step_of_cut(task, make_optimizer(setting), cut)
 
-    def one_step(setting):
-        return step_of_cut(task, make_optimizer(setting), cut)
-
-    batch_size, by_part, nothing = cut.batch_size, cut.by_part, _no_losses(task, cut)
-
-    def compile(num_batches):
-        if runs == "threads":
-
-            def with_setting(pair, *batch):
-                setting, state = pair
-                state, losses = one_step(setting)(state, *batch)
-                return (setting, state), losses
-
-            start = of_run((settings, states), 0)
-            one = compile_epoch(with_setting, start, task.train_data, num_batches, batch_size, prepare=task.prepare, by_part=by_part)
-
-            def train(data, setting, state, indices, seed_epoch, alive):
-                if not alive:
-                    return state, nothing(num_batches)
-                (_, state), losses = one((setting, state), data, indices, seed_epoch)
-                return state, losses
-
-            over = over_runs(train, runs)
-            return lambda states, indices, seed_epochs, alive: over(task.train_data, settings, states, indices, seed_epochs, alive)
-
+    def in_one_program(num_batches):
         def train(data, setting, state, indices, seed_epoch):
-            return make_epoch(one_step(setting), task.prepare, by_part=by_part)(state, data, indices, seed_epoch)
+            return make_epoch(one_step(setting), **taking)(state, data, indices, seed_epoch)
 
-        count = len(jax.tree.leaves(states)[0])
-        shapes = [jax.ShapeDtypeStruct((count, num_batches, batch_size), jnp.int32), jax.ShapeDtypeStruct((count, 2), jnp.uint32)]
-        program = compile_ahead(over_runs(train, runs), task.train_data, settings, states, *shapes)
-        return lambda states, indices, seed_epochs, alive: program(task.train_data, settings, states, indices, seed_epochs)
+        shapes = [jax.ShapeDtypeStruct((count, num_batches, cut.batch_size), jnp.int32), jax.ShapeDtypeStruct((count, 2), jnp.uint32)]
+        program = compile_ahead(over_runs(train, runs), data, settings, states, *shapes)
+        return lambda states, indices, seed_epochs, alive: program(data, settings, states, indices, seed_epochs)
 
-    return compile
+    values = [] if traced else known_settings(settings)
+    firsts = [0] * count if traced else setting_indices(values)
+
+    def in_threads(num_batches):
+        def of_setting(first):
+            def with_setting(pair, *batch):
+                state, losses = one_step(pair[0] if traced else values[first])(pair[1], *batch)
+                return (pair[0], state), losses
+
+            return compile_epoch(with_setting, of_run((settings, states), first), data, num_batches, cut.batch_size, **taking)
+
+        programs = {first: of_setting(first) for first in dict.fromkeys(firsts)}
+
+        def train(data, first, setting, state, indices, seed_epoch, alive):
+            if not alive:
+                return state, nothing(num_batches)
+            (_, state), losses = programs[int(first)]((setting, state), data, indices, seed_epoch)
+            return state, losses
+
+        over = over_runs(train, "threads", num_cores() if traced or choose_runs() == "threads" else 1)
+        return lambda *arguments: over(data, np.array(firsts), settings, *arguments)
+
+    return in_one_program if traced and runs != "threads" else in_threads
 
 
 def _no_losses(task: Task, cut: Cut) -> Callable[[int], Losses]:
@@ -113,7 +113,7 @@ def _no_losses(task: Task, cut: Cut) -> Callable[[int], Losses]:
 
     @functools.cache
     def weighted():
-        return has_weights(task.loss_fn, start_shapes(task), task.shapes_of_batch(part), task.update_model_state is not None)
+        return task.loss.is_weighted(start_shapes(task), task.shapes_of_batch(part))
 
     def losses(num_batches):
         none = jnp.full(num_batches, jnp.nan)
@@ -125,38 +125,6 @@ def _no_losses(task: Task, cut: Cut) -> Callable[[int], Losses]:
 def of_run(tree: PyTree, index: int) -> PyTree:
     """The leaves of one run."""
     return jax.tree.map(lambda leaf: leaf[index], tree)
-
-
-def make_compiler_by_setting(task: Task, make_optimizer: MakeOptimizer, settings: PyTree, states: PyTree, cut: Cut):
-    """:func:`make_compiler` where optimizers need the values of their settings: each setting has a program of its own."""
-    values = known_settings(settings)
-    keys = setting_indices(values)
-    batch_size, by_part, nothing = cut.batch_size, cut.by_part, _no_losses(task, cut)
-    x64 = jax.config.jax_enable_x64  # type: ignore[attr-defined]  # the calling thread's setting; other threads have their own
-
-    def compile(num_batches):
-        programs: dict[int, Any] = {}
-        for index, key in enumerate(keys):
-            if key not in programs:
-                step = step_of_cut(task, make_optimizer(values[index]), cut)
-                start = of_run(states, index)
-                programs[key] = compile_epoch(step, start, task.train_data, num_batches, batch_size, prepare=task.prepare, by_part=by_part)
-
-        def train(index, state, indices, seed_epoch, alive):
-            if not alive:
-                return state, nothing(num_batches)
-            with jax.enable_x64(x64):
-                return jax.block_until_ready(programs[keys[index]](state, task.train_data, indices, seed_epoch))
-
-        def run(states, indices, seed_epochs, alive):
-            with concurrent.futures.ThreadPoolExecutor(num_cores() if choose_runs() == "threads" else 1) as pool:
-                return stack_runs(
-                    list(pool.map(lambda index: train(index, *of_run((states, indices, seed_epochs, alive), index)), range(len(values))))
-                )
-
-        return run
-
-    return compile
 
 
 def known_settings(settings: PyTree) -> list[Any]:

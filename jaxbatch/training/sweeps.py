@@ -33,7 +33,6 @@ from jaxbatch.training.sweep_programs import (
     choose_runs,
     known_settings,
     make_compiler,
-    make_compiler_by_setting,
     of_run,
     over_runs,
     setting_indices,
@@ -124,9 +123,8 @@ def sweep(
     test = over_runs(make_test(task, choose_evaluation_size(task, at_once=at_once), eval_params), runs)
     is_finite, skips = make_is_finite(begun, runs=True), _ask_once(make_optimizer, settings, begun)
     cut = choose_cut(task, start_shapes(task), batch_size, num_groups=num_groups, may_piece=False)
-    arguments = task, make_optimizer, settings, states, cut
     traced = takes_traced(make_optimizer, of_run(settings, 0), start_shapes(task))
-    with Programs(make_compiler(*arguments, runs) if traced else make_compiler_by_setting(*arguments)) as programs:
+    with Programs(make_compiler(task, make_optimizer, settings, states, cut, runs, traced)) as programs:
         for segment in segments:
             start, stop = segment.first, segment.first + segment.num_examples
             if segment.epoch != ordered:
