@@ -92,7 +92,7 @@ def test_metrics_have_any_names():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_devices": 0}, "num_devices=0 must be at least 1"),
+        ({"num_devices": 0}, "num_devices=0 must be a whole number of at least 1"),
         ({"parallel": "mpi"}, "parallel='mpi' must be"),
         ({"batch_size": [16, 32]}, r"batch_size=\[16, 32\] must be a whole number"),
         ({"batch_size": 2.5}, "batch_size=2.5 must be a whole number"),

@@ -138,7 +138,7 @@ def test_sweeps_take_them_there_too(runs):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: jb.make_train_step(LOSS, OPTIMIZER, 4, num_groups=0), "num_groups=0 must be at least 1"),
+        (lambda: jb.make_train_step(LOSS, OPTIMIZER, 4, num_groups=0), "num_groups=0 must be a whole number of at least 1"),
         (lambda: jb.split_backward(LOSS, optax.sgd(0.1), 1, method="all")(jnp.array(0.0), optax.sgd(0.1).init(0.0), X), "method='all' must be"),
         (lambda: compile_task_epoch(TASK, OPTIMIZER, jb.init_state(TASK, OPTIMIZER, 0), 1, 4, devices=[]), "devices is empty"),
         (

@@ -46,7 +46,7 @@ def accumulated_gradient(loss_fn: LossFn, params: PyTree, batch: PyTree, microba
         >>> accumulated_gradient(loss_fn, jnp.array(0.0), jnp.array([1.0, 3.0, 5.0]), 2).tolist()
         -3.0
     """
-    loss, batch_size = check_loss(loss_fn, params, batch, microbatch_size=microbatch_size)
+    loss, batch_size = check_loss(loss_fn, params, batch)
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, batch)))
     if traced or not loops_are_slow(loss_fn, params, batch):
         return mean_gradient(loss, params, Share(batch), Cut(batch_size, microbatch_size=microbatch_size))[1]

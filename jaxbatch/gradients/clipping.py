@@ -105,7 +105,7 @@ def sum_of_gradients(
 
 def _fold(loss_fn, params, batch, function, microbatch_size: int | None):
     """Sums over examples; ``function(gradient)`` returns ``(a part of the sum, a result to keep for each example)``."""
-    loss, batch_size = check_loss(loss_fn, params, batch, microbatch_size=microbatch_size)
+    loss, batch_size = check_loss(loss_fn, params, batch)
     check_independent_losses(loss, params, batch)
     params = of_each_device(params, batch)
 

@@ -84,7 +84,7 @@ def hessian_eigenvalues(
         Golub and Van Loan, *Matrix Computations*, 4th edition, sections 10.1 and 8.1; Parlett, *The Symmetric Eigenvalue Problem*,
         sections 4.5 and 13.
     """
-    loss, _ = check_loss(loss_fn, params, batch, has_aux, microbatch_size)
+    loss, _ = check_loss(loss_fn, params, batch, has_aux)
     first, _ = ravel_pytree(widen(params))
     size = first.size
     if not 1 <= count <= size:
@@ -155,9 +155,7 @@ def hessian_trace(
     References:
         Hutchinson, *A stochastic estimator of the trace of the influence matrix*, 1989.
     """
-    loss, _ = check_loss(loss_fn, params, batch, has_aux, microbatch_size)
-    if num_samples < 1:
-        raise ValueError(f"num_samples={num_samples} must be at least 1.")
+    loss, _ = check_loss(loss_fn, params, batch, has_aux)
 
     multiply, (flat, _) = _multiplication(loss, params, batch, microbatch_size), ravel_pytree(widen(params))
     draw, sample = stochtrace.sampler_signs(flat, num=1), stochtrace.monte_carlo_trace()

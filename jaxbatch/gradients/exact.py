@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxbatch.gradients.accumulation import mean_gradient
 from jaxbatch.gradients.cut import Cut, Share
-from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size, check_num_groups, check_one_aux, of_each_device
+from jaxbatch.gradients.groups import LossFn, check_loss, check_num_groups, check_one_aux, of_each_device
 from jaxbatch.gradients.independence import check_independent_losses
 from jaxbatch.gradients.parts import CPU_VMAP, Method, Part, choose_method, fold, vmap_at_a_time
 from jaxbatch.kinds import checked
@@ -60,7 +60,6 @@ def per_example_gradients(loss_fn: LossFn, params: PyTree, batch: PyTree, *, mic
     check_independent_losses(loss, params, batch)
     if microbatch_size is None:
         microbatch_size = CPU_VMAP if compiled_platform() == "cpu" else batch_size
-    check_microbatch_size(microbatch_size)
     params = of_each_device(params, batch)
 
     def gradient(one):
@@ -141,7 +140,7 @@ def losses_and_group_gradients(
         >>> losses.tolist(), gradients.tolist()
         ([0.5, 4.5], [-1.0, -3.0])
     """
-    loss, batch_size = check_loss(loss_fn, params, batch, has_aux, microbatch_size)
+    loss, batch_size = check_loss(loss_fn, params, batch, has_aux)
     check_num_groups(num_groups, batch_size)
     check_one_aux(has_aux, microbatch_size)
     if num_groups == batch_size > 1:
@@ -168,5 +167,5 @@ def losses_and_mean_gradient(loss_fn: LossFn, params: PyTree, batch: PyTree, *, 
         >>> losses.tolist(), float(gradient)
         ([0.5, 4.5], -2.0)
     """
-    loss, batch_size = check_loss(loss_fn, params, batch, microbatch_size=microbatch_size)
+    loss, batch_size = check_loss(loss_fn, params, batch)
     return mean_gradient(loss, params, Share(batch), Cut(batch_size, microbatch_size=microbatch_size))[:2]

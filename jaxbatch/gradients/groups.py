@@ -38,19 +38,18 @@ class Loss(NamedTuple):
         return is_weighted(jax.eval_shape(lambda p, b: self(p, b), params, batch)[0])
 
 
-def check_loss(loss_fn: LossFn, params: PyTree, batch: PyTree, has_aux: bool = False, microbatch_size: int | None = None) -> tuple[Loss, int]:
+def check_loss(loss_fn: LossFn, params: PyTree, batch: PyTree, has_aux: bool = False) -> tuple[Loss, int]:
     """The door of a loss: checks that ``loss_fn`` returns one loss per example (it is traced, not run); the loss in the one form, and B.
 
     A negative weight cannot be found here, because weights have no values while they are traced: it makes the mean NaN.
 
     Raises:
         ValueError: the batch is empty, its leaves disagree on B, the losses (or totals and weights) do not have shape ``(B,)``,
-            losses or parameters are not floating-point, or ``microbatch_size`` is below 1.
+            or losses or parameters are not floating-point.
     """
     batch_size, loss = leading_axis(batch), Loss(loss_fn, has_aux)
     check_params(params)
     loss.is_weighted(params, batch)  # raises an error if the result is no loss
-    check_count("microbatch_size", microbatch_size, optional=True)
     return loss, batch_size
 
 

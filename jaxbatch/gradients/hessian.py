@@ -54,7 +54,7 @@ def hessian_vector_product(
     References:
         Pearlmutter, *Fast exact multiplication by the Hessian*, 1994.
     """
-    loss, _ = check_loss(loss_fn, params, batch, has_aux, microbatch_size)
+    loss, _ = check_loss(loss_fn, params, batch, has_aux)
     check_like(params, vector, "vector")
     return product(loss, widen(params), vector, batch, microbatch_size)
 

@@ -60,7 +60,7 @@ def loss_along_line(
         <https://arxiv.org/abs/1412.6544>`_, 2015; Keskar et al., `On Large-Batch Training for Deep Learning
         <https://arxiv.org/abs/1609.04836>`_, 2017, section 2.2.1.
     """
-    loss, batch_size = check_loss(loss_fn, params, batch, has_aux, microbatch_size)
+    loss, batch_size = check_loss(loss_fn, params, batch, has_aux)
     check_like(params, other, "other")
     positions = np.asarray(points, float)
     if positions.ndim != 1 or positions.size == 0 or not np.isfinite(positions).all():

@@ -85,7 +85,7 @@ def gradient_statistics(
         McCandlish et al., `An Empirical Model of Large-Batch Training <https://arxiv.org/abs/1812.06162>`_, 2018:
         appendix A.1, for any two batch sizes; here the sizes are m and B.
     """
-    loss, batch_size = check_loss(loss_fn, params, batch, microbatch_size=microbatch_size)
+    loss, batch_size = check_loss(loss_fn, params, batch)
     num_groups = batch_size if num_groups is None else num_groups
     if num_groups < 2:
         raise ValueError(f"num_groups={num_groups} must be at least 2: noise shows in how groups differ.")

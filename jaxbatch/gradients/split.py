@@ -27,7 +27,7 @@ from jaxtyping import Array, Float, PyTree
 from jaxbatch.gradients.accumulation import mean_gradient
 from jaxbatch.gradients.accumulators import NOTHING_MORE, Accumulator, gradient_sum, together
 from jaxbatch.gradients.cut import Cut, Share
-from jaxbatch.gradients.groups import Loss, LossFn, check_microbatch_size, check_num_groups, check_one_aux, check_params, leading_axis
+from jaxbatch.gradients.groups import Loss, LossFn, check_num_groups, check_one_aux, check_params, leading_axis
 from jaxbatch.gradients.independence import check_independent_losses
 from jaxbatch.gradients.parts import Method, Part, choose_method, fold, vmap_at_a_time
 from jaxbatch.gradients.updates import Optimizer, update
@@ -85,9 +85,6 @@ def split_backward(
     References:
         For the cost in PyTorch, issues 4952, 9701 and 74604 of pytorch/pytorch.
     """
-    if num_groups < 1:
-        raise ValueError(f"num_groups={num_groups} must be at least 1.")
-    check_microbatch_size(microbatch_size)
     check_one_aux(has_aux, microbatch_size)
 
     loss = Loss(loss_fn, has_aux)
@@ -189,8 +186,6 @@ def largest_stable_curvature(learning_rate: Number, momentum: float, num_groups:
         raise ValueError(f"learning_rate={learning_rate} must be above 0.")
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum={momentum} must be at least 0 and below 1.")
-    if num_groups < 1:
-        raise ValueError(f"num_groups={num_groups} must be at least 1.")
     velocity = sum(momentum**j for j in range(num_groups))
     weight = sum((1 - momentum ** (k + 1)) / (1 - momentum) for k in range(num_groups))
     decay = momentum**num_groups

@@ -52,14 +52,12 @@ def choose_cut(
     Raises:
         ValueError: K does not divide B, a size is below 1, or there is no device.
     """
-    groups, several_devices = 1 if num_groups is None else num_groups, num_devices > 1
+    groups, several_devices, axis = 1 if num_groups is None else num_groups, num_devices > 1, AXIS if num_devices > 1 else None
     check_num_groups(groups, batch_size)
     check_microbatch_size(microbatch_size)
     if num_devices < 1:
         raise ValueError("devices is empty: at least 1 is needed.")
     loss_fn, streamed, in_cache = alone(task.loss_fn), is_stream(task.train_data), task._replace(microbatch_size=None).examples_at_a_time
-
-    axis = AXIS if several_devices else None
 
     def cut_at(size: int | None) -> Cut:
         several = size is not None and batch_size // groups > size * num_devices

@@ -6,7 +6,7 @@ Axes: N devices, M examples of a device.
 import collections
 import threading
 import weakref
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ from jaxbatch.machine.platform import compiling_for
 from jaxbatch.training.cut import choose_cut
 from jaxbatch.training.devices import AXIS, alone
 from jaxbatch.training.steps import start_shapes
-from jaxbatch.training.tasks import Task, fingerprint, smallest
+from jaxbatch.training.tasks import Task, fingerprint
 
 _PART = 2  # examples in a part that is looked at
 _KEPT = 64  # tasks whose passing is remembered
@@ -33,15 +33,7 @@ _MADE_BYTES = 2**29  # of parameters
 _EQUAL = 1e-3  # a sum over N devices is N times as large as that of one, up to this
 
 
-def check_parts(
-    task: Task,
-    params: PyTree,
-    batch_sizes: Sequence[int],
-    *,
-    num_groups: int | None = None,
-    microbatch_size: int | None = None,
-    num_devices: int = 1,
-) -> None:
+def check_parts(task: Task, params: PyTree, cut: Cut) -> None:
     """Checks that devices and microbatches train what one device trains that sees each batch, or group, whole.
 
     The losses of a few examples are computed whole and in parts, for these parameters and for others. Batch normalisation of
@@ -53,34 +45,27 @@ def check_parts(
     Args:
         task: see :class:`jaxbatch.Task`.
         params: as training starts with them; or their shapes, for those of one seed.
-        batch_sizes: of the run.
-        num_groups, microbatch_size, num_devices: see :class:`jaxbatch.FitConfig`.
+        cut: of the run's largest batches.
 
     Raises:
         ValueError: the loss of an example changes with the parts; or, on several devices, an aux is a sum over examples.
 
     Example:
         >>> centred = Task(lambda key: jnp.ones(()), lambda w, x: (w * x - (w * x).mean()) ** 2, None, jnp.arange(8.0), None)
-        >>> check_parts(centred, jnp.ones(()), [8])
-        >>> check_parts(centred, jnp.ones(()), [8], microbatch_size=4)
+        >>> check_parts(centred, jnp.ones(()), choose_cut(centred, jnp.ones(()), 8))
+        >>> check_parts(centred, jnp.ones(()), choose_cut(centred, jnp.ones(()), 8, microbatch_size=4))
         Traceback (most recent call last):
         ValueError: loss_fn: the loss of an example changes with the others in its batch, as a contrastive loss does, and a batch of 8 is
         worked on in microbatches of 4, each of which would have another objective. Take one device and no microbatches
         (microbatch_size=None, and the task's too); jaxbatch.coupled_gradient in a step of your own; or, if parts are meant, as in ghost
         batch normalisation, task._replace(coupled=True).
     """
-    groups, largest = num_groups or 1, max(batch_sizes, default=0)
-    if num_devices > 1:
-        _check(task, params, num_devices, _PART, lambda: f"a batch is shared by {num_devices} devices")
-    bound = smallest(microbatch_size, _bound(task))
-    if task.coupled or bound is None or bound >= Cut(largest, groups, num_devices).share:
-        return
-
-    def words():
-        cut = choose_cut(task, params, largest, num_groups=groups, microbatch_size=microbatch_size, num_devices=num_devices)
-        return f"a {'batch' if groups == 1 else 'group'} of {largest // groups} is worked on in microbatches of {cut.microbatch_size}"
-
-    _check(task, params, num_devices, 2 * _PART, words)
+    if cut.num_devices > 1:
+        _check(task, params, cut.num_devices, _PART, f"a batch is shared by {cut.num_devices} devices")
+    size = cut.unmeasured
+    if not (task.coupled or size is None or size >= cut.share):
+        group = f"a {'batch' if cut.num_groups == 1 else 'group'} of {cut.group_size}"
+        _check(task, params, cut.num_devices, 2 * _PART, f"{group} is worked on in microbatches of {size}")
 
 
 def check_parts_elsewhere(task: Task, batch_size: int, platform: str, *, microbatch_size: int | None = None, num_devices: int = 1) -> bool:
@@ -102,21 +87,16 @@ def check_parts_elsewhere(task: Task, batch_size: int, platform: str, *, microba
         >>> check_parts_elsewhere(task, 8, "gpu", microbatch_size=4)
         True
     """
-    with compiling_for(platform):
-        bound = smallest(microbatch_size, _bound(task))
     params = start_shapes(task)
     if sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)) > _MADE_BYTES:
         return False
-    check_parts(task._replace(microbatch_size=bound, cpu_microbatch_size=None), params, [batch_size], num_devices=num_devices)
+    with compiling_for(platform):
+        cut = choose_cut(task, params, batch_size, microbatch_size=microbatch_size, num_devices=num_devices)
+    check_parts(task, params, cut)
     return True
 
 
-def _bound(task: Task) -> int | None:
-    """A stream is worked on in pieces, which the size for a CPU's cache does not bound."""
-    return task.microbatch_size if is_stream(task.train_data) else task.examples_at_a_time
-
-
-def _check(task: Task, params: PyTree, count: int, share: int, words: Callable[[], str]) -> None:
+def _check(task: Task, params: PyTree, count: int, share: int, words: str) -> None:
     """Compares ``count`` shares of so many examples, in parts, with all of them at once, unless this task has passed before."""
     try:
         examples = _examples(task, count * share)
@@ -177,7 +157,7 @@ class _Passed:
 _passed = _Passed()
 
 
-def _compare(task: Task, params: PyTree, examples: PyTree, count: int, words: Callable[[], str]) -> bool:
+def _compare(task: Task, params: PyTree, examples: PyTree, count: int, words: str) -> bool:
     """Whether the losses of the examples could be looked at; they are refused as :func:`check_parts` says."""
     total = jax.tree.leaves(examples)[0].shape[0]
     stateful = task.update_model_state is not None
@@ -202,7 +182,7 @@ def _compare(task: Task, params: PyTree, examples: PyTree, count: int, words: Ca
         for of, (losses, aux), (of_parts, part_of_aux) in compared:
             if known and any(map(differ, jax.tree.leaves(losses), jax.tree.leaves(of_parts))):
                 raise ValueError(
-                    f"loss_fn: the loss of an example changes with the others in its batch, as a contrastive loss does, and {words()}, each of "
+                    f"loss_fn: the loss of an example changes with the others in its batch, as a contrastive loss does, and {words}, each of "
                     "which would have another objective. Take one device and no microbatches (microbatch_size=None, and the task's too); "
                     "jaxbatch.coupled_gradient in a step of your own; or, if parts are meant, as in ghost batch normalisation, "
                     "task._replace(coupled=True)."

@@ -143,9 +143,9 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
 
 def _checked_cuts(task: Task, config: FitConfig, params: Any, batch_sizes: set[int]) -> Callable[[int], Cut]:
     """``batch_size -> cut``; parts of batches that would train something else than whole batches are refused."""
-    parts: dict[str, Any] = {"num_groups": config.num_groups, "microbatch_size": config.microbatch_size, "num_devices": config.num_devices}
-    check_parts(task, params, list(batch_sizes), **parts)
     cut_of = cuts_of(task, config, params)
+    if batch_sizes:
+        check_parts(task, params, cut_of(max(batch_sizes)))
     check_unchanged(task, config, params, list(batch_sizes), cut_of)
     return cut_of
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Int32, PyTree, UInt32
 from jaxbatch.batches import check_seed
 from jaxbatch.gradients.accumulators import state_in_turn, update_in_turn
 from jaxbatch.gradients.cut import Cut, Share
-from jaxbatch.gradients.groups import Loss, LossFn, check_microbatch_size
+from jaxbatch.gradients.groups import Loss, LossFn
 from jaxbatch.gradients.part_norms import NoiseMonitor, WithNoise, metric_of, spread_sum, statistics_of_parts
 from jaxbatch.gradients.split import update_by_groups
 from jaxbatch.gradients.updates import Optimizer, check_optimizer
@@ -163,13 +163,7 @@ def make_train_step(
         >>> float(state.params), int(state.step), losses.tolist()
         (1.0, 1, [0.5, 4.5])
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1.")
-    check_microbatch_size(microbatch_size)
-    groups = 1 if num_groups is None else num_groups
-    if groups < 1:
-        raise ValueError(f"num_groups={num_groups} must be at least 1.")
-    cut = Cut(batch_size, groups, microbatch_size=microbatch_size, axis=axis, to_measure=cut_to_measure)
+    cut = Cut(batch_size, num_groups or 1, microbatch_size=microbatch_size, axis=axis, to_measure=cut_to_measure)
     return _make_step(Loss(loss_fn, update_model_state is not None), optimizer, cut, update_model_state, monitor)
 
 

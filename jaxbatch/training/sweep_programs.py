@@ -87,8 +87,10 @@ def make_compiler(task: Task, make_optimizer: MakeOptimizer, settings: PyTree, s
 
     def in_threads(num_batches):
         def of_setting(first):
+            step = None if traced else one_step(values[first])
+
             def with_setting(pair, *batch):
-                state, losses = one_step(pair[0] if traced else values[first])(pair[1], *batch)
+                state, losses = (step or one_step(pair[0]))(pair[1], *batch)
                 return (pair[0], state), losses
 
             return compile_epoch(with_setting, of_run((settings, states), first), data, num_batches, cut.batch_size, **taking)
