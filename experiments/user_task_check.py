@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import jaxbatch as jb
 from jaxbatch.augment import call_prepare
 from jaxbatch.data.streams import is_stream
-from jaxbatch.gradients.accumulation import next_model_state
+from jaxbatch.gradients.accumulators import next_model_state
 from jaxbatch.gradients.groups import leading_axis, losses_and_aux
 from jaxbatch.training.evaluation import call_metrics
 from jaxbatch.training.tasks import count_examples

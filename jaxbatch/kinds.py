@@ -1,7 +1,7 @@
-"""Arguments of another kind than a function's annotations say: each is one line that names it.
+"""Arguments of another kind than a function's annotations say, and counts below 1: each is one line that names it.
 
-Only kinds are checked here, and no more than is sure: whether a number is in its range, and whether trees of arrays fit each other,
-a function checks itself.
+Only kinds are checked here, and counts that are at least 1 wherever they come in. Whether another number is in its range, and whether trees
+of arrays fit each other, a function checks itself.
 """
 
 import collections.abc
@@ -33,6 +33,8 @@ _SPECIAL = {  # in place of "must be", for what users mistake most
 _HINTS = {  # after "must be", of what fits elsewhere
     "BatchSizePolicy": ". A policy is for jaxbatch.fit alone: its sizes are not known beforehand, and its learning_rate says the rate of each",
 }
+_SIZES = {"batch_size", "microbatch_size", "evaluation_batch_size", "cut_to_measure", "chunk_size"}
+COUNTS = _SIZES | {"num_groups", "num_devices", "num_samples", "evaluations_per_epoch"}  # at least 1 in every function and record
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
@@ -124,6 +126,8 @@ def check_kind(name: str, value: Any, annotation: Any) -> None:
         special = next((_SPECIAL[words] for words in choices if words in _SPECIAL), None)
         must = special or f"must be {', or '.join(choices)}"
         raise ValueError(f"{name}={_brief(value)} {must}{_HINTS.get(type(value).__name__, '')}.")
+    if name in COUNTS and isinstance(value, int | np.integer) and value < 1:
+        raise ValueError(f"{name}={value} must be a whole number of at least 1.")
 
 
 def _parts(annotation: Any) -> tuple:

@@ -8,6 +8,8 @@ Axes: B examples in a batch.
 
 from collections.abc import Iterator
 
+from jaxbatch.batches import even_part
+
 
 def part_lengths(batch_size: int, at_most: int) -> dict[int, int]:
     """The fewest parts of ``at_most`` examples: how many of them have which length. Lengths differ by 1 at most, longer parts come first.
@@ -19,6 +21,16 @@ def part_lengths(batch_size: int, at_most: int) -> dict[int, int]:
     count = -(-batch_size // at_most)
     shorter, longer = divmod(batch_size, count)
     return {length: number for length, number in ((shorter + 1, longer), (shorter, count - longer)) if number}
+
+
+def part_size(batch_size: int, at_most: int | None) -> int:
+    """The most examples in a part of ``at_most``: a divisor of the batch size if one is close below. ``None``: all.
+
+    Example:
+        >>> part_size(12, 5), part_size(12, 60), part_size(12, None)
+        (4, 12, 12)
+    """
+    return batch_size if at_most is None else even_part(batch_size, at_most)
 
 
 def part_slices(batch_size: int, at_most: int) -> Iterator[slice]:

@@ -19,6 +19,7 @@ import jaxbatch as jb
 from experiments import adabatch_cost, convergence, gradient_smoothness, iteration_speed, split_backward, split_backward_cost
 from experiments.split_backward_steps import ARMS
 from experiments.split_backward_training import Segment, Trainer
+from jaxbatch.gradients.cut import Cut
 from jaxbatch.layers import BatchNorm
 from jaxbatch.training.loops import compile_epoch_in_pieces
 from tests.conftest import ROOT
@@ -80,7 +81,7 @@ def sweep(task, runs):
 
 def accumulating(task):
     state, indices = jb.init_state(task, OPTIMIZER, 0), np.arange(2 * SIZE).reshape(2, SIZE)
-    compile_epoch_in_pieces(task._replace(microbatch_size=4), OPTIMIZER, state, SIZE)(state, task.train_data, indices)
+    compile_epoch_in_pieces(task, OPTIMIZER, state, Cut(SIZE, microbatch_size=4))(state, task.train_data, indices)
 
 
 def gradients(task):

@@ -10,7 +10,7 @@ import jaxbatch as jb
 from jaxbatch.layers import BatchNorm
 from jaxbatch.training import cut_check
 from jaxbatch.training.classification import running_average
-from jaxbatch.training.cut_check import check_parts, check_parts_elsewhere
+from jaxbatch.training.cut import choose_cut
 from tests.conftest import on_four_devices
 from tests.test_monitor_unseen import CONFIG, COUPLED, ONE_BY_ONE, X, Y
 
@@ -86,19 +86,19 @@ def test_a_loss_whose_programs_fail_as_they_run_is_taken():
         losses = losses if losses.ndim == 1 else losses.sum(-1)
         return losses + jax.lax.stop_gradient(jax.pure_callback(loud, losses, jax.lax.stop_gradient(losses), vmap_method="sequential"))
 
-    check_parts(COUPLED["contrastive"]()._replace(loss_fn=loss_fn), COUPLED["contrastive"]().init(jax.random.key(0)), [12], microbatch_size=6)
+    task, start = COUPLED["contrastive"]()._replace(loss_fn=loss_fn), COUPLED["contrastive"]().init(jax.random.key(0))
+    cut_check.check_parts(task, start, choose_cut(task, start, 12, microbatch_size=6))
 
 
 def test_a_task_that_has_passed_is_not_looked_at_again(monkeypatch):
     looks, compare = [], cut_check.parts_matter
     monkeypatch.setattr(cut_check, "parts_matter", lambda *given: looks.append(0) or compare(*given))
-    monkeypatch.setattr(cut_check, "choose_cut", None)  # only what is refused needs its words
     parts = lambda factor: lambda w, x: (x @ w - factor) ** 2 if factor else (x @ w - (x @ w).mean()) ** 2
     x, start = np.arange(24.0, dtype=np.float32).reshape(12, 2), jnp.ones(2)
     task = jb.Task(lambda key: start, parts(1.0), None, x, None)
-    check = lambda task, params=start, **settings: check_parts(task, params, [12], **({"microbatch_size": 6} | settings))
+    check = lambda task, params=start, size=6: cut_check.check_parts(task, params, choose_cut(task, params, 12, microbatch_size=size))
     for _ in range(3):
-        check(task), check(task, start + 1, microbatch_size=3), check(task._replace(cpu_microbatch_size=3, test_data=x))
+        check(task), check(task, start + 1, 3), check(task._replace(cpu_microbatch_size=3, test_data=x))
     assert len(looks) == 1
     others = [task._replace(loss_fn=parts(1.0)), task._replace(prepare=lambda keys, x: x), task._replace(train_data=x + 1)]
     for count, other in enumerate(others, 2):
@@ -130,10 +130,10 @@ def test_a_plan_does_not_cut_what_fit_refuses_in_parts():
     with pytest.raises(ValueError, match=REFUSED + "a batch of 2048 is worked on in microbatches of 64, "):
         plan(task._replace(microbatch_size=64), "1GiB")
     with pytest.raises(ValueError, match=REFUSED + "a batch is shared by 2 devices"):
-        check_parts_elsewhere(task, 2048, "gpu", num_devices=2)
-    assert check_parts_elsewhere(task._replace(cpu_microbatch_size=64), 2048, "gpu")
+        cut_check.check_parts_elsewhere(task, 2048, "gpu", num_devices=2)
+    assert cut_check.check_parts_elsewhere(task._replace(cpu_microbatch_size=64), 2048, "gpu")
     huge = task._replace(init=lambda key: (jnp.zeros((64, 64)), jnp.zeros(2**30)), loss_fn=lambda p, x: contrastive(p[0], x))
-    assert not check_parts_elsewhere(huge, 2048, "cpu", microbatch_size=64)
+    assert not cut_check.check_parts_elsewhere(huge, 2048, "cpu", microbatch_size=64)
 
 
 ON_DEVICES = """
@@ -142,7 +142,7 @@ import jax, jax.numpy as jnp, numpy as np, optax
 import jaxbatch as jb
 from jaxbatch.training.devices import AXIS
 
-found, x = {}, jnp.arange(22.0).reshape(11, 2) / 11
+found, calls, x = {}, [], jnp.arange(22.0).reshape(11, 2) / 11
 start = lambda key: jnp.array([0.5, 0.2])
 
 
@@ -207,6 +207,7 @@ found["variance"] = []
 for kind in (task, task._replace(train_data=jb.ArrayStream(values))):
     *_, record = jb.fit(kind, jb.FitConfig(optax.sgd(0.0), 260, jb.epochs(2), num_devices=4))
     found["variance"].append(float(record["state"].model_state["var"].item() / values.var()))
+found["traces"] = (run(plain._replace(loss_fn=lambda w, x: (calls.append(x.shape), square(w, x))[1]), 8, 2), len(calls))[1]
 print(json.dumps(found))
 """
 
@@ -221,7 +222,7 @@ def test_devices_that_change_a_loss_are_refused(found):
     assert two.startswith(REFUSED[1:] + "a batch is shared by 2 devices") and meant[0] < one[0]
     *same, cut = found["gathered"]
     np.testing.assert_allclose(same, [one] * 2, rtol=1e-5)
-    assert "worked on in microbatches of 2" in cut
+    assert "worked on in microbatches of 2" in cut and found["traces"] == 3  # traces: whole and in parts, to compare them; in the step
 
 
 def test_a_sum_in_aux_is_refused_on_devices_where_their_mean_is_taken(found):

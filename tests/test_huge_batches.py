@@ -11,8 +11,9 @@ from jaxbatch.advice.memory_plan import memory_plan
 from jaxbatch.augment import crop_and_flip
 from jaxbatch.gradients.part_norms import NoiseMonitor
 from jaxbatch.sums import Weighted
-from jaxbatch.training import epochs, sweep_programs
-from jaxbatch.training.epochs import compile_task_epoch, takes_by_part
+from jaxbatch.training import monitor, sweeps
+from jaxbatch.training.cut import choose_cut
+from jaxbatch.training.epochs import compile_task_epoch
 from jaxbatch.training.step_programs import step_programs
 from jaxbatch.training.steps import start_shapes
 from tests.test_moments import batch_norm_task
@@ -50,6 +51,7 @@ CASES = {
     "moments of parts": (lambda: batch_norm_task()._replace(microbatch_size=4), {"batch_size": 12}),
     "moments of groups in parts": (batch_norm_task, {"num_groups": 3, "microbatch_size": 2, "batch_size": 12}),
 }
+whole = lambda *arguments, **settings: choose_cut(*arguments, **settings)._replace(by_part=False)
 QUICK = ("a last part that is not full", "groups", "weighted")
 
 
@@ -59,13 +61,14 @@ def test_examples_by_part_are_the_bits_of_the_whole_batch(name, monkeypatch):
     config = jb.FitConfig(OPTIMIZER, 24, jb.epochs(2), seed=3)._replace(**changes)
     asked = []
 
-    def by_part(*arguments):
-        asked.append(takes_by_part(*arguments))
-        return asked[-1]
+    def by_part(*arguments, **settings):
+        cut = choose_cut(*arguments, **settings)
+        asked.append(cut.by_part)
+        return cut
 
     found = []
-    for choice in (by_part, lambda *arguments: False):
-        monkeypatch.setattr(epochs, "takes_by_part", choice)
+    for choice in (by_part, whole):
+        monkeypatch.setattr(monitor, "choose_cut", choice)
         records = list(jb.fit(make(), config))
         found.append([{key: value for key, value in record.items() if not key.endswith("seconds")} for record in records])
     assert all(asked)
@@ -75,8 +78,8 @@ def test_examples_by_part_are_the_bits_of_the_whole_batch(name, monkeypatch):
 @pytest.mark.parametrize("runs", ["threads", pytest.param("vmap", marks=pytest.mark.slow)])
 def test_a_sweep_takes_its_examples_by_part(runs, monkeypatch):
     task, found = augmented(image_task(microbatch_size=4)), []
-    for choice in (takes_by_part, lambda *arguments: False):
-        monkeypatch.setattr(sweep_programs, "takes_by_part", choice)
+    for choice in (choose_cut, whole):
+        monkeypatch.setattr(sweeps, "choose_cut", choice)
         settings = {"batch_size": 24, "duration": jb.steps(2), "runs": runs}
         (record,) = jb.sweep(task, optax.sgd, jnp.array([0.1, 0.2]), [0, 1], **settings)
         found.append((record["state"].params, record["loss"]))
@@ -102,11 +105,11 @@ def test_a_batch_larger_than_the_data_against_a_loop_over_parts():
 
 def test_a_prepare_that_couples_examples_sees_its_batch_whole():
     task = image_task(microbatch_size=4)
-    ask = lambda task, *sizes: takes_by_part(task, start_shapes(task), *sizes)
+    ask = lambda task, size, **settings: choose_cut(task, start_shapes(task), size, may_piece=False, **settings).by_part
     assert ask(task, 24) and ask(augmented(task), 24) and not ask(coupled(task), 24)
-    assert not ask(task, 4) and ask(task, 4, 2) and not ask(task, 8, 1, 2) and ask(task, 4, 1, 1, 2)
-    assert ask(batch_norm_task()._replace(microbatch_size=2), 12, 3) and not ask(batch_norm_task(), 12, 3)  # unrolled groups
-    assert not ask(task, 24, 24)  # examples side by side
+    assert not ask(task, 4) and ask(task, 4, num_groups=2) and not ask(task, 8, num_devices=2) and ask(task, 4, monitor=NoiseMonitor(every=2))
+    assert ask(batch_norm_task()._replace(microbatch_size=2), 12, num_groups=3) and not ask(batch_norm_task(), 12, num_groups=3)  # unrolled groups
+    assert not ask(task, 24, num_groups=24)  # examples side by side
     *_, cut = jb.fit(coupled(task), jb.FitConfig(OPTIMIZER, 24, jb.epochs(2)))
     *_, whole = jb.fit(coupled(image_task()), jb.FitConfig(OPTIMIZER, 24, jb.epochs(2)))
     np.testing.assert_allclose(cut["loss"], whole["loss"], rtol=1e-5)

@@ -137,7 +137,7 @@ def test_what_was_checked_is_not_kept_alive():
 
     loss_fn = Loss()
     gone = weakref.ref(loss_fn)
-    check_independent_losses(loss_fn, jnp.ones(3), X)
+    check_independent_losses(Loss(loss_fn), jnp.ones(3), X)
     del loss_fn
     gc.collect()
     assert gone() is None

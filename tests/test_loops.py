@@ -7,8 +7,10 @@ import optax
 import pytest
 
 import jaxbatch as jb
+from jaxbatch.gradients.cut import Cut
 from jaxbatch.training import evaluation, loops, run_programs
 from jaxbatch.training.devices import AXIS, put_once
+from jaxbatch.training.layouts import lay_out_step
 from jaxbatch.training.loops import compile_epoch, compile_epoch_in_pieces
 from tests.conftest import make_problem
 from tests.test_gradients import assert_close
@@ -45,7 +47,8 @@ def test_a_network_on_xla_s_convolutions_is_looped_in_python_on_cpu():
     ours, theirs = jb.classification_task(jb.SimpleCNN(), jb.load_dataset("digits")), convolution_task()
     for task, expected in ((ours, "scan"), (theirs, "python" if jax.default_backend() == "cpu" else "scan")):
         step = jb.make_train_step(task.loss_fn, optax.sgd(0.1), 8)
-        assert loops.choose_loop(step, jb.init_state(task, optax.sgd(0.1), 0), task.train_data, 8) == expected
+        laid = lay_out_step(step, jb.init_state(task, optax.sgd(0.1), 0), task.train_data, Cut(8))
+        assert loops.choose_loop(laid, jax.devices()[:1], "jit") == expected
 
 
 @pytest.mark.parametrize("microbatch_size", [None, 3])
@@ -161,7 +164,7 @@ def test_accumulation_with_running_moments(way):
         step = jb.make_train_step(task.loss_fn, optimizer, 12, microbatch_size=4, update_model_state=task.update_model_state)
         run = loops.compile_epoch(step, state, task.train_data, 2, 12)
     else:
-        run = compile_epoch_in_pieces(task._replace(microbatch_size=4), optimizer, state, 12)
+        run = compile_epoch_in_pieces(task, optimizer, state, Cut(12, microbatch_size=4))
     found, losses = run(jax.tree.map(jnp.copy, state), task.train_data, indices)
     expected = state
     for index, loss in zip(indices, losses, strict=True):  # moments of each 4 examples, as a loop spells it out

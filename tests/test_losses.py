@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import jaxbatch as jb
+from jaxbatch.gradients.cut import Cut
 from jaxbatch.training.epochs import compile_task_epoch
 from jaxbatch.training.loops import compile_epoch_in_pieces
 from tests import reference
@@ -148,7 +149,7 @@ def test_an_order_of_examples_that_are_not_there_is_refused(path, index):
     elif path == "compile_epoch":
         run = jb.compile_epoch(step, state, X, 1, 4)
     else:
-        run = compile_epoch_in_pieces(task, CONFIG.optimizer, state, 4)
+        run = compile_epoch_in_pieces(task, CONFIG.optimizer, state, Cut(4))
     with pytest.raises(ValueError, match=f"indices hold {index}, and the data have the examples 0 to 7"):
         run(state, X, indices)
 

@@ -9,7 +9,8 @@ import optax
 import pytest
 
 import jaxbatch as jb
-from jaxbatch.gradients.part_norms import NoiseMonitor, NoiseSums, metric_of, norms_of, statistics_of_parts
+from jaxbatch.gradients.accumulators import Measured
+from jaxbatch.gradients.part_norms import NoiseMonitor, metric_of, spread_sum, statistics_of_parts
 from jaxbatch.intervals import fieller
 from jaxbatch.training.monitor import NoiseTrack
 
@@ -49,9 +50,9 @@ def test_parts_of_unequal_sizes_have_no_bias_and_intervals_cover():
     def measure(batch):
         metric = metric_of(monitor, batch[0], (), 0)
         parts = [part.sum(0) for part in jnp.split(batch, np.cumsum(sizes)[:-1])]
-        spreads = [norms_of(monitor, metric)(part, size, None) for part, size in zip(parts, sizes, strict=True)]
-        whole = NoiseSums(jax.tree.map(lambda *leaves: sum(leaves), *spreads), batch.sum(0))
-        return statistics_of_parts(monitor, metric, whole, sum(sizes))
+        of_part = spread_sum(monitor, metric, batch[0], False).of_part
+        spreads = [of_part(Measured(part, jnp.zeros(size), None)) for part, size in zip(parts, sizes, strict=True)]
+        return statistics_of_parts(monitor, metric, jax.tree.map(lambda *leaves: sum(leaves), *spreads), batch.sum(0), sum(sizes))
 
     found = jax.jit(jax.vmap(measure))(jnp.asarray(data, jnp.float32))
     np.testing.assert_allclose([found.signal.mean(), found.trace.mean()], [4.0, 64.0], rtol=0.03)

@@ -9,6 +9,8 @@ from flax import linen as nn
 
 import jaxbatch as jb
 from jaxbatch.gradients.accumulation import mean_gradient
+from jaxbatch.gradients.cut import Cut, Share
+from jaxbatch.gradients.groups import Loss
 from jaxbatch.training.devices import AXIS
 from jaxbatch.training.pieces import make_pieces
 from jaxbatch.training.steps import make_task_step
@@ -29,7 +31,7 @@ def test_microbatches_of_ones_have_the_mean_one(dtype, size):
     found = jb.accumulated_gradient(ONE, w, x, size)
     assert found.dtype == dtype and float(found) == 1.0
     assert float(jax.jit(lambda w: jb.accumulated_gradient(ONE, w, x, size))(w)) == 1.0
-    assert float(mean_gradient(ONE, w, x, microbatch_size=size)[1]) == 1.0
+    assert float(mean_gradient(Loss(ONE), w, Share(x), Cut(4096, microbatch_size=size))[1]) == 1.0
 
 
 @pytest.mark.parametrize("dtype", HALF)
@@ -45,7 +47,9 @@ def test_float64_stays_float64_and_float32_is_not_cast(dtype, x64):
     found = jb.accumulated_gradient(ONE, jnp.array(1.0, jnp.float64), x, 5)
     assert found.dtype == jnp.float64
     np.testing.assert_allclose(found, np.asarray(x).mean(), rtol=1e-13)
-    text = str(jax.make_jaxpr(lambda w, x: mean_gradient(ONE, w, x, microbatch_size=5)[1])(jnp.float32(1), x.astype(jnp.float32)))
+    text = str(
+        jax.make_jaxpr(lambda w, x: mean_gradient(Loss(ONE), w, Share(x), Cut(64, microbatch_size=5))[1])(jnp.float32(1), x.astype(jnp.float32))
+    )
     assert "convert_element_type" not in text and str(dtype.dtype) not in text
 
 
@@ -60,7 +64,7 @@ def test_steps_in_microbatches(dtype, groups):
 
 @pytest.mark.parametrize("dtype", HALF)
 def test_accumulation_over_parts_keeps_gradient_and_loss(dtype):
-    begin, add, finish = make_pieces(task_of(dtype, jnp.ones(4)), optax.sgd(0.5), 2000)
+    begin, add, finish = make_pieces(task_of(dtype, jnp.ones(4)), optax.sgd(0.5), Cut(2000))
     start = jnp.array(1.0, dtype)
     state = jb.TrainState(start, optax.sgd(0.5).init(start), jnp.array(0))
     part = lambda _, total: add(total, state.params, jnp.ones(4, dtype), jnp.zeros(1, int), None, None)[0]

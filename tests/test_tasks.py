@@ -92,7 +92,7 @@ def test_metrics_have_any_names():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_devices": 0}, "num_devices=0 must be at least 1"),
+        ({"num_devices": 0}, "num_devices=0 must be a whole number of at least 1"),
         ({"parallel": "mpi"}, "parallel='mpi' must be"),
         ({"batch_size": [16, 32]}, r"batch_size=\[16, 32\] must be a whole number"),
         ({"batch_size": 2.5}, "batch_size=2.5 must be a whole number"),
@@ -126,3 +126,26 @@ def test_keys_for_dropout_ride_in_the_prepared_batch():
     np.testing.assert_allclose(last["state"].params, by_hand(groups=2), rtol=1e-6)
     *_, last = jb.sweep(task, optax.sgd, jnp.array([0.1, 0.1]), [5, 6], batch_size=4, duration=jb.epochs(2))
     np.testing.assert_allclose(last["state"].params[0], by_hand(), rtol=1e-6)
+
+
+TRACES = {  # the step; before it whole and in parts, to compare them, and once for its convolutions; with a monitor its weights
+    "plain": (1, {}),
+    "microbatches": (4, {"microbatch_size": 4}),
+    "groups": (2, {"num_groups": 2}),
+    "a monitor": (5, {"monitor": jb.NoiseMonitor()}),
+    "a monitor of microbatches": (5, {"monitor": jb.NoiseMonitor(), "microbatch_size": 4}),
+}
+
+
+@pytest.mark.parametrize("name", TRACES)
+def test_a_fit_traces_a_loss_no_more_than_it_must(name):
+    expected, settings = TRACES[name]
+    calls = []
+    loss_fn = lambda w, x: (calls.append(x.shape), (x - w) ** 2)[1]
+    task = jb.Task(lambda key: jnp.array(0.0), loss_fn, None, np.arange(16.0, dtype=np.float32), None)
+    for _ in jb.fit(task, jb.FitConfig(optax.sgd(0.1), 8, jb.steps(4), evaluations_per_epoch=1, **settings)):
+        pass
+    assert len(calls) == expected
+    if settings.get("monitor"):  # what has passed is not looked at again
+        next(jb.fit(task, jb.FitConfig(optax.sgd(0.1), 8, jb.steps(2), **settings)))
+        assert len(calls) == 2 * expected - 2

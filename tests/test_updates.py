@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import jaxbatch as jb
+from jaxbatch.gradients.cut import Cut
 from jaxbatch.training.devices import AXIS
 from jaxbatch.training.epochs import compile_task_epoch
 from jaxbatch.training.loops import compile_epoch_in_pieces
@@ -57,7 +58,7 @@ def test_accumulation_and_devices_pass_it_on():
     start = jb.init_state(TASK, OPTIMIZER, 0)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), start)
     indices = np.asarray(jb.epoch_order(0, 0, 16)).reshape(4, 4)
-    run = compile_epoch_in_pieces(TASK._replace(microbatch_size=3), OPTIMIZER, shapes, 4)
+    run = compile_epoch_in_pieces(TASK, OPTIMIZER, shapes, Cut(4, microbatch_size=3))
     assert float(run(start, X, indices)[0].opt_state[1]) == pytest.approx(sum(SEEN), rel=1e-6)
     # Along an axis of one device; tests/test_parallel.py has several.
     step = make_task_step(TASK, OPTIMIZER, 4, axis=AXIS)
@@ -137,7 +138,7 @@ def test_sweeps_take_them_there_too(runs):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: jb.make_train_step(LOSS, OPTIMIZER, 4, num_groups=0), "num_groups=0 must be at least 1"),
+        (lambda: jb.make_train_step(LOSS, OPTIMIZER, 4, num_groups=0), "num_groups=0 must be a whole number of at least 1"),
         (lambda: jb.split_backward(LOSS, optax.sgd(0.1), 1, method="all")(jnp.array(0.0), optax.sgd(0.1).init(0.0), X), "method='all' must be"),
         (lambda: compile_task_epoch(TASK, OPTIMIZER, jb.init_state(TASK, OPTIMIZER, 0), 1, 4, devices=[]), "devices is empty"),
         (

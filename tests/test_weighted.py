@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxbatch as jb
+from jaxbatch.gradients.cut import Cut
 from jaxbatch.training.divergence import batch_means
 from jaxbatch.training.pieces import make_pieces
 from tests import reference
@@ -227,7 +228,7 @@ def lowered():
     state = jb.TrainState(params, optimizer.init(params), jnp.array(0))
     for changes in ({}, {"microbatch_size": 4}, {"microbatch_size": 5}, {"num_groups": 3}, {"num_groups": 2, "microbatch_size": 3}):
         yield jb.make_epoch(jb.make_train_step(loss_fn, optimizer, 12, **changes)).lower(state, batch, jnp.arange(12)[None]).as_text()
-    pieces = make_pieces(jb.Task(lambda key: params, loss_fn, None, batch, None), optimizer, 12)
+    pieces = make_pieces(jb.Task(lambda key: params, loss_fn, None, batch, None), optimizer, Cut(12))
     total = jax.eval_shape(pieces.begin, state)
     yield jax.jit(pieces.add).lower(total, params, batch, jnp.arange(5), None, None).as_text()
     yield jax.jit(pieces.finish).lower(state, total).as_text()
@@ -237,7 +238,8 @@ def test_without_weights_programs_are_what_they_were(monkeypatch):
     with_weights = list(lowered())
     count, mean = lambda losses, count, axis=None: count, lambda losses: losses.mean()
     for module, names in {
-        "gradients.accumulation": "divisor mean_loss totals",
+        "gradients.accumulation": "divisor mean_loss",
+        "gradients.accumulators": "totals",
         "gradients.split": "mean_loss",
         "training.layouts": "loss_of_batch",
         "training.pieces": "divisor",

@@ -35,6 +35,7 @@ from jaxbatch.intervals import Interval, around
 from jaxbatch.kinds import checked
 from jaxbatch.schedules.rates import Rule, scale_learning_rate
 from jaxbatch.states import as_arrays
+from jaxbatch.training.cut import choose_cut
 from jaxbatch.training.cut_check import check_parts
 from jaxbatch.training.divergence import judge, make_is_finite, skips_nonfinite
 from jaxbatch.training.epochs import compile_task_epoch
@@ -132,7 +133,7 @@ def branch(
     rates = {size: float(scale_learning_rate(rule, learning_rate, batch_size, size)) for size in sizes}
     state = as_arrays(state)._replace(progress=())
     _check_state(make_optimizer, rates, state)
-    check_parts(task, state.params, sizes, microbatch_size=microbatch_size)
+    check_parts(task, state.params, choose_cut(task, state.params, max(sizes), microbatch_size=microbatch_size))
     test, is_finite = make_test(task, choose_evaluation_size(task, microbatch_size), eval_params), make_is_finite(state)
     ends_by_size = {}
     for size in sizes:

@@ -192,7 +192,7 @@ class Prober(NamedTuple):
         if self.task.update_model_state is not None:
             return None
         try:
-            programs.check_cuts(config._replace(monitor=_MONITOR), state.params, frozenset([batch_size]))
+            programs.cuts(config._replace(monitor=_MONITOR), state.params, frozenset([batch_size]))
         except ChangesTraining:
             return None
         return _MONITOR

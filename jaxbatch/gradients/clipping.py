@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size, losses_and_aux, of_each_device
+from jaxbatch.gradients.groups import LossFn, check_loss, of_each_device
 from jaxbatch.gradients.independence import check_independent_losses
 from jaxbatch.gradients.norms import norm
 from jaxbatch.gradients.parts import CPU_VMAP, Part, fold
@@ -105,13 +105,12 @@ def sum_of_gradients(
 
 def _fold(loss_fn, params, batch, function, microbatch_size: int | None):
     """Sums over examples; ``function(gradient)`` returns ``(a part of the sum, a result to keep for each example)``."""
-    batch_size = check_loss(loss_fn, params, batch)
-    check_independent_losses(loss_fn, params, batch)
-    check_microbatch_size(microbatch_size)
+    loss, batch_size = check_loss(loss_fn, params, batch)
+    check_independent_losses(loss, params, batch)
     params = of_each_device(params, batch)
 
     def measure(one):
-        summed, kept = function(jax.grad(lambda p: loss_of_one(losses_and_aux(loss_fn, p, one)[0]))(params))
+        summed, kept = function(jax.grad(lambda p: loss_of_one(loss(p, one)[0]))(params))
         return Part(summed, jax.tree.map(lambda leaf: leaf[None], kept))
 
     return fold(measure, batch, 1, method="vmap", at_a_time=min(batch_size, microbatch_size or CPU_VMAP))[:2]

@@ -13,6 +13,7 @@ costs two forward passes.
 Axes: B examples, M examples of a microbatch.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -28,7 +29,6 @@ from jaxbatch.gradients.parts import Part, fold
 from jaxbatch.kinds import checked
 from jaxbatch.layers import loops_are_slow
 from jaxbatch.machine.compiling import compile_ahead
-from jaxbatch.part_lengths import part_slices
 from jaxbatch.sums import Losses, Weighted, add, cast_like, counted, mean_loss, widen, zero_sum
 
 Encode = Callable[[PyTree, PyTree], PyTree]
@@ -103,9 +103,9 @@ def coupled_gradient(
         towers = [tower._replace(params=jax.tree.map(lambda leaf: vary_along(leaf, {axis}), tower.params)) for tower in towers]
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, batch)))
     in_python = not traced and any(loops_are_slow(tower.encode, tower.params, tower.batch) for tower in towers)
-    go_over = _in_python if in_python else _in_a_loop
+    in_turn: dict[str, Any] = {"in_python": in_python, "at_a_time": 1}  # so that there are the activations of one microbatch
 
-    encoded = [go_over(_encoded, tower.batch, tower.size, tower.encode, tower.params).examples for tower in towers]
+    encoded = [fold(functools.partial(_encoded, tower), tower.batch, tower.size, start=(), **in_turn).examples for tower in towers]
     whole = encoded if axis is None else jax.tree.map(lambda leaf: lax.all_gather(leaf, axis, tiled=True), encoded)
 
     def of_loss(params, whole):
@@ -118,7 +118,8 @@ def coupled_gradient(
         losses = lax.pmean(losses, axis) if jnp.ndim(jax.tree.leaves(losses)[0]) == 0 else _own(losses, axis)
     gradients = []
     for tower, part, own in zip(towers, direct, cotangents, strict=True):
-        summed = go_over(_pulled_back, (tower.batch, own), tower.size, tower.encode, tower.params).summed
+        # Zeros made of the parameters, because in shard_map they know which devices they differ on.
+        summed = fold(functools.partial(_pulled_back, tower), (tower.batch, own), tower.size, start=zero_sum(tower.params), **in_turn).summed
         if axis is not None:
             summed, part = lax.psum(summed, axis), lax.pmean(part, axis)
         gradients.append(cast_like(add(summed, part), tower.params))
@@ -171,13 +172,13 @@ def _floating(tree: PyTree) -> list:
     return [leaf for leaf in jax.tree.leaves(tree) if _has_gradient(leaf)]
 
 
-def _encoded(encode: Encode, params: PyTree, part: PyTree) -> Part:
-    return Part(examples=encode(params, part))
+def _encoded(tower: _Tower, part: PyTree) -> Part:
+    return Part(examples=tower.encode(tower.params, part))
 
 
-def _pulled_back(encode: Encode, params: PyTree, part: PyTree) -> Part:
+def _pulled_back(tower: _Tower, part: PyTree) -> Part:
     inputs, cotangents = part
-    _, pull_back = jax.vjp(lambda p: _floating(encode(p, inputs)), params)
+    _, pull_back = jax.vjp(lambda p: _floating(tower.encode(p, inputs)), tower.params)
     return Part(widen(pull_back(cotangents)[0]))
 
 
@@ -203,35 +204,6 @@ def _loss_gradient(loss_fn, together, params: list, whole: list):
 
     (_, losses), gradients = jax.value_and_grad(mean, argnums=(0, 1), has_aux=True)(params, [_floating(tree) for tree in whole])
     return losses, gradients
-
-
-def _in_a_loop(measure, batch: PyTree, size: int, encode: Encode, params: PyTree) -> Part:
-    """Measures microbatches in a compiled loop, one at a time, so that there are the activations of one."""
-    return fold(lambda part: measure(encode, params, part), batch, size, at_a_time=1, start=_zeros(measure, params))
-
-
-def _in_python(measure, batch: PyTree, size: int, encode: Encode, params: PyTree) -> Part:
-    """Measures microbatches in a Python loop over a compiled program."""
-    programs: dict[int, Callable] = {}
-    total, kept = _zeros(measure, params), []
-
-    def one(total, params, part):
-        measured = measure(encode, params, part)
-        return add(total, measured.summed), measured.examples
-
-    for own in part_slices(leading_axis(batch), size):
-        part = jax.tree.map(lambda leaf: leaf[own], batch)
-        length = leading_axis(part)
-        if length not in programs:
-            programs[length] = compile_ahead(jax.jit(one, donate_argnums=0), total, params, part)
-        total, examples = programs[length](total, params, part)
-        kept.append(examples)
-    return Part(total, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *kept))
-
-
-def _zeros(measure, params: PyTree) -> PyTree:
-    """What a sum starts from; made of the parameters, because in ``shard_map`` they know which devices they differ on."""
-    return zero_sum(params) if measure is _pulled_back else ()
 
 
 def _own(tree: PyTree, axis: str) -> PyTree:

@@ -17,7 +17,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key, PyTree
 from matfree import decomp, stochtrace
 
-from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size
+from jaxbatch.gradients.groups import Loss, LossFn, check_loss
 from jaxbatch.gradients.hessian import product
 from jaxbatch.intervals import Interval, interval
 from jaxbatch.kinds import checked
@@ -84,7 +84,7 @@ def hessian_eigenvalues(
         Golub and Van Loan, *Matrix Computations*, 4th edition, sections 10.1 and 8.1; Parlett, *The Symmetric Eigenvalue Problem*,
         sections 4.5 and 13.
     """
-    _check(loss_fn, params, batch, microbatch_size, has_aux)
+    loss, _ = check_loss(loss_fn, params, batch, has_aux)
     first, _ = ravel_pytree(widen(params))
     size = first.size
     if not 1 <= count <= size:
@@ -96,7 +96,7 @@ def hessian_eigenvalues(
         steps = min(num_steps, size - len(spaces))
         start = _outside(spaces, jax.random.normal(jax.random.fold_in(key, number), (size,), first.dtype))
         arguments = (params, batch, spaces, start)
-        space, matrix, rest = _compiled(_lanczos(loss_fn, microbatch_size, has_aux, steps), *arguments)(*arguments)
+        space, matrix, rest = _compiled(_lanczos(loss, microbatch_size, steps), *arguments)(*arguments)
         known = max((abs(value) for value, _ in ritz), default=0.0)
         small, ended = _tridiagonal(np.asarray(matrix, float), float(rest), np.asarray(space @ space.T), known)
         if not np.isfinite(small).all():
@@ -108,7 +108,7 @@ def hessian_eigenvalues(
         if not ended or len(spaces) == size:
             break
     ritz.sort(key=lambda pair: -pair[0])
-    multiply, pairs = _multiplication(loss_fn, params, batch, microbatch_size, has_aux), []
+    multiply, pairs = _multiplication(loss, params, batch, microbatch_size), []
     for _, vector in (*ritz[:count], *ritz[: -count - 1 : -1]):
         vector = vector / jnp.linalg.norm(vector)
         turned = multiply(vector)
@@ -155,19 +155,12 @@ def hessian_trace(
     References:
         Hutchinson, *A stochastic estimator of the trace of the influence matrix*, 1989.
     """
-    _check(loss_fn, params, batch, microbatch_size, has_aux)
-    if num_samples < 1:
-        raise ValueError(f"num_samples={num_samples} must be at least 1.")
+    loss, _ = check_loss(loss_fn, params, batch, has_aux)
 
-    multiply, (flat, _) = _multiplication(loss_fn, params, batch, microbatch_size, has_aux), ravel_pytree(widen(params))
+    multiply, (flat, _) = _multiplication(loss, params, batch, microbatch_size), ravel_pytree(widen(params))
     draw, sample = stochtrace.sampler_signs(flat, num=1), stochtrace.monte_carlo_trace()
     values = np.array([float(sample(multiply, draw(one)[0])) for one in jax.random.split(key, num_samples)])
     return interval(values)
-
-
-def _check(loss_fn: LossFn, params: PyTree, batch: PyTree, microbatch_size: int | None, has_aux: bool) -> None:
-    check_loss(loss_fn, params, batch, has_aux=has_aux)
-    check_microbatch_size(microbatch_size)
 
 
 def _compiled(function: Callable[..., Any], *arguments: Any) -> Callable[..., Any]:
@@ -177,19 +170,19 @@ def _compiled(function: Callable[..., Any], *arguments: Any) -> Callable[..., An
     return lambda *arguments: program(constants, *arguments)
 
 
-def _multiplication(loss_fn: LossFn, params: PyTree, batch: PyTree, microbatch_size: int | None, has_aux: bool) -> Callable[[Array], Array]:
+def _multiplication(loss: Loss, params: PyTree, batch: PyTree, microbatch_size: int | None) -> Callable[[Array], Array]:
     """``v -> Hv`` as one compiled program."""
     flat, _ = ravel_pytree(widen(params))
-    program = _compiled(lambda p, b, v: _operator(loss_fn, p, b, microbatch_size, has_aux)[1](v), params, batch, flat)
+    program = _compiled(lambda p, b, v: _operator(loss, p, b, microbatch_size)[1](v), params, batch, flat)
     return lambda vector: program(params, batch, vector)
 
 
-def _operator(loss_fn: LossFn, params: PyTree, batch: PyTree, microbatch_size: int | None, has_aux: bool):
+def _operator(loss: Loss, params: PyTree, batch: PyTree, microbatch_size: int | None):
     """The parameters as one vector, and the function that multiplies such a vector by the Hessian."""
     flat, unravel = ravel_pytree(widen(params))
 
     def multiply(vector):
-        turned = product(loss_fn, unravel(flat), unravel(vector), batch, microbatch_size, has_aux)
+        turned = product(loss, unravel(flat), unravel(vector), batch, microbatch_size)
         return ravel_pytree(turned)[0].astype(flat.dtype)
 
     return flat, multiply
@@ -202,11 +195,11 @@ def _outside(spaces: Float[Array, "k P"], vector: Float[Array, "P"]) -> Float[Ar
     return vector
 
 
-def _lanczos(loss_fn: LossFn, microbatch_size: int | None, has_aux: bool, steps: int):
+def _lanczos(loss: Loss, microbatch_size: int | None, steps: int):
     """``(params, batch, spaces, start) -> (orthogonal vectors (k, P), the Hessian among them (k, k), how much is left)``, outside of ``spaces``."""
 
     def run(params, batch, spaces, start):
-        _, multiply = _operator(loss_fn, params, batch, microbatch_size, has_aux)
+        _, multiply = _operator(loss, params, batch, microbatch_size)
         outside = lambda vector: _outside(spaces, multiply(vector))
         # matfree's tridiag_sym is this with the two off-diagonals averaged, which hides where a space ends.
         basis = decomp.hessenberg(steps, reortho="full", custom_vjp=False)(outside, start)

@@ -1,6 +1,6 @@
 r"""Signal and noise of a gradient from the deviations of its parts, which lose no digits where the noise is far below the signal.
 
-The formulas of :mod:`jaxbatch.gradients.part_weights` take :math:`|\sum_k g_k|^2` from :math:`\sum_k |g_k|^2`. Of two nearly equal
+The formulas of :mod:`jaxbatch.gradients.signal_and_trace` take :math:`|\sum_k g_k|^2` from :math:`\sum_k |g_k|^2`. Of two nearly equal
 numbers in float32 little is left, and sums of many equal terms are rounded in one direction. So here the parts are measured from an
 origin a, the mean gradient of the first part that counts: with :math:`e_k = g_k - w_k a`, :math:`E = \sum_k e_k`,
 :math:`W = \sum_k w_k` and :math:`q = \sum_k w_k^2`,
@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
+from jaxbatch.gradients.signal_and_trace import pairs_of, signal_and_trace
 from jaxbatch.sums import inner_product, squared_norm, widen, zero_sum
 
 
@@ -85,24 +86,22 @@ def _plus(total: PyTree, parts: PyTree) -> PyTree:
     return jax.tree.map(lambda whole, leaf: whole + leaf.sum(0), total, parts)
 
 
-def signal_and_trace(total: Deviations, num_parts: int, batch_size: int) -> tuple[Float[Array, ""], Float[Array, ""]]:
+def statistics_of(total: Deviations, num_parts: int, batch_size: int) -> tuple[Float[Array, ""], Float[Array, ""]]:
     r"""Unbiased :math:`|G|^2` and :math:`\mathrm{tr}\,\Sigma`, the latter of one of ``batch_size`` examples; NaN without two parts that count.
 
     Example:
         >>> total = with_parts(no_deviations(jnp.array(0.0), False), (jnp.array([5.0, 7.0]), None))
-        >>> [value.item() for value in signal_and_trace(total, 2, 2)]  # the variance; the mean squared less half of it
+        >>> [value.item() for value in statistics_of(total, 2, 2)]  # the variance; the mean squared less half of it
         [35.0, 2.0]
     """
     if total.weights is None:
-        trace = (total.squares - squared_norm(total.sum) / num_parts) / (num_parts - 1) * (batch_size / num_parts)
         mean = jax.tree.map(lambda a, leaf: a + leaf / num_parts, total.origin, total.sum)
-    else:
-        _, weight, squares, beyond, deviations = total.weights
-        pairs = weight**2 - squares
-        several = pairs > 1e-6 * weight**2  # less is rounding, or a second part that says nothing
-        weight = jnp.where(several, weight, 1)
-        cross = inner_product(total.origin, deviations) - beyond / weight * inner_product(total.origin, total.sum)
-        noise = total.squares - squares / weight**2 * squared_norm(total.sum) + 2 * cross
-        trace = jnp.where(several, batch_size * noise / jnp.where(several, pairs, 1), jnp.nan)
-        mean = jax.tree.map(lambda a, leaf: a + leaf / weight.astype(leaf.dtype), total.origin, total.sum)
-    return squared_norm(mean) - trace / batch_size, trace
+        noise = total.squares - squared_norm(total.sum) / num_parts
+        return signal_and_trace(squared_norm(mean), noise, num_parts - 1, batch_size, batch_size / num_parts)
+    _, weight, squares, beyond, deviations = total.weights
+    pairs, several = pairs_of(weight, squares)
+    weight = jnp.where(several, weight, 1)
+    cross = inner_product(total.origin, deviations) - beyond / weight * inner_product(total.origin, total.sum)
+    noise = total.squares - squares / weight**2 * squared_norm(total.sum) + 2 * cross
+    mean = jax.tree.map(lambda a, leaf: a + leaf / weight.astype(leaf.dtype), total.origin, total.sum)
+    return signal_and_trace(squared_norm(mean), jnp.where(several, batch_size * noise, jnp.nan), pairs, batch_size)

@@ -16,7 +16,8 @@ import jax
 from jaxtyping import Array, Float, PyTree
 
 from jaxbatch.gradients.accumulation import mean_gradient
-from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size, check_num_groups, check_one_aux, losses_and_aux, of_each_device
+from jaxbatch.gradients.cut import Cut, Share
+from jaxbatch.gradients.groups import LossFn, check_loss, check_num_groups, check_one_aux, of_each_device
 from jaxbatch.gradients.independence import check_independent_losses
 from jaxbatch.gradients.parts import CPU_VMAP, Method, Part, choose_method, fold, vmap_at_a_time
 from jaxbatch.kinds import checked
@@ -55,15 +56,14 @@ def per_example_gradients(loss_fn: LossFn, params: PyTree, batch: PyTree, *, mic
         The construction, ``vmap`` of ``grad``, is that of the JAX documentation's section on per-example
         gradients.
     """
-    batch_size = check_loss(loss_fn, params, batch)
-    check_independent_losses(loss_fn, params, batch)
+    loss, batch_size = check_loss(loss_fn, params, batch)
+    check_independent_losses(loss, params, batch)
     if microbatch_size is None:
         microbatch_size = CPU_VMAP if compiled_platform() == "cpu" else batch_size
-    check_microbatch_size(microbatch_size)
     params = of_each_device(params, batch)
 
     def gradient(one):
-        return jax.tree.map(lambda leaf: leaf[None], jax.grad(lambda p: loss_of_one(losses_and_aux(loss_fn, p, one)[0]))(params))
+        return jax.tree.map(lambda leaf: leaf[None], jax.grad(lambda p: loss_of_one(loss(p, one)[0]))(params))
 
     return fold(lambda one: Part(examples=gradient(one)), batch, 1, method="vmap", at_a_time=microbatch_size).examples
 
@@ -140,16 +140,15 @@ def losses_and_group_gradients(
         >>> losses.tolist(), gradients.tolist()
         ([0.5, 4.5], [-1.0, -3.0])
     """
-    batch_size = check_loss(loss_fn, params, batch, has_aux=has_aux)
+    loss, batch_size = check_loss(loss_fn, params, batch, has_aux)
     check_num_groups(num_groups, batch_size)
-    check_microbatch_size(microbatch_size)
     check_one_aux(has_aux, microbatch_size)
     if num_groups == batch_size > 1:
-        check_independent_losses(loss_fn, params, batch, has_aux=has_aux)
+        check_independent_losses(loss, params, batch)
     size, params = batch_size // num_groups, of_each_device(params, batch)
 
     def measure(group):
-        losses, gradient, aux, _ = mean_gradient(loss_fn, params, group, has_aux=has_aux, microbatch_size=microbatch_size)
+        losses, gradient, aux, _ = mean_gradient(loss, params, Share(group), Cut(size, microbatch_size=microbatch_size))
         return Part(examples=losses, each=(gradient, jax.tree.map(lambda leaf: leaf[0], aux)))
 
     method = method or choose_method(loss_fn, params, batch, size)
@@ -168,6 +167,5 @@ def losses_and_mean_gradient(loss_fn: LossFn, params: PyTree, batch: PyTree, *, 
         >>> losses.tolist(), float(gradient)
         ([0.5, 4.5], -2.0)
     """
-    check_loss(loss_fn, params, batch)
-    check_microbatch_size(microbatch_size)
-    return mean_gradient(loss_fn, params, batch, microbatch_size=microbatch_size)[:2]
+    loss, batch_size = check_loss(loss_fn, params, batch)
+    return mean_gradient(loss, params, Share(batch), Cut(batch_size, microbatch_size=microbatch_size))[:2]

@@ -4,7 +4,7 @@ Axes: B examples, K groups.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,27 @@ from jaxbatch.sums import Losses, Weighted, counted, widen
 LossFn = Callable[[PyTree, PyTree], Any]  # (params, batch) -> (B,) losses or Weighted, or a pair of these and aux
 
 
-def check_loss(loss_fn: LossFn, params: PyTree, batch: PyTree, *, has_aux: bool = False) -> int:
-    """Checks that ``loss_fn`` returns one loss per example (it is traced, not run), and returns the batch size B.
+class Loss(NamedTuple):
+    """A loss in the one form that everything takes, ``loss(params, batch) -> (losses, aux)``; every call checks what it returns.
+
+    Example:
+        >>> Loss(lambda w, x: w * x)(jnp.array(2.0), jnp.ones(1))
+        (Array([2.], dtype=float32), None)
+    """
+
+    function: LossFn
+    has_aux: bool = False
+
+    def __call__(self, params: PyTree, batch: PyTree) -> tuple[Losses, PyTree]:
+        return losses_and_aux(self.function, params, batch, self.has_aux)
+
+    def is_weighted(self, params: PyTree, batch: PyTree) -> bool:
+        """Whether it returns :class:`jaxbatch.Weighted` losses; it is traced, not run."""
+        return is_weighted(jax.eval_shape(lambda p, b: self(p, b), params, batch)[0])
+
+
+def check_loss(loss_fn: LossFn, params: PyTree, batch: PyTree, has_aux: bool = False) -> tuple[Loss, int]:
+    """The door of a loss: checks that ``loss_fn`` returns one loss per example (it is traced, not run); the loss in the one form, and B.
 
     A negative weight cannot be found here, because weights have no values while they are traced: it makes the mean NaN.
 
@@ -28,20 +47,10 @@ def check_loss(loss_fn: LossFn, params: PyTree, batch: PyTree, *, has_aux: bool 
         ValueError: the batch is empty, its leaves disagree on B, the losses (or totals and weights) do not have shape ``(B,)``,
             or losses or parameters are not floating-point.
     """
-    batch_size = leading_axis(batch)
+    batch_size, loss = leading_axis(batch), Loss(loss_fn, has_aux)
     check_params(params)
-    has_weights(loss_fn, params, batch, has_aux)  # raises an error if the result is no loss
-    return batch_size
-
-
-def has_weights(loss_fn: LossFn, params: PyTree, batch: PyTree, has_aux: bool = False) -> bool:
-    """Whether ``loss_fn`` returns :class:`jaxbatch.Weighted` losses; it is traced, not run.
-
-    Example:
-        >>> has_weights(lambda w, x: Weighted(w * x, x), jnp.array(1.0), jnp.ones(2))
-        True
-    """
-    return isinstance(jax.eval_shape(lambda p, b: losses_and_aux(loss_fn, p, b, has_aux), params, batch)[0], Weighted)
+    loss.is_weighted(params, batch)  # raises an error if the result is no loss
+    return loss, batch_size
 
 
 def losses_and_aux(loss_fn: LossFn, params: PyTree, batch: PyTree, has_aux: bool = False) -> tuple[Losses, PyTree]:

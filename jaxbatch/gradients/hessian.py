@@ -9,10 +9,10 @@ Axes: B examples, P parameters, m examples of a microbatch.
 import jax
 from jaxtyping import Array, Float, PyTree
 
-from jaxbatch.batches import even_part
-from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size, leading_axis, losses_and_aux
+from jaxbatch.gradients.groups import Loss, LossFn, check_loss, leading_axis
 from jaxbatch.gradients.parts import Part, fold
 from jaxbatch.kinds import checked
+from jaxbatch.part_lengths import part_size
 from jaxbatch.sums import cast_like, or_nan, totals, weight_of, widen
 
 
@@ -54,13 +54,12 @@ def hessian_vector_product(
     References:
         Pearlmutter, *Fast exact multiplication by the Hessian*, 1994.
     """
-    check_loss(loss_fn, params, batch, has_aux=has_aux)
-    check_microbatch_size(microbatch_size)
+    loss, _ = check_loss(loss_fn, params, batch, has_aux)
     check_like(params, vector, "vector")
-    return product(loss_fn, widen(params), vector, batch, microbatch_size, has_aux)
+    return product(loss, widen(params), vector, batch, microbatch_size)
 
 
-def product(loss_fn: LossFn, params: PyTree, vector: PyTree, batch: PyTree, microbatch_size: int | None, has_aux: bool = False) -> PyTree:
+def product(loss: Loss, params: PyTree, vector: PyTree, batch: PyTree, microbatch_size: int | None) -> PyTree:
     """:func:`hessian_vector_product` without its checks, at parameters of float32 at least."""
     batch_size = leading_axis(batch)
     vector = cast_like(vector, params)
@@ -69,13 +68,13 @@ def product(loss_fn: LossFn, params: PyTree, vector: PyTree, batch: PyTree, micr
         near_mean = 2.0 ** -min(14, leading_axis(part).bit_length())  # exact, and what is computed in float16 within the loss stays finite
 
         def total(p):
-            losses, _ = losses_and_aux(loss_fn, p, part, has_aux)
+            losses, _ = loss(p, part)
             return widen(totals(losses)).sum() * near_mean, weight_of(losses)
 
         _, tangent, weight = jax.jvp(jax.grad(total, has_aux=True), (params,), (vector,), has_aux=True)
         return Part((jax.tree.map(lambda leaf: leaf / near_mean, tangent), weight))
 
-    size = batch_size if microbatch_size is None or microbatch_size >= batch_size else even_part(batch_size, microbatch_size)
+    size = part_size(batch_size, microbatch_size)
     summed, weight = fold(measure, batch, size, at_a_time=1).summed  # two side by side compile twice as long, and need twice the memory
     return jax.tree.map(lambda leaf: leaf / (batch_size if weight is None else or_nan(weight).astype(leaf.dtype)), summed)
 

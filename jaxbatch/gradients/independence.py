@@ -16,7 +16,7 @@ from jaxtyping import Bool, PyTree
 
 from jaxbatch.augment import Prepare, call_prepare
 from jaxbatch.data.streams import is_stream
-from jaxbatch.gradients.groups import LossFn, losses_and_aux
+from jaxbatch.gradients.groups import Loss
 from jaxbatch.machine.compiling import compile_ahead, take_out_constants
 from jaxbatch.states import is_key
 
@@ -24,7 +24,7 @@ _LOOKED_AT = 64  # examples, from all over the batch, among which two are chosen
 _AT_A_TIME = 4096  # examples compared at a time where those are all the same
 
 
-def check_independent_losses(loss_fn: LossFn, params: PyTree, batch: PyTree, *, has_aux: bool = False) -> None:
+def check_independent_losses(loss: Loss, params: PyTree, batch: PyTree) -> None:
     """Checks that an example's loss does not depend on the others.
 
     The check computes the losses of two examples in a batch of both, and each in a batch with a copy of itself, and compares
@@ -38,13 +38,13 @@ def check_independent_losses(loss_fn: LossFn, params: PyTree, batch: PyTree, *, 
         ValueError: the two losses differ by more than rounding.
 
     Example:
-        >>> loss_fn = lambda w, x: w * (x - x.mean())
-        >>> check_independent_losses(loss_fn, jnp.array(1.0), jnp.arange(3.0))
+        >>> loss = Loss(lambda w, x: w * (x - x.mean()))
+        >>> check_independent_losses(loss, jnp.array(1.0), jnp.arange(3.0))
         Traceback (most recent call last):
         ValueError: the loss of an example changes with the others in its batch, as through batch normalisation, so one
         example has no gradient of its own. Take groups of several examples, or a model without such layers.
     """
-    if company_matters(lambda params, batch: losses_and_aux(loss_fn, params, batch, has_aux)[0], params, batch):
+    if company_matters(lambda params, batch: loss(params, batch)[0], params, batch):
         raise ValueError(
             "the loss of an example changes with the others in its batch, as through batch normalisation, so one example has no "
             "gradient of its own. Take groups of several examples, or a model without such layers."

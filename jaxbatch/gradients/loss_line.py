@@ -11,12 +11,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
-from jaxbatch.batches import even_part
-from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size, losses_and_aux
+from jaxbatch.gradients.groups import LossFn, check_loss
 from jaxbatch.gradients.hessian import check_like
 from jaxbatch.gradients.parts import Part, fold
 from jaxbatch.kinds import checked
 from jaxbatch.machine.compiling import compile_ahead, take_out_constants
+from jaxbatch.part_lengths import part_size
 from jaxbatch.sums import cast_like, or_nan, totals, weight_of, widen
 
 
@@ -60,20 +60,19 @@ def loss_along_line(
         <https://arxiv.org/abs/1412.6544>`_, 2015; Keskar et al., `On Large-Batch Training for Deep Learning
         <https://arxiv.org/abs/1609.04836>`_, 2017, section 2.2.1.
     """
-    batch_size = check_loss(loss_fn, params, batch, has_aux=has_aux)
-    check_microbatch_size(microbatch_size)
+    loss, batch_size = check_loss(loss_fn, params, batch, has_aux)
     check_like(params, other, "other")
     positions = np.asarray(points, float)
     if positions.ndim != 1 or positions.size == 0 or not np.isfinite(positions).all():
         raise ValueError(f"points={points!r} must be a list of at least one finite number.")
-    size = batch_size if microbatch_size is None or microbatch_size >= batch_size else even_part(batch_size, microbatch_size)
+    size = part_size(batch_size, microbatch_size)
 
     def mean_at(params, other, batch, t):
         between = jax.tree.map(lambda a, b: (1 - t).astype(a.dtype) * a + t.astype(a.dtype) * b, widen(params), widen(other))
         between = cast_like(between, params)
 
         def measure(part):
-            losses, _ = losses_and_aux(loss_fn, between, part, has_aux)
+            losses, _ = loss(between, part)
             return Part((widen(totals(losses)).sum(), weight_of(losses)))
 
         total, weight = fold(measure, batch, size).summed

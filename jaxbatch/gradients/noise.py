@@ -17,8 +17,9 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jaxbatch.gradients.accumulation import mean_gradient
-from jaxbatch.gradients.deviations import no_deviations, signal_and_trace, with_parts
-from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size, check_num_groups, has_weights, of_each_device
+from jaxbatch.gradients.cut import Cut, Share
+from jaxbatch.gradients.deviations import no_deviations, statistics_of, with_parts
+from jaxbatch.gradients.groups import LossFn, check_loss, check_num_groups, of_each_device
 from jaxbatch.gradients.independence import check_independent_losses
 from jaxbatch.gradients.norms import direction, norm
 from jaxbatch.gradients.parts import CPU_VMAP, Method, Part, choose_method, fold
@@ -51,7 +52,7 @@ def gradient_statistics(
 
     .. math:: |G|^2 = \frac{K b - s}{K - 1},\qquad \mathrm{tr}\,\Sigma = \frac{m K (s - b)}{K - 1}.
 
-    With :class:`jaxbatch.Weighted` losses the formulas are those of :mod:`jaxbatch.gradients.part_weights`. They are
+    With :class:`jaxbatch.Weighted` losses the formulas are those of :mod:`jaxbatch.gradients.signal_and_trace`. They are
     unbiased whatever the weights of the groups, and the trace is that of one example of this batch: the error of the batch's
     gradient is trace / B. They are NaN if fewer than two groups have a weight.
 
@@ -84,28 +85,27 @@ def gradient_statistics(
         McCandlish et al., `An Empirical Model of Large-Batch Training <https://arxiv.org/abs/1812.06162>`_, 2018:
         appendix A.1, for any two batch sizes; here the sizes are m and B.
     """
-    batch_size = check_loss(loss_fn, params, batch)
+    loss, batch_size = check_loss(loss_fn, params, batch)
     num_groups = batch_size if num_groups is None else num_groups
     if num_groups < 2:
         raise ValueError(f"num_groups={num_groups} must be at least 2: noise shows in how groups differ.")
     check_num_groups(num_groups, batch_size)
-    check_microbatch_size(microbatch_size)
     if num_groups == batch_size > 1:
-        check_independent_losses(loss_fn, params, batch)
+        check_independent_losses(loss, params, batch)
     size, params = batch_size // num_groups, of_each_device(params, batch)
 
     def measure(group):
-        losses, gradient, *_ = mean_gradient(loss_fn, params, group, microbatch_size=microbatch_size)
+        losses, gradient, *_ = mean_gradient(loss, params, Share(group), Cut(size, microbatch_size=microbatch_size))
         weight = weight_of(losses)
         if weight is not None:  # the gradient of the summed loss
             gradient = jax.tree.map(lambda leaf: leaf * weight.astype(leaf.dtype), widen(gradient))
         return Part((gradient, weight))
 
-    start = no_deviations(params, has_weights(loss_fn, params, batch))
+    start = no_deviations(params, loss.is_weighted(params, batch))
     method = method or choose_method(loss_fn, params, batch, size)
     at_a_time = CPU_VMAP if method == "vmap" else None
     total = fold(measure, batch, size, method=method, at_a_time=at_a_time, start=start, combine_several=with_parts).summed
-    return GradientStatistics(*signal_and_trace(total, num_groups, batch_size))
+    return GradientStatistics(*statistics_of(total, num_groups, batch_size))
 
 
 @checked

@@ -1,17 +1,6 @@
 r"""Signal and noise of a gradient from the parts that a training step works through anyway: only their squared norms are needed.
 
-A part (a group, a microbatch, a device's share) has m examples, and :math:`g_k` is the *summed* gradient of part k. Over the P
-parts of a batch of :math:`B = \sum_k m_k` examples, with :math:`\bar g = \frac1B \sum_k g_k`,
-
-.. math:: \mathrm{tr}\,\Sigma = \frac{1}{P - 1} \Big( \sum_k \frac{|g_k|^2}{m_k} - B\,|\bar g|^2 \Big),\qquad
-    |G|^2 = |\bar g|^2 - \frac{\mathrm{tr}\,\Sigma}{B}.
-
-Both are unbiased for parts of any sizes, because :math:`E|g_k|^2 = m_k^2 |G|^2 + m_k\,\mathrm{tr}\,\Sigma`. Other weights of
-the squares would be unbiased too. These are the ones of the analysis of variance: each part counts as one measurement of the
-noise whatever its size, which has the least variance for normally distributed noise. For equal parts the formulas are those of
-:func:`jaxbatch.gradient_statistics`.
-
-With :class:`jaxbatch.Weighted` losses the formulas are those of :mod:`jaxbatch.gradients.part_weights`.
+The formulas are those of :mod:`jaxbatch.gradients.signal_and_trace`.
 
 Axes: P parts, K groups, L layers (1 if they are not told apart), V = 1 + L values with layers, else 1.
 """
@@ -23,9 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32, PyTree
 
-from jaxbatch.gradients.part_weights import signal_and_trace
+from jaxbatch.gradients.accumulators import Accumulator, Measured
+from jaxbatch.gradients.signal_and_trace import pairs_of, signal_and_trace
 from jaxbatch.kinds import check_fields
-from jaxbatch.sums import Losses, widen, zero_sum
+from jaxbatch.sums import Losses, Weighted, totals, weight_of, widen, zero_sum
 
 _FADED = 1e-4  # of a moment: what is left of it tells nothing
 
@@ -59,13 +49,6 @@ class Spread(NamedTuple):
     weight: Float[Array, "*P"] | None = None  # w_k
 
 
-class NoiseSums(NamedTuple):
-    """What is summed up over all parts of a batch, or of a group."""
-
-    spread: Spread
-    gradient: PyTree  # of the summed loss
-
-
 class Metric(NamedTuple):
     """How the gradients of a batch are measured, and whether they are."""
 
@@ -90,10 +73,6 @@ class WithNoise(NamedTuple):
     noise: BatchNoise
 
 
-# (a part's summed gradient, its number of examples, their weight if they have one) -> its spread
-Norms = Callable[[PyTree, int | Int32[Array, ""], Float[Array, ""] | None], Spread]
-
-
 def metric_of(monitor: NoiseMonitor, params: PyTree, opt_state: PyTree, batches: Int32[Array, ""] | int) -> Metric:
     """The metric of a batch, ``batches`` batches after the start of training."""
     wanted = jnp.asarray(batches % monitor.every == 0)
@@ -105,45 +84,45 @@ def metric_of(monitor: NoiseMonitor, params: PyTree, opt_state: PyTree, batches:
     return Metric(weights, wanted & known, left_out)
 
 
-def norms_of(monitor: NoiseMonitor, metric: Metric) -> Norms:
-    """The function that measures each part of a batch.
+def spread_sum(monitor: NoiseMonitor, metric: Metric, params: PyTree, weighted: bool) -> Accumulator:
+    """What measures each part of a batch.
 
     Example:
-        >>> norms = norms_of(NoiseMonitor(), Metric(None, jnp.array(True)))
-        >>> [float(leaf.sum()) for leaf in norms(jnp.array([3.0, 1.0]), 5, None)[:2]]
+        >>> spreads = spread_sum(NoiseMonitor(), Metric(None, jnp.array(True)), jnp.zeros(2), False)
+        >>> [float(leaf.sum()) for leaf in spreads.of_part(Measured(jnp.array([3.0, 1.0]), jnp.zeros(5), None))[:2]]
         [2.0, 1.0]
     """
 
-    def spread(gradient, count, weight):
-        squares = squared_norms(gradient, metric.weights, monitor.per_layer)
+    def spread(part: Measured) -> Spread:
+        squares, weight = squared_norms(part.gradient, metric.weights, monitor.per_layer), weight_of(part.losses)
         if weight is not None:
             weight = weight.astype(squares.dtype)
             return Spread(squares, weight**2, weight)
-        count = jnp.asarray(count).astype(squares.dtype)
+        count = jnp.asarray(totals(part.losses).size if part.number is None else part.number).astype(squares.dtype)
         return Spread(squares / jnp.maximum(count, 1), jnp.minimum(count, 1))
 
-    return spread
+    def none() -> Spread:
+        losses = Weighted(jnp.zeros(1), jnp.zeros(1)) if weighted else jnp.zeros(1)
+        shapes = jax.eval_shape(spread, Measured(zero_sum(params), losses, None))
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+    return Accumulator(none, spread, wanted=metric.wanted)
 
 
-def no_spread(norms: Norms, params: PyTree, weighted: bool) -> Spread:
-    """The spread before the first part."""
-    shapes = jax.eval_shape(norms, zero_sum(params), jnp.zeros((), jnp.int32), jnp.zeros(()) if weighted else None)
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-
-
-def statistics_of_parts(monitor: NoiseMonitor, metric: Metric, sums: NoiseSums, batch_size: int) -> BatchNoise:
-    """Signal and trace of a batch after its last group; not measured if it has a single part."""
-    squares, parts, weight = sums.spread
+def statistics_of_parts(monitor: NoiseMonitor, metric: Metric, spread: Spread, gradient: PyTree, batch_size: int) -> BatchNoise:
+    """Signal and trace of a batch from the spread of all parts and their summed gradient; not measured if it has a single part."""
+    squares, parts, weight = spread
+    square = squared_norms(gradient, metric.weights, monitor.per_layer)
     if weight is None:
-        square_of_mean = squared_norms(sums.gradient, metric.weights, monitor.per_layer) / float(batch_size) ** 2
-        trace = (squares - batch_size * square_of_mean) / jnp.maximum(parts - 1, 1)
-        signal, several = square_of_mean - trace / batch_size, None
-    else:
-        square_of_sum = squared_norms(sums.gradient, metric.weights, monitor.per_layer)
-        signal, trace, several = signal_and_trace(square_of_sum, squares, parts, weight, batch_size)
+        several, mean = parts > 1, square / float(batch_size) ** 2
+        signal, trace = signal_and_trace(mean, squares - batch_size * mean, jnp.maximum(parts - 1, 1), batch_size)
+    else:  # where nothing can be told, both are 0
+        pairs, several = pairs_of(weight, parts)
+        mean = jnp.where(several, square / jnp.where(several, weight**2, 1), 0)
+        signal, trace = signal_and_trace(mean, batch_size * jnp.where(several, squares - parts * mean, 0), pairs, batch_size)
     if monitor.per_layer:  # the sum over layers is the value of the whole gradient
         signal, trace = (jnp.concatenate([value.sum(keepdims=True), value]) for value in (signal, trace))
-    return BatchNoise(signal, trace, metric.wanted & (parts > 1 if several is None else several), metric.left_out)
+    return BatchNoise(signal, trace, metric.wanted & several, metric.left_out)
 
 
 def squared_norms(gradient: PyTree, metric: PyTree, per_layer: bool) -> Float[Array, "L"]:

@@ -6,6 +6,7 @@ platform: one part keeps a CPU busy, but not an accelerator, and inside a compil
 Axes: B examples, P parts of m examples.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -16,6 +17,7 @@ from jaxtyping import PyTree
 
 from jaxbatch.gradients.groups import LossFn, leading_axis, vary_along, varying_axes
 from jaxbatch.layers import loops_are_slow
+from jaxbatch.machine.compiling import compile_ahead, take_out_constants
 from jaxbatch.machine.platform import compiled_platform
 from jaxbatch.part_lengths import part_lengths
 from jaxbatch.sums import add, widen, zero_sum
@@ -44,6 +46,7 @@ def fold(
     *,
     method: Method = "map",
     at_a_time: int | None = None,
+    in_python: bool = False,
     start: PyTree = None,
     combine: Callable[[PyTree, PyTree], PyTree] = add,
     combine_several: Callable[[PyTree, PyTree], PyTree] | None = None,
@@ -59,6 +62,8 @@ def fold(
             without a loop, which compiles P times as long.
         at_a_time: the number of parts computed together. ``None``: with ``"vmap"`` all, in the loop of ``"map"`` the number
             that suits the platform.
+        in_python: whether a Python loop goes over the parts, with a compiled program that adds into the memory of the total before;
+            whatever the method.
         start: the start value of the sum; ``None``: zeros.
         combine: ``(total, a part's summed) -> total``, to replace the addition, for example by an optimizer's update.
         combine_several: the same for any number of parts at a time, with a leading axis; then ``combine`` is not needed, and parts
@@ -90,15 +95,18 @@ def fold(
     total, kept, done = start, [], 0
     for length, count in lengths.items():  # one length, or two that differ by 1
         stop = done + count * length
-        parts = jax.tree.map(lambda leaf: leaf[done:stop].reshape(count, length, *leaf.shape[1:]), batch)
-        if method == "vmap":
-            total, of_parts = _side_by_side(measure, parts, total, combine, combine_several, min(at_a_time or count, count))
-        elif method == "map" and count > 1:
-            total, of_parts = lax.scan(one, total, parts, unroll=at_a_time or side_by_side(length))
+        of = lambda start: jax.tree.map(lambda leaf: leaf[start : start + length], batch)
+        stacked = lambda: jax.tree.map(lambda leaf: leaf[done:stop].reshape(count, length, *leaf.shape[1:]), batch)
+        if method == "vmap" and not in_python:
+            total, of_parts = _side_by_side(measure, stacked(), total, combine, combine_several, min(at_a_time or count, count))
+        elif method == "map" and count > 1 and not in_python:
+            total, of_parts = lax.scan(one, total, stacked(), unroll=at_a_time or side_by_side(length))
         else:
-            one_by_one = []
-            for number in range(count):
-                total, of_part = one(total, _take(parts, number))
+            one_by_one, run = [], one
+            if in_python:  # traced anew for each fold, because by now another function may have the same hash
+                run = _compiled(one, total, of(done))
+            for start in range(done, stop, length):
+                total, of_part = run(total, of(start))
                 one_by_one.append(of_part)
             of_parts = jax.tree.map(lambda *leaves: jnp.stack(leaves), *one_by_one)
         kept.append((jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), of_parts[0]), of_parts[1]))
@@ -131,8 +139,9 @@ def _zeros_of(shape: jax.ShapeDtypeStruct) -> jax.Array:
     return vary_along(zeros, varying_axes(shape))
 
 
-def _take(parts: PyTree, number: int) -> PyTree:
-    return jax.tree.map(lambda leaf: leaf[number], parts)
+def _compiled(one: Callable[[PyTree, PyTree], PyTree], total: PyTree, part: PyTree) -> Callable[[PyTree, PyTree], PyTree]:
+    run, constants = take_out_constants(one, total, part)
+    return functools.partial(compile_ahead(jax.jit(run, donate_argnums=1), constants, total, part), constants)
 
 
 def choose_method(loss_fn: LossFn, params: PyTree, batch: PyTree, size: int) -> Method:

@@ -17,23 +17,23 @@ The result depends on the optimizer:
 """
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int32, PyTree
+from jaxtyping import Array, Float, PyTree
 
-from jaxbatch.gradients.accumulation import AuxInTurn, mean_gradient
-from jaxbatch.gradients.groups import LossFn, check_loss, check_microbatch_size, check_num_groups, check_one_aux
+from jaxbatch.gradients.accumulation import mean_gradient
+from jaxbatch.gradients.accumulators import NOTHING_MORE, Accumulator, gradient_sum, together
+from jaxbatch.gradients.cut import Cut, Share
+from jaxbatch.gradients.groups import Loss, LossFn, check_num_groups, check_one_aux, check_params, leading_axis
 from jaxbatch.gradients.independence import check_independent_losses
-from jaxbatch.gradients.part_norms import BatchNoise, NoiseMonitor, NoiseSums, metric_of, norms_of, statistics_of_parts
-from jaxbatch.gradients.parts import Method, Part, Take, choose_method, fold, vmap_at_a_time
+from jaxbatch.gradients.parts import Method, Part, choose_method, fold, vmap_at_a_time
 from jaxbatch.gradients.updates import Optimizer, update
 from jaxbatch.kinds import checked
 from jaxbatch.states import is_known
-from jaxbatch.sums import Losses, add, mean_loss, mean_over_devices, something_counts, zero_sum
+from jaxbatch.sums import Losses, add, mean_loss, mean_over_devices, something_counts
 
 Number = float | Float[Array, ""]
 
@@ -85,94 +85,69 @@ def split_backward(
     References:
         For the cost in PyTorch, issues 4952, 9701 and 74604 of pytorch/pytorch.
     """
-    if num_groups < 1:
-        raise ValueError(f"num_groups={num_groups} must be at least 1.")
-    check_microbatch_size(microbatch_size)
     check_one_aux(has_aux, microbatch_size)
+
+    loss = Loss(loss_fn, has_aux)
 
     @jax.jit
     def step(params, opt_state, batch):
-        params, opt_state, losses, aux, *_ = update_by_groups(
-            loss_fn, optimizer, params, opt_state, batch, num_groups, has_aux=has_aux, microbatch_size=microbatch_size, method=method
-        )
+        cut = Cut(leading_axis(batch), num_groups, microbatch_size=microbatch_size, method=method)
+        (params, opt_state), losses, aux, *_ = update_by_groups(loss, optimizer, (params, opt_state), Share(batch), cut)
         return (params, opt_state, losses, jax.tree.map(lambda leaf: leaf[:, 0], aux)) if has_aux else (params, opt_state, losses)
 
     return step
 
 
 def update_by_groups(
-    loss_fn: LossFn,
-    optimizer: Optimizer,
-    params: PyTree,
-    opt_state: PyTree,
-    batch: PyTree,
-    num_groups: int = 1,
-    *,
-    has_aux: bool = False,
-    microbatch_size: int | None = None,
-    method: Method | None = None,
-    mask: Bool[Array, "B"] | None = None,
-    batch_size: int | None = None,
-    axis: str | None = None,
-    monitor: NoiseMonitor | None = None,
-    batches: Int32[Array, ""] | int = 0,
-    cut_to_measure: int | None = None,
-    take: Take | None = None,
-    aux_in_turn: AuxInTurn | None = None,
-) -> tuple[PyTree, PyTree, Losses, PyTree, Float[Array, "K"], BatchNoise | None]:
-    """K updates from the gradients of K groups at ``params``. Training steps use this; an ordinary step has K = 1.
+    loss: Loss, optimizer: Optimizer, start: tuple[PyTree, PyTree], share: Share, cut: Cut, more: Mapping[str, Accumulator] = NOTHING_MORE
+) -> tuple[tuple[PyTree, PyTree], Losses, PyTree, Float[Array, "K"], dict[str, PyTree]]:
+    """K updates from the gradients of K groups at the parameters of ``start``. Training steps use this; an ordinary step has K = 1.
 
     Args:
-        loss_fn, optimizer, num_groups, has_aux, microbatch_size, method: see :func:`split_backward`.
-        params, opt_state: the parameters and the optimizer's state before the updates.
-        batch: leaves ``(B, ...)``; on several devices, this device's share of each group in turn.
-        mask, batch_size, axis, take, aux_in_turn: see :func:`jaxbatch.gradients.accumulation.mean_gradient`; the last for K = 1.
-        monitor: how the noise is measured from the parts of all groups; ``None``: not at all.
-        batches: the number of batches before this one, for ``monitor.every``.
-        cut_to_measure: a smaller ``microbatch_size`` for the batches that are measured; not with ``has_aux``.
+        loss: in the one form.
+        optimizer: see :func:`split_backward`.
+        start: the parameters and the optimizer's state before the updates.
+        share: the examples; on several devices, this device's share of each group in turn.
+        cut: how they go through the step. If it says so, ``more`` is collected from smaller microbatches than others, in the batches in which
+            it is wanted.
+        more: see :func:`jaxbatch.gradients.accumulation.mean_gradient`; a model's state only for K = 1.
 
     Returns:
         Parameters and optimizer state after the updates, the losses at the incoming parameters, aux with leading axes of
-        groups and microbatches, each group's mean loss, and the batch's noise.
+        groups and microbatches, each group's mean loss, and the totals of ``more`` and of the gradient over all groups.
     """
-    examples = batch if take is None else jax.eval_shape(take, batch)
-    share = check_loss(loss_fn, params, examples, has_aux=has_aux)
-    check_num_groups(num_groups, share)
-    if num_groups == share > 1 and axis is None:
-        check_independent_losses(loss_fn, params, examples, has_aux=has_aux)
-    size, group_size = share // num_groups, (batch_size or share) // num_groups
-    metric = norms = None
-    if monitor is not None:
-        metric = metric_of(monitor, params, opt_state, batches)
-        norms = norms_of(monitor, metric)
-    settings: dict[str, Any] = {"has_aux": has_aux, "batch_size": group_size, "axis": axis, "take": take, "aux_in_turn": aux_in_turn}
+    params, groups = start[0], cut.num_groups
+    examples = share.batch if share.take is None else jax.eval_shape(share.take, share.batch)
+    count = leading_axis(examples)
+    check_params(params)
+    check_num_groups(groups, count)
+    if groups == count > 1 and cut.axis is None:
+        check_independent_losses(loss, params, examples)
+    size = count // groups
+    wanted = [one.wanted for one in more.values() if one.wanted is not None]
 
     def measure(part):
-        gradient_with = lambda size, norms: mean_gradient(loss_fn, params, part[0], mask=part[1], microbatch_size=size, norms=norms, **settings)
-        if metric is None or cut_to_measure is None:
-            losses, gradient, aux, noise = gradient_with(microbatch_size, norms)
+        gradient_of = lambda microbatch, more: mean_gradient(loss, params, Share(*part, share.take), cut._replace(microbatch_size=microbatch), more)
+        if cut.to_measure is None or not wanted:
+            losses, gradient, aux, total = gradient_of(cut.microbatch_size, more)
         else:
-            measured = lambda: gradient_with(cut_to_measure, norms)
+            measured = lambda: gradient_of(cut.to_measure, more)
             nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(measured)[3])
-            losses, gradient, aux, noise = lax.cond(metric.wanted, measured, lambda: (*gradient_with(microbatch_size, None)[:3], nothing))
-        loss = mean_loss(losses) if axis is None else mean_over_devices(losses, group_size, axis)
-        spread, summed = (None, None) if noise is None else noise
-        return Part((gradient, loss, something_counts(losses, axis), summed), losses, (aux, loss, spread))
+            plain = lambda: (*gradient_of(cut.microbatch_size, NOTHING_MORE)[:3], nothing)
+            losses, gradient, aux, total = lax.cond(wanted[0], measured, plain)
+        mean = mean_loss(losses) if cut.axis is None else mean_over_devices(losses, cut.group_size, cut.axis)
+        return Part((gradient, mean, something_counts(losses, cut.axis), total if more else {}), losses, (aux, mean))
 
     def combine(state, group):
-        (params, opt_state, total), (gradient, loss, counts, summed) = state, group
-        return *update(optimizer, gradient, opt_state, params, loss, counts), add(total, summed)
+        (params, opt_state, total), (gradient, mean, counts, of_group) = state, group
+        return *update(optimizer, gradient, opt_state, params, mean, counts), of_group if groups == 1 else add(total, of_group)
 
-    method = method or ("unroll" if num_groups == 1 else choose_method(loss_fn, params, examples, size))
+    method = cut.method or ("unroll" if groups == 1 else choose_method(loss.function, params, examples, size))
     at_a_time = vmap_at_a_time(size) if method == "vmap" else None
-    start = params, opt_state, None if monitor is None else zero_sum(params)
-    groups = fold(measure, (batch, mask), size, method=method, at_a_time=at_a_time, start=start, combine=combine)
-    (params, opt_state, total), (aux, means, spreads) = groups.summed, groups.each
-    noise = None
-    if monitor is not None and metric is not None:
-        sums = NoiseSums(jax.tree.map(lambda leaf: leaf.sum(0), spreads), total)
-        noise = statistics_of_parts(monitor, metric, sums, group_size * num_groups)
-    return params, opt_state, groups.examples, aux, means, noise
+    begin = *start, together({"gradient": gradient_sum(params), **more}).start() if more and groups > 1 else {}
+    folded = fold(measure, (share.batch, share.mask), size, method=method, at_a_time=at_a_time, start=begin, combine=combine)
+    (params, opt_state, total), (aux, means) = folded.summed, folded.each
+    return (params, opt_state), folded.examples, aux, means, total
 
 
 @checked
@@ -211,8 +186,6 @@ def largest_stable_curvature(learning_rate: Number, momentum: float, num_groups:
         raise ValueError(f"learning_rate={learning_rate} must be above 0.")
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum={momentum} must be at least 0 and below 1.")
-    if num_groups < 1:
-        raise ValueError(f"num_groups={num_groups} must be at least 1.")
     velocity = sum(momentum**j for j in range(num_groups))
     weight = sum((1 - momentum ** (k + 1)) / (1 - momentum) for k in range(num_groups))
     decay = momentum**num_groups

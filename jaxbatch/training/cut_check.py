@@ -6,7 +6,7 @@ Axes: N devices, M examples of a device.
 import collections
 import threading
 import weakref
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +15,17 @@ from jaxtyping import PyTree
 
 from jaxbatch.augment import example_keys
 from jaxbatch.data.streams import is_stream
+from jaxbatch.gradients.cut import Cut
 from jaxbatch.gradients.cutting import parts_matter
-from jaxbatch.gradients.groups import is_weighted, losses_and_aux
+from jaxbatch.gradients.groups import is_weighted
 from jaxbatch.gradients.independence import differ, some_examples
 from jaxbatch.layers.masking import held_moments
 from jaxbatch.machine.compiling import call_compiled
 from jaxbatch.machine.platform import compiling_for
-from jaxbatch.training.devices import AXIS, alone, share_of_group
-from jaxbatch.training.epochs import choose_cut
+from jaxbatch.training.cut import choose_cut
+from jaxbatch.training.devices import AXIS, alone
 from jaxbatch.training.steps import start_shapes
-from jaxbatch.training.tasks import Task, fingerprint, smallest
+from jaxbatch.training.tasks import Task, fingerprint
 
 _PART = 2  # examples in a part that is looked at
 _KEPT = 64  # tasks whose passing is remembered
@@ -32,15 +33,7 @@ _MADE_BYTES = 2**29  # of parameters
 _EQUAL = 1e-3  # a sum over N devices is N times as large as that of one, up to this
 
 
-def check_parts(
-    task: Task,
-    params: PyTree,
-    batch_sizes: Sequence[int],
-    *,
-    num_groups: int | None = None,
-    microbatch_size: int | None = None,
-    num_devices: int = 1,
-) -> None:
+def check_parts(task: Task, params: PyTree, cut: Cut) -> None:
     """Checks that devices and microbatches train what one device trains that sees each batch, or group, whole.
 
     The losses of a few examples are computed whole and in parts, for these parameters and for others. Batch normalisation of
@@ -52,34 +45,27 @@ def check_parts(
     Args:
         task: see :class:`jaxbatch.Task`.
         params: as training starts with them; or their shapes, for those of one seed.
-        batch_sizes: of the run.
-        num_groups, microbatch_size, num_devices: see :class:`jaxbatch.FitConfig`.
+        cut: of the run's largest batches.
 
     Raises:
         ValueError: the loss of an example changes with the parts; or, on several devices, an aux is a sum over examples.
 
     Example:
         >>> centred = Task(lambda key: jnp.ones(()), lambda w, x: (w * x - (w * x).mean()) ** 2, None, jnp.arange(8.0), None)
-        >>> check_parts(centred, jnp.ones(()), [8])
-        >>> check_parts(centred, jnp.ones(()), [8], microbatch_size=4)
+        >>> check_parts(centred, jnp.ones(()), choose_cut(centred, jnp.ones(()), 8))
+        >>> check_parts(centred, jnp.ones(()), choose_cut(centred, jnp.ones(()), 8, microbatch_size=4))
         Traceback (most recent call last):
         ValueError: loss_fn: the loss of an example changes with the others in its batch, as a contrastive loss does, and a batch of 8 is
         worked on in microbatches of 4, each of which would have another objective. Take one device and no microbatches
         (microbatch_size=None, and the task's too); jaxbatch.coupled_gradient in a step of your own; or, if parts are meant, as in ghost
         batch normalisation, task._replace(coupled=True).
     """
-    groups, largest = num_groups or 1, max(batch_sizes, default=0)
-    if num_devices > 1:
-        _check(task, params, num_devices, _PART, lambda: f"a batch is shared by {num_devices} devices")
-    bound = smallest(microbatch_size, _bound(task))
-    if task.coupled or bound is None or bound >= share_of_group(largest, groups, num_devices):
-        return
-
-    def words():
-        cut = choose_cut(task, params, largest, num_groups=groups, microbatch_size=microbatch_size, num_devices=num_devices)
-        return f"a {'batch' if groups == 1 else 'group'} of {largest // groups} is worked on in microbatches of {cut.at_a_time}"
-
-    _check(task, params, num_devices, 2 * _PART, words)
+    if cut.num_devices > 1:
+        _check(task, params, cut.num_devices, _PART, f"a batch is shared by {cut.num_devices} devices")
+    size = cut.unmeasured
+    if not (task.coupled or size is None or size >= cut.share):
+        group = f"a {'batch' if cut.num_groups == 1 else 'group'} of {cut.group_size}"
+        _check(task, params, cut.num_devices, 2 * _PART, f"{group} is worked on in microbatches of {size}")
 
 
 def check_parts_elsewhere(task: Task, batch_size: int, platform: str, *, microbatch_size: int | None = None, num_devices: int = 1) -> bool:
@@ -101,35 +87,39 @@ def check_parts_elsewhere(task: Task, batch_size: int, platform: str, *, microba
         >>> check_parts_elsewhere(task, 8, "gpu", microbatch_size=4)
         True
     """
-    with compiling_for(platform):
-        bound = smallest(microbatch_size, _bound(task))
     params = start_shapes(task)
     if sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)) > _MADE_BYTES:
         return False
-    check_parts(task._replace(microbatch_size=bound, cpu_microbatch_size=None), params, [batch_size], num_devices=num_devices)
+    with compiling_for(platform):
+        cut = choose_cut(task, params, batch_size, microbatch_size=microbatch_size, num_devices=num_devices)
+    check_parts(task, params, cut)
     return True
 
 
-def _bound(task: Task) -> int | None:
-    """A stream is worked on in pieces, which the size for a CPU's cache does not bound."""
-    return task.microbatch_size if is_stream(task.train_data) else task.examples_at_a_time
-
-
-def _check(task: Task, params: PyTree, count: int, share: int, words: Callable[[], str]) -> None:
+def _check(task: Task, params: PyTree, count: int, share: int, words: str) -> None:
     """Compares ``count`` shares of so many examples, in parts, with all of them at once, unless this task has passed before."""
     try:
         examples = _examples(task, count * share)
-        asked = (count, share, task.coupled, jax.config.jax_enable_x64, *map(_shapes, (params, examples)), fingerprint(examples))  # type: ignore[attr-defined]
+        asked = asked_of(task, params, examples, count, share)
     except Exception:  # training itself says what is wrong with the data
         return
+    passes_once(task, asked, lambda: _compare(task, params, examples, count, words))
+
+
+def asked_of(task: Task, params: PyTree, examples: PyTree, *more: Hashable) -> Hashable:
+    """What :func:`passes_once` remembers of a question beside the functions of a task: the examples, and the shapes of parameters."""
+    leaves, structure = jax.tree.flatten((params, examples))
+    kinds = tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+    return *more, task.coupled, jax.config.jax_enable_x64, structure, kinds, fingerprint(examples)  # type: ignore[attr-defined]
+
+
+def passes_once(task: Task, asked: Hashable, passes: Callable[[], bool]) -> bool:
+    """What ``passes()`` returns; True without calling it if the functions of this task have passed what is asked before, in this process."""
     functions = (task.loss_fn, task.prepare, task.update_model_state)
-    if not _passed.has(asked, functions) and _compare(task, params, examples, count, words):
+    known = _passed.has(asked, functions)
+    if not known and (known := passes()):
         _passed.add(asked, functions)
-
-
-def _shapes(tree: PyTree) -> Hashable:
-    leaves, structure = jax.tree.flatten(tree)
-    return structure, tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+    return known
 
 
 class _Passed:
@@ -167,15 +157,14 @@ class _Passed:
 _passed = _Passed()
 
 
-def _compare(task: Task, params: PyTree, examples: PyTree, count: int, words: Callable[[], str]) -> bool:
+def _compare(task: Task, params: PyTree, examples: PyTree, count: int, words: str) -> bool:
     """Whether the losses of the examples could be looked at; they are refused as :func:`check_parts` says."""
     total = jax.tree.leaves(examples)[0].shape[0]
     stateful = task.update_model_state is not None
-    results = lambda params, batch: losses_and_aux(task.loss_fn, params, batch, stateful)
 
     def in_parts(params, batch):
         parts = jax.tree.map(lambda leaf: leaf.reshape(count, -1, _PART, *leaf.shape[1:]), batch)
-        over_devices = jax.vmap(lambda part: results(params, part), axis_name=AXIS)
+        over_devices = jax.vmap(lambda part: task.loss(params, part), axis_name=AXIS)
         losses, aux = jax.vmap(over_devices, in_axes=1, out_axes=1)(parts)  # traced once for all parts
         return jax.tree.map(lambda leaf: leaf.reshape(-1), losses), jax.tree.map(lambda leaf: leaf[0, 0], aux)
 
@@ -185,7 +174,7 @@ def _compare(task: Task, params: PyTree, examples: PyTree, count: int, words: Ca
                 start = call_compiled(task.start, jax.random.key(0))
                 params = start[0] if stateful else start
             batch = _prepared(task, examples)
-            compared = list(parts_matter(alone(results), in_parts, params, batch))  # here its programs run
+            compared = list(parts_matter(alone(task.loss.__call__), in_parts, params, batch))  # here its programs run
         except Exception:  # a loss that needs more examples, or others: training itself says what is wrong with it
             return False
         known = not task.coupled and (not stateful or len(layers) > 0)
@@ -193,7 +182,7 @@ def _compare(task: Task, params: PyTree, examples: PyTree, count: int, words: Ca
         for of, (losses, aux), (of_parts, part_of_aux) in compared:
             if known and any(map(differ, jax.tree.leaves(losses), jax.tree.leaves(of_parts))):
                 raise ValueError(
-                    f"loss_fn: the loss of an example changes with the others in its batch, as a contrastive loss does, and {words()}, each of "
+                    f"loss_fn: the loss of an example changes with the others in its batch, as a contrastive loss does, and {words}, each of "
                     "which would have another objective. Take one device and no microbatches (microbatch_size=None, and the task's too); "
                     "jaxbatch.coupled_gradient in a step of your own; or, if parts are meant, as in ghost batch normalisation, "
                     "task._replace(coupled=True)."

@@ -33,16 +33,6 @@ from jaxbatch.part_lengths import part_slices
 Parallel = Literal["jit", "pmap"]
 
 
-def share_of_group(batch_size: int, num_groups: int, num_devices: int) -> int:
-    """The examples of each group that a device works on, fillers included.
-
-    Example:
-        >>> share_of_group(12, 2, 4)
-        2
-    """
-    return -(-batch_size // num_groups // num_devices)
-
-
 def share_batches(
     indices: Int32[np.ndarray, "S B"], num_devices: int, num_groups: int = 1
 ) -> tuple[Int32[np.ndarray, "N S M"], Bool[np.ndarray, "N S M"]]:

@@ -93,10 +93,10 @@ def fit_with(shared: RunPrograms, config: FitConfig, state: TrainState | None) -
     fields, state = take_out(plan, config, num_examples, state)  # only the host needs them
     is_finite = shared.is_finite(state._replace(opt_state=config.optimizer.init(state.params)) if begun else state)
     skips = functools.cache(lambda: skips_nonfinite(config.optimizer, state.params))  # type: ignore[union-attr]  # of the loop: no longer None
-    settings = _settings(config)
-    shared.check_cuts(config, state.params, frozenset(plan.batch_sizes))
+    settings: dict[str, Any] = {"devices": find_devices(config.num_devices), "parallel": config.parallel, "monitor": config.monitor}
+    cut_of = shared.cuts(config, state.params, frozenset(plan.batch_sizes))
     shapes, (train_data, test_data) = jax.eval_shape(lambda: state), shared.data(config.num_devices)  # shapes, as arrays would stay alive
-    with Programs(lambda key: shared.epoch(shapes, *key, **settings)) as programs:
+    with Programs(lambda key: shared.epoch(shapes, *key, cut=cut_of(key[1]), **settings)) as programs:
         used, started = set[tuple[int, int]](), time.perf_counter()
         total, look_ahead = fields.progress.batches + plan.batches_left(*fields.now), make_look_ahead(plan, *fields.now)
         if config.compile_first:
@@ -152,9 +152,3 @@ def _compile_now(programs: Programs, keys: Iterable[tuple[int, int]]) -> None:
     programs.ahead(keys)
     for key in keys:
         programs[key]
-
-
-def _settings(config: FitConfig) -> dict[str, Any]:
-    """What decides how a batch goes through a step."""
-    cut = {"num_groups": config.num_groups, "microbatch_size": config.microbatch_size, "monitor": config.monitor}
-    return cut | {"devices": find_devices(config.num_devices), "parallel": config.parallel}

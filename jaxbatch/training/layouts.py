@@ -16,11 +16,12 @@ from jax.sharding import AbstractMesh
 from jaxtyping import PyTree
 
 from jaxbatch.augment import Prepare, prepared
+from jaxbatch.gradients.cut import Cut
 from jaxbatch.gradients.groups import leading_axis
 from jaxbatch.gradients.part_norms import WithNoise
 from jaxbatch.machine.compiling import compile_ahead
 from jaxbatch.sums import Losses, loss_of_batch
-from jaxbatch.training.devices import Parallel, over_devices, share_of_group
+from jaxbatch.training.devices import Parallel, over_devices
 
 Step = Callable[..., tuple[Any, Losses | WithNoise]]  # (state, batch) -> (state, losses)
 
@@ -31,10 +32,7 @@ def one_step(step: Step, prepare: Prepare | None, state: Any, data: PyTree, inde
     The loss is that of :func:`jaxbatch.sums.loss_of_batch`. With ``by_part`` the step does the taking. A monitored step returns the
     noise with the loss.
     """
-
-    def take(data, seed_epoch, index):
-        return prepared(prepare, jax.tree.map(lambda leaf: leaf[index], data), seed_epoch, index)
-
+    take = _Take(prepare)
     if by_part:  # a step that takes its examples gets a function that can be an argument of a program
         state, losses = step(state, index, *(mask or (None,)), jax.tree_util.Partial(take, data, seed_epoch))
     else:
@@ -42,6 +40,15 @@ def one_step(step: Step, prepare: Prepare | None, state: Any, data: PyTree, inde
     if isinstance(losses, WithNoise):
         return state, losses._replace(losses=loss_of_batch(losses.losses))
     return state, loss_of_batch(losses)
+
+
+class _Take(NamedTuple):
+    """What takes examples; equal for the same ``prepare``, so that a step is not traced again."""
+
+    prepare: Prepare | None
+
+    def __call__(self, data: PyTree, seed_epoch: Any, index: Any) -> PyTree:
+        return prepared(self.prepare, jax.tree.map(lambda leaf: leaf[index], data), seed_epoch, index)
 
 
 def check_indices(indices: Any, data: PyTree) -> None:
@@ -89,44 +96,32 @@ class Layout(NamedTuple):
         return compile_ahead(program, *self.arguments.values(), devices=devices), put
 
 
-def lay_out_step(
-    step: Step,
-    state: Any,
-    data: PyTree,
-    batch_size: int,
-    *,
-    prepare: Prepare | None = None,
-    num_groups: int = 1,
-    num_devices: int = 1,
-    by_part: bool = False,
-    num_steps: int | None = None,
-) -> Layout:
+def lay_out_step(step: Step, state: Any, data: PyTree, cut: Cut, *, prepare: Prepare | None = None, num_steps: int | None = None) -> Layout:
     """The program of a step, or of ``num_steps`` steps in one compiled loop; see :func:`compile_epoch` for the arguments.
 
     Example:
-        >>> laid = lay_out_step(lambda state, batch: (state, batch), jnp.array(0.0), jnp.ones(8), 4)
+        >>> laid = lay_out_step(lambda state, batch: (state, batch), jnp.array(0.0), jnp.ones(8), Cut(4))
         >>> laid.arguments["index"].shape, laid.arguments["mask"], laid.donate
         ((4,), None, ('state',))
     """
-    share = num_groups * share_of_group(batch_size, num_groups, num_devices)
-    filled_up = share * num_devices > batch_size  # then some slots hold fillers
+    alone = cut.num_devices == 1
 
     def one(state, data, index, mask, seed_epoch):
-        given = () if num_devices == 1 else (mask if filled_up else None,)
-        return one_step(step, prepare, state, data, index, seed_epoch, *given, by_part=by_part)
+        given = () if alone else (mask if cut.has_fillers else None,)
+        return one_step(step, prepare, state, data, index, seed_epoch, *given, by_part=cut.by_part)
 
     def all_steps(state, data, index, mask, seed_epoch):
         return lax.scan(lambda state, batch: one(state, data, *batch, seed_epoch), state, (index, mask))
 
-    lead = (() if num_devices == 1 else (num_devices,)) + (() if num_steps is None else (num_steps,))
+    slots = (() if alone else (cut.num_devices,)) + (() if num_steps is None else (num_steps,)) + (cut.num_groups * cut.share,)
     arguments = {
         "state": shapes_of(state),
         "data": shapes_of(data),
-        "index": jax.ShapeDtypeStruct((*lead, share), jnp.int32),
-        "mask": None if num_devices == 1 else jax.ShapeDtypeStruct((*lead, share), jnp.bool_),
+        "index": jax.ShapeDtypeStruct(slots, jnp.int32),
+        "mask": None if alone else jax.ShapeDtypeStruct(slots, jnp.bool_),
         "seed_epoch": None if prepare is None else jax.ShapeDtypeStruct((2,), jnp.uint32),
     }
-    return Layout(one if num_steps is None else all_steps, arguments, ("state",) if num_devices == 1 else (), ("index", "mask"))
+    return Layout(one if num_steps is None else all_steps, arguments, ("state",) if alone else (), ("index", "mask"))
 
 
 def shapes_of(tree: PyTree) -> PyTree:

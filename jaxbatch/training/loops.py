@@ -16,16 +16,17 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, PyTree
 
-from jaxbatch.augment import Prepare, batch_shapes
+from jaxbatch.augment import Prepare
 from jaxbatch.data.streams import is_stream
+from jaxbatch.gradients.cut import Cut
 from jaxbatch.gradients.part_norms import NoiseMonitor, WithNoise
 from jaxbatch.gradients.updates import Optimizer
 from jaxbatch.kinds import checked
 from jaxbatch.layers import loops_are_slow
 from jaxbatch.states import through_host
 from jaxbatch.sums import Weighted
-from jaxbatch.training.devices import Parallel, alone, decode_parts, put_once, share_batches, share_of_group, share_parts
-from jaxbatch.training.layouts import Step, check_indices, lay_out_step, one_step, shapes_of
+from jaxbatch.training.devices import Parallel, decode_parts, put_once, share_batches, share_parts
+from jaxbatch.training.layouts import Layout, Step, check_indices, lay_out_step, one_step
 from jaxbatch.training.pieces import lay_out_pieces
 from jaxbatch.training.steps import TrainState
 from jaxbatch.training.tasks import Task
@@ -82,14 +83,15 @@ def stack_on_host(results: list) -> Any:
     return jax.tree.map(lambda *leaves: jnp.asarray(np.array(leaves)), *jax.device_get(results))
 
 
-def choose_loop(step: Step, state: Any, data: PyTree, batch_size: int, prepare: Prepare | None = None) -> Loop:
-    """``"python"`` where the step has a convolution that is slow inside compiled loops, else ``"scan"``.
+def choose_loop(one: Layout, devices: Sequence[jax.Device], parallel: Parallel) -> Loop:
+    """``"python"`` where the program of a step has a convolution that is slow inside compiled loops, else ``"scan"``.
 
     Example:
-        >>> choose_loop(lambda state, batch: (state, batch), jnp.array(0.0), jnp.ones((8, 2)), 4)
+        >>> one = lay_out_step(lambda state, batch: (state, batch), jnp.array(0.0), jnp.ones((8, 2)), Cut(4))
+        >>> choose_loop(one, jax.devices()[:1], "jit")
         'scan'
     """
-    return "python" if loops_are_slow(step, shapes_of(state), batch_shapes(data, batch_size, prepare)) else "scan"
+    return "python" if loops_are_slow(one.over(devices, parallel)[0], *one.arguments.values()) else "scan"
 
 
 @checked
@@ -132,14 +134,13 @@ def compile_epoch(
     devices = jax.devices()[:1] if devices is None else devices
     if (count := len(devices)) < 1:
         raise ValueError("devices is empty: at least 1 is needed.")
-    share = num_groups * share_of_group(batch_size, num_groups, count)
+    cut = Cut(batch_size, num_groups, count, by_part=by_part)
     check_indices((), data)
-    state, data = shapes_of(state), shapes_of(data)
-    loop = loop or choose_loop(step if count == 1 else alone(lambda state, share: step(state, share, None)), state, data, share, prepare)
+    one = lay_out_step(step, state, data, cut, prepare=prepare)
+    loop = loop or choose_loop(one, devices, parallel)
     if loop not in ("scan", "python"):
         raise ValueError(f"loop={loop!r} must be 'scan', 'python' or None.")
-    over: dict[str, Any] = {"num_steps": num_steps if loop == "scan" else None, "num_devices": count, "num_groups": num_groups}
-    laid = lay_out_step(step, state, data, batch_size, prepare=prepare, by_part=by_part, **over)
+    laid = one if loop == "python" else lay_out_step(step, state, data, cut, prepare=prepare, num_steps=num_steps)
     program, put_on_all = laid.compile(devices, parallel)
     put_data = put_once(lambda data: put_on_all(data)[0])
 
@@ -169,28 +170,25 @@ def compile_epoch_in_pieces(
     task: Task,
     optimizer: Optimizer,
     state: Any,
-    batch_size: int,
+    cut: Cut,
     *,
     devices: Sequence[jax.Device] | None = None,
     parallel: Parallel = "jit",
-    num_groups: int = 1,
     monitor: NoiseMonitor | None = None,
 ) -> Callable[..., tuple[TrainState, Any]]:
-    """Compiles steps on batches of ``batch_size`` that only need the memory of a part of one.
+    """Compiles steps on batches that only need the memory of a part of one.
 
     A part counts by its number of examples, so the gradient is that of the mean loss of the batch or group. Batch normalisation takes the
     moments of a part, and each part in turn updates the running moments. While the devices work on one part of a stream, the next ones are
     decoded and moved to them. The number of parts ahead is bounded, so that memory is that of a few parts, whatever the batch size.
 
     Args:
-        task: as :func:`jaxbatch.fit` takes it. Its ``microbatch_size`` bounds the examples on each device at a time; ``None``: its
-            whole share.
+        task: as :func:`jaxbatch.fit` takes it.
         optimizer: any optax optimizer; it makes K updates per batch.
         state: only its shapes are used.
-        batch_size: B, over all devices.
+        cut: how batches are cut; each of K updates takes a group's gradient at the parameters before the batch.
         devices: the devices that share every part; ``None``: the default device.
         parallel: see :func:`jaxbatch.training.devices.over_devices`.
-        num_groups: K, the updates per batch, each from a group's gradient at the parameters before the batch.
         monitor: see :func:`jaxbatch.make_train_step`.
 
     Returns:
@@ -198,18 +196,18 @@ def compile_epoch_in_pieces(
         random. The incoming state's memory is reused, unless K updates need it.
     """
     devices = jax.devices()[:1] if devices is None else devices
-    count, group_size, streamed = len(devices), batch_size // num_groups, is_stream(task.train_data)
-    laid = lay_out_pieces(task, optimizer, state, group_size, num_groups=num_groups, num_devices=count, monitor=monitor)
+    count, num_groups, group_size, streamed = cut.num_devices, cut.num_groups, cut.group_size, is_stream(task.train_data)
+    laid, size = lay_out_pieces(task, optimizer, state, cut, monitor=monitor), max(cut.piece_lengths)
     (begin, put_on_all), (finish, _) = (layout.compile(devices, parallel) for layout in (laid.begin, laid.finish))
     compiled = {length: layout.compile(devices, parallel) for length, layout in laid.adds.items()}
-    deal, starts = compiled[laid.size][1], range(0, group_size, laid.size)
+    deal, starts = compiled[size][1], range(0, group_size, size)
 
     def run(state, data, indices, seed_epoch=(0, 0)):
         if not streamed:
             check_indices(indices, data)
         indices, seed_epoch = np.asarray(indices, np.int32), np.asarray(seed_epoch, np.uint32)
         losses, behind = [], collections.deque()
-        parts = lambda: share_parts(indices.reshape(-1, group_size), laid.size, count)
+        parts = lambda: share_parts(indices.reshape(-1, group_size), size, count)
         if streamed:
             ready = decode_parts(data, parts, tuple(seed_epoch.tolist()), deal)
         else:
@@ -221,7 +219,7 @@ def compile_epoch_in_pieces(
             for _ in range(num_groups):
                 total = begin(state)
                 if noise is not None:  # it is that of the whole batch, in the metric of its start
-                    total = total._replace(**noise)
+                    total = total | noise
                 for _ in starts:
                     length, part = next(ready)
                     total, part_loss = compiled[length][0](total, start, *part, seed_epoch)

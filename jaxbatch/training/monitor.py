@@ -6,8 +6,9 @@ the losses. So running averages cost the device nothing, and the number of recor
 Axes: S batches, V values: of the whole gradient, then of each layer.
 """
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,15 +18,17 @@ from jaxtyping import Float, PyTree, UInt32
 from jaxbatch.augment import example_keys
 from jaxbatch.data.stream_parts import checked_parts
 from jaxbatch.data.streams import is_stream
+from jaxbatch.gradients.cut import Cut
 from jaxbatch.gradients.cutting import cut_matters
-from jaxbatch.gradients.groups import losses_and_aux
 from jaxbatch.gradients.noise import GradientStatistics, gradient_noise_scale
 from jaxbatch.gradients.part_norms import NoiseMonitor, check_monitor, layers_of
 from jaxbatch.intervals import Interval, fieller
 from jaxbatch.machine.compiling import call_compiled
 from jaxbatch.sums import Losses
-from jaxbatch.training.devices import alone, share_of_group
-from jaxbatch.training.epochs import Cut, choose_cut
+from jaxbatch.training.cut import choose_cut
+from jaxbatch.training.cut_check import asked_of, passes_once
+from jaxbatch.training.devices import alone
+from jaxbatch.training.layouts import shapes_of
 from jaxbatch.training.plans import FitConfig
 from jaxbatch.training.tasks import Task, smallest
 
@@ -138,7 +141,15 @@ class ChangesTraining(ValueError):
     """A monitor would train another model than a run without it."""
 
 
-def check_unchanged(task: Task, config: FitConfig, params: PyTree, batch_sizes: Sequence[int]) -> None:
+def cuts_of(task: Task, config: FitConfig, params: PyTree) -> Callable[[int], Cut]:
+    """``batch_size -> cut`` of a run, each decided once, when it is asked for; only the shapes of ``params`` are used."""
+    names = ("num_groups", "microbatch_size", "num_devices", "monitor")
+    asked: dict[str, Any] = {name: getattr(config, name) for name in names}
+    shapes = shapes_of(params)
+    return functools.cache(lambda batch_size: choose_cut(task, shapes, batch_size, **asked))
+
+
+def check_unchanged(task: Task, config: FitConfig, params: PyTree, batch_sizes: Sequence[int], cut_of: Callable[[int], Cut] | None = None) -> None:
     """Checks that a run with its monitor trains what it trains without: batches that are cut only to be measured must not notice it.
 
     The losses of the first examples are computed whole and in parts (:func:`jaxbatch.gradients.cutting.cut_matters`), for every
@@ -158,13 +169,11 @@ def check_unchanged(task: Task, config: FitConfig, params: PyTree, batch_sizes: 
     """
     if config.monitor is None:
         return
+    cut_of = cut_of or cuts_of(task, config, params)
     for batch_size in sorted(set(batch_sizes)):
-        settings: dict[str, Any] = {"microbatch_size": config.microbatch_size, "num_devices": config.num_devices}
-        settings["num_groups"] = config.num_groups or 1
-        plain, measured = (choose_cut(task, params, batch_size, monitor=monitor, **settings) for monitor in (None, config.monitor))
-        share = share_of_group(batch_size, settings["num_groups"], config.num_devices)
-        whole, part = (smallest(share, cut.to_measure, cut.at_a_time) or share for cut in (plain, measured))
-        cause = _noticed(task, measured, params, whole, part) if part < whole else None
+        cut = cut_of(batch_size)
+        whole, part = (smallest(cut.share, *bounds) or 1 for bounds in ((cut.unmeasured,), (cut.to_measure, cut.microbatch_size)))
+        cause = _noticed(task, cut, params, whole, part) if part < whole else None
         if cause:
             meant = "" if task.coupled or cause != _LOSS else " and task._replace(coupled=True)"
             raise ChangesTraining(
@@ -183,14 +192,14 @@ def _noticed(task: Task, cut: Cut, params: PyTree, whole: int, part: int) -> str
         (examples,) = checked_parts(data, lambda: [np.arange(whole, dtype=np.int32)])
     else:
         examples = jax.tree.map(lambda leaf: leaf[:whole], data)
-    prepare = task.prepare
+    prepare, asked = task.prepare, asked_of(task, params, examples, "monitor", whole, part)
     if prepare is not None:
         examples = example_keys(0, 0, jax.numpy.arange(whole)), examples
         if (cut.by_part or cut.splits_prepare) and cut_matters(lambda _, pair: prepare(*pair), (), examples, part):
             return "what prepare makes of an example"
         examples = call_compiled(prepare, *examples)
-    loss_fn = alone(task.loss_fn)
-    return _LOSS if cut_matters(lambda *args: losses_and_aux(loss_fn, *args)[0], params, examples, part) else None
+    losses = alone(lambda *args: task.loss(*args)[0])
+    return None if passes_once(task, asked, lambda: not cut_matters(losses, params, examples, part)) else _LOSS
 
 
 def _fields(signal: Float[np.ndarray, "n"], trace: Float[np.ndarray, "n"]) -> dict[str, float | None]:

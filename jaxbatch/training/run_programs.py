@@ -12,15 +12,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from jaxbatch.gradients.cut import Cut
 from jaxbatch.gradients.part_norms import NoiseMonitor
 from jaxbatch.gradients.updates import Optimizer
 from jaxbatch.states import as_arrays
+from jaxbatch.training.cut import choose_cut
 from jaxbatch.training.cut_check import check_parts
 from jaxbatch.training.devices import Parallel, find_devices, put_data
 from jaxbatch.training.divergence import make_check, which_are_finite
 from jaxbatch.training.epochs import compile_task_epoch
 from jaxbatch.training.evaluation import choose_evaluation_size, make_test
-from jaxbatch.training.monitor import check_unchanged
+from jaxbatch.training.monitor import check_unchanged, cuts_of
 from jaxbatch.training.plans import FitConfig
 from jaxbatch.training.steps import TrainState, make_init_state, start_state
 from jaxbatch.training.tasks import Task, check_data
@@ -112,12 +114,17 @@ class RunPrograms:
         devices: Sequence[jax.Device] | None = None,
         parallel: Parallel = "jit",
         monitor: NoiseMonitor | None = None,
+        cut: Cut | None = None,
     ) -> Callable[..., tuple[TrainState, Any]]:
         """See :func:`jaxbatch.training.epochs.compile_task_epoch`; of ``state`` only the shapes are used."""
         devices = tuple(jax.devices()[:1] if devices is None else devices)
-        settings: dict[str, Any] = {"num_groups": num_groups, "microbatch_size": microbatch_size, "devices": devices}
-        settings |= {"parallel": parallel, "monitor": monitor}
-        key = (batch_size, *settings.values(), _form((state.params, state.opt_state, state.model_state)))
+        form = _form((state.params, state.opt_state, state.model_state))
+        asked: dict[str, Any] = {"num_groups": num_groups, "microbatch_size": microbatch_size, "num_devices": len(devices), "monitor": monitor}
+        if cut is None:
+            decide = lambda: choose_cut(self.task, state.params, batch_size, **asked)
+            cut = self._of_task(("cut", batch_size, *asked.values(), form), decide)
+        settings: dict[str, Any] = {"devices": devices, "parallel": parallel, "monitor": monitor, "cut": cut}
+        key = (batch_size, *settings.values(), form)
         if key not in self._any_length:
             make = lambda: compile_task_epoch(self.task, self.optimizer, state, num_steps, batch_size, **settings)
             run = self._own(("epoch", num_steps, *key), make)
@@ -148,15 +155,18 @@ class RunPrograms:
         both = lambda: (put_data(self.task.train_data, devices), put_data(self.task.test_data, devices[:1]))
         return self._of_task(("data", tuple(devices)), both)
 
-    def check_cuts(self, config: FitConfig, params: PyTree, batch_sizes: frozenset[int]) -> None:
-        """Refuses parts of batches that would train something else than whole batches."""
-        parts: dict[str, Any] = {"num_groups": config.num_groups, "microbatch_size": config.microbatch_size, "num_devices": config.num_devices}
+    def cuts(self, config: FitConfig, params: PyTree, batch_sizes: frozenset[int]) -> Callable[[int], Cut]:
+        """``batch_size -> cut`` of a run; parts of batches that would train something else than whole batches are refused."""
 
-        def check() -> None:
-            check_parts(self.task, params, list(batch_sizes), **parts)
-            check_unchanged(self.task, config, params, list(batch_sizes))
+        def checked_cuts() -> Callable[[int], Cut]:
+            cut_of = cuts_of(self.task, config, params)
+            if batch_sizes:
+                check_parts(self.task, params, cut_of(max(batch_sizes)))
+            check_unchanged(self.task, config, params, list(batch_sizes), cut_of)
+            return cut_of
 
-        self._of_task(("cuts", *parts.values(), config.monitor, batch_sizes), check)
+        cut = (config.num_groups, config.microbatch_size, config.num_devices, config.monitor)
+        return self._of_task(("cuts", *cut, _form(params), batch_sizes), checked_cuts)
 
 
 def _form(tree: PyTree) -> Hashable:

@@ -14,12 +14,12 @@ from jaxtyping import PyTree
 from jaxbatch.gradients.groups import check_count
 from jaxbatch.gradients.part_norms import NoiseMonitor
 from jaxbatch.gradients.updates import Optimizer
-from jaxbatch.machine.cross_compiling import AXIS, target_mesh
-from jaxbatch.training.epochs import choose_cut
+from jaxbatch.machine.cross_compiling import target_mesh
+from jaxbatch.training.cut import choose_cut
 from jaxbatch.training.evaluation import PARTS_OF_A_TEST_STREAM, lay_out_evaluation, metrics_argument
 from jaxbatch.training.layouts import Layout, lay_out_step
 from jaxbatch.training.pieces import lay_out_pieces
-from jaxbatch.training.steps import make_task_step, state_shapes
+from jaxbatch.training.steps import state_shapes, step_of_cut
 from jaxbatch.training.tasks import Task
 
 _PARTS_OF_A_STREAM = 3  # on the device at a time: one in work, and as many ahead as jaxbatch.training.loops allows
@@ -59,24 +59,20 @@ def step_programs(
     Raises:
         ValueError: K does not divide B, or a size is below 1.
     """
-    groups = 1 if num_groups is None else num_groups
     check_count("batch_size", batch_size)
     check_count("num_devices", num_devices)
     state = state_shapes(task, optimizer)
-    measured: dict[str, Any] = {"num_groups": groups, "num_devices": num_devices, "monitor": monitor}
-    cut = choose_cut(task, state.params, batch_size, microbatch_size=microbatch_size, **measured)
+    asked: dict[str, Any] = {"num_groups": num_groups, "microbatch_size": microbatch_size, "num_devices": num_devices, "monitor": monitor}
+    cut = choose_cut(task, state.params, batch_size, **asked)
     if not cut.in_pieces:
-        noise: dict[str, Any] = {"monitor": monitor, "cut_to_measure": cut.to_measure}
-        step = make_task_step(cut.task, optimizer, batch_size, num_groups=num_groups, axis=AXIS if num_devices > 1 else None, **noise)
-        over: dict[str, Any] = {"num_groups": groups, "num_devices": num_devices, "by_part": cut.by_part}
-        laid = lay_out_step(step, state, task.train_data, batch_size, prepare=task.prepare, **over)
+        laid = lay_out_step(step_of_cut(task, optimizer, cut, monitor), state, task.train_data, cut, prepare=task.prepare)
         return [StepProgram(_over_mesh(laid, num_devices), {})]
-    pieces = lay_out_pieces(cut.task, optimizer, state, batch_size // groups, **measured)
-    add, beside = pieces.adds[pieces.size], {}
+    pieces, beside = lay_out_pieces(task, optimizer, state, cut, monitor=monitor), {}
+    add = pieces.adds[max(cut.piece_lengths)]
     if "batch" in add.arguments:
         one_device = lambda leaf: jax.ShapeDtypeStruct(leaf.shape[num_devices > 1 :], leaf.dtype)
         beside["batch ahead"] = [jax.tree.map(one_device, add.arguments["batch"])] * (_PARTS_OF_A_STREAM - 1)
-    if groups > 1:  # all gradients of a split are taken at the parameters before the batch: from the first update on there are two of them
+    if cut.num_groups > 1:  # all gradients of a split are taken at the parameters before the batch: from the first update on there are two of them
         beside["params before the batch"] = state.params
     unused = {"opt_state": state.opt_state, "model_state": state.model_state}
     data = {name: shapes for name, shapes in add.arguments.items() if name == "data"}

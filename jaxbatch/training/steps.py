@@ -10,9 +10,10 @@ from jax import lax
 from jaxtyping import Array, Int32, PyTree, UInt32
 
 from jaxbatch.batches import check_seed
-from jaxbatch.gradients.accumulation import update_in_turn
-from jaxbatch.gradients.groups import LossFn, check_microbatch_size
-from jaxbatch.gradients.part_norms import NoiseMonitor, WithNoise
+from jaxbatch.gradients.accumulators import state_in_turn, update_in_turn
+from jaxbatch.gradients.cut import Cut, Share
+from jaxbatch.gradients.groups import Loss, LossFn
+from jaxbatch.gradients.part_norms import NoiseMonitor, WithNoise, metric_of, spread_sum, statistics_of_parts
 from jaxbatch.gradients.split import update_by_groups
 from jaxbatch.gradients.updates import Optimizer, check_optimizer
 from jaxbatch.kinds import checked
@@ -190,42 +191,40 @@ def make_train_step(
         >>> float(state.params), int(state.step), losses.tolist()
         (1.0, 1, [0.5, 4.5])
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1.")
-    check_microbatch_size(microbatch_size)
-    groups, has_aux = 1 if num_groups is None else num_groups, update_model_state is not None
-    if groups < 1:
-        raise ValueError(f"num_groups={num_groups} must be at least 1.")
+    cut = Cut(batch_size, num_groups or 1, microbatch_size=microbatch_size, axis=axis, to_measure=cut_to_measure)
+    return _make_step(Loss(loss_fn, update_model_state is not None), optimizer, cut, update_model_state, monitor)
+
+
+def _make_step(
+    loss: Loss, optimizer: Optimizer, cut: Cut, update_model_state: Any, monitor: NoiseMonitor | None
+) -> Callable[..., tuple[TrainState, Any]]:
+    groups, axis = cut.num_groups, cut.axis
 
     @jax.jit
     def step(state, batch, mask=None, take=None):
         size = jax.tree.leaves(batch)[0].shape[0]
-        if axis is None and size != batch_size:
-            raise ValueError(f"this step was made for batch_size={batch_size} and got a batch of {size} examples.")
+        if axis is None and size != cut.batch_size:
+            raise ValueError(f"this step was made for batch_size={cut.batch_size} and got a batch of {size} examples.")
+        model_state, metric, more = state.model_state, None, {}
         # Groups are measured before they are put in turn, and devices average their aux once, after all parts: those are kept.
-        in_turn = has_aux and groups == 1 and axis is None
-        settings = {
-            "has_aux": has_aux,
-            "microbatch_size": microbatch_size,
-            "mask": mask,
-            "batch_size": batch_size,
-            "axis": axis,
-            "take": take,
-            "aux_in_turn": (update_model_state, state.model_state) if in_turn else None,
-            "monitor": monitor,
-            "batches": 0 if monitor is None else state.step // groups,
-            "cut_to_measure": cut_to_measure,
-        }
-        params, opt_state, losses, aux, means, noise = update_by_groups(loss_fn, optimizer, state.params, state.opt_state, batch, groups, **settings)
-        model_state = state.model_state
-        if in_turn:
-            model_state = jax.tree.map(lambda leaf: leaf[0], aux)
-        elif has_aux:  # aux has leading axes of groups and microbatches
-            model_state = update_in_turn(update_model_state, model_state, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), aux))
+        if loss.has_aux and groups == 1 and axis is None:
+            more["model_state"] = state_in_turn(update_model_state, model_state)
+        if monitor is not None:
+            metric = metric_of(monitor, state.params, state.opt_state, state.step // groups)
+            examples = batch if take is None else jax.eval_shape(take, batch)
+            more["spread"] = spread_sum(monitor, metric, state.params, loss.is_weighted(state.params, examples))
+        (params, opt_state), losses, aux, means, total = update_by_groups(
+            loss, optimizer, (state.params, state.opt_state), Share(batch, mask, take), cut, more
+        )
+        if loss.has_aux:  # aux that is kept has leading axes of groups and microbatches
+            flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), aux)
+            model_state = total["model_state"] if "model_state" in total else update_in_turn(update_model_state, model_state, flat)
         state = state._replace(params=params, opt_state=opt_state, step=state.step + groups, model_state=model_state)
         if axis is not None:
             losses = lax.psum(sum_losses(losses), axis) if isinstance(losses, Weighted) else means.mean()
-        return state, losses if monitor is None else WithNoise(losses, noise)
+        if metric is None:
+            return state, losses
+        return state, WithNoise(losses, statistics_of_parts(monitor, metric, total["spread"], total["gradient"], cut.group_size * groups))
 
     return step
 
@@ -234,3 +233,8 @@ def make_task_step(task: Task, optimizer: Optimizer, batch_size: int, **settings
     """:func:`make_train_step` with the functions of a task, and the microbatch that suits the platform."""
     settings = {"microbatch_size": task.examples_at_a_time, "update_model_state": task.update_model_state} | settings
     return make_train_step(task.loss_fn, optimizer, batch_size, **settings)
+
+
+def step_of_cut(task: Task, optimizer: Optimizer, cut: Cut, monitor: NoiseMonitor | None = None) -> Callable[..., tuple[TrainState, Any]]:
+    """:func:`make_train_step` for a task whose batches are cut so."""
+    return _make_step(task.loss, optimizer, cut, task.update_model_state, monitor)

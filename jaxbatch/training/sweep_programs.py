@@ -14,16 +14,14 @@ import numpy as np
 from jax import lax
 from jaxtyping import PyTree
 
-from jaxbatch.gradients.groups import has_weights
+from jaxbatch.gradients.cut import Cut
 from jaxbatch.gradients.updates import Optimizer
 from jaxbatch.machine.compiling import compile_ahead
 from jaxbatch.machine.cores import num_cores
 from jaxbatch.machine.platform import compiled_platform
-from jaxbatch.part_lengths import part_lengths
 from jaxbatch.sums import Losses, Weighted
-from jaxbatch.training.epochs import takes_by_part
 from jaxbatch.training.loops import compile_epoch, make_epoch
-from jaxbatch.training.steps import make_task_step, start_shapes
+from jaxbatch.training.steps import start_shapes, step_of_cut
 from jaxbatch.training.tasks import Task
 
 Runs = Literal["map", "vmap", "threads"]
@@ -40,7 +38,7 @@ def choose_runs(platform: str | None = None) -> Runs:
     return "threads" if (platform or compiled_platform()) == "cpu" else "vmap"
 
 
-def over_runs(function: Callable[..., Any], runs: Runs) -> Callable[..., Any]:
+def over_runs(function: Callable[..., Any], runs: Runs, num_threads: int | None = None) -> Callable[..., Any]:
     """Applies ``function(data, *trees)`` to each run and stacks the results. Runs share the data; the trees have an axis R.
 
     The data are an argument, because arrays that a program closes over become constants in it, which are compiled too.
@@ -59,62 +57,65 @@ def over_runs(function: Callable[..., Any], runs: Runs) -> Callable[..., Any]:
 
     def in_threads(data, *trees):
         count = len(jax.tree.leaves(trees)[0])
-        with concurrent.futures.ThreadPoolExecutor(num_cores()) as pool:
+        with concurrent.futures.ThreadPoolExecutor(num_threads or num_cores()) as pool:
             results = list(pool.map(one, [(data, *of_run(trees, index)) for index in range(count)]))
         return stack_runs(results)
 
     return in_threads
 
 
-def make_compiler(task: Task, make_optimizer: MakeOptimizer, settings: PyTree, states: PyTree, batch_size: int, num_groups: int | None, runs: Runs):
+def make_compiler(task: Task, make_optimizer: MakeOptimizer, settings: PyTree, states: PyTree, cut: Cut, runs: Runs, traced: bool = True):
     """Makes ``num_batches -> program``; a program is ``(states, indices, seed_epochs, alive) -> (states, losses)``.
 
-    One program serves all settings, which it gets as traced numbers.
+    One program serves all settings, which it gets as traced numbers; or, unless ``traced``, because optimizers need their values, each setting
+    has a program of its own, which threads run.
     """
+    count, nothing, data = len(jax.tree.leaves(states)[0]), _no_losses(task, cut), task.train_data
+    taking: dict[str, Any] = {"prepare": task.prepare, "by_part": cut.by_part}
+    one_step = lambda setting: step_of_cut(task, make_optimizer(setting), cut)
 
-    def one_step(setting):
-        return make_task_step(task, make_optimizer(setting), batch_size, num_groups=num_groups)
+    def in_one_program(num_batches):
+        def train(data, setting, state, indices, seed_epoch):
+            return make_epoch(one_step(setting), **taking)(state, data, indices, seed_epoch)
 
-    by_part, nothing = takes_by_part(task, start_shapes(task), batch_size, num_groups or 1), _no_losses(task, batch_size // (num_groups or 1))
+        shapes = [jax.ShapeDtypeStruct((count, num_batches, cut.batch_size), jnp.int32), jax.ShapeDtypeStruct((count, 2), jnp.uint32)]
+        program = compile_ahead(over_runs(train, runs), data, settings, states, *shapes)
+        return lambda states, indices, seed_epochs, alive: program(data, settings, states, indices, seed_epochs)
 
-    def compile(num_batches):
-        if runs == "threads":
+    values = [] if traced else known_settings(settings)
+    firsts = [0] * count if traced else setting_indices(values)
+
+    def in_threads(num_batches):
+        def of_setting(first):
+            step = None if traced else one_step(values[first])
 
             def with_setting(pair, *batch):
-                setting, state = pair
-                state, losses = one_step(setting)(state, *batch)
-                return (setting, state), losses
+                state, losses = (step or one_step(pair[0]))(pair[1], *batch)
+                return (pair[0], state), losses
 
-            start = of_run((settings, states), 0)
-            one = compile_epoch(with_setting, start, task.train_data, num_batches, batch_size, prepare=task.prepare, by_part=by_part)
+            return compile_epoch(with_setting, of_run((settings, states), first), data, num_batches, cut.batch_size, **taking)
 
-            def train(data, setting, state, indices, seed_epoch, alive):
-                if not alive:
-                    return state, nothing(num_batches)
-                (_, state), losses = one((setting, state), data, indices, seed_epoch)
-                return state, losses
+        programs = {first: of_setting(first) for first in dict.fromkeys(firsts)}
 
-            over = over_runs(train, runs)
-            return lambda states, indices, seed_epochs, alive: over(task.train_data, settings, states, indices, seed_epochs, alive)
+        def train(data, first, setting, state, indices, seed_epoch, alive):
+            if not alive:
+                return state, nothing(num_batches)
+            (_, state), losses = programs[int(first)]((setting, state), data, indices, seed_epoch)
+            return state, losses
 
-        def train(data, setting, state, indices, seed_epoch):
-            return make_epoch(one_step(setting), task.prepare, by_part=by_part)(state, data, indices, seed_epoch)
+        over = over_runs(train, "threads", num_cores() if traced or choose_runs() == "threads" else 1)
+        return lambda *arguments: over(data, np.array(firsts), settings, *arguments)
 
-        count = len(jax.tree.leaves(states)[0])
-        shapes = [jax.ShapeDtypeStruct((count, num_batches, batch_size), jnp.int32), jax.ShapeDtypeStruct((count, 2), jnp.uint32)]
-        program = compile_ahead(over_runs(train, runs), task.train_data, settings, states, *shapes)
-        return lambda states, indices, seed_epochs, alive: program(task.train_data, settings, states, indices, seed_epochs)
-
-    return compile
+    return in_one_program if traced and runs != "threads" else in_threads
 
 
-def _no_losses(task: Task, group_size: int) -> Callable[[int], Losses]:
-    """``num_batches -> losses`` of a run that has diverged and is not computed any further, with ``group_size`` examples an update."""
-    part = max(part_lengths(group_size, task.examples_at_a_time or group_size))  # a loss may need several examples
+def _no_losses(task: Task, cut: Cut) -> Callable[[int], Losses]:
+    """``num_batches -> losses`` of a run that has diverged and is not computed any further."""
+    part = max(cut.piece_lengths)  # a loss may need several examples
 
     @functools.cache
     def weighted():
-        return has_weights(task.loss_fn, start_shapes(task), task.shapes_of_batch(part), task.update_model_state is not None)
+        return task.loss.is_weighted(start_shapes(task), task.shapes_of_batch(part))
 
     def losses(num_batches):
         none = jnp.full(num_batches, jnp.nan)
@@ -126,38 +127,6 @@ def _no_losses(task: Task, group_size: int) -> Callable[[int], Losses]:
 def of_run(tree: PyTree, index: int) -> PyTree:
     """The leaves of one run."""
     return jax.tree.map(lambda leaf: leaf[index], tree)
-
-
-def make_compiler_by_setting(task: Task, make_optimizer: MakeOptimizer, settings: PyTree, states: PyTree, batch_size: int, num_groups: int | None):
-    """:func:`make_compiler` where optimizers need the values of their settings: each setting has a program of its own."""
-    values = known_settings(settings)
-    keys = setting_indices(values)
-    by_part, nothing = takes_by_part(task, start_shapes(task), batch_size, num_groups or 1), _no_losses(task, batch_size // (num_groups or 1))
-    x64 = jax.config.jax_enable_x64  # type: ignore[attr-defined]  # the calling thread's setting; other threads have their own
-
-    def compile(num_batches):
-        programs: dict[int, Any] = {}
-        for index, key in enumerate(keys):
-            if key not in programs:
-                step = make_task_step(task, make_optimizer(values[index]), batch_size, num_groups=num_groups)
-                start = of_run(states, index)
-                programs[key] = compile_epoch(step, start, task.train_data, num_batches, batch_size, prepare=task.prepare, by_part=by_part)
-
-        def train(index, state, indices, seed_epoch, alive):
-            if not alive:
-                return state, nothing(num_batches)
-            with jax.enable_x64(x64):
-                return jax.block_until_ready(programs[keys[index]](state, task.train_data, indices, seed_epoch))
-
-        def run(states, indices, seed_epochs, alive):
-            with concurrent.futures.ThreadPoolExecutor(num_cores() if choose_runs() == "threads" else 1) as pool:
-                return stack_runs(
-                    list(pool.map(lambda index: train(index, *of_run((states, indices, seed_epochs, alive), index)), range(len(values))))
-                )
-
-        return run
-
-    return compile
 
 
 def known_settings(settings: PyTree) -> list[Any]:

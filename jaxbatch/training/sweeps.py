@@ -22,6 +22,7 @@ from jaxbatch.gradients.updates import Optimizer, check_make_optimizer, takes_tr
 from jaxbatch.kinds import checked
 from jaxbatch.machine.compiling import Programs, call_compiled
 from jaxbatch.machine.cores import num_cores
+from jaxbatch.training.cut import choose_cut
 from jaxbatch.training.cut_check import check_parts
 from jaxbatch.training.divergence import judge, make_is_finite, skips_nonfinite
 from jaxbatch.training.evaluation import choose_evaluation_size, make_test
@@ -32,7 +33,6 @@ from jaxbatch.training.sweep_programs import (
     choose_runs,
     known_settings,
     make_compiler,
-    make_compiler_by_setting,
     of_run,
     over_runs,
     setting_indices,
@@ -110,7 +110,8 @@ def sweep(
     if num_groups is not None:
         check_num_groups(num_groups, batch_size)
     begun = states = start_states(task, make_optimizer, settings, seeds)
-    check_parts(task, of_run(states, 0).params, [batch_size], num_groups=num_groups)
+    cut = choose_cut(task, start_shapes(task), batch_size, num_groups=num_groups, may_piece=False)
+    check_parts(task, of_run(states, 0).params, cut)
     duration = in_examples(duration, task.tokens_per_example)
     config = FitConfig(None, batch_size, duration, evaluations_per_epoch=evaluations_per_epoch)
     everything, batches, failed = plan_segments(config, task.num_examples), 0, np.full(count, -1)
@@ -122,9 +123,8 @@ def sweep(
     at_once = {"vmap": count, "threads": min(count, num_cores())}.get(runs, 1)
     test = over_runs(make_test(task, choose_evaluation_size(task, at_once=at_once), eval_params), runs)
     is_finite, skips = make_is_finite(begun, runs=True), _ask_once(make_optimizer, settings, begun)
-    arguments = task, make_optimizer, settings, states, batch_size, num_groups
     traced = takes_traced(make_optimizer, of_run(settings, 0), start_shapes(task))
-    with Programs(make_compiler(*arguments, runs) if traced else make_compiler_by_setting(*arguments)) as programs:
+    with Programs(make_compiler(task, make_optimizer, settings, states, cut, runs, traced)) as programs:
         for segment in segments:
             start, stop = segment.first, segment.first + segment.num_examples
             if segment.epoch != ordered:

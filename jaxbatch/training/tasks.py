@@ -13,7 +13,7 @@ from jaxtyping import Array, PyTree
 
 from jaxbatch.augment import Prepare, batch_shapes
 from jaxbatch.data.streams import Stream, is_stream
-from jaxbatch.gradients.groups import LossFn, check_count, check_params, leading_axis
+from jaxbatch.gradients.groups import Loss, LossFn, check_count, check_params, leading_axis
 from jaxbatch.hints import call_function, describe
 from jaxbatch.kinds import check_kind
 from jaxbatch.machine.platform import compiled_platform
@@ -64,6 +64,11 @@ class Task(NamedTuple):
     def num_examples(self) -> int:
         """Examples in the training set."""
         return count_examples(self.train_data)
+
+    @property
+    def loss(self) -> Loss:
+        """The loss in the one form."""
+        return Loss(self.loss_fn, self.update_model_state is not None)
 
     @property
     def examples_at_a_time(self) -> int | None:
