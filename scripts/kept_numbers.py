@@ -4,10 +4,14 @@ import re
 
 import numpy as np
 
-from experiments import adabatch_report, convergence_report, critical_batch_size_report, large_batch_records, learning_rate_grid_report
-from experiments.large_batch_report import percent
-from experiments.split_backward_records import cost_ratio, final, num_lost, rate_of, to_target
-from experiments.split_backward_verdict import against, examples_ratio, paired
+from experiments.adabatch import report as adabatch_report
+from experiments.convergence import report as convergence_report
+from experiments.critical_batch_size import report as critical_batch_size_report
+from experiments.large_batch import records as large_batch_records
+from experiments.large_batch.report import percent
+from experiments.learning_rate_grid import report as learning_rate_grid_report
+from experiments.split_backward.records import cost_ratio, final, num_lost, rate_of, to_target
+from experiments.split_backward.verdict import against, examples_ratio, paired
 from jaxbatch.advice.learning_rates import rate_exponent
 from jaxbatch.intervals import Interval, interval
 from jaxbatch.training.goals import as_goal

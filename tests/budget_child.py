@@ -12,7 +12,7 @@ import jax
 import optax
 
 import jaxbatch as jb
-from experiments.memory_task import shape_task
+from experiments.harness.shape_task import shape_task
 from jaxbatch.training.steps import init_state, make_task_step
 
 BUDGET = 3 * 2**30

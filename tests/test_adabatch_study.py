@@ -17,9 +17,10 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import adabatch, adabatch_figures
-from experiments.adabatch_arms import make_schedule
-from experiments.adabatch_report import best_rate, cost_seconds, errors, speed_up, verdict
+from experiments.adabatch import __main__ as adabatch
+from experiments.adabatch.arms import make_schedule
+from experiments.adabatch.report import best_rate, cost_seconds, errors, speed_up, verdict
+from experiments.adabatch_figures import __main__ as adabatch_figures
 from tests.conftest import ROOT
 
 ARGUMENTS = ["--quick", "--model", "mlp", "--epochs", "3", "--num-examples", "200", "--batch-size", "10", "--max-batch-size", "30", "--seeds", "1"]

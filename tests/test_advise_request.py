@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import jaxbatch as jb
-from experiments import advise_records
+from experiments.advise import records as advise_records
 from jaxbatch.advice.advising import Setting
 from jaxbatch.advice.doubts import check_finite_data, why_none
 from jaxbatch.advice.probes import Probe, even_looks

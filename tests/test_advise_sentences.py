@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxbatch as jb
-from experiments import advise_records
+from experiments.advise import records as advise_records
 from jaxbatch.advice.advice import Advice, cost_of_update
 from jaxbatch.advice.choices import draw_seconds, summarize
 from jaxbatch.advice.doubts import doubts_of

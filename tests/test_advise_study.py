@@ -10,9 +10,9 @@ import time
 import pytest
 
 import jaxbatch as jb
-from experiments import advise_records
-from experiments.advise_records import read_setting, write_setting
-from experiments.advise_verify import Verification, mean_costs, read_verification, regret
+from experiments.advise import records as advise_records
+from experiments.advise.records import read_setting, write_setting
+from experiments.advise.verify import Verification, mean_costs, read_verification, regret
 from jaxbatch.advice.advising import Setting, conclude
 from jaxbatch.advice.doubts import why_none
 from jaxbatch.advice.probes import Probe

@@ -8,21 +8,19 @@ from typing import Literal
 
 import pytest
 
-from experiments import (
-    adabatch,
-    adabatch_figures,
-    batch_shape,
-    convergence,
-    cross_check,
-    gradient_smoothness,
-    imagenet,
-    iteration_speed,
-    large_batch,
-    learning_rate_grid,
-    nose_game,
-    split_backward,
-)
-from experiments.command_line import flags_of, parse
+from experiments.adabatch import __main__ as adabatch
+from experiments.adabatch_figures import __main__ as adabatch_figures
+from experiments.batch_shape import __main__ as batch_shape
+from experiments.convergence import __main__ as convergence
+from experiments.cross_check import __main__ as cross_check
+from experiments.gradient_smoothness import __main__ as gradient_smoothness
+from experiments.harness.command_line import flags_of, parse
+from experiments.imagenet import __main__ as imagenet
+from experiments.iteration_speed import __main__ as iteration_speed
+from experiments.large_batch import __main__ as large_batch
+from experiments.learning_rate_grid import __main__ as learning_rate_grid
+from experiments.nose_game import __main__ as nose_game
+from experiments.split_backward import __main__ as split_backward
 from tests.conftest import ROOT
 
 STUDIES = (adabatch, batch_shape, convergence, gradient_smoothness, imagenet, iteration_speed, large_batch, learning_rate_grid)
@@ -38,7 +36,7 @@ def ended(main, arguments, capsys):
     return error.removeprefix("error: ").rstrip()
 
 
-@pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.__name__.split(".")[-1])
+@pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.__name__.split(".")[-2])
 def test_every_study_knows_a_misspelt_flag(study, capsys):
     assert ended(study.main, ["--datset", "mnist"], capsys) == "unrecognized --datset; did you mean --dataset?"
     assert ended(study.main, ["--seedz=3"], capsys) == "unrecognized --seedz; did you mean --seeds?"

@@ -16,9 +16,14 @@ import pytest
 from flax import linen as nn
 
 import jaxbatch as jb
-from experiments import adabatch_cost, convergence, gradient_smoothness, iteration_speed, split_backward, split_backward_cost
-from experiments.split_backward_steps import ARMS
-from experiments.split_backward_training import Segment, Trainer
+from experiments.adabatch import cost as adabatch_cost
+from experiments.convergence import __main__ as convergence
+from experiments.gradient_smoothness import __main__ as gradient_smoothness
+from experiments.iteration_speed import __main__ as iteration_speed
+from experiments.split_backward import __main__ as split_backward
+from experiments.split_backward import cost as split_backward_cost
+from experiments.split_backward.steps import ARMS
+from experiments.split_backward.training import Segment, Trainer
 from jaxbatch.layers import BatchNorm
 from jaxbatch.training.loops import compile_epoch_in_pieces
 from tests.conftest import ROOT

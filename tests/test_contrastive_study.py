@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 import jaxbatch as jb
-from experiments import contrastive
-from experiments.contrastive_report import chosen_rate, difference, verdict
-from experiments.contrastive_training import gradient_on, init_params, losses_within, make_arm_run, make_order
-from experiments.deformed import grid, read_at
-from experiments.representations import nearest_accuracy, probe_accuracy
+from experiments.contrastive import __main__ as contrastive
+from experiments.contrastive.report import chosen_rate, difference, verdict
+from experiments.contrastive.representations import nearest_accuracy, probe_accuracy
+from experiments.contrastive.training import gradient_on, init_params, losses_within, make_arm_run, make_order
+from experiments.harness.deformed import grid, read_at
 from jaxbatch.augment import example_keys
 from jaxbatch.results.records import read_records
 from tests.test_command_line import ended

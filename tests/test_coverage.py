@@ -56,20 +56,20 @@ def test_reports_make_intervals_by_these_functions_alone():
     """An interval that a study makes by hand would stand in no row of the table."""
     by_hand = re.compile(r"\b(bootstrap|percentile|quantile|sem|t\.ppf|Interval)\(")
     allowed = {
-        ("convergence_report.py", "quantile("),  # stretches of a metric
-        ("gradient_smoothness_report.py", "percentile("),  # limits of an axis
-        ("batch_shape_report.py", "percentile("),  # limits of an axis
-        ("advise_records.py", "Interval("),  # reads what was written
-        ("advise_verify.py", "Interval("),  # without ends
-        ("advice_promises.py", "Interval("),  # reads what was written; without ends
-        ("kept_numbers.py", "Interval("),  # without ends
-        ("score_advice.py", "Interval("),  # without ends
+        ("convergence/report.py", "quantile("),  # stretches of a metric
+        ("gradient_smoothness/report.py", "percentile("),  # limits of an axis
+        ("batch_shape/report.py", "percentile("),  # limits of an axis
+        ("advise/records.py", "Interval("),  # reads what was written
+        ("advise/verify.py", "Interval("),  # without ends
+        ("scripts/advice_promises.py", "Interval("),  # reads what was written; without ends
+        ("scripts/kept_numbers.py", "Interval("),  # without ends
+        ("scripts/score_advice.py", "Interval("),  # without ends
     }
-    paths = [path for folder in ("experiments", "scripts") for path in sorted((ROOT / folder).glob("*.py")) if path.name != "coverage.py"]
+    paths = [path for folder in ("experiments", "scripts") for path in sorted((ROOT / folder).rglob("*.py")) if path.name != "coverage.py"]
     seen = set()
     for path in paths:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and (match := by_hand.search(ast.unparse(node.func) + "(")):
-                seen.add((path.name, match[0]))
+                seen.add((f"{path.parent.name}/{path.name}", match[0]))
     assert seen <= allowed, seen - allowed
     assert len(paths) > 80

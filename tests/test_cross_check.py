@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 import jaxbatch as jb
-from experiments.checks import layers as layer_cases
-from experiments.checks import library, networks, run
-from experiments.checks.cases import all_cases
-from experiments.checks.run import run_cases
-from experiments.checks.truth import Rounding, Tape
+from experiments.cross_check.cases import layers as layer_cases
+from experiments.cross_check.cases import library, networks, run
+from experiments.cross_check.cases.all import all_cases
+from experiments.cross_check.cases.run import run_cases
+from experiments.cross_check.cases.truth import Rounding, Tape
 from jaxbatch import layers
 from tests import reference
 from tests.conftest import ROOT
@@ -124,8 +124,9 @@ def test_the_dropped_element_is_told_with_its_size(fresh, monkeypatch):
 
 SEVERAL = """
 import jax
-from experiments.checks import library, run
-from experiments.checks.cases import all_cases
+from experiments.cross_check.cases import library
+from experiments.cross_check.cases import run
+from experiments.cross_check.cases.all import all_cases
 from jaxbatch.gradients import accumulation
 
 def bad():

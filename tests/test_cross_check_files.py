@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import jaxbatch as jb
-from experiments import cross_check, study
-from experiments.cross_check_report import closing, word
+from experiments.cross_check import __main__ as cross_check
+from experiments.cross_check.report import closing, word
+from experiments.harness import study
 from tests.conftest import ROOT
 
 

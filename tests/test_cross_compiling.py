@@ -13,8 +13,8 @@ import pytest
 from rich.console import Console
 
 import jaxbatch as jb
-from experiments import cross_check_compiled
-from experiments.checks.compile_for import Job, find_suspicious, is_explained
+from experiments.cross_check import compiled as cross_check_compiled
+from experiments.cross_check.cases.compile_for import Job, find_suspicious, is_explained
 from jaxbatch.advice.largest_batch import find_largest_batch
 from jaxbatch.machine.cross_compiling import CompilationError, compile_for, missing_compiler, target_mesh
 from jaxbatch.machine.platform import compiling_for

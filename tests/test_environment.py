@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from experiments import environment
+from experiments.harness import environment
 from tests.conftest import ROOT
 
 

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import faces
-from experiments.faces_cost import lowered, measure_updates
-from experiments.faces_identities import SIZE, keys_of, make_images, sources_of
-from experiments.faces_report import chosen_rate, difference, verdict
-from experiments.faces_training import init_params, make_losses, make_order, verification
+from experiments.faces import __main__ as faces
+from experiments.faces.cost import lowered, measure_updates
+from experiments.faces.identities import SIZE, keys_of, make_images, sources_of
+from experiments.faces.report import chosen_rate, difference, verdict
+from experiments.faces.training import init_params, make_losses, make_order, verification
 from jaxbatch.data import load_dataset
 from jaxbatch.machine.memory import program_memory
 from jaxbatch.results.records import read_records

@@ -14,7 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxbatch as jb
-from experiments import adabatch, convergence, learning_rate_grid, split_backward, study_task
+from experiments.adabatch import __main__ as adabatch
+from experiments.convergence import __main__ as convergence
+from experiments.harness import task as study_task
+from experiments.learning_rate_grid import __main__ as learning_rate_grid
+from experiments.split_backward import __main__ as split_backward
 from jaxbatch.data.held_out import hold_out_arrays
 from jaxbatch.results.records import RunFolder
 
@@ -76,7 +80,7 @@ STUDIES = {
 
 
 def name_of(module):
-    return module.__name__.partition(".")[2]
+    return module.__name__.split(".")[1]
 
 
 def run(module, folder):

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import imagenet
+from experiments.imagenet import __main__ as imagenet
 
 
 @pytest.mark.slow

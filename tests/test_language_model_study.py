@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import jaxbatch as jb
-from experiments import language_model
-from experiments.language_model_report import at_the_end, seconds, verdict
+from experiments.language_model import __main__ as language_model
+from experiments.language_model.report import at_the_end, seconds, verdict
 from jaxbatch.results.records import read_records
 from tests.test_command_line import ended
 

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import jaxbatch as jb
-from experiments.large_batch_arms import (
+from experiments.large_batch.arms import (
     ARMS,
     GHOST,
     Arm,
@@ -24,7 +24,7 @@ from experiments.large_batch_arms import (
     why_undefined,
     with_noise,
 )
-from experiments.large_batch_training import make_judge, train
+from experiments.large_batch.training import make_judge, train
 from tests.conftest import make_weighted
 from tests.test_gradients import assert_close
 from tests.test_moments import batch_norm_task

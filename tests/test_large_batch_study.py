@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments import large_batch
-from experiments.large_batch_records import best_rate, has_gap, pairs, parts, rule_rate, standing
-from experiments.large_batch_report import draw_figure, print_tables, verdict
+from experiments.large_batch import __main__ as large_batch
+from experiments.large_batch.records import best_rate, has_gap, pairs, parts, rule_rate, standing
+from experiments.large_batch.report import draw_figure, print_tables, verdict
 from jaxbatch.results.records import read_records
 from tests.test_command_line import ended
 from tests.test_user_task import write

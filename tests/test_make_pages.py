@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from experiments import learning_rate_grid
-from experiments.study import open_study
+from experiments.harness.study import open_study
+from experiments.learning_rate_grid import __main__ as learning_rate_grid
 from jaxbatch.results import plots
 from jaxbatch.results.report import as_markdown, print_table, printed
 from scripts import kept_numbers, measured_runs, measured_score, page_blocks, page_figures, page_sentences

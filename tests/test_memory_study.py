@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from experiments import memory
+from experiments.memory import __main__ as memory
 
 
 def run(*flags):

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxbatch as jb
-from experiments.periods import read_period
-from experiments.training import train_into
+from experiments.adabatch.periods import read_period
+from experiments.harness.training import train_into
 from jaxbatch.batches import Duration
 from jaxbatch.results.records import open_run
 from jaxbatch.schedules.batch_sizes import whole_periods

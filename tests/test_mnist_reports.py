@@ -6,14 +6,14 @@ import types
 import numpy as np
 import pytest
 
-from experiments import nose_game
-from experiments.batch_shape_report import effect, window
-from experiments.convergence_report import fit_critical, noise_scale, runs_of
-from experiments.convergence_report import verdict as convergence_verdict
-from experiments.gradient_smoothness_report import error_slope, fate
-from experiments.iteration_speed_report import loading_decides_from
-from experiments.learning_rate_grid_report import best_rates, results
-from experiments.learning_rate_grid_report import verdict as grid_verdict
+from experiments.batch_shape.report import effect, window
+from experiments.convergence.report import fit_critical, noise_scale, runs_of
+from experiments.convergence.report import verdict as convergence_verdict
+from experiments.gradient_smoothness.report import error_slope, fate
+from experiments.iteration_speed.report import loading_decides_from
+from experiments.learning_rate_grid.report import best_rates, results
+from experiments.learning_rate_grid.report import verdict as grid_verdict
+from experiments.nose_game import __main__ as nose_game
 from jaxbatch.advice.learning_rates import rate_exponent
 from jaxbatch.training.goals import Goal
 

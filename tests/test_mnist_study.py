@@ -12,7 +12,12 @@ import tempfile
 
 import pytest
 
-from experiments import batch_shape, convergence, gradient_smoothness, iteration_speed, learning_rate_grid, nose_game
+from experiments.batch_shape import __main__ as batch_shape
+from experiments.convergence import __main__ as convergence
+from experiments.gradient_smoothness import __main__ as gradient_smoothness
+from experiments.iteration_speed import __main__ as iteration_speed
+from experiments.learning_rate_grid import __main__ as learning_rate_grid
+from experiments.nose_game import __main__ as nose_game
 from tests.conftest import ROOT
 
 SMALL = ["--quick", "--model", "mlp", "--batch-sizes", "60", "600", "--epochs", "1"]  # of the networks the one that compiles fast
@@ -26,7 +31,7 @@ ARGUMENTS = {
     "nose_game": ["--quick"],
 }
 MODULES = {
-    module.__name__.partition(".")[2]: module
+    module.__name__.split(".")[1]: module
     for module in (batch_shape, convergence, gradient_smoothness, iteration_speed, learning_rate_grid, nose_game)
 }
 

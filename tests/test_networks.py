@@ -8,9 +8,16 @@ import numpy as np
 import pytest
 
 import jaxbatch as jb
-from experiments import adabatch, batch_shape, convergence, gradient_smoothness, iteration_speed, large_batch, learning_rate_grid, split_backward
-from experiments.adabatch_arms import make_model
-from experiments.study_task import NETWORKS
+from experiments.adabatch import __main__ as adabatch
+from experiments.adabatch.arms import make_model
+from experiments.batch_shape import __main__ as batch_shape
+from experiments.convergence import __main__ as convergence
+from experiments.gradient_smoothness import __main__ as gradient_smoothness
+from experiments.harness.task import NETWORKS
+from experiments.iteration_speed import __main__ as iteration_speed
+from experiments.large_batch import __main__ as large_batch
+from experiments.learning_rate_grid import __main__ as learning_rate_grid
+from experiments.split_backward import __main__ as split_backward
 from jaxbatch.data import pad_images
 
 CHEAP = {
@@ -32,7 +39,7 @@ def networks_of(study):
     return list(typing.get_args(typing.get_type_hints(study.Config)["model"]))
 
 
-PAIRS = [pytest.param(study, network, id=f"{study.__name__.split('.')[-1]}-{network}") for study in CHEAP for network in networks_of(study)]
+PAIRS = [pytest.param(study, network, id=f"{study.__name__.split('.')[-2]}-{network}") for study in CHEAP for network in networks_of(study)]
 
 
 @pytest.mark.slow
@@ -45,7 +52,7 @@ def test_every_network_runs_on_the_default_data(study, network, tmp_path, capsys
     study.main(["--quick", *flags, flag, network, "--output-dir", str(tmp_path)])
     told = capsys.readouterr()
     assert "Figure" in told.out and told.err == ""
-    (file,) = (path for path in tmp_path.glob("*/*/records.jsonl") if path.parts[-3] == study.__name__.split(".")[-1])
+    (file,) = (path for path in tmp_path.glob("*/*/records.jsonl") if path.parts[-3] == study.__name__.split(".")[-2])
     assert file.read_text().count("\n") >= 2
 
 

@@ -7,8 +7,8 @@ import optax
 import pytest
 
 import jaxbatch as jb
-from experiments.gradient_smoothness_report import jump
-from experiments.training import join_parts
+from experiments.gradient_smoothness.report import jump
+from experiments.harness.training import join_parts
 from jaxbatch.gradients.updates import update
 
 X = jnp.ones(32)

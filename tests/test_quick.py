@@ -14,17 +14,17 @@ import optax
 import pytest
 
 import jaxbatch as jb
-from experiments import cross_check
-from experiments.command_line import parse
-from experiments.optimizers import KINDS, OptimizerFlags, code, fill_optimizer, follow, make_optimizer
-from experiments.study_task import few_for_quick
+from experiments.cross_check import __main__ as cross_check
+from experiments.harness.command_line import parse
+from experiments.harness.optimizers import KINDS, OptimizerFlags, code, fill_optimizer, follow, make_optimizer
+from experiments.harness.task import few_for_quick
 from jaxbatch.results.records import RunFolder
 from tests.conftest import ROOT
 from tests.test_command_line import ended
 from tests.test_user_task import write
 
-NAMES = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if re.search(r"^def resolve\(", path.read_text(), re.M))
-STUDIES = {name: importlib.import_module(f"experiments.{name}") for name in NAMES}
+NAMES = sorted(path.parent.name for path in (ROOT / "experiments").glob("*/__main__.py") if re.search(r"^def resolve\(", path.read_text(), re.M))
+STUDIES = {name: importlib.import_module(f"experiments.{name}.__main__") for name in NAMES}
 NEEDED = {("sharpness", "epochs"): ["--max-epochs", "1000"]}  # flags without which other flags' full values are refused
 
 
@@ -77,7 +77,7 @@ def test_a_flag_that_is_given_with_its_default_wins_too():
 
 
 def test_the_grid_of_a_convergence_takes_its_flags_over_quick(tmp_path, monkeypatch):
-    from experiments import convergence
+    from experiments.convergence import __main__ as convergence
 
     seen = []
     monkeypatch.setattr(convergence, "open_study", lambda name, grid, *_: seen.append(grid) or RunFolder(tmp_path, [], {}))

@@ -7,19 +7,17 @@ import typing
 
 import pytest
 
-from experiments import (
-    adabatch,
-    advise,
-    convergence,
-    critical_batch_size,
-    gradient_smoothness,
-    iteration_speed,
-    large_batch,
-    learning_rate_grid,
-    memory,
-    sharpness,
-    split_backward,
-)
+from experiments.adabatch import __main__ as adabatch
+from experiments.advise import __main__ as advise
+from experiments.convergence import __main__ as convergence
+from experiments.critical_batch_size import __main__ as critical_batch_size
+from experiments.gradient_smoothness import __main__ as gradient_smoothness
+from experiments.iteration_speed import __main__ as iteration_speed
+from experiments.large_batch import __main__ as large_batch
+from experiments.learning_rate_grid import __main__ as learning_rate_grid
+from experiments.memory import __main__ as memory
+from experiments.sharpness import __main__ as sharpness
+from experiments.split_backward import __main__ as split_backward
 from jaxbatch.machine.cross_compiling import missing_compiler
 from jaxbatch.machine.targets import find_target
 from tests.conftest import ROOT
@@ -30,7 +28,7 @@ STUDIES = (adabatch, advise, convergence, critical_batch_size, gradient_smoothne
 STUDIES += (sharpness, split_backward)
 ALONE = ("batch_shape", "contrastive", "cross_check", "faces", "language_model", "nose_game")
 NETWORKS = [
-    (name_of.__name__.split(".")[-1], network) for name_of in STUDIES for network in typing.get_args(typing.get_type_hints(name_of.Config)["model"])
+    (name_of.__name__.split(".")[-2], network) for name_of in STUDIES for network in typing.get_args(typing.get_type_hints(name_of.Config)["model"])
 ]
 # A task whose updates take long, with many examples: with the sizes of a whole study it took three minutes.
 RECURRENT = """
@@ -88,7 +86,7 @@ def test_the_bound_of_adabatch(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("study", [name.__name__.split(".")[-1] for name in STUDIES if name is not memory])
+@pytest.mark.parametrize("study", [name.__name__.split(".")[-2] for name in STUDIES if name is not memory])
 def test_a_task_of_ones_own(study, tmp_path):
     flags = ["--task", write(tmp_path, RECURRENT, "recurrent.py"), *(["--target", "loss<0.2"] if study in TARGETED else [])]
     flags += ["--train-loss", "0.5"] if study == "sharpness" else []

@@ -13,26 +13,24 @@ from types import SimpleNamespace
 
 import pytest
 
-from experiments import (
-    adabatch,
-    adabatch_bound,
-    advise,
-    batch_shape,
-    contrastive,
-    convergence,
-    critical_batch_size,
-    faces,
-    gradient_smoothness,
-    imagenet,
-    iteration_speed,
-    language_model,
-    large_batch,
-    learning_rate_grid,
-    memory,
-    nose_game,
-    sharpness,
-    split_backward,
-)
+from experiments.adabatch import __main__ as adabatch
+from experiments.adabatch_bound import __main__ as adabatch_bound
+from experiments.advise import __main__ as advise
+from experiments.batch_shape import __main__ as batch_shape
+from experiments.contrastive import __main__ as contrastive
+from experiments.convergence import __main__ as convergence
+from experiments.critical_batch_size import __main__ as critical_batch_size
+from experiments.faces import __main__ as faces
+from experiments.gradient_smoothness import __main__ as gradient_smoothness
+from experiments.imagenet import __main__ as imagenet
+from experiments.iteration_speed import __main__ as iteration_speed
+from experiments.language_model import __main__ as language_model
+from experiments.large_batch import __main__ as large_batch
+from experiments.learning_rate_grid import __main__ as learning_rate_grid
+from experiments.memory import __main__ as memory
+from experiments.nose_game import __main__ as nose_game
+from experiments.sharpness import __main__ as sharpness
+from experiments.split_backward import __main__ as split_backward
 from jaxbatch.results.records import RunFolder
 from tests.conftest import ROOT
 from tests.test_streams import Network
@@ -58,7 +56,7 @@ COMMANDS = {
     split_backward: "--model mlp --batch-size 169 --num-groups 13 --seeds 2 --epochs 2 --cost-rounds 2 --learning-rates 0.01,0.1 --tune-seeds 1",
 }
 UNMEASURED = ("setting", "throughput")  # kinds of records with times in all their fields; what was chosen from them is in the others
-SHORT = {study.__name__.split(".")[-1]: study for study in COMMANDS}
+SHORT = {study.__name__.split(".")[-2]: study for study in COMMANDS}
 
 
 # What the compilers of accelerators say, which need not be here, and take minutes.
@@ -79,7 +77,7 @@ def small(monkeypatch, image_folder):
     for study in COMMANDS:
         for drawing in ("show_results", "draw_figure", "print_tables"):
             monkeypatch.setattr(study, drawing, lambda *_: None, raising=False)
-    monkeypatch.setattr(advise.advise_records, "read_advice", lambda _: SimpleNamespace(batch_size=None))  # of which the snippet is made
+    monkeypatch.setattr(advise.records, "read_advice", lambda _: SimpleNamespace(batch_size=None))  # of which the snippet is made
     for name, compiled in COMPILED.items():
         monkeypatch.setattr(adabatch_bound, name, compiled)
     monkeypatch.setattr(imagenet.jb, "ResNet50", lambda *_, **__: Network())
@@ -224,12 +222,12 @@ def test_records_that_were_cut_anywhere_are_made_again(name, tmp_path):
 
 def test_every_study_is_here():
     """A study opens a run folder; one that is not in COMMANDS is not killed by these tests."""
-    studies = {path.stem for path in (ROOT / "experiments").glob("*.py") if "run = open_study(" in path.read_text(encoding="utf-8")}
+    studies = {path.parent.name for path in (ROOT / "experiments").glob("*/__main__.py") if "run = open_study(" in path.read_text(encoding="utf-8")}
     assert studies == set(SHORT)
 
 
 def test_no_study_counts_rows():
-    """What is there is asked of experiments/resuming.py: rows that were written twice are no others."""
-    for path in [*(ROOT / "experiments").glob("*.py"), ROOT / "scripts/score_advice.py"]:
+    """What is there is asked of experiments/harness/resuming.py: rows that were written twice are no others."""
+    for path in [*(ROOT / "experiments").rglob("*.py"), ROOT / "scripts/score_advice.py"]:
         text = path.read_text(encoding="utf-8")
-        assert not re.search(r"len\(\w+\.(find|read)\([^()]*\)\) *(<|>|>=|<=|==|//)", text), path.name
+        assert not re.search(r"len\(\w+\.(find|read)\([^()]*\)\) *(<|>|>=|<=|==|//)", text), path

@@ -60,8 +60,8 @@ def test_where_compute_takes_over():
 
 def test_the_bound_lies_below_what_a_card_took():
     """docs/gpu.md: SimpleCNN's step took 0.13 ms or more on an H200."""
-    from experiments.memory_task import shape_task
-    from experiments.optimizers import OptimizerFlags, make_optimizer
+    from experiments.harness.optimizers import OptimizerFlags, make_optimizer
+    from experiments.harness.shape_task import shape_task
 
     task = shape_task("simple_cnn", "mnist", "float32")
     work = work_by_batch_size(task, make_optimizer(OptimizerFlags("momentum"))(0.1))

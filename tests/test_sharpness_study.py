@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from experiments.sharpness import append_new
-from experiments.sharpness_report import barriers, further, is_no_minimum, ratio, solutions, stability_limit, verdict
+from experiments.sharpness.__main__ import append_new
+from experiments.sharpness.report import barriers, further, is_no_minimum, ratio, solutions, stability_limit, verdict
 from jaxbatch.results.records import open_run, read_records
 
 CONFIG = SimpleNamespace(
@@ -138,7 +138,7 @@ def test_the_study_answers_and_goes_on(tmp_path):
     ],
 )
 def test_wrong_flags_are_one_line(tmp_path, capsys, flags, message):
-    from experiments import sharpness
+    from experiments.sharpness import __main__ as sharpness
 
     with pytest.raises(SystemExit) as ended:
         sharpness.main(["--model", "mlp", *flags, "--output-dir", str(tmp_path)])

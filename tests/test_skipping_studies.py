@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import jaxbatch as jb
-from experiments import gradient_smoothness, tuned_runs
-from experiments.split_backward_training import Trainer
+from experiments.gradient_smoothness import __main__ as gradient_smoothness
+from experiments.harness import tuned_runs
+from experiments.split_backward.training import Trainer
 
 SKIPPING = "import optax\nmake = lambda rate: optax.apply_if_finite(optax.sgd(rate), 1000)\n"
 X = jnp.ones(16).at[3].set(jnp.nan)  # so that one batch of four has no finite loss

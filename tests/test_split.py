@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 import jaxbatch as jb
-from experiments.split_backward_steps import make_masked_step
+from experiments.split_backward.steps import make_masked_step
 from tests import reference
 from tests.conftest import make_problem
 from tests.test_gradients import assert_close

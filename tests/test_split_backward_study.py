@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from experiments import split_backward
-from experiments.split_backward_records import chosen_rate, curve, rate_of
+from experiments.split_backward import __main__ as split_backward
+from experiments.split_backward.records import chosen_rate, curve, rate_of
 from jaxbatch.training.goals import as_goal
 from tests.conftest import ROOT
 

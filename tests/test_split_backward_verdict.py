@@ -5,8 +5,8 @@ import types
 import numpy as np
 import pytest
 
-from experiments.split_backward_records import chosen_rate
-from experiments.split_backward_verdict import verdict
+from experiments.split_backward.records import chosen_rate
+from experiments.split_backward.verdict import verdict
 from jaxbatch.training.goals import Goal
 
 

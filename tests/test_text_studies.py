@@ -9,8 +9,13 @@ import numpy as np
 import pytest
 
 import jaxbatch as jb
-from experiments import adabatch, advise, gradient_smoothness, iteration_speed, learning_rate_grid, study_task
-from experiments.study_target import fill_target
+from experiments.adabatch import __main__ as adabatch
+from experiments.advise import __main__ as advise
+from experiments.gradient_smoothness import __main__ as gradient_smoothness
+from experiments.harness import task as study_task
+from experiments.harness.target import fill_target
+from experiments.iteration_speed import __main__ as iteration_speed
+from experiments.learning_rate_grid import __main__ as learning_rate_grid
 from tests.test_command_line import ended
 
 FLAGS = ["--dataset", "generated", "--model", "transformer", "--quick"]

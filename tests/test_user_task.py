@@ -7,8 +7,14 @@ import sys
 import jax.numpy as jnp
 import pytest
 
-from experiments import adabatch, convergence, gradient_smoothness, iteration_speed, learning_rate_grid, memory, split_backward
-from experiments.user_task import describe_user_task, load_user_task
+from experiments.adabatch import __main__ as adabatch
+from experiments.convergence import __main__ as convergence
+from experiments.gradient_smoothness import __main__ as gradient_smoothness
+from experiments.harness.user_task import describe_user_task, load_user_task
+from experiments.iteration_speed import __main__ as iteration_speed
+from experiments.learning_rate_grid import __main__ as learning_rate_grid
+from experiments.memory import __main__ as memory
+from experiments.split_backward import __main__ as split_backward
 from tests.conftest import ROOT
 from tests.test_command_line import ended
 
@@ -158,7 +164,7 @@ def make_task():
 """
 
 
-@pytest.mark.parametrize("study", [study for study in STUDIES if study is not memory], ids=lambda study: study.__name__.split(".")[-1])
+@pytest.mark.parametrize("study", [study for study in STUDIES if study is not memory], ids=lambda study: study.__name__.split(".")[-2])
 def test_a_stream_is_refused_with_the_reason(study, tmp_path, capsys):
     error = refused(write(tmp_path, LINEAR + STREAM), tmp_path, capsys, "--quick", study=study)
     assert error.startswith("train_data are a stream, and ") and error.endswith("which a stream does not allow. Give arrays.") | error.endswith(
@@ -201,7 +207,7 @@ def make_task():
 """
 
 
-@pytest.mark.parametrize("study", [gradient_smoothness, split_backward], ids=lambda study: study.__name__.split(".")[-1])
+@pytest.mark.parametrize("study", [gradient_smoothness, split_backward], ids=lambda study: study.__name__.split(".")[-2])
 def test_what_a_state_of_the_batch_rules_out(study, tmp_path, capsys):
     assert "has update_model_state: " in refused(write(tmp_path, LINEAR + STATEFUL), tmp_path, capsys, "--quick", study=study)
     slip = (LINEAR + STATEFUL).replace("0.9 * state + 0.1 * moments", "state[:2]")

@@ -5,19 +5,17 @@ import json
 import numpy as np
 import pytest
 
-from experiments import (
-    adabatch,
-    advise,
-    convergence,
-    critical_batch_size,
-    gradient_smoothness,
-    iteration_speed,
-    large_batch,
-    learning_rate_grid,
-    memory,
-    sharpness,
-    split_backward,
-)
+from experiments.adabatch import __main__ as adabatch
+from experiments.advise import __main__ as advise
+from experiments.convergence import __main__ as convergence
+from experiments.critical_batch_size import __main__ as critical_batch_size
+from experiments.gradient_smoothness import __main__ as gradient_smoothness
+from experiments.iteration_speed import __main__ as iteration_speed
+from experiments.large_batch import __main__ as large_batch
+from experiments.learning_rate_grid import __main__ as learning_rate_grid
+from experiments.memory import __main__ as memory
+from experiments.sharpness import __main__ as sharpness
+from experiments.split_backward import __main__ as split_backward
 from tests.test_user_task import LINEAR, STATEFUL, write
 
 FLAX = """
@@ -86,7 +84,7 @@ ALWAYS = [*((study, "bare") for study in STUDIES if study not in SLOW), (learnin
 
 
 def name_of(study):
-    return study.__name__.split(".")[-1]
+    return study.__name__.split(".")[-2]
 
 
 def run(study, name, folder):

@@ -9,8 +9,8 @@ import optax
 import pytest
 
 import jaxbatch as jb
-from experiments.split_backward_steps import make_masked_step
-from experiments.user_task_check import check_task
+from experiments.harness.user_task_check import check_task
+from experiments.split_backward.steps import make_masked_step
 from tests import reference
 from tests.conftest import make_weighted, on_four_devices
 
