@@ -30,9 +30,10 @@ from score_table import print_score
 
 import jaxbatch as jb
 from experiments.advise import records as advise_records
-from experiments.advise.verify import JUDGING_SEEDS, RUN, by_setting, mean_costs, regret, run_sweep, sweep_size
+from experiments.advise.verify import JUDGING_SEEDS, regret
 from experiments.harness.resuming import is_whole, missing
 from jaxbatch.advice.advice import cost_of_update
+from jaxbatch.advice.full_sweep import RUN, by_setting, mean_costs, run_sweep, sweep_size
 from jaxbatch.advice.probes import even_looks
 from jaxbatch.intervals import Interval
 

@@ -19,8 +19,9 @@ import pytest
 
 from experiments.adabatch import __main__ as adabatch
 from experiments.adabatch.arms import make_schedule
-from experiments.adabatch.report import best_rate, cost_seconds, errors, speed_up, verdict
+from experiments.adabatch.report import best_rate, cost_seconds, verdict
 from experiments.adabatch_figures import __main__ as adabatch_figures
+from experiments.harness.arms import errors, speed_up
 from tests.conftest import ROOT
 
 ARGUMENTS = ["--quick", "--model", "mlp", "--epochs", "3", "--num-examples", "200", "--batch-size", "10", "--max-batch-size", "30", "--seeds", "1"]

@@ -12,9 +12,10 @@ import pytest
 import jaxbatch as jb
 from experiments.advise import records as advise_records
 from experiments.advise.records import read_setting, write_setting
-from experiments.advise.verify import Verification, mean_costs, read_verification, regret
+from experiments.advise.verify import Verification, read_verification, regret
 from jaxbatch.advice.advising import Setting, conclude
 from jaxbatch.advice.doubts import why_none
+from jaxbatch.advice.full_sweep import mean_costs
 from jaxbatch.advice.probes import Probe
 from jaxbatch.results.records import open_run, read_records
 

@@ -19,7 +19,7 @@ import jaxbatch as jb
 from experiments.adabatch import cost as adabatch_cost
 from experiments.convergence import __main__ as convergence
 from experiments.gradient_smoothness import __main__ as gradient_smoothness
-from experiments.iteration_speed import __main__ as iteration_speed
+from experiments.harness import speed
 from experiments.split_backward import __main__ as split_backward
 from experiments.split_backward import cost as split_backward_cost
 from experiments.split_backward.steps import ARMS
@@ -115,8 +115,8 @@ def smoothness_study(task):
 def speed_study(task):
     state, indices = jb.init_state(task, OPTIMIZER, 0), np.arange(2 * SIZE, dtype=np.int32).reshape(2, SIZE)
     for step, carry in (
-        (iteration_speed.forward_only(task, SIZE), state.params),
-        (iteration_speed.gradient_only(task), (state.params, jnp.zeros_like(state.params))),
+        (speed.forward_only(task, SIZE), state.params),
+        (speed.gradient_only(task), (state.params, jnp.zeros_like(state.params))),
     ):
         jb.compile_epoch(step, carry, task.train_data, 2, SIZE)(jax.tree.map(jnp.copy, carry), task.train_data, indices)
 

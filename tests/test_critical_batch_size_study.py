@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from experiments.critical_batch_size.report import best_rates, noise_between, of_branches, verdict, ways
+from experiments.critical_batch_size.report import noise_between, of_branches, verdict, ways
+from jaxbatch.advice.full_sweep import best_rates
 from jaxbatch.results.records import read_records
 
 CONFIG = SimpleNamespace(base_batch_size=8, tolerance=0.05, target="loss<0.1")

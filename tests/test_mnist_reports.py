@@ -10,8 +10,8 @@ from experiments.batch_shape.report import effect, window
 from experiments.convergence.report import fit_critical, noise_scale, runs_of
 from experiments.convergence.report import verdict as convergence_verdict
 from experiments.gradient_smoothness.report import error_slope, fate
+from experiments.harness.rate_grid import best_rates, results
 from experiments.iteration_speed.report import loading_decides_from
-from experiments.learning_rate_grid.report import best_rates, results
 from experiments.learning_rate_grid.report import verdict as grid_verdict
 from experiments.nose_game import __main__ as nose_game
 from jaxbatch.advice.learning_rates import rate_exponent

@@ -18,6 +18,7 @@ from experiments.gradient_smoothness import __main__ as gradient_smoothness
 from experiments.iteration_speed import __main__ as iteration_speed
 from experiments.learning_rate_grid import __main__ as learning_rate_grid
 from experiments.nose_game import __main__ as nose_game
+from jaxbatch.results.records import RunFolder
 from tests.conftest import ROOT
 
 SMALL = ["--quick", "--model", "mlp", "--batch-sizes", "60", "600", "--epochs", "1"]  # of the networks the one that compiles fast
@@ -80,7 +81,7 @@ def test_a_diverging_rate_leaves_the_grid_and_the_others_alone():
 
 def test_the_grid_goes_on_after_an_interruption(tmp_path, monkeypatch):
     whole, broken = finished("learning_rate_grid")[0], tmp_path
-    written = learning_rate_grid.RunFolder.append
+    written = RunFolder.append
     count = 0
 
     def stop_after(folder, record):
@@ -90,11 +91,11 @@ def test_the_grid_goes_on_after_an_interruption(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         written(folder, record)
 
-    monkeypatch.setattr(learning_rate_grid.RunFolder, "append", stop_after)
+    monkeypatch.setattr(RunFolder, "append", stop_after)
     with pytest.raises(SystemExit) as stopped:
         learning_rate_grid.main([*GRID, "--output-dir", str(broken)])
     assert stopped.value.code == 130 and len(records_in(broken, "learning_rate_grid")) == 8
-    monkeypatch.setattr(learning_rate_grid.RunFolder, "append", written)
+    monkeypatch.setattr(RunFolder, "append", written)
     learning_rate_grid.main([*GRID, "--output-dir", str(broken)])
     in_order = lambda records: sorted(json.dumps(record, sort_keys=True) for record in records)
     assert in_order(records_in(broken, "learning_rate_grid")) == in_order(records_in(whole, "learning_rate_grid"))

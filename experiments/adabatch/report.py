@@ -6,23 +6,21 @@ Axes: S seeds, E epochs.
 import io
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
 from rich.console import Console
 
+from experiments.harness.arms import JUDGES, PARTS, STYLES, draw_throughput, errors, judged_by, speed_up, table_of
 from experiments.harness.optimizers import optimizer_words
 from experiments.harness.sentences import compare_errors
 from experiments.harness.study import data_of, describe_setting, size_cell
-from jaxbatch.intervals import Interval, interval
+from jaxbatch.intervals import interval
 from jaxbatch.results import plots
 from jaxbatch.results.records import Record, RunFolder
 from jaxbatch.results.report import print_table
 
-PARTS = ("forward", "backward")
-STYLES = ("-", "-", "-", "--", ":", "-.")  # one for each arm, so that lines can be distinguished where they meet
-JUDGES = {"bits_per_token": ("bits per token", ""), "accuracy": ("error", ", %"), "loss": ("loss", "")}  # metric: what tables call it, unit
 KEYS = ("loss", "test_loss", "test_accuracy", "test_bits_per_token", "batch_size", "train_seconds", "compile_seconds", "stall_seconds")
 
 
@@ -53,12 +51,6 @@ def is_network(config) -> bool:
     return config.task is None and config.model != "transformer"
 
 
-def judged_by(records: Sequence[Record]) -> str:
-    """The first of :data:`JUDGES` that the runs have: of a text bits per token, of images the accuracy."""
-    names = {name.partition("_")[2] for record in records if record["kind"] == "epoch" for name in record}
-    return next((metric for metric in JUDGES if metric in names), "loss")
-
-
 def best_rate(records: Sequence[Record]) -> float:
     """The rate whose run ends with the best validation accuracy (or loss), among the runs that choose; diverged runs do not count."""
     metric, ends = judged_by(records), {}
@@ -75,21 +67,6 @@ def rate_of(records: Sequence[Record], arm: str) -> float:
     return next(record["learning_rate"] for record in records if record["kind"] == "epoch" and record["arm"] == arm)
 
 
-def table_of(config, records: Sequence[Record], arm: str, key: str) -> Float[np.ndarray, "S E"]:
-    """The value of ``key`` for every seed and epoch; NaN after a run has diverged."""
-    table = np.full((config.seeds, config.epochs), np.nan)
-    for record in records:
-        if record["kind"] == "epoch" and record["arm"] == arm and record[key] is not None:
-            table[record["seed"], record["epoch"] - 1] = record[key]
-    return table
-
-
-def errors(config, records: Sequence[Record], arm: str) -> Float[np.ndarray, "S E"]:
-    """Test error in percent; or another metric, where :func:`judged_by` says so."""
-    table = table_of(config, records, arm, f"test_{judged_by(records)}")
-    return 100 * (1 - table) if judged_by(records) == "accuracy" else table
-
-
 def cost_seconds(config, records: Sequence[Record], arm: str, part: str) -> Float[np.ndarray, "rounds"]:
     """Seconds of ``forward`` or ``backward`` in a whole run of an arm, by round: steps × the time at each batch size."""
     rounds: dict[int, dict[int, float]] = {}
@@ -104,16 +81,6 @@ def cost_seconds(config, records: Sequence[Record], arm: str, part: str) -> Floa
             steps[int(size)] = steps.get(int(size), 0) + count
         before = record["updates"]
     return np.array([sum(count * rounds[number][size] for size, count in steps.items()) / 1e3 for number in sorted(rounds)])
-
-
-def speed_up(ours: Float[np.ndarray, "rounds"], theirs: Float[np.ndarray, "rounds"]) -> Interval:
-    """Median of ``theirs ÷ ours`` within a round, because whatever slows a round down slows both.
-
-    Example:
-        >>> speed_up(np.array([1.0, 2.0, 1.0]), np.array([2.0, 4.0, 2.0])).value
-        2.0
-    """
-    return interval(theirs / ours, np.median, scale="log")
 
 
 def cost_by_size(records: Sequence[Record], num_devices: int) -> dict[int, Float[np.ndarray, "2 rounds"]]:
@@ -202,18 +169,6 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
     waited = interval(table_of(config, records, "adaptive", "stall_seconds")[:, 1:].sum(1))
     sentences.append(f"After the first epoch (b) waited {waited:.2f} seconds for programs to be compiled.")
     return sentences
-
-
-def draw_throughput(axes, cost: Mapping[int, Mapping[int, Float[np.ndarray, "2 rounds"]]]) -> None:
-    """Examples per second by batch size, for both passes; ``cost`` is :func:`cost_by_size` of each number of devices."""
-    for (count, times), style in zip(cost.items(), STYLES, strict=False):
-        for number, (part, color, marker) in enumerate(zip(PARTS, (plots.COLORS[5], plots.COLORS[0]), "os", strict=True)):
-            rates = [interval(1e3 * size / of_size[number], np.median, scale="log") for size, of_size in times.items()]
-            label = part if count == 1 else f"{part}, {count} devices"
-            plots.band(axes, list(times), rates, color=color, marker=marker, ls=style, label=label)
-    axes.set(ylabel="examples a second", ylim=(0, None))
-    plots.size_ticks(axes, sorted({size for times in cost.values() for size in times}))
-    axes.legend(fontsize=8)
 
 
 def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> pathlib.Path:

@@ -9,6 +9,7 @@ from rich.console import Console
 
 import jaxbatch as jb
 from experiments.adabatch_bound import __doc__ as question
+from experiments.adabatch_bound.report import speed_up
 from experiments.harness.resuming import append_missing, is_whole
 from experiments.harness.shape_task import shape_task
 from experiments.harness.study import StudyConfig, describe_setting, open_study, run_study
@@ -66,20 +67,6 @@ def measure(config: Config, run: RunFolder) -> Iterator[Record]:
                     "transfer_ms": 1e3 * step.bound.transfer,
                     "network_ms": 1e3 * sent,
                 }
-
-
-def speed_up(records: Sequence[Record], model: str, machine: str) -> float:
-    """Bound on the time of the fixed arm ÷ that of the adaptive one, for the same examples.
-
-    Example:
-        >>> times = {1: 2.0, 2: 2.0, 4: 4.0, 8: 8.0, 16: 16.0}
-        >>> records = [{"model": "m", "machine": "x", "batch_size": size, "step_ms": ms} for size, ms in times.items()]
-        >>> round(speed_up(records, "m", "x"), 3)
-        1.667
-    """
-    mine = sorted((record["batch_size"], record["step_ms"]) for record in records if (record["model"], record["machine"]) == (model, machine))
-    per_example = [ms / size for size, ms in mine]
-    return per_example[0] * len(per_example) / sum(per_example)
 
 
 def study(config: Config, console: Console) -> None:

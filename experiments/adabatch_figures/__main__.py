@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from rich.console import Console
 
-from experiments.adabatch.report import PARTS, STYLES, draw_throughput, speed_up
 from experiments.adabatch_figures import __doc__ as question
+from experiments.harness.arms import PARTS, STYLES, draw_throughput, speed_up
 from experiments.harness.command_line import one_line_errors, parse
 from jaxbatch.intervals import interval
 from jaxbatch.paths import local_path

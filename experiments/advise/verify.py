@@ -4,7 +4,6 @@ The sweep chooses its best setting by its own seeds; then both settings are judg
 the luck of the runs that chose it.
 """
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,104 +13,16 @@ from rich.console import Console
 import jaxbatch as jb
 from experiments.advise.records import read_advice, read_throughput
 from experiments.harness.optimizers import kind_of
-from experiments.harness.resuming import append_missing, is_whole, missing
+from experiments.harness.resuming import append_missing, is_whole
 from jaxbatch.advice.advice import Advice, cost_of_update
+from jaxbatch.advice.full_sweep import RUN, by_setting, mean_costs, run_sweep, sweep_size
 from jaxbatch.intervals import Interval, interval
 from jaxbatch.results.records import Record, RunFolder
 from jaxbatch.results.report import progress_bar
 from jaxbatch.separate_groups import ratio_of_separate_means
 
 JUDGING_SEEDS = 1000  # added to the seeds on which settings are judged
-RUN = ("batch_size", "learning_rate", "seed")  # what identifies one
 SIZES = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
-
-
-def sweep_size(
-    task: jb.Task,
-    make_optimizer: Callable[[Any], Any],
-    goal: jb.Goal,
-    batch_size: int,
-    learning_rates: Sequence[float],
-    seeds: Sequence[int],
-    *,
-    epochs: float,
-    evaluations_per_epoch: int,
-    most_examples: float = np.inf,
-) -> list[Record]:
-    """Trains all rates and seeds at one batch size, until the rates that are left cannot be better than the best.
-
-    A careful person gives up a size that has seen ``most_examples``, too. So the sweep costs less than it might, and advice
-    that is to cost a tenth of it has less to spend.
-
-    Returns:
-        A row for each rate and seed, with the updates to the goal (None: not reached) and those that were made until the goal,
-        divergence, or the end.
-    """
-    limits: dict[str, Any] = {"duration": jb.epochs(epochs), "evaluations_per_epoch": evaluations_per_epoch, "goal": goal}
-    for record in jb.tune_learning_rate(task, make_optimizer, learning_rates, batch_size=batch_size, seeds=seeds, **limits):
-        result = record["result"]
-        slowest = result.updates_to_goal.max(1)  # NaN where a seed has not reached the goal
-        none_left = not (np.isnan(result.updates_to_goal) & ~result.diverged).any()
-        if none_left or record["examples"] >= most_examples or record["batches"] >= 1.5 * np.fmin.reduce(slowest):
-            break
-    rows = []
-    for position, (rate, seed) in zip(np.ndindex(result.diverged.shape), itertools.product(result.learning_rates, seeds), strict=True):
-        updates, lost = result.updates_to_goal[position], record["diverged_at_batch"][position]
-        ran = record["batches"] if lost < 0 else lost + 1
-        known = None if np.isnan(updates) else int(updates)
-        rows.append({"batch_size": batch_size, "learning_rate": rate, "seed": int(seed), "updates": known, "ran": known or int(ran)})
-    return rows
-
-
-def by_setting(rows: Sequence[Record]) -> dict[tuple[int, float], list[Record]]:
-    """The rows of each batch size and learning rate."""
-    rows_by_setting: dict[tuple[int, float], list[Record]] = {}
-    for row in rows:
-        rows_by_setting.setdefault((row["batch_size"], row["learning_rate"]), []).append(row)
-    return rows_by_setting
-
-
-def mean_costs(rows: Sequence[Record], unit: Mapping[int, float]) -> dict[tuple[int, float], float]:
-    """The mean cost to the goal of every setting whose seeds all reach it."""
-    return {
-        setting: float(np.mean([row["updates"] * unit[setting[0]] for row in of]))
-        for setting, of in by_setting(rows).items()
-        if all(row["updates"] is not None for row in of)
-    }
-
-
-def fewest_examples(rows: Sequence[Record]) -> float:
-    """The fewest examples to the goal of a setting whose seeds all reach it; infinite if none does."""
-    return min(mean_costs(rows, {row["batch_size"]: row["batch_size"] for row in rows}).values(), default=np.inf)
-
-
-def run_sweep(
-    task: jb.Task,
-    make_optimizer: Callable[[Any], Any],
-    goal: jb.Goal,
-    *,
-    batch_sizes: Sequence[int],
-    learning_rates: Sequence[float],
-    seeds: int,
-    epochs: float,
-    evaluations_per_epoch: int,
-    known: Sequence[Record],
-    write: Callable[[Record], None],
-) -> None:
-    """Makes the runs that are not known, size by size from the middle outwards.
-
-    A size of which some runs are known is trained again whole, because its runs end together, and only the others are written.
-    """
-    by_size = {size: [row for row in known if row["batch_size"] == size] for size in batch_sizes}
-    whole = {size for size, of in by_size.items() if is_whole(of, learning_rate=learning_rates, seed=range(seeds))}
-    rows = [row for size in whole for row in by_size[size]]
-    for size in sorted(set(batch_sizes) - whole, key=lambda size: abs(np.log(size / 48))):
-        settings: dict[str, Any] = {"epochs": epochs, "evaluations_per_epoch": evaluations_per_epoch}
-        most = 4 * fewest_examples(rows)
-        fresh = sweep_size(task, make_optimizer, goal, size, learning_rates, range(seeds), most_examples=most, **settings)
-        for row in missing(by_size[size], fresh, RUN):
-            write(row)
-        rows += fresh
 
 
 def verify(config, task: jb.Task, make_optimizer: Callable[[Any], Any], advice: Advice, run: RunFolder, console: Console) -> None:

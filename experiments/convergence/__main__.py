@@ -14,12 +14,11 @@ from experiments.convergence.report import rate_of
 from experiments.harness.command_line import for_quick
 from experiments.harness.goal_words import better, is_share
 from experiments.harness.optimizers import kind_of, make_optimizer
+from experiments.harness.rate_grid import GridConfig, best_rates, measure_grid, resolve_grid
+from experiments.harness.speed import SpeedConfig, measure_missing_speed
 from experiments.harness.study import check_positive, open_study, run_study, show_results
 from experiments.harness.target import TargetConfig, num_updates, resolve_target
 from experiments.harness.task import load_choosing_task
-from experiments.iteration_speed import __main__ as iteration_speed
-from experiments.learning_rate_grid import __main__ as learning_rate_grid
-from experiments.learning_rate_grid.report import best_rates
 from jaxbatch.augment import batch_shapes
 from jaxbatch.results.records import Record, RunFolder
 from jaxbatch.results.report import progress_bar
@@ -67,10 +66,10 @@ def find_tuned_rates(config: Config, task: Task, console: Console) -> dict[int, 
         return dict(zip(config.batch_sizes, config.tuned_rates, strict=True))
     shared = {field.name for field in dataclasses.fields(TargetConfig)} - {"seeds", "overwrite", "resume", "evaluations_per_epoch"}
     settled = tuple(sorted({*shared, "seeds"}))  # by this study, also where the grid's --quick would be shorter
-    grid = learning_rate_grid.Config(**{name: getattr(config, name) for name in shared} | {"seeds": config.grid_seeds, "given": settled})
-    grid = learning_rate_grid.resolve(grid, task)
+    grid = GridConfig(**{name: getattr(config, name) for name in shared} | {"seeds": config.grid_seeds, "given": settled})
+    grid = resolve_grid(grid, task)
     run = open_study("learning_rate_grid", grid, console, task)
-    learning_rate_grid.measure(grid, task, run, console)
+    measure_grid(grid, task, run, console)
     return best_rates(grid, run.records)
 
 
@@ -150,10 +149,10 @@ def note_rate(run: RunFolder, table: str, batch_size: int, rate: float) -> None:
 def measure_speed(config: Config, task: Task, run: RunFolder) -> None:
     """Times the iterations of all sizes side by side, for the rounds that are not in the run folder yet."""
     shared = {name: getattr(config, name) for name in ("model", "task", "batch_sizes", "optimizer", "momentum", "weight_decay", "clip_norm")}
-    speed = iteration_speed.Config(config.dataset, learning_rate=config.learning_rate, rounds=config.speed_rounds, **shared)
+    speed = SpeedConfig(config.dataset, learning_rate=config.learning_rate, rounds=config.speed_rounds, **shared)
     if config.quick:
         speed = dataclasses.replace(speed, examples_per_round=600)
-    for record in iteration_speed.measure_missing_speed(task, speed, run.records, parts=False):
+    for record in measure_missing_speed(task, speed, run.records, parts=False):
         if record["kind"] == "speed":
             run.append(record)
 

@@ -9,8 +9,8 @@ import numpy as np
 from experiments.convergence.report import NAMES, fit_critical, runs_of, seconds, sizes_of, stretch_in_words, stretches, to_target
 from experiments.harness.goal_words import in_words, is_share
 from experiments.harness.optimizers import optimizer_words
+from experiments.harness.speed import has_loading, times
 from experiments.harness.study import setting_of
-from experiments.iteration_speed.report import has_loading, times
 from jaxbatch.advice.critical import CriticalFit
 from jaxbatch.results import plots
 from jaxbatch.results.records import Record

@@ -8,8 +8,8 @@ from rich.console import Console
 
 from experiments.harness.goal_words import has_collapsed, heading, in_short, in_words, is_share, show
 from experiments.harness.optimizers import optimizer_words
+from experiments.harness.speed import has_loading, times
 from experiments.harness.study import describe_setting, size_cell
-from experiments.iteration_speed.report import has_loading, times
 from jaxbatch.advice.critical import CriticalFit, critical_batch_size
 from jaxbatch.gradients.noise import GradientStatistics, gradient_noise_scale
 from jaxbatch.intervals import Interval, interval, unknown

@@ -4,21 +4,19 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from rich.console import Console
 
 import jaxbatch as jb
-from experiments.advise.verify import run_sweep
 from experiments.critical_batch_size import __doc__ as question
 from experiments.critical_batch_size import report
-from experiments.critical_batch_size.report import best_rates
 from experiments.harness.command_line import for_quick
 from experiments.harness.optimizers import kind_of, make_optimizer
 from experiments.harness.resuming import append_missing
 from experiments.harness.study import check_positive, open_study, run_study, show_results
 from experiments.harness.target import GoalConfig, fill_target
-from experiments.harness.task import few_for_quick, load_choosing_task
+from experiments.harness.task import few_for_quick, first_of, load_choosing_task
+from jaxbatch.advice.full_sweep import best_rates, run_sweep
 from jaxbatch.results.records import Record, RunFolder
 from jaxbatch.results.report import progress_bar
 from jaxbatch.training.goals import metric_names
@@ -66,15 +64,6 @@ def resolve(config: Config, task: jb.Task) -> Config:
     if config.base_batch_size not in config.batch_sizes or config.base_batch_size % NOISE_PARTS:
         raise ValueError(f"--base-batch-size {config.base_batch_size} must be one of --batch-sizes, and a multiple of {NOISE_PARTS}.")
     return config
-
-
-def first_examples(task: jb.Task, count: int | None) -> jb.Task:
-    """The task on the first of its training examples."""
-    if count is None:
-        return task
-    if not 1 <= count <= task.num_examples:
-        raise ValueError(f"--examples {count} must be between 1 and {task.num_examples}.")
-    return task._replace(train_data=jax.tree.map(lambda leaf: leaf[:count], task.train_data))
 
 
 def measure_run(config: Config, task: jb.Task, rate: float, seed: int, updates: int) -> Iterator[Record]:
@@ -138,7 +127,7 @@ def measure(config: Config, task: jb.Task, run: RunFolder, console: Console) -> 
         settings: dict[str, Any] = {"batch_sizes": config.batch_sizes, "learning_rates": rates, "seeds": config.seeds, "epochs": config.epochs}
         settings["evaluations_per_epoch"] = config.evaluations_per_epoch
         run_sweep(task, make_optimizer(config), goal, known=known, write=write, **settings)
-        best = best_rates(run.records)
+        best = best_rates(run.find(kind="sweep"))
         if config.base_batch_size not in best:
             return  # the report says that the target was not reached
         rate, updates = best[config.base_batch_size]
@@ -153,7 +142,7 @@ def measure(config: Config, task: jb.Task, run: RunFolder, console: Console) -> 
 def study(config: Config, console: Console) -> None:
     """Measures what is missing, then shows what the files hold."""
     task, _ = load_choosing_task(config)
-    task = few_for_quick(config, first_examples(task, config.examples), 480)
+    task = few_for_quick(config, first_of(config, task), 480)
     config = resolve(config, task)
     run = open_study("critical_batch_size", config, console, task)
     measure(config, task, run, console)

@@ -9,10 +9,10 @@ import numpy as np
 from rich.console import Console
 
 import jaxbatch as jb
-from experiments.advise.verify import by_setting
 from experiments.harness.optimizers import optimizer_words
 from experiments.harness.study import describe_setting, setting_of, size_cell
 from jaxbatch.advice.branches import critical_of_branches
+from jaxbatch.advice.full_sweep import best_rates
 from jaxbatch.intervals import Interval, interval, unknown
 from jaxbatch.results import plots
 from jaxbatch.results.records import Record
@@ -29,20 +29,15 @@ class Estimate(NamedTuple):
     examples: int  # its cost
 
 
-def best_rates(records: Sequence[Record]) -> dict[int, tuple[float, list[int]]]:
-    """By batch size, the rate with the fewest updates of those whose seeds all reach the target, and its updates."""
-    best: dict[int, tuple[float, list[int]]] = {}
-    for (size, rate), rows in by_setting([record for record in records if record["kind"] == "sweep"]).items():
-        updates = [row["updates"] for row in rows]
-        if None not in updates and (size not in best or sum(updates) < sum(best[size][1])):
-            best[size] = rate, updates
-    return best
+def sweep_of(records: Sequence[Record]) -> list[Record]:
+    """The rows of the sweep."""
+    return [record for record in records if record["kind"] == "sweep"]
 
 
 def ways(config, records: Sequence[Record]) -> list[Estimate]:
     """All measurements that the records allow."""
-    estimates, best = [], best_rates(records)
-    swept = sum(record["ran"] * record["batch_size"] for record in records if record["kind"] == "sweep")
+    estimates, best = [], best_rates(sweep_of(records))
+    swept = sum(record["ran"] * record["batch_size"] for record in sweep_of(records))
     if len(best) >= 3:
         fit = jb.critical_batch_size({size: updates for size, (_, updates) in best.items()})
         estimates.append(Estimate(f"updates to the target, {len(best)} sizes", fit.critical_batch_size, swept))
@@ -85,7 +80,7 @@ def of_branches(config, rows: Sequence[Record]) -> Interval:
 def print_tables(console: Console, config, records: Sequence[Record], provenance: Record) -> None:
     """The updates of each size at its best rate, then the three ways."""
     describe_setting(console, config, provenance, optimizer_words(config), f"to {config.target}")
-    rows, best = [], best_rates(records)
+    rows, best = [], best_rates(sweep_of(records))
     for size in sorted({record["batch_size"] for record in records if record["kind"] == "sweep"}):
         if size in best:
             rate, updates = best[size]
@@ -119,7 +114,7 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
 def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> pathlib.Path:
     """Updates by size with the fit, and the three ways along the run."""
     figure, (left, right) = plots.subplots(1, 2, figsize=(12, 4.8))
-    best = dict(sorted(best_rates(records).items()))
+    best = dict(sorted(best_rates(sweep_of(records)).items()))
     left.plot(list(best), [np.mean(updates) for _, updates in best.values()], "o", color=plots.COLORS[0], label="mean over seeds")
     if len(best) >= 3:
         fit = jb.critical_batch_size({size: updates for size, (_, updates) in best.items()})

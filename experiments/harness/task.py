@@ -15,7 +15,7 @@ from jaxbatch.data.held_out import hold_out, hold_out_arrays
 from jaxbatch.data.streams import is_stream
 from jaxbatch.data.text import load_text, sequences
 from jaxbatch.training.language import language_task
-from jaxbatch.training.tasks import Task
+from jaxbatch.training.tasks import Task, first_examples
 
 NETWORKS = {"simple_cnn": jaxbatch.SimpleCNN, "mlp": functools.partial(jaxbatch.MLP, (128,)), "resnet20": jaxbatch.ResNet20}
 DEEP = ("alexnet", "resnet20", "vgg19_bn")  # networks that take long to compile
@@ -76,6 +76,18 @@ def prepared_once(task: Task) -> Task:
         return task
     keys = jax.random.split(jax.random.key(0), task.num_examples)
     return task._replace(train_data=jax.jit(task.prepare)(keys, task.train_data), prepare=None)
+
+
+def first_of(config, task: Task) -> Task:
+    """The task on the first --examples of its training examples, or on all.
+
+    Raises:
+        ValueError: there are not so many.
+    """
+    try:
+        return task if config.examples is None else first_examples(task, config.examples)
+    except ValueError:
+        raise ValueError(f"--examples {config.examples} must be between 1 and {task.num_examples}.") from None
 
 
 def few_for_quick(config, task: Task, count: int) -> Task:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from rich.console import Console
 
-from experiments.adabatch.report import errors, table_of
+from experiments.harness.arms import errors, table_of
 from experiments.harness.sentences import compare_errors
 from experiments.harness.study import describe_setting
 from jaxbatch.intervals import interval

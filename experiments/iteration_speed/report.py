@@ -6,26 +6,12 @@ from collections.abc import Sequence
 import numpy as np
 from rich.console import Console
 
+from experiments.harness.speed import has_loading, rounds_of, times
 from experiments.harness.study import describe_setting, setting_of, size_cell
 from jaxbatch.intervals import Interval, interval
 from jaxbatch.results import plots
 from jaxbatch.results.records import Record
 from jaxbatch.results.report import print_table
-
-
-def rounds_of(records: Sequence[Record], batch_size: int) -> list[Record]:
-    """The timed rounds of one batch size."""
-    return [record for record in records if record["kind"] == "speed" and record["batch_size"] == batch_size]
-
-
-def has_loading(records: Sequence[Record]) -> bool:
-    """Whether loading was timed: only for images, and so not for a task of the user's own."""
-    return any("streamed_ms" in record for record in records if record["kind"] == "speed")
-
-
-def times(records: Sequence[Record], batch_size: int, name: str) -> Interval:
-    """Milliseconds an iteration, median over the rounds."""
-    return interval([record[f"{name}_ms"] for record in rounds_of(records, batch_size)], np.median, scale="log")
 
 
 def ratio(records: Sequence[Record], batch_size: int, above: str, below: str) -> Interval:

@@ -8,16 +8,15 @@ from typing import Literal
 from rich.console import Console
 
 import jaxbatch as jb
-from experiments.critical_batch_size.__main__ import first_examples
 from experiments.harness.command_line import for_quick
 from experiments.harness.optimizers import OptimizerFlags, fill_optimizer, kind_of
 from experiments.harness.resuming import append_missing, is_whole
 from experiments.harness.study import TaskConfig, check_positive, open_study, run_study, show_results
-from experiments.harness.task import few_for_quick, load_choosing_task
+from experiments.harness.task import few_for_quick, first_of, load_choosing_task
 from experiments.large_batch import __doc__ as question
 from experiments.large_batch import report
 from experiments.large_batch.arms import ARMS, find_arm, nearest_divisor, why_undefined
-from experiments.large_batch.records import best_rate, pairs, rule_rate
+from experiments.large_batch.records import best_rate, pairs, resolve_metric, rule_rate
 from experiments.large_batch.training import make_judge, train
 from jaxbatch.results.records import RunFolder
 from jaxbatch.results.report import progress_bar
@@ -29,6 +28,7 @@ PROTOCOLS = {"digits": (600, 24, 10, 25.0), "cifar10": (2048, 32, 15, 4.0), "cif
 USUAL = (6000, 60, 10, 4.0)
 QUICK = ("linear rule", "cosine", "growth", "split", "noise")  # an arm of each form
 QUICK_DEEP = ("cosine",)
+from jaxbatch.training.tasks import first_examples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,21 +104,6 @@ def resolve(config: Config, task: jb.Task) -> Config:
     return config
 
 
-def resolve_metric(text: str | None, names: Sequence[str]) -> str:
-    """The metric with its direction.
-
-    Example:
-        >>> resolve_metric(None, ["accuracy", "loss"]), resolve_metric(None, ["mse", "top_accuracy"]), resolve_metric("bleu>", ["bleu"])
-        ('accuracy>', 'top_accuracy>', 'bleu>')
-    """
-    if text is None:
-        best = next((name for name in names if name.endswith("accuracy")), "loss" if "loss" in names else names[0])
-        return f"{best}{'>' if best.endswith('accuracy') else '<'}"
-    if text[-1:] not in ("<", ">") or text[:-1].strip() not in names:
-        raise ValueError(f"--metric {text} must be one of {', '.join(names)}, with > if larger values are better, else <, as '{names[0]}<'.")
-    return text[:-1].strip() + text[-1]
-
-
 def measure(config: Config, task: jb.Task, test_data, run: RunFolder, console: Console) -> None:
     """Makes the measurements that are not in the run folder yet: the choice of every arm's rate, then the runs that are reported."""
     names = [name for name in ARMS if config.arms is None or name in ("small", "plain", *config.arms)]
@@ -159,7 +144,7 @@ def measure(config: Config, task: jb.Task, test_data, run: RunFolder, console: C
 def study(config: Config, console: Console) -> None:
     """Measures what is missing, then shows what the files hold."""
     task, test_data = load_choosing_task(config)
-    task = few_for_quick(config, first_examples(task, config.examples), 48 if config.model == "resnet20" else 240)
+    task = few_for_quick(config, first_of(config, task), 48 if config.model == "resnet20" else 240)
     config = resolve(config, task)
     run = open_study("large_batch", config, console, task)
     task = first_examples(task, task.num_examples // config.batch_size * config.batch_size)

@@ -150,3 +150,18 @@ def standing(config, records: Sequence[Record], arm: str) -> Standing:
         kind = "helps" if mean(gain).value > 0 else "harms"
     closed = ratio_of_means(gain, gain - gap, scale="linear") if len(gain) == len(gap) else mean(np.array([]))
     return Standing(kind, mean(gain), mean(gap), closed, lost)
+
+
+def resolve_metric(text: str | None, names: Sequence[str]) -> str:
+    """The metric with its direction.
+
+    Example:
+        >>> resolve_metric(None, ["accuracy", "loss"]), resolve_metric(None, ["mse", "top_accuracy"]), resolve_metric("bleu>", ["bleu"])
+        ('accuracy>', 'top_accuracy>', 'bleu>')
+    """
+    if text is None:
+        best = next((name for name in names if name.endswith("accuracy")), "loss" if "loss" in names else names[0])
+        return f"{best}{'>' if best.endswith('accuracy') else '<'}"
+    if text[-1:] not in ("<", ">") or text[:-1].strip() not in names:
+        raise ValueError(f"--metric {text} must be one of {', '.join(names)}, with > if larger values are better, else <, as '{names[0]}<'.")
+    return text[:-1].strip() + text[-1]

@@ -1,116 +1,26 @@
 """The study: its flags, what it measures and in which order. Its question stands in the docstring of the package."""
 
 import dataclasses
-import itertools
-import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-import jax.numpy as jnp
-import numpy as np
 from rich.console import Console
 
-import jaxbatch as jb
-from experiments.harness import in_flight
-from experiments.harness.command_line import for_quick
-from experiments.harness.optimizers import kind_of, make_optimizer, quick_rates
-from experiments.harness.study import check_positive, open_study, run_study, show_results
-from experiments.harness.target import TargetConfig, num_updates, resolve_target
+from experiments.harness.rate_grid import GridConfig, measure_grid, resolve_grid
+from experiments.harness.study import open_study, run_study, show_results
 from experiments.harness.task import load_choosing_task
 from experiments.learning_rate_grid import __doc__ as question
 from experiments.learning_rate_grid import report
-from jaxbatch.results.records import RunFolder
-from jaxbatch.results.report import progress_bar
-from jaxbatch.training.goals import metric_names
-from jaxbatch.training.sweeps import start_states
 from jaxbatch.training.tasks import Task
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(TargetConfig):
+class Config(GridConfig):
     """Flags of the study."""
-
-    seeds: int = 3
-    """Number of seeds; each has its own initial weights and its own order of examples."""
-    learning_rates: tuple[float, ...] | None = None
-    """Learning rates that are tried at every batch size. Default: two in each power of ten, over the powers that suit the optimizer; from
-    0.001 to 1 for SGD, from 0.0001 to 0.1 for Adam."""
-    evaluations_per_epoch: int = 2
-    """Number of evaluations on the validation part in an epoch."""
 
 
 def resolve(config: Config, task: Task) -> Config:
     """Fills in what depends on the data set, shrinks for --quick, and checks."""
-    config = resolve_target(for_quick(config, learning_rates=quick_rates(config), seeds=2), task)
-    check_positive(config, "learning_rates")
-    return dataclasses.replace(config, learning_rates=tuple(sorted(set(config.learning_rates or kind_of(config).rates))))
-
-
-def file_of(run: RunFolder, batch_size: int) -> pathlib.Path:
-    """The file that keeps the runs of a size until they have finished."""
-    return run.path / f"in_flight_{batch_size}.msgpack"
-
-
-def measure_size(task: Task, config: Config, batch_size: int, run: RunFolder, progress) -> Iterator[dict]:
-    """Trains all rates and seeds at one batch size; keeps in the run folder what is needed to continue."""
-    shape = (len(config.learning_rates), config.seeds)
-    by_rate = make_optimizer(config)
-    path, after = file_of(run, batch_size), None
-    if path.exists():
-        rates, seeds = np.repeat(np.float32(config.learning_rates), config.seeds), [*range(config.seeds)] * shape[0]
-        start = start_states(task, by_rate, jnp.array(rates), seeds)
-        state, rest = in_flight.from_bytes(start, path.read_bytes())
-        after = {"state": state, **rest}
-    records = jb.tune_learning_rate(
-        task,
-        by_rate,
-        config.learning_rates,
-        batch_size=batch_size,
-        seeds=range(config.seeds),
-        duration=jb.steps(num_updates(config, task.num_examples, batch_size)),
-        goal=config.target,
-        evaluations_per_epoch=config.evaluations_per_epoch,
-        after=after,
-    )
-    bar = progress.add_task(f"B = {batch_size}, {shape[0] * shape[1]} runs", rate="")
-    before = after["batches"] if after else 0
-    for record in records:
-        for cell, (rate, seed) in zip(np.ndindex(shape), itertools.product(config.learning_rates, range(config.seeds)), strict=True):
-            yield {
-                "kind": "run",
-                "batch_size": batch_size,
-                "learning_rate": rate,
-                "seed": seed,
-                "updates": record["batches"],
-                "epoch": record["epoch"],
-                "loss": float(record["loss"][cell]),
-                **{f"validation_{name}": float(record[f"test_{name}"][cell]) for name in metric_names(task)},
-                "diverged_at_update": int(record["diverged_at_batch"][cell]),
-            }
-        rest = {key: record[key] for key in ("batches", "diverged_at_batch", "updates_to_goal")}
-        run.write(path.name, in_flight.to_bytes(record["state"], **rest))
-        fresh, before = record["batches"] - before, record["batches"]
-        rate = fresh * batch_size * shape[0] * shape[1] / record["train_seconds"]
-        progress.update(bar, completed=before, total=record["total_batches"], rate=f"{rate:,.0f} examples/s")
-    run.append({"kind": "size", "batch_size": batch_size, "updates": before})
-    path.unlink(missing_ok=True)
-    progress.remove_task(bar)
-
-
-def measure(config: Config, task: Task, run: RunFolder, console: Console) -> None:
-    """Makes the measurements that are not in the run folder yet."""
-
-    def identity(record):
-        return tuple(record.get(key) for key in ("batch_size", "learning_rate", "seed", "updates"))
-
-    known = {identity(record) for record in run.records}
-    with progress_bar(console) as progress:
-        for batch_size in sorted(config.batch_sizes, reverse=True):  # small sizes take longest
-            if run.find(kind="size", batch_size=batch_size):
-                file_of(run, batch_size).unlink(missing_ok=True)  # left by a kill right after the last record
-                continue
-            for record in measure_size(task, config, batch_size, run, progress):
-                if identity(record) not in known:
-                    run.append(record)
+    return resolve_grid(config, task)
 
 
 def study(config: Config, console: Console) -> None:
@@ -118,7 +28,7 @@ def study(config: Config, console: Console) -> None:
     task, _ = load_choosing_task(config)
     config = resolve(config, task)
     run = open_study("learning_rate_grid", config, console, task)
-    measure(config, task, run, console)
+    measure_grid(config, task, run, console)
     show_results(console, config, run, report)
 
 

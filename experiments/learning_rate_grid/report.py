@@ -8,41 +8,14 @@ from rich.console import Console
 
 from experiments.harness.goal_words import heading, in_short, in_words, is_share, show
 from experiments.harness.optimizers import optimizer_words
+from experiments.harness.rate_grid import results
 from experiments.harness.study import describe_setting, setting_of, size_cell, size_label
-from jaxbatch.advice.learning_rates import RateResult, rate_exponent
+from jaxbatch.advice.learning_rates import rate_exponent
 from jaxbatch.intervals import interval
 from jaxbatch.results import plots
 from jaxbatch.results.records import Record
 from jaxbatch.results.report import print_table
 from jaxbatch.training.goals import as_goal
-
-
-def results(config, records: Sequence[Record]) -> dict[int, RateResult]:
-    """The results of each batch size; sizes whose runs have not all finished are left out."""
-    finished = {record["batch_size"] for record in records if record["kind"] == "size"}
-    curves: dict[tuple, list[Record]] = {}
-    for record in records:
-        if record["kind"] == "run" and record["batch_size"] in finished:
-            key = (record["batch_size"], record["learning_rate"], record["seed"])
-            curves.setdefault(key, []).append(record)
-    rate_results, goal = {}, as_goal(config.target)
-    name, shape = f"validation_{goal.metric}", (len(config.learning_rates), config.seeds)
-    for size in sorted(finished):
-        to_goal, metric, diverged = np.full(shape, np.nan), np.full(shape, np.nan), np.zeros(shape, bool)
-        for cell in np.ndindex(shape):
-            rows = sorted(curves[size, config.learning_rates[cell[0]], cell[1]], key=lambda row: row["updates"])
-            hits = [row["updates"] for row in rows if row["diverged_at_update"] < 0 and row[name] is not None and goal.reached(row[name])]
-            to_goal[cell] = hits[0] if hits else np.nan
-            diverged[cell] = rows[-1]["diverged_at_update"] >= 0
-            metric[cell] = np.nan if diverged[cell] or rows[-1][name] is None else rows[-1][name]
-        rate_results[size] = RateResult(goal, tuple(config.learning_rates), to_goal, metric, diverged)
-    return rate_results
-
-
-def best_rates(config, records: Sequence[Record]) -> dict[int, float]:
-    """Maps batch size to its best rate; sizes at which every run diverged are left out."""
-    chosen = {size: result.best_rate for size, result in results(config, records).items()}
-    return {size: rate for size, rate in chosen.items() if rate is not None}
 
 
 def print_tables(console: Console, config, records: Sequence[Record], provenance: Record) -> None:

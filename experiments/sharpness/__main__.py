@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from experiments.critical_batch_size.report import best_rates
 from experiments.harness.command_line import for_quick
 from experiments.harness.optimizers import kind_of
 from experiments.harness.resuming import append_missing, is_whole
@@ -16,6 +15,7 @@ from experiments.sharpness import __doc__ as question
 from experiments.sharpness import figure, report
 from experiments.sharpness.measures import continued, line, solution, way_point
 from experiments.sharpness.training import Setup, choose_rate, find_states, train
+from jaxbatch.advice.full_sweep import best_rates
 from jaxbatch.results.records import Record, RunFolder
 from jaxbatch.results.report import progress_bar
 from jaxbatch.training.goals import as_goal
@@ -102,7 +102,7 @@ def measure(config: Config, task: Task, test_data, run: RunFolder, console: Cons
             if not is_whole(run.find(kind="sweep", batch_size=size), learning_rate=rates, seed=seeds):
                 append_new(run, choose_rate(config, task, size, seeds))
             progress.update(bar, advance=1)
-        best = best_rates(run.records)
+        best = best_rates(run.find(kind="sweep"))
         if not set(sizes) <= set(best):
             return  # the report says that the target was not reached
         setup = Setup(config, task, test_data, {size: best[size][0] for size in sizes})

@@ -3,10 +3,10 @@
 import pathlib
 from collections.abc import Sequence
 
-from experiments.critical_batch_size.report import best_rates
 from experiments.harness.optimizers import optimizer_words
 from experiments.harness.study import setting_of
-from experiments.sharpness.report import held_out_metric, solutions, stability_limit, title_of
+from experiments.sharpness.report import held_out_metric, solutions, stability_limit, sweep_of, title_of
+from jaxbatch.advice.full_sweep import best_rates
 from jaxbatch.intervals import Interval, interval
 from jaxbatch.results import plots
 from jaxbatch.results.records import Record
@@ -49,7 +49,7 @@ def _curve(axes, values: dict[float, Interval], color: str, label: str, **style)
 
 
 def _largest_eigenvalue(config, records, axes, sizes) -> None:
-    rates = {size: rate for size, (rate, _) in best_rates(records).items()}
+    rates = {size: rate for size, (rate, _) in best_rates(sweep_of(records)).items()}
     for size, color in zip(sizes, plots.COLORS, strict=False):
         on_way = [row for row in records if row["kind"] == "way" and (row["batch_size"] == size or row["stage"] == 0)]
         ends = [row for row in records if row["kind"] == "solution" and row["batch_size"] == size and row["comparison"] == "epochs"]

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 from rich.console import Console
 
-from experiments.critical_batch_size.report import best_rates
 from experiments.harness.optimizers import heavy_ball, optimizer_words
 from experiments.harness.study import describe_setting
+from jaxbatch.advice.full_sweep import best_rates
 from jaxbatch.gradients.split import largest_stable_curvature
 from jaxbatch.intervals import Interval, interval, ratio_of_means
 from jaxbatch.results.records import Record, as_number
@@ -15,6 +15,11 @@ from jaxbatch.results.report import print_table
 from jaxbatch.training.goals import as_goal
 
 ROUNDING = 1e-5  # of the largest eigenvalue: a smallest one above minus this may be 0
+
+
+def sweep_of(records: Sequence[Record]) -> list[Record]:
+    """The rows of the sweep."""
+    return [record for record in records if record["kind"] == "sweep"]
 
 
 def title_of(config, comparison: str) -> str:
@@ -87,7 +92,7 @@ def is_no_minimum(row: Record) -> bool:
 def print_tables(console: Console, config, records: Sequence[Record], provenance: Record) -> None:
     """The rates, then both comparisons."""
     describe_setting(console, config, provenance, optimizer_words(config), f"rates chosen by updates to {config.target}")
-    rates, metric = {size: rate for size, (rate, _) in best_rates(records).items()}, as_goal(config.target).metric
+    rates, metric = {size: rate for size, (rate, _) in best_rates(sweep_of(records)).items()}, as_goal(config.target).metric
     for comparison in ("epochs", "loss"):
         pairs, rows = solutions(records, comparison), []
         for position, size in enumerate((config.small_batch_size, config.large_batch_size)):
@@ -115,7 +120,7 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
 
 def verdict(config, records: Sequence[Record]) -> list[str]:
     """Whether the large batch's solutions are sharper, and whether they are local minima, as far as the numbers allow."""
-    best = best_rates(records)
+    best = best_rates(sweep_of(records))
     missing = [size for size in (config.small_batch_size, config.large_batch_size) if size not in best]
     if missing:
         return [f"No rate reached {config.target} with every seed at B = {', '.join(map(str, missing))}: nothing to compare. Raise --max-epochs."]
