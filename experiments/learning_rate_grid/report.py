@@ -8,7 +8,7 @@ from rich.console import Console
 
 from experiments.harness.goal_words import heading, in_short, in_words, is_share, show
 from experiments.harness.optimizers import optimizer_words
-from experiments.harness.rate_grid import results
+from experiments.harness.rate_grid import best_rates, results
 from experiments.harness.study import describe_setting, setting_of, size_cell, size_label
 from jaxbatch.advice.learning_rates import rate_exponent
 from jaxbatch.intervals import interval
