@@ -7,13 +7,13 @@ from rich.console import Console
 
 
 def studies() -> dict[str, tuple[str, list[str]]]:
-    """Maps each study's name to its question (its docstring's first line) and its commands with times. Imports no study."""
+    """Maps each study's name to its question (the first line of its folder's docstring) and its commands with times. Imports no study."""
     by_name = {}
-    for path in sorted(pathlib.Path(__file__).parent.glob("*.py")):
+    for path in sorted(pathlib.Path(__file__).parent.glob("*/__init__.py")):
         text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         commands = [line.strip() for line in text.splitlines() if line.strip().startswith("python -m experiments.")]
         if commands:
-            by_name[path.stem] = (text.splitlines()[0], commands)
+            by_name[path.parent.name] = (text.splitlines()[0], commands)
     return by_name
 
 

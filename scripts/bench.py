@@ -28,7 +28,7 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # works from a checkout that is not installed
 os.environ.setdefault("PYTHONPATH", sys.path[0])  # for the processes that it starts
 
-from experiments.environment import settle
+from experiments.harness.environment import settle
 
 if __name__ == "__main__":
     settle()
@@ -40,7 +40,7 @@ from bench_commands import Command
 from rich.console import Console
 from side_by_side import report
 
-from experiments.command_line import one_line_errors
+from experiments.harness.command_line import one_line_errors
 
 
 def finite(row: dict) -> dict:

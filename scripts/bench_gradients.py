@@ -7,7 +7,7 @@ from side_by_side import IN_A_ROW, MOMENTUM, RATE, in_a_row, make_rows, random_t
 from torch_peer import is_installed
 
 import jaxbatch as jb
-from experiments.split_backward_steps import make_masked_step
+from experiments.split_backward.steps import make_masked_step
 from jaxbatch.gradients.groups import check_num_groups
 from jaxbatch.training.steps import init_state
 

@@ -16,7 +16,7 @@ import numpy as np
 import tyro
 
 import experiments  # noqa: F401 (loads JAX without a message)
-from experiments.command_line import one_line_errors
+from experiments.harness.command_line import one_line_errors
 from jaxbatch.data.official import verify
 from jaxbatch.data.published import CIFAR
 

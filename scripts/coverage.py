@@ -14,9 +14,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 import jaxbatch as jb
-from experiments.advise_verify import regret
-from experiments.gradient_smoothness_report import error_slope
-from experiments.large_batch_records import standing
+from experiments.advise.verify import regret
+from experiments.gradient_smoothness.report import error_slope
+from experiments.large_batch.records import standing
 from jaxbatch.advice.branches import critical_of_branches
 from jaxbatch.advice.learning_rates import RateResult
 from jaxbatch.gradients.part_norms import BatchNoise, NoiseMonitor, WithNoise

@@ -4,10 +4,13 @@ import re
 
 import numpy as np
 
-from experiments import adabatch_report, convergence_report, critical_batch_size_report, large_batch_records, learning_rate_grid_report
-from experiments.large_batch_report import percent
-from experiments.split_backward_records import cost_ratio, final, num_lost, rate_of, to_target
-from experiments.split_backward_verdict import against, examples_ratio, paired
+from experiments.convergence import report as convergence_report
+from experiments.critical_batch_size import report as critical_batch_size_report
+from experiments.harness import arms, rate_grid
+from experiments.large_batch import records as large_batch_records
+from experiments.large_batch.report import percent
+from experiments.split_backward.records import cost_ratio, final, num_lost, rate_of, to_target
+from experiments.split_backward.verdict import against, examples_ratio, paired
 from jaxbatch.advice.learning_rates import rate_exponent
 from jaxbatch.intervals import Interval, interval
 from jaxbatch.training.goals import as_goal
@@ -74,7 +77,7 @@ def worst_at_one_rate(name: str, arm: str) -> float:
 def best_rates() -> dict[str, float]:
     """The best rate of each size on MNIST, by name `b<size>`."""
     run = read("learning_rate_grid/mnist")
-    return {f"b{size}": rate for size, rate in learning_rate_grid_report.best_rates(run.config, run.records).items()}
+    return {f"b{size}": rate for size, rate in rate_grid.best_rates(run.config, run.records).items()}
 
 
 def rates_stop_growing() -> bool:
@@ -86,7 +89,7 @@ def rates_stop_growing() -> bool:
 def grid_exponent() -> Interval:
     """The exponent by which the best rate grows with the batch, over all sizes."""
     run = read("learning_rate_grid/mnist")
-    return rate_exponent(learning_rate_grid_report.results(run.config, run.records))
+    return rate_exponent(rate_grid.results(run.config, run.records))
 
 
 def exponents() -> dict[str, float]:
@@ -99,14 +102,14 @@ def exponents() -> dict[str, float]:
 def grid_updates(size: int) -> Interval:
     """The updates to the target of a size at its best rate, in the runs of the grid."""
     run = read("learning_rate_grid/mnist")
-    result = learning_rate_grid_report.results(run.config, run.records)[size]
+    result = rate_grid.results(run.config, run.records)[size]
     return interval(result.updates_to_goal[result.best])
 
 
 def grid_reaches(size: int) -> bool:
     """Whether every run of a size at its best rate reaches the target."""
     run = read("learning_rate_grid/mnist")
-    result = learning_rate_grid_report.results(run.config, run.records)[size]
+    result = rate_grid.results(run.config, run.records)[size]
     return bool(np.isfinite(result.updates_to_goal[result.best]).all())
 
 
@@ -189,7 +192,7 @@ def accuracy_of(name: str, arm: str) -> Interval:
 def last_errors(name: str, one: str, other: str) -> Interval:
     """The difference of two arms of AdaBatch in test error after the last epoch, in points, seed by seed."""
     run = read(f"adabatch/{name}")
-    ends = [adabatch_report.errors(run.config, run.records, arm)[:, -1] for arm in (one, other)]
+    ends = [arms.errors(run.config, run.records, arm)[:, -1] for arm in (one, other)]
     return interval(ends[0] - ends[1])
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 import experiments  # noqa: F401 (loads JAX without a message)
 import jaxbatch as jb
-from experiments.command_line import one_line_errors, parse
+from experiments.harness.command_line import one_line_errors, parse
 
 
 @dataclasses.dataclass(frozen=True)

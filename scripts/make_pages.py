@@ -16,12 +16,12 @@ import tempfile
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # works from a checkout that is not installed
 
-from experiments.environment import settle
+from experiments.harness.environment import settle
 
 if __name__ == "__main__":
     settle()
 
-from experiments.command_line import one_line_errors
+from experiments.harness.command_line import one_line_errors
 from scripts import measured_runs, measured_score, page_figures
 from scripts.page_blocks import is_kept, pages, write_blocks
 from scripts.page_findings import SENTENCES

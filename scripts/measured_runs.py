@@ -94,15 +94,15 @@ def read(name: str) -> Run:
     with tempfile.TemporaryDirectory() as folder:
         unpack(kept, pathlib.Path(folder))
         records = read_records(pathlib.Path(folder))
-    study = importlib.import_module(f"experiments.{about['study']}")
+    study = importlib.import_module(f"experiments.{about['study']}.__main__")
     fields = {key: tuple(value) if isinstance(value, list) else value for key, value in about["config"].items() if key != "jaxbatch"}
     unknown = set(fields) - {field.name for field in dataclasses.fields(study.Config)}
     if unknown:
         raise ValueError(
             f"{kept / 'config.json'}: the study has no {', '.join(sorted(unknown))}. Rename the field there as it was renamed in the study."
         )
-    report = importlib.import_module(f"experiments.{about['study']}_report")
-    figure = f"experiments.{about['study']}_figure"
+    report = importlib.import_module(f"experiments.{about['study']}.report")
+    figure = f"experiments.{about['study']}.figure"
     drawing = importlib.import_module(figure) if importlib.util.find_spec(figure) else report
     return Run(name, study.Config(**fields), records, about["provenance"], report, drawing)
 

@@ -7,7 +7,8 @@ import tempfile
 
 from PIL import Image
 
-from experiments import adabatch_figures, adabatch_report
+from experiments.adabatch import report as adabatch_report
+from experiments.adabatch_figures import __main__ as adabatch_figures
 from jaxbatch.results.plots import FINGERPRINT
 from jaxbatch.results.records import RunFolder
 from scripts import measured_runs

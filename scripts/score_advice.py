@@ -17,7 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # works from a checkout that is not installed
 
-from experiments.environment import settle
+from experiments.harness.environment import settle
 
 if __name__ == "__main__":
     settle()
@@ -29,10 +29,11 @@ import numpy as np
 from score_table import print_score
 
 import jaxbatch as jb
-from experiments import advise_records
-from experiments.advise_verify import JUDGING_SEEDS, RUN, by_setting, mean_costs, regret, run_sweep, sweep_size
-from experiments.resuming import is_whole, missing
+from experiments.advise import records as advise_records
+from experiments.advise.verify import JUDGING_SEEDS, regret
+from experiments.harness.resuming import is_whole, missing
 from jaxbatch.advice.advice import cost_of_update
+from jaxbatch.advice.full_sweep import RUN, by_setting, mean_costs, run_sweep, sweep_size
 from jaxbatch.advice.probes import even_looks
 from jaxbatch.intervals import Interval
 

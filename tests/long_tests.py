@@ -1,4 +1,4 @@
-"""Which tests are long and which are slow: those that took more than 1.5 and 4 seconds of processor time when all were last timed.
+"""Which tests are long and which are slow: those that took more than 1.5 and 3 seconds of processor time when all were last timed.
 
 python -m pytest -n 2                                what is neither, for work in progress: about ten minutes on two cores
 python -m pytest -n 2 -m long                        what is long, which CI runs too
@@ -15,7 +15,7 @@ import time
 
 import pytest
 
-LONG, SLOW = 1.5, 4.0  # seconds of processor time
+LONG, SLOW = 1.5, 3.0  # seconds of processor time
 LISTS = {"long": pathlib.Path(__file__).with_suffix(".txt"), "slow": pathlib.Path(__file__).with_name("slow_tests.txt")}
 
 _NAME, _BEGUN = "processor seconds", pytest.StashKey[float]()

@@ -8,7 +8,7 @@ import pytest
 
 import jaxbatch as jb
 from jaxbatch.augment import crop_and_flip, example_keys
-from tests.test_loops import convolution_task
+from tests.training.test_loops import convolution_task
 
 
 def by_hand(key, image, padding, flip):

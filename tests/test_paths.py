@@ -9,7 +9,10 @@ import optax
 import pytest
 
 import jaxbatch as jb
-from experiments import adabatch_figures, cross_check, nose_game, split_backward
+from experiments.adabatch_figures import __main__ as adabatch_figures
+from experiments.cross_check import __main__ as cross_check
+from experiments.nose_game import __main__ as nose_game
+from experiments.split_backward import __main__ as split_backward
 from jaxbatch.paths import cache_folder, local_path
 from jaxbatch.results.records import open_run
 

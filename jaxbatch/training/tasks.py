@@ -104,6 +104,28 @@ def tokens_seen(task: Task, num_examples: int) -> dict[str, int]:
     return {} if task.tokens_per_example is None else {"tokens": num_examples * int(task.tokens_per_example)}
 
 
+def first_examples(task: Task, count: int) -> Task:
+    """The task on the first of its training examples.
+
+    Args:
+        task: its training data are arrays.
+        count: how many are kept.
+
+    Raises:
+        ValueError: the data are a stream, or there are not so many examples.
+
+    Example:
+        >>> task = Task(lambda key: None, lambda params, batch: batch, None, np.arange(5), None)
+        >>> first_examples(task, 3).train_data
+        array([0, 1, 2])
+    """
+    if is_stream(task.train_data):
+        raise ValueError("train_data are a stream, which gives all its examples. Give arrays.")
+    if not 1 <= count <= task.num_examples:
+        raise ValueError(f"count={count} must be between 1 and {task.num_examples}, the number of training examples.")
+    return task._replace(train_data=jax.tree.map(lambda leaf: leaf[:count], task.train_data))
+
+
 def smallest(*sizes: int | None) -> int | None:
     """The smallest size; None stands for no bound.
 

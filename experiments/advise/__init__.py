@@ -1,0 +1,13 @@
+"""Which batch size should I train with, and which learning rate?
+
+The study times an update at several batch sizes and makes short runs, each at one batch size and rate, until a goal such as 95%
+accuracy. It chooses the runs one after another, fits a model of the updates to all of them, and recommends the setting that
+reaches the goal soonest (or with the fewest examples). Runs are judged on a sixth of the training set that is held out.
+--verify also makes the full sweep (sizes × rates × seeds), and compares the cost of the advised setting with that of its best.
+
+    python -m experiments.advise                      about a minute
+    python -m experiments.advise --dataset mnist --model mlp --optimizer adamw
+    python -m experiments.advise --verify             about 10 minutes
+
+The measured answer is in docs/advice.md.
+"""
