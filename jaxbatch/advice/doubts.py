@@ -46,7 +46,7 @@ def check_not_there_yet(programs: RunPrograms, state: TrainState, goal: Goal) ->
     Raises:
         ValueError: it has reached the goal already.
     """
-    value = float(programs.test()(programs.data(1)[1], state)[goal.metric])
+    value = float(programs.test()(programs.data(jax.devices()[:1])[1], state)[goal.metric])
     if goal.reached(value):
         raise ValueError(f"goal={str(goal)!r} is reached before training, at {goal.metric} {value:.4g}. Take a goal that has to be learned.")
     return value

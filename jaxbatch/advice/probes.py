@@ -151,7 +151,8 @@ class ProbePrograms:
         state = self._start(seed)
         if self._make is None:
             return state._replace(opt_state=state.opt_state._replace(learning_rate=jnp.asarray(learning_rate, jnp.float32)))
-        return state._replace(opt_state=as_arrays(self.at(learning_rate).optimizer.init(state.params)))
+        # As arrays all together: an optimizer may keep the parameters themselves, and a program that reuses memory cannot be given one array twice.
+        return as_arrays(state._replace(opt_state=self.at(learning_rate).optimizer.init(state.params)))
 
 
 class Prober(NamedTuple):
@@ -178,7 +179,9 @@ class Prober(NamedTuple):
         best, better = (-math.inf, max) if self.goal.above else (math.inf, min)
         before = 0
         sums = np.zeros(3)  # measurements, signal, trace
-        for record in until_reached(fit_with(programs, config, state), self.goal):
+        records = until_reached(fit_with(programs, config, state), self.goal)
+        del state  # the run frees it after its first step
+        for record in records:
             value, updates, reached = self.goal.in_record(record), record["updates"], record["reached"]
             best = best if math.isnan(value) else better(best, value)
             if record.get("noise_measurements"):

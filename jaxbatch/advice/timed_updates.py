@@ -18,6 +18,7 @@ from jaxbatch.data.streams import Stream, is_stream
 from jaxbatch.gradients.updates import Optimizer, check_optimizer
 from jaxbatch.kinds import checked
 from jaxbatch.machine.timing import timed_rounds
+from jaxbatch.states import as_arrays
 from jaxbatch.training.devices import find_devices
 from jaxbatch.training.run_programs import RunPrograms
 from jaxbatch.training.steps import TrainState, init_state, start_shapes
@@ -110,9 +111,11 @@ def time_updates(
     say = on_progress or (lambda message: None)
     data, num_examples = programs.task.train_data, programs.task.num_examples
     streamed = is_stream(data)
+    if not streamed:
+        data = programs.data(settings.get("devices") or jax.devices()[:1])[0]  # as in training, which moves them there once
     if streamed and not loading:
         data = _Ready(data)
-    order, kept = np.asarray(epoch_order(0, 0, num_examples)), [start()]
+    order, kept = np.asarray(epoch_order(0, 0, num_examples)), [as_arrays(start())]
 
     def updates(size: int, count: int) -> Callable[[], Any]:
         say(f"timing an update at B = {size}")

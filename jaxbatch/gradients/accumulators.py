@@ -85,13 +85,17 @@ def state_in_turn(update_model_state: Callable[[PyTree, PyTree], PyTree], model_
 
 def next_model_state(update_model_state: Callable[[PyTree, PyTree], PyTree], model_state: PyTree, aux: PyTree) -> PyTree:
     """``update_model_state(model_state, aux)``; one that takes other arguments, or returns another form of state, raises an error that says so."""
-    if not jax.tree.leaves(aux):
-        raise ValueError("update_model_state needs the aux that loss_fn returns, but it holds no array: return in it what the state is made of.")
+    _check_aux(aux)
     state = call_function("update_model_state", update_model_state, model_state, aux, gets="the model's state and the aux of loss_fn")
     change = difference(state, model_state)
     if change is not None:
         raise ValueError(f"update_model_state must return a state of the form that it got, and what it returned {change}.")
     return state
+
+
+def _check_aux(aux: PyTree) -> None:
+    if not jax.tree.leaves(aux):
+        raise ValueError("update_model_state needs the aux that loss_fn returns, but it holds no array: return in it what the state is made of.")
 
 
 def update_in_turn(update_model_state: Callable[[PyTree, PyTree], PyTree], model_state: PyTree, aux: PyTree) -> PyTree:
@@ -101,20 +105,21 @@ def update_in_turn(update_model_state: Callable[[PyTree, PyTree], PyTree], model
         >>> update_in_turn(lambda old, new: 10 * old + new, jnp.array(1), jnp.array([2, 3])).item()
         123
     """
+    _check_aux(aux)
     return lax.scan(lambda old, one: (next_model_state(update_model_state, old, one), None), model_state, aux)[0]
 
 
 def measure_part(loss: Loss, params: PyTree, part: PyTree, mask: Bool[Array, "m"] | None = None) -> Measured:
     """The gradient of a part's summed loss, and what else is known after it; ``mask`` is False for fillers."""
 
-    def loss_sum(p):
+    def summed(p):
         with own_examples(mask):
             losses, aux = loss(p, part)
         # Fillers repeat real examples, so that no zero meets a value that is not finite.
         losses = losses if mask is None else jax.tree.map(lambda leaf: jnp.where(mask, leaf, 0), losses)
         return widen(totals(losses)).sum(), (losses, aux)
 
-    total, pull_back, (losses, aux) = jax.vjp(loss_sum, params, has_aux=True)
+    total, pull_back, (losses, aux) = jax.vjp(summed, params, has_aux=True)
     gradient = _gradient_of_sum(total, pull_back, losses, params)
     return Measured(widen(gradient), losses, aux, None if mask is None else mask.sum(dtype=jnp.int32))
 

@@ -14,11 +14,8 @@ from jaxbatch.batches import steps_per_epoch
 from jaxbatch.kinds import check_fields
 from jaxbatch.states import as_arrays, difference
 
-_NOT_MEASURED = {
-    "total_batches",
-    "diverged",
-    "diverged_at_batch",
-}  # of a record; and what the clock says: the same run would choose other sizes another time
+# Of a record, besides what the clock says: with that the same run would choose other sizes another time.
+_NOT_MEASURED = {"total_batches", "diverged", "diverged_at_batch"}
 
 
 class BatchSizePolicy(NamedTuple):
@@ -30,7 +27,8 @@ class BatchSizePolicy(NamedTuple):
     ``measured`` is that record: its ``loss``, ``epoch``, ``batches``, ``examples``, ``updates``, ``batch_size``, ``test_<name>`` of every metric,
     and with a monitor what it says of the noise, from ``noise_signal`` to ``noise_scale_average_high``, None where nothing was
     measured. It has no times, so that a run can be repeated. ``sizes`` are all sizes that the policy may name: those that may come next are
-    compiled in the background, as the sizes of a schedule are.
+    compiled in the background, as the sizes of a schedule are. An error in ``next`` comes after the record, whose state then still has the size
+    before. A duration of 2.5 epochs ends after half of *all* examples of the third epoch, because nobody knows which of them fill batches.
 
     ``learning_rate(state, batch_size)``, if given, is the rate of the batches that follow. It takes the place of ``learning_rate`` in the state of
     the optimizer, which must be made by ``optax.inject_hyperparams``. Without it the rate is as the optimizer has it:

@@ -5,7 +5,7 @@ Axes: S steps.
 
 import functools
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -17,9 +17,9 @@ from jaxbatch.kinds import check_fields, checked
 from jaxbatch.machine.compiling import Programs
 from jaxbatch.training.devices import find_devices
 from jaxbatch.training.divergence import judge, skips_nonfinite
-from jaxbatch.training.plan_machine import make_look_ahead, make_plan
+from jaxbatch.training.plan_machine import Plan, make_look_ahead, make_plan
 from jaxbatch.training.plans import FitConfig, advance, settled
-from jaxbatch.training.run_fields import put_back, take_out
+from jaxbatch.training.run_fields import RunFields, put_back, take_out
 from jaxbatch.training.run_programs import RunPrograms
 from jaxbatch.training.steps import TrainState
 from jaxbatch.training.tasks import Task, tokens_seen
@@ -80,7 +80,9 @@ def fit(task: Task, config: FitConfig, *, state: TrainState | None = None) -> It
         [1.4062, 0.8203, 0.6738]
     """
     check_fields(config)
-    yield from fit_with(RunPrograms(task, config.optimizer), config, state)
+    records = fit_with(RunPrograms(task, config.optimizer), config, state)
+    del task, state  # what the run no longer needs, such as a given state after its first step, must be free to go
+    yield from records
 
 
 def fit_with(shared: RunPrograms, config: FitConfig, state: TrainState | None) -> Iterator[dict[str, Any]]:
@@ -95,7 +97,7 @@ def fit_with(shared: RunPrograms, config: FitConfig, state: TrainState | None) -
     skips = functools.cache(lambda: skips_nonfinite(config.optimizer, state.params))  # type: ignore[union-attr]  # of the loop: no longer None
     settings: dict[str, Any] = {"devices": find_devices(config.num_devices), "parallel": config.parallel, "monitor": config.monitor}
     cut_of = shared.cuts(config, state.params, frozenset(plan.batch_sizes))
-    shapes, (train_data, test_data) = jax.eval_shape(lambda: state), shared.data(config.num_devices)  # shapes, as arrays would stay alive
+    shapes, (train_data, test_data) = jax.eval_shape(lambda: state), shared.data(settings["devices"])  # shapes, as arrays would stay alive
     with Programs(lambda key: shared.epoch(shapes, *key, cut=cut_of(key[1]), **settings)) as programs:
         used, started = set[tuple[int, int]](), time.perf_counter()
         total, look_ahead = fields.progress.batches + plan.batches_left(*fields.now), make_look_ahead(plan, *fields.now)
@@ -116,10 +118,8 @@ def fit_with(shared: RunPrograms, config: FitConfig, state: TrainState | None) -
             state, losses = jax.block_until_ready(program.run(state, train_data, indices, (config.seed, segment.epoch)))
             seconds = time.perf_counter() - started
             losses, noise_fields = fields.noise.read(losses)
-            progress, losses = (
-                advance(fields.progress, segment),
-                jax.device_get(losses),
-            )  # to the host: on the device each length needs another program
+            losses = jax.device_get(losses)  # to the host: on the device each length needs another program
+            progress = advance(fields.progress, segment)
             loss, bad = judge(losses, bool(is_finite(state)), skips)
             record = {
                 "batches": progress.batches,
@@ -138,12 +138,24 @@ def fit_with(shared: RunPrograms, config: FitConfig, state: TrainState | None) -
                 "diverged": bad is not None,
                 "diverged_at_batch": None if bad is None else progress.batches - count + bad,
             }
-            fields = fields._replace(progress=progress, choice=fields.choice if bad is not None else plan.react(fields.choice, record))
+            fields, error = _after(plan, fields._replace(progress=progress), record)
             total = total if plan.is_fixed else progress.batches + plan.batches_left(*fields.now)
             yield record | {"total_batches": total, "state": put_back(fields, state)}
             used.add(key)
+            if error is not None:
+                raise error
             if bad is not None:
                 return
+
+
+def _after(plan: Plan, fields: RunFields, record: Mapping[str, Any]) -> tuple[RunFields, Exception | None]:
+    """What a run knows after a record, and the error of its policy, if it made one: it is raised after the record, which is not lost."""
+    if record["diverged"]:
+        return fields, None
+    try:
+        return fields._replace(choice=plan.react(fields.choice, record)), None
+    except Exception as error:  # the policy is the user's own function
+        return fields, error
 
 
 def _compile_now(programs: Programs, keys: Iterable[tuple[int, int]]) -> None:

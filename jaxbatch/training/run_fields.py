@@ -48,7 +48,12 @@ def take_out(plan: Plan, config: FitConfig, num_examples: int, state: TrainState
     """
     noise = track_noise(config.monitor, state, plan.batch_sizes)
     fields = RunFields(*begin_or_go_on(plan, config, num_examples, state), noise)
-    return fields, state._replace(**dict.fromkeys(written(fields, 0), ()))  # type: ignore[arg-type]
+    return fields, without_run(state)
+
+
+def without_run(state: TrainState) -> TrainState:
+    """A state as steps take it: parameters, optimizer and model, nothing of the run that it comes from."""
+    return state._replace(progress=(), noise=(), policy=())
 
 
 def put_back(fields: RunFields, state: TrainState) -> TrainState:

@@ -18,7 +18,7 @@ from jaxbatch.gradients.updates import Optimizer
 from jaxbatch.states import as_arrays
 from jaxbatch.training.cut import choose_cut
 from jaxbatch.training.cut_check import check_parts
-from jaxbatch.training.devices import Parallel, find_devices, put_data
+from jaxbatch.training.devices import Parallel, put_data
 from jaxbatch.training.divergence import make_check, which_are_finite
 from jaxbatch.training.epochs import compile_task_epoch
 from jaxbatch.training.evaluation import choose_evaluation_size, make_test
@@ -149,9 +149,9 @@ class RunPrograms:
         watched = which_are_finite(start)
         return self._of_task(("is finite", watched), lambda: make_check(watched))
 
-    def data(self, num_devices: int) -> tuple[Any, Any]:
+    def data(self, devices: Sequence[jax.Device]) -> tuple[Any, Any]:
         """Training and test data on their devices, once for all runs: NumPy's would be moved for each record."""
-        devices = find_devices(num_devices)
+        devices = list(devices)
         both = lambda: (put_data(self.task.train_data, devices), put_data(self.task.test_data, devices[:1]))
         return self._of_task(("data", tuple(devices)), both)
 

@@ -191,6 +191,8 @@ def make_train_step(
         >>> float(state.params), int(state.step), losses.tolist()
         (1.0, 1, [0.5, 4.5])
     """
+    if cut_to_measure is not None and update_model_state is not None:
+        raise ValueError(f"cut_to_measure={cut_to_measure} would change how often update_model_state is called: leave one of them out.")
     cut = Cut(batch_size, num_groups or 1, microbatch_size=microbatch_size, axis=axis, to_measure=cut_to_measure)
     return _make_step(Loss(loss_fn, update_model_state is not None), optimizer, cut, update_model_state, monitor)
 

@@ -10,6 +10,7 @@ import pytest
 
 import jaxbatch as jb
 from jaxbatch.advice.probes import ProbePrograms, Prober, make_adjustable
+from jaxbatch.advice.timed_updates import time_updates
 from jaxbatch.training.steps import start_shapes
 from tests.conftest import shapes_unchecked
 
@@ -157,3 +158,11 @@ def test_what_makes_no_optimizer_is_one_line(name, message):
 )
 def test_numbers_that_are_checked_may_be_traced(function):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), jax.jit(function)(0.3), function(0.3))
+
+
+def test_advice_times_an_optimizer_that_keeps_the_parameters_with_a_schedule_that_is_not_traced():
+    keeps = lambda rate: optax.contrib.prodigy(optax.warmup_cosine_decay_schedule(0.0, rate, 2, 400))
+    programs = ProbePrograms(TASK, make_adjustable(keeps, 0.1, start_shapes(TASK)), 0.1)
+    start = lambda: programs.start(0.1, seed=0)
+    times = time_updates(programs.at(0.1), start, [8], rounds=2, seconds_per_timing=1e-4)
+    assert times.seconds[8] > 0

@@ -1,5 +1,7 @@
 """A run that goes on with another batch size: every example of an epoch comes once, and the records count what was seen."""
 
+import weakref
+
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -105,3 +107,13 @@ def test_progress_survives_a_state_of_32_bits(epoch, offset, batches, examples):
     progress = Progress(epoch, offset, batches, examples)
     assert read_progress(jnp.asarray(write_progress(progress, 5)), 5) == progress
     assert read_progress(jnp.asarray(write_progress(progress, 5)), 6) is None and read_progress((), 5) is None
+
+
+def test_a_given_state_is_freed_after_its_first_step():
+    task = count_task(16)
+    state = go_on(task, 4, jb.steps(2))["state"]
+    alive = weakref.ref(state.params)
+    records = jb.fit(task, jb.FitConfig(optax.sgd(1.0), 4, jb.epochs(3), seed=3), state=state)
+    del state
+    next(records)
+    assert alive() is None and next(records)["batches"] > 0

@@ -191,3 +191,18 @@ def test_a_checkpoint_from_before_there_were_policies_is_read(tmp_path):
     rest = list(jb.fit_with_checkpoints(TASK, config, tmp_path))
     assert len(rest) == 2 and [*map(bits, rest)] == [*map(bits, records[3:])]
     assert json.loads((tmp_path / "about.json").read_text()) == about
+
+
+def test_an_error_of_a_policy_comes_after_the_record_which_is_not_lost():
+    def follow(state, measured):
+        if measured["batches"] > 6:
+            raise RuntimeError("no more")
+        return state, 4
+
+    config = jb.FitConfig(optax.sgd(0.1), jb.BatchSizePolicy(lambda: ((), 4), follow, (4,)), jb.epochs(3))
+    records = jb.fit(TASK, config)
+    first, second = next(records), next(records)
+    with pytest.raises(RuntimeError, match="no more"):
+        next(records)
+    assert (first["batches"], second["batches"]) == (6, 12)
+    assert int(second["state"].policy.batch_size) == 4 and second["state"].progress.tolist()[0] == 12

@@ -149,3 +149,16 @@ def test_a_fit_traces_a_loss_no_more_than_it_must(name):
     if settings.get("monitor"):  # what has passed is not looked at again
         next(jb.fit(task, jb.FitConfig(optax.sgd(0.1), 8, jb.steps(2), **settings)))
         assert len(calls) == 2 * expected - 2
+
+
+@pytest.mark.parametrize("num_groups", [1, 2])
+def test_a_state_that_nothing_is_returned_for_is_refused(num_groups):
+    loss_fn = lambda w, x: ((w * x) ** 2, {})
+    task = jb.Task(lambda key: (jnp.ones(()), jnp.zeros(())), loss_fn, None, jnp.ones(8), None, update_model_state=lambda old, aux: old)
+    with pytest.raises(ValueError, match="update_model_state needs the aux"):
+        next(jb.fit(task, jb.FitConfig(optax.sgd(0.1), 4, jb.epochs(1), num_groups=num_groups)))
+
+
+def test_a_finer_cut_to_measure_is_refused_where_it_would_change_the_state():
+    with pytest.raises(ValueError, match="cut_to_measure=2 would change how often"):
+        jb.make_train_step(lambda w, x: w * x, optax.sgd(0.1), 4, cut_to_measure=2, update_model_state=lambda old, aux: old)
