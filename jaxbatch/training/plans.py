@@ -28,15 +28,16 @@ class FitConfig(NamedTuple):
     with a schedule is an optax schedule inside ``optimizer``, which counts updates: ``num_groups`` of them a batch. A
     :class:`jaxbatch.BatchSizePolicy` names the size of the batches up to the next record from what the last one shows.
     ``evaluations_per_epoch`` says how often a record is made; it changes no number of the training itself.
-    ``microbatch_size`` bounds the examples that a device works on at a time. The gradient of a larger batch is accumulated, and
-    the schedule does not change. ``num_devices`` devices share every batch; ``parallel`` (``"jit"`` or ``"pmap"``) says how
+    ``microbatch_size`` bounds the examples that a device works on at a time. The gradient of a larger batch is accumulated, and the
+    schedule does not change. ``num_devices`` devices share every batch; ``parallel`` (``"jit"`` or ``"pmap"``) says how
     (:mod:`jaxbatch.training.devices`). ``compile_first`` compiles every batch size of the run before its first step, and of a
-    policy what the first two records may need. Use it if stages are shorter than compilation, or to compare times. ``eval_params`` is ``(opt_state, params) -> params`` and gives the
-    parameters for the test metrics. Some optimizers need it because they average the parameters or train at others than the
-    final ones, see ``optax.contrib.schedule_free_eval_params``. ``None`` takes the trained parameters. ``monitor`` measures the
-    noise of the gradient from the parts of each batch; ``None`` measures nothing and costs nothing. ``evaluation_batch_size`` is
-    the number of test examples that are evaluated at a time. ``None``: as many as training works on at a time where that is bounded,
-    by ``microbatch_size`` or by the task, and 500 at most (:func:`jaxbatch.memory_plan` says whether they fit).
+    policy what the first two records may need. Use it if stages are shorter than compilation, or to compare times. ``eval_params``
+    is ``(opt_state, params) -> params`` and gives the parameters for the test metrics. Some optimizers need it because they average
+    the parameters or train at others than the final ones, see ``optax.contrib.schedule_free_eval_params``. ``None`` takes the
+    trained parameters. ``monitor`` measures the noise of the gradient from the parts of each batch; ``None`` measures nothing and
+    costs nothing. ``evaluation_batch_size`` is the number of test examples that are evaluated at a time. ``None``: as many as
+    training works on at a time where that is bounded, by ``microbatch_size`` or by the task, and 500 at most
+    (:func:`jaxbatch.memory_plan` says whether they fit).
     """
 
     optimizer: Optimizer
