@@ -21,6 +21,7 @@ from experiments.large_batch.training import make_judge, train
 from jaxbatch.results.records import RunFolder
 from jaxbatch.results.report import progress_bar
 from jaxbatch.training.goals import metric_names
+from jaxbatch.training.tasks import first_examples
 
 OTHER_SEEDS = 1000  # added to the seeds of the runs that are reported, so that no rate is judged by the runs that chose it
 # data set: (huge batch, small batch, epochs, longest), so that an epoch has few updates
@@ -28,7 +29,6 @@ PROTOCOLS = {"digits": (600, 24, 10, 25.0), "cifar10": (2048, 32, 15, 4.0), "cif
 USUAL = (6000, 60, 10, 4.0)
 QUICK = ("linear rule", "cosine", "growth", "split", "noise")  # an arm of each form
 QUICK_DEEP = ("cosine",)
-from jaxbatch.training.tasks import first_examples
 
 
 @dataclasses.dataclass(frozen=True)

@@ -41,8 +41,7 @@ from jaxbatch.training.divergence import judge, make_is_finite, skips_nonfinite
 from jaxbatch.training.epochs import compile_task_epoch
 from jaxbatch.training.evaluation import choose_evaluation_size, make_test
 from jaxbatch.training.goals import metric_names
-from jaxbatch.training.run_fields import without_run
-from jaxbatch.training.steps import TrainState
+from jaxbatch.training.steps import TrainState, without_run
 from jaxbatch.training.tasks import Task
 
 _BRANCH = 0x6272616E  # "bran": makes the order of a branch differ from that of a run with the same seed

@@ -4,6 +4,7 @@ Axes: B examples.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 from jaxtyping import Array, Float, PyTree
@@ -74,7 +75,7 @@ def mean_gradient(
     Returns:
         ``(losses, gradient, aux, totals)``. The losses are those of the share, and 0 for fillers, weights too. aux has a leading axis of
         microbatches. Its leaves must have the same shapes in microbatches that are not equally large, as moments do. The totals are those of
-        ``more``, and ``"gradient"``, of the summed loss, on all devices.
+        ``more``, finished, and ``"gradient"``, of the summed loss, on all devices.
 
     Example:
         >>> import jax.numpy as jnp
@@ -97,7 +98,7 @@ def mean_gradient(
         total = {}
         if more:
             of_sum = jax.tree.map(lambda leaf: leaf * divisor(losses, count), widen(gradient))
-            total = collect.add(collect.start(), collect.of_part(Measured(of_sum, losses, aux)))
+            total = _finished(collect, collect.add(collect.start(), collect.of_part(Measured(of_sum, losses, aux))), divisor(losses, count))[1]
         return losses, gradient, jax.tree.map(lambda leaf: leaf[None], aux), total
 
     def measure(part):
@@ -109,5 +110,14 @@ def mean_gradient(
     aux = kept[0] if kept else None
     if cut.axis is not None:
         total, aux = collect.over_devices(cut.axis, total), mean_aux(cut.axis, *kept)
-    # The noise takes the sum, not the mean: XLA would not fuse a division that has two users, which changes bits of the update.
-    return losses, mean_of_sum(total["gradient"], divisor(losses, cut.group_size, cut.axis), params), aux, total
+    gradient, total = _finished(collect, total, divisor(losses, cut.group_size, cut.axis))
+    return losses, gradient, aux, total
+
+
+def _finished(collect: Accumulator, total: dict[str, PyTree], whole: Any) -> tuple[PyTree, dict[str, PyTree]]:
+    """The mean gradient, and the finished totals with the gradient's sum.
+
+    The noise takes the sum, not the mean: XLA would not fuse a division that has two users, which changes bits of the update.
+    """
+    done = collect.finish(total, whole)
+    return done["gradient"], {**done, "gradient": total["gradient"]}

@@ -1,4 +1,5 @@
-"""What is collected from the parts of a batch: each quantity is an accumulator of four functions. A new quantity is one more of them here.
+"""What is collected from the parts of a batch: each quantity is an accumulator, made here or beside its formulas. What a record shows of it
+is decided in :mod:`jaxbatch.gradients.part_norms`, which ends a measured batch, and in :mod:`jaxbatch.training.monitor`.
 
 Parts are summed by :func:`jaxbatch.gradients.parts.fold` in a program, and by the pieces of a step in a Python loop; both call these
 functions, and devices are summed by them too.

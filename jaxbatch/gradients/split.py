@@ -125,6 +125,8 @@ def update_by_groups(
         check_independent_losses(loss, params, examples)
     size = count // groups
     wanted = [one.wanted for one in more.values() if one.wanted is not None]
+    if any(other is not wanted[0] for other in wanted[1:]):
+        raise ValueError("more: its accumulators want different batches, and a step has one cut for those that are measured.")
 
     def measure(part):
         gradient_of = lambda microbatch, more: mean_gradient(loss, params, Share(*part, share.take), cut._replace(microbatch_size=microbatch), more)

@@ -12,7 +12,7 @@ from jaxbatch.states import as_arrays
 from jaxbatch.training.monitor import NoiseTrack, track_noise
 from jaxbatch.training.plan_machine import Choice, Plan, begin_or_go_on
 from jaxbatch.training.plans import FitConfig, write_progress
-from jaxbatch.training.steps import TrainState, state_shapes
+from jaxbatch.training.steps import TrainState, state_shapes, without_run
 from jaxbatch.training.tasks import Task
 
 
@@ -49,11 +49,6 @@ def take_out(plan: Plan, config: FitConfig, num_examples: int, state: TrainState
     noise = track_noise(config.monitor, state, plan.batch_sizes)
     fields = RunFields(*begin_or_go_on(plan, config, num_examples, state), noise)
     return fields, without_run(state)
-
-
-def without_run(state: TrainState) -> TrainState:
-    """A state as steps take it: parameters, optimizer and model, nothing of the run that it comes from."""
-    return state._replace(progress=(), noise=(), policy=())
 
 
 def put_back(fields: RunFields, state: TrainState) -> TrainState:

@@ -24,7 +24,7 @@ from jaxbatch.training.epochs import compile_task_epoch
 from jaxbatch.training.evaluation import choose_evaluation_size, make_test
 from jaxbatch.training.monitor import check_unchanged, cuts_of
 from jaxbatch.training.plans import FitConfig
-from jaxbatch.training.steps import TrainState, make_init_state, start_state
+from jaxbatch.training.steps import TrainState, make_init_state, start_state, without_run
 from jaxbatch.training.tasks import Task, check_data
 
 T = TypeVar("T")
@@ -99,7 +99,7 @@ class RunPrograms:
             return begin(self.optimizer, seed)
         if not isinstance(state, TrainState):
             return start_state(self.task, self.optimizer, seed, state)  # which refuses it
-        form = _form((state.params, state.opt_state, state.model_state))
+        form = _form(without_run(state))
         self._own(("begin", form), lambda: start_state(self.task, self.optimizer, seed, state) is not None)
         return as_arrays(state)
 
@@ -118,7 +118,7 @@ class RunPrograms:
     ) -> Callable[..., tuple[TrainState, Any]]:
         """See :func:`jaxbatch.training.epochs.compile_task_epoch`; of ``state`` only the shapes are used."""
         devices = tuple(jax.devices()[:1] if devices is None else devices)
-        form = _form((state.params, state.opt_state, state.model_state))
+        form = _form(without_run(state))
         asked: dict[str, Any] = {"num_groups": num_groups, "microbatch_size": microbatch_size, "num_devices": len(devices), "monitor": monitor}
         if cut is None:
             decide = lambda: choose_cut(self.task, state.params, batch_size, **asked)

@@ -29,7 +29,8 @@ class TrainState(NamedTuple):
     """Everything that a step changes, and from ``progress`` on what :func:`jaxbatch.fit` needs besides to go on.
 
     A field that steps change is declared here, made by :func:`init_state` and changed by the step. One that they do not change is declared
-    here and written by :func:`jaxbatch.training.run_fields.written`.
+    here and left out by :func:`without_run`, and written by :func:`jaxbatch.training.run_fields.written`. New ones come last, so that older
+    checkpoints can be read.
     """
 
     params: PyTree
@@ -39,6 +40,11 @@ class TrainState(NamedTuple):
     progress: PyTree = ()  # how far the run has come, from jaxbatch.training.plans.write_progress
     noise: PyTree = ()  # running averages of the noise, from jaxbatch.training.monitor.NoiseTrack
     policy: PyTree = ()  # what a batch-size policy has chosen and its state, a jaxbatch.schedules.policies.Choice
+
+
+def without_run(state: TrainState) -> TrainState:
+    """A state as steps take it: parameters, optimizer and model, nothing of the run that it comes from."""
+    return state._replace(progress=(), noise=(), policy=())
 
 
 @checked

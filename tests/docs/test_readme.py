@@ -77,13 +77,15 @@ def test_lines_of_prose_are_of_one_length(page):
 
 def test_tree_has_every_folder_and_every_odd_file():
     """A test in a folder of tests, and a file of a study that bears one of the usual names, need no line of their own."""
-    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    files = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     tree = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("```text\njaxbatch/\n", 1)[1].split("\n```", 1)[0]
     paths = [pathlib.PurePath(name) for name in files if name.endswith(".py") and not name.endswith("__init__.py")]
     folders = {folder.name for path in paths for folder in path.parents if folder.name not in ("", "jaxbatch")}
-    assert [name for name in sorted(folders) if f"{name}/" not in tree] == []
+    missing = [name for name in sorted(folders) if f"{name}/" not in tree]
+    assert not missing, f"give each of these folders a line in CONTRIBUTING's tree: {missing}"
     stems = {path.stem for path in paths if not (path.parts[0] == "tests" and path.stem.startswith("test_"))}
-    assert [stem for stem in sorted(stems) if not re.search(rf"\b{stem}\b", tree)] == []
+    missing = [stem for stem in sorted(stems) if not re.search(rf"\b{stem}\b", tree)]
+    assert not missing, f"name these files in CONTRIBUTING's tree, in the line of their folder: {missing}"
 
 
 def test_how_long_a_study_takes_is_told_in_one_place():
