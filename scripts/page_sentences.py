@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from jaxbatch.intervals import Interval
 
 # A number, in which commas and points may be, with its interval and with what was left out, where it has them.
-NUMBER = r"(?:[^\s\[\]()|.,]|[.,](?=\d))+(?:\s\[[^\[\]]*\])?(?:\s\(\d+ of \d+[^()]*\))?"
+NUMBER = r"(?:[^\s\[\]()|.,]|[.,](?=\d))+(?:\s+\[[^\[\]]*\])?(?:\s+\(\d+ of \d+[^()]*\))?"
 
 
 class Sentence(NamedTuple):

@@ -11,6 +11,7 @@ import optax
 import pytest
 
 import jaxbatch as jb
+from jaxbatch.gradients.groups import Loss
 from jaxbatch.gradients.independence import check_independent_losses
 from jaxbatch.layers import BatchNorm
 
@@ -131,11 +132,11 @@ def test_a_loss_that_closes_over_what_is_not_known_yet_is_taken():
 
 
 def test_what_was_checked_is_not_kept_alive():
-    class Loss:
+    class Kept:
         def __call__(self, w, x):
             return x @ w
 
-    loss_fn = Loss()
+    loss_fn = Kept()
     gone = weakref.ref(loss_fn)
     check_independent_losses(Loss(loss_fn), jnp.ones(3), X)
     del loss_fn
