@@ -109,17 +109,16 @@ class RunPrograms:
         num_steps: int,
         batch_size: int,
         *,
-        num_groups: int | None = None,
+        cut: Cut | None = None,
         microbatch_size: int | None = None,
         devices: Sequence[jax.Device] | None = None,
         parallel: Parallel = "jit",
         monitor: NoiseMonitor | None = None,
-        cut: Cut | None = None,
     ) -> Callable[..., tuple[TrainState, Any]]:
-        """See :func:`jaxbatch.training.epochs.compile_task_epoch`; of ``state`` only the shapes are used."""
+        """See :func:`jaxbatch.training.epochs.compile_task_epoch`; without a ``cut``, one update a batch in microbatches."""
         devices = tuple(jax.devices()[:1] if devices is None else devices)
         form = _form(without_run(state))
-        asked: dict[str, Any] = {"num_groups": num_groups, "microbatch_size": microbatch_size, "num_devices": len(devices), "monitor": monitor}
+        asked: dict[str, Any] = {"microbatch_size": microbatch_size, "num_devices": len(devices), "monitor": monitor}
         if cut is None:
             decide = lambda: choose_cut(self.task, state.params, batch_size, **asked)
             cut = self._of_task(("cut", batch_size, *asked.values(), form), decide)
