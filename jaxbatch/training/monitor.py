@@ -19,7 +19,7 @@ from jaxbatch.augment import example_keys
 from jaxbatch.data.stream_parts import checked_parts
 from jaxbatch.data.streams import is_stream
 from jaxbatch.gradients.cut import Cut
-from jaxbatch.gradients.cutting import cut_matters
+from jaxbatch.gradients.independence import cut_matters
 from jaxbatch.gradients.noise import GradientStatistics, gradient_noise_scale
 from jaxbatch.gradients.part_norms import NoiseMonitor, check_monitor, layers_of
 from jaxbatch.intervals import Interval, fieller
@@ -152,7 +152,7 @@ def cuts_of(task: Task, config: FitConfig, params: PyTree) -> Callable[[int], Cu
 def check_unchanged(task: Task, config: FitConfig, params: PyTree, batch_sizes: Sequence[int], cut_of: Callable[[int], Cut] | None = None) -> None:
     """Checks that a run with its monitor trains what it trains without: batches that are cut only to be measured must not notice it.
 
-    The losses of the first examples are computed whole and in parts (:func:`jaxbatch.gradients.cutting.cut_matters`), for every
+    The losses of the first examples are computed whole and in parts (:func:`jaxbatch.gradients.independence.cut_matters`), for every
     size of batch that the monitor cuts further than training does.
 
     Raises:
