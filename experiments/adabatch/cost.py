@@ -13,7 +13,7 @@ from jaxbatch.machine.timing import timed_rounds
 from jaxbatch.results.records import Record
 from jaxbatch.sums import totals
 from jaxbatch.training.devices import AXIS, over_devices
-from jaxbatch.training.steps import init_state
+from jaxbatch.training.train_state import init_state
 
 
 def measure_cost(models: Mapping[int, object], dataset: jb.Dataset, sizes: Mapping[int, Sequence[int]], method: str, rounds: int) -> Iterator[Record]:

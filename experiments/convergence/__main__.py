@@ -26,8 +26,8 @@ from jaxbatch.training.evaluation import make_task_evaluate, metrics_argument
 from jaxbatch.training.fitting import fit_with
 from jaxbatch.training.goals import check_goal, until_reached
 from jaxbatch.training.run_programs import RunPrograms
-from jaxbatch.training.steps import TrainState, start_shapes
 from jaxbatch.training.tasks import Task
+from jaxbatch.training.train_state import TrainState, start_shapes
 
 OTHER_SEEDS = 1000  # added to the seeds, so that no rate is judged by the runs that chose it
 NOISE_EXAMPLES, QUICK_NOISE_EXAMPLES = 600, 60  # drawn at each evaluation for the gradient noise scale

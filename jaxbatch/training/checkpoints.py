@@ -16,12 +16,11 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 from jaxtyping import PyTree
 
 from jaxbatch.kinds import check_fields, checked
 from jaxbatch.paths import local_path
-from jaxbatch.states import kinds, pack, unpack
+from jaxbatch.states import pack_fields, unpack_like
 from jaxbatch.training.fitting import fit
 from jaxbatch.training.plan_machine import make_plan
 from jaxbatch.training.plans import FitConfig, settled
@@ -143,7 +142,7 @@ class Checkpoints:
         path = self.folder / _name(step)
         if path.exists():
             shutil.rmtree(path)  # it is damaged: otherwise the run would have continued from it
-        ocp.save(path, pack(state))
+        ocp.save(path, pack_fields(state))
         for old in [other for other in self.steps() if other <= step][: -self._keep]:
             shutil.rmtree(self.folder / _name(old))
 
@@ -165,7 +164,7 @@ class Checkpoints:
         for step in reversed(self.steps()):
             path = self.folder / _name(step)
             try:
-                leaves = unpack(ocp.load(path))
+                state = unpack_like(ocp.load(path), like)
             except Exception as error:  # unreadable, or damaged in one of the many ways a file can be
                 unreadable = _why_unreadable(path, error)
                 if unreadable is not None:
@@ -173,11 +172,11 @@ class Checkpoints:
                 reason = " ".join(str(error).split())[:200]
                 warnings.warn(f"{path} is a damaged checkpoint and is skipped ({type(error).__name__}: {reason}).", stacklevel=2)
                 continue
-            if kinds(leaves) != kinds(jax.tree.leaves(like)):
+            if state is None:
                 raise ValueError(
                     f"checkpoint_dir={os.fspath(self.folder)!r} holds the state of another model or optimizer, or policy. Take another folder."
                 )
-            return jax.tree.unflatten(jax.tree.structure(like), leaves)
+            return state
         return None
 
 

@@ -24,8 +24,8 @@ from jaxbatch.machine.compiling import call_compiled
 from jaxbatch.machine.platform import compiling_for
 from jaxbatch.training.cut import choose_cut
 from jaxbatch.training.devices import AXIS, alone
-from jaxbatch.training.steps import start_shapes
 from jaxbatch.training.tasks import Task, fingerprint
+from jaxbatch.training.train_state import start_shapes
 
 _PART = 2  # examples in a part that is looked at
 _KEPT = 64  # tasks whose passing is remembered

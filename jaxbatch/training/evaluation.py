@@ -24,8 +24,8 @@ from jaxbatch.kinds import checked
 from jaxbatch.layers import loops_are_slow
 from jaxbatch.sums import Weighted, as_floats, counted, or_nan, sum_losses
 from jaxbatch.training.layouts import Layout, shapes_of
-from jaxbatch.training.steps import TrainState
 from jaxbatch.training.tasks import MetricsFn, Task, count_examples, smallest
+from jaxbatch.training.train_state import TrainState
 
 _MOST = 500  # examples at a time where nothing bounds them; more are hardly faster
 _AHEAD = 1  # parts of a stream that wait on the device

@@ -27,7 +27,6 @@ from jaxbatch.training.cut_check import check_parts
 from jaxbatch.training.divergence import judge, make_is_finite, skips_nonfinite
 from jaxbatch.training.evaluation import choose_evaluation_size, make_test
 from jaxbatch.training.plans import FitConfig, plan_segments, progress_after
-from jaxbatch.training.steps import TrainState, init_state, start_shapes
 from jaxbatch.training.sweep_programs import (
     Runs,
     choose_runs,
@@ -39,6 +38,7 @@ from jaxbatch.training.sweep_programs import (
     stack_runs,
 )
 from jaxbatch.training.tasks import Task, check_data, tokens_seen
+from jaxbatch.training.train_state import TrainState, init_state, start_shapes
 
 
 @checked

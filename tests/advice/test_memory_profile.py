@@ -15,7 +15,8 @@ from jaxbatch.advice.largest_batch import find_largest_batch, search_largest
 from jaxbatch.advice.memory import caveats
 from jaxbatch.advice.memory_parts import CPU_SCRATCH
 from jaxbatch.machine.cores import num_cores
-from jaxbatch.training.steps import init_state, make_task_step
+from jaxbatch.training.steps import make_task_step
+from jaxbatch.training.train_state import init_state
 
 MOMENTUM = optax.sgd(0.1, 0.9)
 
