@@ -7,6 +7,7 @@ that place and the policy's state.
 """
 
 import errno
+import itertools
 import json
 import os
 import pathlib
@@ -119,15 +120,17 @@ class Checkpoints:
         written = _read_about(file)
         if written is not None:
             here = json.loads(text)
+            if isinstance(rows := written.get("batch_sizes"), list):  # from before a row stood for all records of a size
+                written["batch_sizes"] = [[size, sum(count for _, count in same)] for size, same in itertools.groupby(rows, key=lambda row: row[0])]
+                here["batch_sizes"] = (here.get("batch_sizes") or {}).get("sizes")
             here["data"] = None if written.get("data", "") is None else here.get("data")  # of a stream, from before it had a fingerprint
             differing = sorted(key for key in {*written, *here} if written.get(key) != here.get(key))
             if differing:
                 differences = ", ".join(f"{key}: {_brief(written.get(key))} there, {_brief(here.get(key))} here" for key in differing)
                 raise ValueError(f"checkpoint_dir={os.fspath(folder)!r} holds another run ({differences}). Take another folder.")
         elif steps := self.steps():
-            raise ValueError(
-                f"checkpoint_dir={os.fspath(folder)!r} holds {_name(steps[-1])} but no about.json, which says whose run it is. Take another folder."
-            )
+            nameless = f"checkpoint_dir={os.fspath(folder)!r} holds {_name(steps[-1])} but no about.json"
+            raise ValueError(f"{nameless}, which says whose run it is. Take another folder.")
         else:
             part = file.with_suffix(".part")
             part.write_text(text, encoding="utf-8")
@@ -138,8 +141,7 @@ class Checkpoints:
 
         Checkpoints of later steps stay. They are damaged, and this run has not reached their steps again.
         """
-        ocp = _orbax()
-        path = self.folder / _name(step)
+        ocp, path = _orbax(), self.folder / _name(step)
         if path.exists():
             shutil.rmtree(path)  # it is damaged: otherwise the run would have continued from it
         ocp.save(path, pack_fields(state))

@@ -139,7 +139,7 @@ def _fixed(config: FitConfig, num_examples: int) -> Plan:
         with_rate=lambda choice, opt_state: opt_state,
         batches_left=lambda progress, choice: sum(count for _, count in batches_by_size(config, num_examples, progress)),
         programs=lambda progress, choice: (segment.program for segment in from_progress(progress)),
-        about=lambda: [[segment.batch_size, segment.num_batches] for segment in from_progress(Progress())],
+        about=lambda: {"sizes": batches_by_size(config, num_examples, Progress()), "evaluations_per_epoch": config.evaluations_per_epoch},
         is_fixed=True,
     )
 

