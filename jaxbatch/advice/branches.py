@@ -35,11 +35,11 @@ from jaxbatch.intervals import Interval, around
 from jaxbatch.kinds import checked
 from jaxbatch.schedules.rates import Rule, scale_learning_rate
 from jaxbatch.states import as_arrays
-from jaxbatch.training.cut import choose_cut
+from jaxbatch.training.cut import choose_cut, choose_evaluation_size
 from jaxbatch.training.cut_check import check_parts
 from jaxbatch.training.divergence import judge, make_is_finite, skips_nonfinite
 from jaxbatch.training.epochs import compile_task_epoch
-from jaxbatch.training.evaluation import choose_evaluation_size, make_test
+from jaxbatch.training.evaluation import make_test
 from jaxbatch.training.goals import metric_names
 from jaxbatch.training.tasks import Task
 from jaxbatch.training.train_state import TrainState, for_steps

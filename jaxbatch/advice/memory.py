@@ -20,7 +20,7 @@ from jaxbatch.gradients.updates import Optimizer, check_optimizer
 from jaxbatch.machine.cross_compiling import missing_compiler
 from jaxbatch.machine.platform import compiling_for
 from jaxbatch.machine.targets import Target, find_target
-from jaxbatch.training.evaluation import choose_evaluation_size
+from jaxbatch.training.cut import choose_evaluation_size
 from jaxbatch.training.step_programs import step_programs
 from jaxbatch.training.tasks import Task
 from jaxbatch.training.train_state import start_shapes, state_shapes

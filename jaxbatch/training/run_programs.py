@@ -16,12 +16,12 @@ from jaxbatch.gradients.cut import Cut
 from jaxbatch.gradients.part_norms import NoiseMonitor
 from jaxbatch.gradients.updates import Optimizer
 from jaxbatch.states import as_arrays
-from jaxbatch.training.cut import choose_cut
+from jaxbatch.training.cut import choose_cut, choose_evaluation_size
 from jaxbatch.training.cut_check import check_parts
 from jaxbatch.training.devices import Parallel, put_data
 from jaxbatch.training.divergence import make_check, which_are_finite
 from jaxbatch.training.epochs import compile_task_epoch
-from jaxbatch.training.evaluation import choose_evaluation_size, make_test
+from jaxbatch.training.evaluation import make_test
 from jaxbatch.training.monitor import check_unchanged, cuts_of
 from jaxbatch.training.plans import FitConfig
 from jaxbatch.training.tasks import Task, check_data

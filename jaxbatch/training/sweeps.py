@@ -22,10 +22,10 @@ from jaxbatch.gradients.updates import Optimizer, check_make_optimizer, takes_tr
 from jaxbatch.kinds import checked
 from jaxbatch.machine.compiling import Programs, call_compiled
 from jaxbatch.machine.cores import num_cores
-from jaxbatch.training.cut import choose_cut
+from jaxbatch.training.cut import choose_cut, choose_evaluation_size
 from jaxbatch.training.cut_check import check_parts
 from jaxbatch.training.divergence import judge, make_is_finite, skips_nonfinite
-from jaxbatch.training.evaluation import choose_evaluation_size, make_test
+from jaxbatch.training.evaluation import make_test
 from jaxbatch.training.plan_machine import make_look_ahead, make_plan
 from jaxbatch.training.plans import FitConfig, Progress, advance
 from jaxbatch.training.sweep_programs import (
