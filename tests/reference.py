@@ -7,7 +7,7 @@ import optax
 from flax import linen as nn
 from jax.flatten_util import ravel_pytree
 
-from jaxbatch.training.plans import Progress, check_evaluations, segments_from
+from jaxbatch.training.plans import Progress, segments_from
 
 
 def groups_of(batch, num_groups):
@@ -222,5 +222,4 @@ def smoothed_cross_entropy(logits, labels, smoothing):
 
 def plan_segments(config, num_examples, *, start=Progress()):
     """All segments of a plan at once."""
-    check_evaluations(config)
     return list(segments_from(config, num_examples, start))

@@ -76,8 +76,6 @@ def measure_throughput(
         (True, 3)
     """
     sizes = check_sizes(batch_sizes, task.num_examples)
-    if not seconds_per_timing > 0:
-        raise ValueError(f"seconds_per_timing={seconds_per_timing} must be above 0.")
     if budget is not None and not budget >= 0:
         raise ValueError(f"budget={budget} must be a number of seconds of at least 0, or None.")
     check_optimizer(optimizer, start_shapes(task))

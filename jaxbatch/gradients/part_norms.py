@@ -201,11 +201,5 @@ def check_monitor(monitor: Any, opt_state: PyTree, params: PyTree) -> None:
     if not isinstance(monitor, NoiseMonitor):
         raise ValueError(f"monitor={monitor!r} must be a jaxbatch.NoiseMonitor, or None for no measurement.")
     check_fields(monitor, "monitor.")
-    if monitor.every < 1:
-        raise ValueError(f"monitor.every={monitor.every} batches must be at least 1.")
-    if not monitor.halflife > 0:
-        raise ValueError(f"monitor.halflife={monitor.halflife} batches must be above 0.")
-    if monitor.parts < 2:
-        raise ValueError(f"monitor.parts={monitor.parts} must be at least 2: noise shows in how parts differ.")
     if monitor.preconditioned:
         jax.eval_shape(lambda state, params: inverse_moments(monitor, state, params), opt_state, params)

@@ -184,10 +184,6 @@ def largest_stable_curvature(learning_rate: Number, momentum: float, num_groups:
     References:
         For K = 1: Polyak, *Some methods of speeding up the convergence of iteration methods*, 1964.
     """
-    if is_known(learning_rate) and not learning_rate > 0:
-        raise ValueError(f"learning_rate={learning_rate} must be above 0.")
-    if not 0 <= momentum < 1:
-        raise ValueError(f"momentum={momentum} must be at least 0 and below 1.")
     velocity = sum(momentum**j for j in range(num_groups))
     weight = sum((1 - momentum ** (k + 1)) / (1 - momentum) for k in range(num_groups))
     decay = momentum**num_groups

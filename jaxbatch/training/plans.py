@@ -94,12 +94,6 @@ class Segment(NamedTuple):
         return self.num_batches * self.batch_size
 
 
-def check_evaluations(config: FitConfig) -> None:
-    """Raises a ValueError if there is less than 1 evaluation an epoch."""
-    if config.evaluations_per_epoch < 1:
-        raise ValueError(f"evaluations_per_epoch={config.evaluations_per_epoch} must be at least 1.")
-
-
 def segments_from(config: FitConfig, num_examples: int, start: Progress) -> Iterator[Segment]:
     """The segments that are left to train from ``start``, as they are asked for. Each depends on nothing but the progress before it.
 
