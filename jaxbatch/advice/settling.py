@@ -72,7 +72,7 @@ def settle(task: Task, question: Question, known: Setting | None = None) -> tupl
         return known, programs
     begun = programs.start(rates[0], seed)
     start = check_not_there_yet(programs.at(rates[0]), begun, goal)
-    largest = _largest_that_fits(task, optimizer(rates[0]), sizes, question.target, question.memory)
+    largest = largest_that_fits(task, optimizer(rates[0]), sizes, question.target, question.memory)
     sizes = tuple(size for size in sizes if not largest or size <= largest)
     if not sizes:
         raise ValueError(f"memory={question.memory!r} holds a batch of at most {largest}, so there is nothing to choose from. Take a smaller model.")
@@ -117,7 +117,7 @@ def _sizes(count: int, batch_sizes: Sequence[int] | None) -> tuple[int, ...]:
     return sizes
 
 
-def _largest_that_fits(task: Task, optimizer: Any, sizes: Sequence[int], target: str, memory: str | float | None) -> int | None:
+def largest_that_fits(task: Task, optimizer: Any, sizes: Sequence[int], target: str, memory: str | float | None) -> int | None:
     """The largest batch that fits in memory; None if even the largest of the sizes does, 0 if the device's memory is not known."""
     device = find_target(target)
     limit = device.usable if memory is None else as_bytes(memory, "memory")

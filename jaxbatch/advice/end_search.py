@@ -1,0 +1,156 @@
+"""Searches for the setting whose run of a given length ends best: short runs first, then longer ones, then whole ones.
+
+The cost of a run is its part of a whole run of its size. Every run has a schedule of its own length, so that short runs tell of long
+ones by the law alone, and runs of one length can be compared at the same part of it.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from jaxbatch.advice.end_estimate import EndEstimate, EndSpace, count_whole, is_longest, make_estimate
+from jaxbatch.advice.ending import Ending
+
+REPEATS = 2  # runs that repeat the best setting
+_RACE = 16  # whole runs ÷ those of the race
+_STAGES = ((0.2, 8), (0.36, 4), (1.0, 1))  # up to this part of the budget, runs of this part of the longest length
+_FEWEST = 16  # updates of a short run, below which it tells nothing of a long one
+_LOOK_AT = (0.25, 0.5)  # parts of a run at which it may be ended because it is behind
+_BEHIND = 4.0  # standard deviations from run to run
+_STRIDE = 4  # how many times larger or smaller than the sizes that were run another one may be
+_OPTIMISM = 1.0
+
+
+class EndRuns(Protocol):
+    """What makes runs."""
+
+    def run(self, batch_size: int, learning_rate: float, num_steps: int, seed: int) -> Iterator[Ending]:
+        """The run so far at each look, to its end."""
+
+
+class Next(NamedTuple):
+    """The run to make next."""
+
+    batch_size: int
+    learning_rate: float
+    num_steps: int
+    repeat: bool = False
+
+
+def search_endings(
+    runs: EndRuns,
+    space: EndSpace,
+    *,
+    first_size: int,
+    most: float,
+    seed: int = 0,
+    known: Sequence[Ending] = (),
+    on_ending: Callable[[Ending, int], None] = lambda ending, number: None,
+    within_budget: Callable[[], bool] = lambda: True,
+) -> tuple[Ending, ...]:
+    """Makes run after run until they cost as much as ``most`` whole runs of the longest length that can be paid.
+
+    Args:
+        runs: makes a run.
+        space: the settings to choose from.
+        first_size: the batch size of the first, shortest runs.
+        most: what all runs may cost.
+        seed: of the first run; each later one has its own.
+        known: the runs of an earlier call that was stopped, in their order; they are not made again.
+        on_ending: called with each new run and its number.
+        within_budget: whether another run may begin.
+    """
+    endings = list(known)
+    while within_budget() and (following := choose_next(endings, space, first_size, most)) is not None:
+        ending = run_ahead(runs, space, following, endings, seed + len(endings))
+        if ending is None:
+            break  # the time was over before its first look
+        on_ending(ending, len(endings))
+        endings.append(ending)
+    return tuple(endings)
+
+
+def cost_of(ending: Ending, space: EndSpace) -> float:
+    """What a run cost, in whole runs of its size."""
+    return ending.updates / space.payable_steps[ending.batch_size]
+
+
+def choose_next(endings: Sequence[Ending], space: EndSpace, first_size: int, most: float) -> Next | None:
+    """The run to make next; None if the search is over. It depends on nothing but the runs before it."""
+    rates = space.learning_rates[::2]
+    if len(endings) < len(rates):
+        return Next(first_size, rates[len(endings)], short_steps(space, first_size, _RACE))
+    spent = sum(cost_of(ending, space) for ending in endings)
+    if not any(ending.ended for ending in endings):
+        lower = [rate for rate in space.learning_rates if rate < min(ending.learning_rate for ending in endings)]
+        untried = [rate for rate in space.learning_rates if rate not in {ending.learning_rate for ending in endings}]
+        left = lower or untried
+        return Next(first_size, left[0], short_steps(space, first_size, _RACE)) if left and spent < most / 2 else None
+    if spent >= most - 0.5:  # no whole run is left
+        return None
+    estimate = make_estimate(endings, space)
+    part = next(part for until, part in _STAGES if spent < until * most)
+    if part > 1:
+        size, rate = _explore(endings, space, estimate, part)
+        return Next(space.batch_sizes[size], space.learning_rates[rate], short_steps(space, space.batch_sizes[size], part))
+    left, repeats = most - spent, int(count_whole(endings, space, repeats=True)[estimate.best])
+    whole = count_whole(endings, space)
+    if not whole[estimate.best] or left < REPEATS - repeats + 0.5:
+        return _whole(space, estimate.best, bool(whole[estimate.best]))
+    size, rate = _explore(endings, space, estimate, 1)
+    return _whole(space, (size, rate), bool(whole[size, rate]) and (size, rate) == estimate.best)
+
+
+def _whole(space: EndSpace, cell: tuple[int, int], repeat: bool) -> Next:
+    size = space.batch_sizes[cell[0]]
+    return Next(size, space.learning_rates[cell[1]], space.payable_steps[size], repeat)
+
+
+def short_steps(space: EndSpace, batch_size: int, part: int) -> int:
+    """The updates of a run that is ``part`` times shorter than the longest, but long enough to tell something."""
+    whole = space.payable_steps[batch_size]
+    return min(whole, max(round(whole / part), _FEWEST))
+
+
+def _explore(endings: Sequence[Ending], space: EndSpace, estimate: EndEstimate, part: int) -> tuple[int, int]:
+    """The setting that may be the best, or, every second time, the one that says most of how large a batch may be."""
+    sigma = float(np.median(estimate.fitted.sigma))
+    hopeful = estimate.expected - _OPTIMISM * estimate.value.std(0)
+    tried = np.zeros(hopeful.shape)
+    for ending in endings:
+        if ending.num_steps >= short_steps(space, ending.batch_size, part):
+            tried[space.batch_sizes.index(ending.batch_size), space.learning_rates.index(ending.learning_rate)] += 1
+    seen = {ending.batch_size for ending in endings if ending.ended}
+    near = np.array([min(seen) <= _STRIDE * size and size <= _STRIDE * max(seen) for size in space.batch_sizes])
+    hopeful = np.where(near[:, None], hopeful + tried * sigma, math.inf)  # the law is not trusted far from what it has seen
+    at_length = sum(ending.num_steps == short_steps(space, ending.batch_size, part) for ending in endings)
+    if at_length % 2 and len(space.batch_sizes) > 1:
+        chance = np.stack([estimate.within(None).mean(0), estimate.within(0.05).mean(0)]).mean(0)
+        doubt = np.where(near, chance * (1 - chance) / (1 + tried.sum(1)), -1.0)
+        if doubt.max() > 0.02:
+            size = int(doubt.argmax())
+            return size, int(hopeful[size].argmin())
+    size, rate = np.unravel_index(hopeful.argmin(), hopeful.shape)
+    return int(size), int(rate)
+
+
+def run_ahead(runs: EndRuns, space: EndSpace, following: Next, endings: Sequence[Ending], seed: int) -> Ending | None:
+    """Makes a run; it is ended early if it is far behind the best one of the same length at the same part of its schedule."""
+    same = [other for other in endings if other.ended and is_longest(other, space)]
+    whole = following.num_steps >= space.payable_steps[following.batch_size]
+    write, ending = space.scale.write, None
+    best = min(same, key=lambda other: write(other.value), default=None)
+    last = None
+    for last in runs.run(following.batch_size, following.learning_rate, following.num_steps, seed):
+        ending = last._replace(repeat=following.repeat)
+        done = ending.updates / ending.num_steps
+        if ending.diverged or best is None or not whole or following.repeat or done >= 1:
+            continue
+        if any(abs(done - part) < 0.13 for part in _LOOK_AT) and math.isfinite(best.at(done)):
+            # The noise of a value on the way is no larger than a few hundredths on the law's scale, or than what is left to gain.
+            margin = max(0.1, 0.5 * (write(best.at(done)) - write(best.value)))
+            if write(ending.value) - write(best.at(done)) > margin:
+                break
+    return ending
