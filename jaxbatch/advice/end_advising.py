@@ -179,7 +179,7 @@ def answer_within(task: Task, question: EndQuestion, on_event: Callable[[EndEven
     endings = search_endings(
         runner,
         setting.space,
-        first_size=first_size(setting.space.batch_sizes),
+        first_size=first_size(setting.space.payable_steps),
         most=question.full_runs,
         seed=question.seed,
         known=begun.endings,

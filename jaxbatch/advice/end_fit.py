@@ -65,7 +65,8 @@ def fit_endings(endings: Sequence[Ending], scale: Scale, start: float, length: f
     ended = [ending for ending in endings if ending.ended]
     if not ended:
         raise ValueError(f"endings: none of {len(endings)} runs has come to its end, and the law needs one at least.")
-    values, before = np.array([scale.write(ending.value) for ending in ended]), scale.write(start)
+    before = scale.write(start)
+    values = np.minimum([scale.write(ending.value) for ending in ended], before)  # how much worse than before training says nothing more
     log_posterior, center = _make_log_posterior(endings, ended, values, before, length)
     random, size = np.random.default_rng(seed), len(center)
     chains = _draws_near_mode(log_posterior, center, random)

@@ -2,13 +2,13 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
 from jaxbatch.advice.doubts import check_finite_data
-from jaxbatch.advice.end_estimate import EndSpace
+from jaxbatch.advice.end_estimate import FEWEST_UPDATES, RACE, EndSpace
 from jaxbatch.advice.end_law import choose_scale
 from jaxbatch.advice.estimates import usual_sizes
 from jaxbatch.advice.request import LEARNING_RATES, check_question
@@ -164,7 +164,7 @@ def make_space(
     if any(asked[size] < payable[size] for size in batch_sizes):
         raise ValueError(f"horizon={question.horizon} must not be shorter than within={question.within}, the longest run that may be made.")
     tests = len(jax.tree.leaves(task.test_data)[0]) if hasattr(jax.tree.leaves(task.test_data)[0], "__len__") else 10_000
-    middle = first_size(batch_sizes)
+    middle = batch_sizes[len(batch_sizes) // 2]
     return EndSpace(
         tuple(batch_sizes),
         tuple(sorted({float(rate) for rate in question.learning_rates})),
@@ -176,12 +176,15 @@ def make_space(
     )
 
 
-def first_size(batch_sizes: Sequence[int]) -> int:
-    """The size of the first runs: the one nearest to 64, or to the middle of the sizes if that is smaller.
+def first_size(num_steps: Mapping[int, int]) -> int:
+    """The size of the first, shortest runs: 64, or the largest below whose runs of a sixteenth of the length have updates enough.
+
+    Args:
+        num_steps: updates of the longest run, by batch size.
 
     Example:
-        >>> first_size([2, 4, 8]), first_size([16, 32, 64, 128, 256])
-        (8, 64)
+        >>> first_size({16: 800, 64: 200, 256: 50}), first_size({16: 2000, 64: 500, 256: 125}), first_size({64: 9, 128: 4})
+        (16, 64, 64)
     """
-    aim = min(64.0, math.sqrt(batch_sizes[0] * batch_sizes[-1]) * 2)
-    return min(batch_sizes, key=lambda size: abs(math.log(size / aim)))
+    enough = [size for size, steps in num_steps.items() if size <= 64 and steps >= RACE * FEWEST_UPDATES]
+    return max(enough, default=min(num_steps))

@@ -10,15 +10,13 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from jaxbatch.advice.end_estimate import EndEstimate, EndSpace, count_whole, is_longest, make_estimate
+from jaxbatch.advice.end_estimate import FEWEST_UPDATES, RACE, EndEstimate, EndSpace, count_whole, is_longest, make_estimate
 from jaxbatch.advice.ending import Ending
 
 REPEATS = 2  # runs that repeat the best setting
-_RACE = 16  # whole runs ÷ those of the race
 _STAGES = ((0.2, 8), (0.36, 4), (1.0, 1))  # up to this part of the budget, runs of this part of the longest length
-_FEWEST = 16  # updates of a short run, below which it tells nothing of a long one
 _LOOK_AT = (0.25, 0.5)  # parts of a run at which it may be ended because it is behind
-_BEHIND = 4.0  # standard deviations from run to run
+_BEHIND = 0.3  # on the law's scale, at the least
 _STRIDE = 4  # how many times larger or smaller than the sizes that were run another one may be
 _OPTIMISM = 1.0
 
@@ -81,13 +79,13 @@ def choose_next(endings: Sequence[Ending], space: EndSpace, first_size: int, mos
     """The run to make next; None if the search is over. It depends on nothing but the runs before it."""
     rates = space.learning_rates[::2]
     if len(endings) < len(rates):
-        return Next(first_size, rates[len(endings)], short_steps(space, first_size, _RACE))
+        return Next(first_size, rates[len(endings)], short_steps(space, first_size, RACE))
     spent = sum(cost_of(ending, space) for ending in endings)
     if not any(ending.ended for ending in endings):
         lower = [rate for rate in space.learning_rates if rate < min(ending.learning_rate for ending in endings)]
         untried = [rate for rate in space.learning_rates if rate not in {ending.learning_rate for ending in endings}]
         left = lower or untried
-        return Next(first_size, left[0], short_steps(space, first_size, _RACE)) if left and spent < most / 2 else None
+        return Next(first_size, left[0], short_steps(space, first_size, RACE)) if left and spent < most / 2 else None
     if spent >= most - 0.5:  # no whole run is left
         return None
     estimate = make_estimate(endings, space)
@@ -111,7 +109,7 @@ def _whole(space: EndSpace, cell: tuple[int, int], repeat: bool) -> Next:
 def short_steps(space: EndSpace, batch_size: int, part: int) -> int:
     """The updates of a run that is ``part`` times shorter than the longest, but long enough to tell something."""
     whole = space.payable_steps[batch_size]
-    return min(whole, max(round(whole / part), _FEWEST))
+    return min(whole, max(round(whole / part), FEWEST_UPDATES))
 
 
 def _explore(endings: Sequence[Ending], space: EndSpace, estimate: EndEstimate, part: int) -> tuple[int, int]:
@@ -149,8 +147,8 @@ def run_ahead(runs: EndRuns, space: EndSpace, following: Next, endings: Sequence
         if ending.diverged or best is None or not whole or following.repeat or done >= 1:
             continue
         if any(abs(done - part) < 0.13 for part in _LOOK_AT) and math.isfinite(best.at(done)):
-            # The noise of a value on the way is no larger than a few hundredths on the law's scale, or than what is left to gain.
-            margin = max(0.1, 0.5 * (write(best.at(done)) - write(best.value)))
+            # A large rate looks worse on the way than it ends, so a run must be behind by more than all that the best one gained from here on.
+            margin = max(_BEHIND, write(best.at(done)) - write(best.value))
             if write(ending.value) - write(best.at(done)) > margin:
                 break
     return ending
