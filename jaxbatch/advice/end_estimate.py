@@ -17,6 +17,7 @@ from jaxbatch.advice.ending import Ending
 BANDS = (0.01, 0.02, 0.05)  # more data than the best batch size needs
 RACE = 16  # the longest runs ÷ those that come first
 FEWEST_UPDATES = 16  # of a short run, below which it tells nothing of a long one
+NOISE = 1.96  # standard deviations from run to run: between so many below and above the mean lie 95% of runs
 SURE = 0.8  # the chance with which a size is named as one that ends within a band
 _UNSEEN = 0.5  # added to the value of a setting without a whole run, in standard deviations from run to run; less with each that was made
 _MOST = 12.0  # the largest logarithm of a ratio of data that is told
@@ -68,20 +69,20 @@ class EndEstimate(NamedTuple):
 
     @property
     def behind(self) -> Float[np.ndarray, "D S"]:
-        """How much worse each size ends than the one with the best setting, in standard deviations from run to run."""
+        """How much worse each size ends than the best one, in standard deviations from run to run."""
         values = self.best_of_sizes
-        return (values - values[:, [self.best[0]]]) / self.fitted.sigma[:, None]
+        return (values - values.min(1, keepdims=True)) / self.fitted.sigma[:, None]
 
     @property
     def more_data(self) -> Float[np.ndarray, "D S"]:
-        """The logarithm of how many times the data each size needs to end where that of the best setting does."""
+        """The logarithm of how many times the data each size needs to end where the best one does."""
         data = end_law.data_for(self.fitted.draws, self.best_of_sizes)
         data = np.clip(data, -_MOST, _MOST)
-        return data[:, [self.best[0]]] - data
+        return data.max(1, keepdims=True) - data
 
     def within(self, band: float | None) -> Bool[np.ndarray, "D S"]:
-        """Which sizes end within a band: that of the noise (None: a standard deviation from run to run), or of so much more data."""
-        return self.behind <= 1 if band is None else self.more_data <= np.log1p(band)
+        """Which sizes end, as a mean, within a band of the best: of the noise (None: what holds 95% of its runs), or of so much more data."""
+        return self.behind <= NOISE if band is None else self.more_data <= np.log1p(band)
 
 
 def make_estimate(endings: Sequence[Ending], space: EndSpace, *, seed: int = 0) -> EndEstimate:

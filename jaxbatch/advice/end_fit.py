@@ -146,7 +146,9 @@ def predict_values(
 
 def law_values(fitted: Fitted, settings: Float[np.ndarray, "M 3"]) -> Float[np.ndarray, "D M"]:
     """The law's values at settings."""
-    return end_law.value_of(fitted.draws, end_law.log_effective(fitted.draws, *settings.T), fitted.start)
+    sizes, _, log_length = settings.T
+    ratio = end_law.log_ratio(fitted.draws, *settings.T)
+    return end_law.value_of(fitted.draws, end_law.log_effective(fitted.draws, sizes, log_length, ratio), fitted.start)
 
 
 def predict_divergence(fitted: Fitted, settings: Float[np.ndarray, "M 3"]) -> Float[np.ndarray, "D M"]:
@@ -190,7 +192,7 @@ def _make_log_posterior(endings: Sequence[Ending], ended: Sequence[Ending], valu
     def log_posterior(draws: np.ndarray) -> np.ndarray:
         sigma = np.exp(np.clip(draws[:, [SIGMA]], -9, 2))
         ratio = end_law.log_ratio(draws, *settings.T)
-        law = end_law.value_of(draws, end_law.log_effective(draws, *settings[:finite].T), start)
+        law = end_law.value_of(draws, end_law.log_effective(draws, settings[:finite, 0], settings[:finite, 2], ratio[:, :finite]), start)
         spread = np.hypot(sigma * np.hypot(1, _ROUGHNESS), far)
         away = (values - law[:, :count]) / spread
         usual = np.exp(-0.5 * np.minimum(away**2, 600)) / spread

@@ -87,10 +87,10 @@ def log_ratio(draws: np.ndarray, sizes: np.ndarray, rates: np.ndarray, log_lengt
     return np.log(rates) - draws[:, [RATE]] + draws[:, [GAMMA]] * log_length + draws[:, [POWER]] * noise
 
 
-def log_effective(draws: np.ndarray, sizes: np.ndarray, rates: np.ndarray, log_length: np.ndarray) -> np.ndarray:
-    """The logarithm of D_eff / D_0 ``(D, N)``."""
-    near = np.clip(log_ratio(draws, sizes, rates, log_length), -30, 30)
-    a, c = np.exp(np.clip(draws[:, A], -4, 3))[:, None], np.exp(np.clip(draws[:, C], -4, 3))[:, None]
+def log_effective(draws: np.ndarray, sizes: np.ndarray, log_length: np.ndarray, ratio: np.ndarray) -> np.ndarray:
+    """The logarithm of D_eff / D_0 ``(D, N)``; ``ratio`` is from :func:`log_ratio`."""
+    near = np.minimum(np.maximum(ratio, -30), 30)
+    a, c = np.exp(np.minimum(np.maximum(draws[:, [A, C]], -4), 3)).T[:, :, None]
     off = np.log((c * np.exp(-a * near) + a * np.exp(c * near)) / (a + c))
     return log_length - log_batch_cost(draws, sizes, log_length) - off
 

@@ -18,7 +18,8 @@ _STAGES = ((0.2, 8), (0.36, 4), (1.0, 1))  # up to this part of the budget, runs
 _LOOK_AT = (0.25, 0.5)  # parts of a run at which it may be ended because it is behind
 _BEHIND = 0.3  # on the law's scale, at the least
 _STRIDE = 4  # how many times larger or smaller than the sizes that were run another one may be
-_OPTIMISM = 1.0
+_OPTIMISM = 0.5
+_TOGETHER = 3  # short runs that are chosen from one fit
 
 
 class EndRuns(Protocol):
@@ -60,8 +61,8 @@ def search_endings(
         on_ending: called with each new run and its number.
         within_budget: whether another run may begin.
     """
-    endings = list(known)
-    while within_budget() and (following := choose_next(endings, space, first_size, most)) is not None:
+    endings, fits = list(known), Fits(space)
+    while within_budget() and (following := choose_next(endings, space, first_size, most, fits)) is not None:
         ending = run_ahead(runs, space, following, endings, seed + len(endings))
         if ending is None:
             break  # the time was over before its first look
@@ -75,7 +76,26 @@ def cost_of(ending: Ending, space: EndSpace) -> float:
     return ending.updates / space.payable_steps[ending.batch_size]
 
 
-def choose_next(endings: Sequence[Ending], space: EndSpace, first_size: int, most: float) -> Next | None:
+class Fits:
+    """The estimate from the first so many runs; the last one is kept, because several runs may be chosen from it.
+
+    Args:
+        space: the settings to choose from.
+    """
+
+    def __init__(self, space: EndSpace):
+        self._space = space
+        self._of: tuple[int, EndEstimate | None] = (0, None)
+
+    def first(self, endings: Sequence[Ending], count: int) -> EndEstimate:
+        """The estimate from the first ``count`` runs."""
+        if self._of[1] is None or self._of[0] != count:
+            self._of = count, make_estimate(endings[:count], self._space)
+        assert self._of[1] is not None
+        return self._of[1]
+
+
+def choose_next(endings: Sequence[Ending], space: EndSpace, first_size: int, most: float, fits: Fits) -> Next | None:
     """The run to make next; None if the search is over. It depends on nothing but the runs before it."""
     rates = space.learning_rates[::2]
     if len(endings) < len(rates):
@@ -88,8 +108,11 @@ def choose_next(endings: Sequence[Ending], space: EndSpace, first_size: int, mos
         return Next(first_size, left[0], short_steps(space, first_size, RACE)) if left and spent < most / 2 else None
     if spent >= most - 0.5:  # no whole run is left
         return None
-    estimate = make_estimate(endings, space)
     part = next(part for until, part in _STAGES if spent < until * most)
+    chosen = (len(endings) - len(rates)) % _TOGETHER if part > 1 else 0
+    while not any(ending.ended for ending in endings[: len(endings) - chosen]):
+        chosen -= 1
+    estimate = fits.first(endings, len(endings) - chosen)
     if part > 1:
         size, rate = _explore(endings, space, estimate, part)
         return Next(space.batch_sizes[size], space.learning_rates[rate], short_steps(space, space.batch_sizes[size], part))
