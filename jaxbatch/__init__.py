@@ -55,6 +55,7 @@ from jaxbatch.models.image_networks import MLP, VGG19BN, AlexNet, ResNet20, ResN
 from jaxbatch.models.transformer import TransformerLM
 from jaxbatch.results.report import track
 from jaxbatch.schedules.batch_sizes import BatchSizeSchedule, adabatch_schedule, constant_schedule, increase_instead_of_decay, milestone_schedule
+from jaxbatch.schedules.named_rates import scheduled, stretched_schedule
 from jaxbatch.schedules.policies import BatchSizePolicy
 from jaxbatch.schedules.rates import cosine, coupled_learning_rate, cyclic, scale_learning_rate, step_decay
 from jaxbatch.sums import Weighted
@@ -188,6 +189,7 @@ __all__ = [
     "recompute",
     "relative_squared_error",
     "scale_learning_rate",
+    "scheduled",
     "sequences",
     "sigmoid_contrastive",
     "split_backward",
@@ -195,6 +197,7 @@ __all__ = [
     "steps",
     "steps_per_epoch",
     "streamed_task",
+    "stretched_schedule",
     "sum_of_gradients",
     "sweep",
     "tokens",
