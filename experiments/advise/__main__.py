@@ -1,13 +1,14 @@
 """The study: its flags, what it measures and in which order. Its question stands in the docstring of the package."""
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 
 from rich.console import Console
 
 import jaxbatch as jb
 from experiments.advise import __doc__ as question
-from experiments.advise import figure, records, report
+from experiments.advise import figure, laws, records, report
 from experiments.advise import verify as advise_verify
 from experiments.harness.command_line import for_quick
 from experiments.harness.optimizers import code, make_optimizer
@@ -108,8 +109,11 @@ def study(config: Config, console: Console) -> None:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """The command line."""
-    run_study(Config, question, study, args)
+    """The command line; with --laws it has other flags, and nothing is trained."""
+    if "--laws" in (sys.argv[1:] if args is None else args):
+        laws.main(args)
+    else:
+        run_study(Config, question, study, args)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,95 @@
+"""What published rules say of a language model, side by side, as a table. Nothing is trained, and no run folder is made."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from rich.console import Console
+
+import jaxbatch as jb
+from experiments.harness.command_line import one_line_errors, parse
+from jaxbatch.advice.published_rules import PublishedRule, PublishedRules
+from jaxbatch.results.report import print_table
+
+QUESTION = "What do published rules say of the batch size and learning rate of a language model, and how far do they disagree? Nothing is trained."
+KINDS = {"best": "The batch that ends best", "critical": "The critical batch, about the largest that wastes few tokens"}
+UNITS = {"num_parameters": "N", "num_tokens": "D", "compute": "C", "loss": "L", "tokens_per_parameter": "D/N"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Flags with --laws."""
+
+    num_parameters: float
+    """Parameters without embeddings, such as 124e6."""
+    num_tokens: float
+    """Tokens that training sees, such as 2.5e9."""
+    sequence_length: int
+    """Tokens in a sequence, such as 1024."""
+    compute: float | None = None
+    """Training FLOPs without embeddings. Default: 6 x parameters x tokens."""
+    loss: float | None = None
+    """Loss that is expected at the end, in nats per token, for the rules by loss."""
+    laws: bool = True
+    """Show published rules in place of training."""
+
+
+def print_rules(console: Console, published: PublishedRules, sequence_length: int) -> None:
+    """A table for the best and one for the critical batches, then each rule with its formula and source."""
+    for kind, title in KINDS.items():
+        columns = ["rule", "B in tokens", f"sequences of {sequence_length:,}", "rate", "asked outside the fitted range"]
+        rows = [_row(rule) for rule in published.rules if rule.kind == kind]
+        print_table(console, title, columns, rows)
+    console.print("N parameters without embeddings, D tokens, C training FLOPs, L nats per token, B batch", soft_wrap=True)
+    for rule in published.rules:
+        console.print(f"{rule.name}: {rule.formula}. For {rule.optimizer}. {rule.source}; read in: {rule.verified}.", soft_wrap=True)
+
+
+def _row(rule: PublishedRule) -> list[str]:
+    rate = "–" if rule.learning_rate is None else f"{rule.learning_rate:.2e}"
+    sequences = f"{rule.batch_sequences:,.0f}" if rule.batch_sequences >= 10 else f"{rule.batch_sequences:.2g}"
+    return [rule.name, f"{rule.batch_tokens:,.0f}", sequences, rate, outside_words(rule)]
+
+
+def outside_words(rule: PublishedRule) -> str:
+    """Which ranges of a rule the asked point leaves, and by how much.
+
+    Example:
+        >>> [step_law, *_] = jb.published_rules(num_parameters=30e6, num_tokens=2e11, sequence_length=1024).rules
+        >>> outside_words(step_law)
+        'N 2.0 times below 6e+07; D 2.0 times above 1e+11'
+    """
+    parts = []
+    for name, ratio in rule.outside.items():
+        low, high = rule.fitted[name]
+        parts.append(f"{UNITS[name]} {1 / ratio:.1f} times below {low:.3g}" if ratio < 1 else f"{UNITS[name]} {ratio:.1f} times above {high:.3g}")
+    return "; ".join(parts) or "no"
+
+
+def sentences(published: PublishedRules) -> list[str]:
+    """How far the rules disagree, and what that means.
+
+    Example:
+        >>> print(sentences(jb.published_rules(num_parameters=124e6, num_tokens=2.5e9, sequence_length=1024))[0])
+        The rules disagree by a factor of 2.0 on the best batch, 4.6 on the critical one and 3.6 on the learning rate.
+    """
+    best, critical, rate = (published.disagreement[name] for name in ("best", "critical", "learning_rate"))
+    left = [rule.name for rule in published.rules if rule.outside]
+    where = f"{', '.join(left)}: fitted elsewhere." if left else "All were fitted around here."
+    return [
+        f"The rules disagree by a factor of {best:.1f} on the best batch, {critical:.1f} on the critical one and {rate:.1f} on the learning rate.",
+        f"{where} A rule holds for its authors' model, data, tokenizer and schedule: on yours, only runs can tell.",
+    ]
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """The command line with --laws."""
+    config = parse(Config, QUESTION, args)
+    with one_line_errors():
+        console, wanted = Console(highlight=False), dataclasses.asdict(config)
+        wanted.pop("laws")
+        published = jb.published_rules(**wanted)
+        print_rules(console, published, config.sequence_length)
+        if config.loss is None:
+            console.print("MiniCPM's rule needs --loss, the loss that training is expected to end with.", soft_wrap=True)
+        for sentence in sentences(published):
+            console.print(sentence, style="bold", soft_wrap=True)
