@@ -14,10 +14,11 @@ from experiments.harness.command_line import for_quick
 from experiments.harness.optimizers import code, make_optimizer
 from experiments.harness.study import check_positive, open_study, run_study, show_results
 from experiments.harness.target import GoalConfig, fill_target
-from experiments.harness.task import few_for_quick, load_choosing_task
+from experiments.harness.task import SEQUENCE_LENGTH, few_for_quick, load_choosing_task
 from jaxbatch.advice.advice import Objective
 from jaxbatch.advice.advising import Event, Ran, answer
 from jaxbatch.advice.request import LEARNING_RATES, Question
+from jaxbatch.data import TEXTS
 from jaxbatch.results.records import RunFolder
 from jaxbatch.results.report import progress_bar
 
@@ -102,6 +103,9 @@ def study(config: Config, console: Console) -> None:
     show_results(console, config, run, report, figure)
     advice = records.read_advice(run.records)
     if advice.batch_size is not None:
+        if config.task is None and config.dataset in TEXTS:
+            (advised,) = (choice for choice in advice.choices if choice.batch_size == advice.batch_size)
+            console.print(laws.beside(task, advised.examples.value * SEQUENCE_LENGTH, SEQUENCE_LENGTH), soft_wrap=True)
         snippet = advice.snippet(code(config))
         imports = [module for module in ("functools", "optax") if f"{module}." in snippet]
         lines = [f"import {', '.join(imports)}"] if imports else []

@@ -1,8 +1,10 @@
 """What published rules say of a language model, side by side, as a table. Nothing is trained, and no run folder is made."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
+import jax
 from rich.console import Console
 
 import jaxbatch as jb
@@ -46,8 +48,17 @@ def print_rules(console: Console, published: PublishedRules, sequence_length: in
 
 def _row(rule: PublishedRule) -> list[str]:
     rate = "–" if rule.learning_rate is None else f"{rule.learning_rate:.2e}"
-    sequences = f"{rule.batch_sequences:,.0f}" if rule.batch_sequences >= 10 else f"{rule.batch_sequences:.2g}"
-    return [rule.name, f"{rule.batch_tokens:,.0f}", sequences, rate, outside_words(rule)]
+    return [rule.name, f"{rule.batch_tokens:,.0f}", _number(rule.batch_sequences), rate, outside_words(rule)]
+
+
+def _number(value: float) -> str:
+    """Whole from 10 on.
+
+    Example:
+        >>> _number(1234.5), _number(1.26)
+        ('1,234', '1.3')
+    """
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def outside_words(rule: PublishedRule) -> str:
@@ -79,6 +90,29 @@ def sentences(published: PublishedRules) -> list[str]:
         f"The rules disagree by a factor of {best:.1f} on the best batch, {critical:.1f} on the critical one and {rate:.1f} on the learning rate.",
         f"{where} A rule holds for its authors' model, data, tokenizer and schedule: on yours, only runs can tell.",
     ]
+
+
+def beside(task: jb.Task, num_tokens: float, sequence_length: int) -> str:
+    """What published rules say of a text's task, to be read beside the measured answer.
+
+    Args:
+        task: whose embeddings have ``embed`` in their names.
+        num_tokens: that the advised run trains on.
+        sequence_length: tokens in an example.
+    """
+    leaves, _ = jax.tree_util.tree_flatten_with_path(jax.eval_shape(task.init, jax.random.key(0)))
+    num_parameters = sum(math.prod(leaf.shape) for path, leaf in leaves if "embed" not in jax.tree_util.keystr(path))
+    published = jb.published_rules(num_parameters=num_parameters, num_tokens=num_tokens, sequence_length=sequence_length)
+    ends = {}
+    for kind in KINDS:
+        sizes = [rule.batch_sequences for rule in published.rules if rule.kind == kind]
+        ends[kind] = f"{_number(min(sizes))} to {_number(max(sizes))}"
+    fits = sum(not rule.outside for rule in published.rules)
+    return (
+        f"Published rules say {ends['best']} sequences for {num_parameters:,} parameters and {num_tokens:,.0f} tokens, and {ends['critical']} for "
+        f"the critical batch; {fits} of {len(published.rules)} were fitted in a range that holds these numbers, and none to this text "
+        f"(--laws shows them)."
+    )
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -2,9 +2,12 @@
 
 import re
 
+import jax.numpy as jnp
 import pytest
 
+import jaxbatch as jb
 from experiments.advise.__main__ import main
+from experiments.advise.laws import beside
 
 FLAGS = ["--laws", "--num-parameters", "124e6", "--num-tokens", "2.5e9", "--sequence-length", "1024"]
 
@@ -34,3 +37,13 @@ def test_mistakes_are_one_line(flags, message, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(flags)
     assert stopped.value.code == 2 and capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_beside_the_measured_answer_of_a_text():
+    """Embeddings are not counted; the rules' own numbers stand there."""
+    params = {"embed": {"embedding": jnp.zeros((50, 8))}, "layer": {"kernel": jnp.zeros((8, 8))}}
+    task = jb.Task(lambda key: params, lambda params, batch: batch, lambda params, batch: {}, jnp.zeros(4), None)
+    text = beside(task, 1e6, 64)
+    rules = jb.published_rules(num_parameters=64, num_tokens=1e6, sequence_length=64).rules
+    sizes = sorted(rule.batch_sequences for rule in rules if rule.kind == "best")
+    assert f"say {sizes[0]:.2g} to {sizes[-1]:,.0f} sequences for 64 parameters and 1,000,000 tokens" in text and "0 of 7 were fitted" in text
