@@ -73,7 +73,13 @@ def outside_words(rule: PublishedRule) -> str:
     for name, ratio in rule.outside.items():
         low, high = rule.fitted[name]
         parts.append(f"{UNITS[name]} {1 / ratio:.1f} times below {low:.3g}" if ratio < 1 else f"{UNITS[name]} {ratio:.1f} times above {high:.3g}")
+    parts += [f"range of {UNITS[name]} not read" for name in unread(rule)]
     return "; ".join(parts) or "no"
+
+
+def unread(rule: PublishedRule) -> list[str]:
+    """What a rule goes by within a range that is not known here."""
+    return [name for name, ends in rule.fitted.items() if math.isnan(ends[0])]
 
 
 def sentences(published: PublishedRules) -> list[str]:
@@ -85,7 +91,7 @@ def sentences(published: PublishedRules) -> list[str]:
     """
     best, critical, rate = (published.disagreement[name] for name in ("best", "critical", "learning_rate"))
     left = [rule.name for rule in published.rules if rule.outside]
-    where = f"{', '.join(left)}: fitted elsewhere." if left else "All were fitted around here."
+    where = f"{', '.join(left)}: fitted elsewhere." if left else "No range that is known here excludes this point."
     return [
         f"The rules disagree by a factor of {best:.1f} on the best batch, {critical:.1f} on the critical one and {rate:.1f} on the learning rate.",
         f"{where} A rule holds for its authors' model, data, tokenizer and schedule: on yours, only runs can tell.",
@@ -107,7 +113,7 @@ def beside(task: jb.Task, num_tokens: float, sequence_length: int) -> str:
     for kind in KINDS:
         sizes = [rule.batch_sequences for rule in published.rules if rule.kind == kind]
         ends[kind] = f"{_number(min(sizes))} to {_number(max(sizes))}"
-    fits = sum(not rule.outside for rule in published.rules)
+    fits = sum(not rule.outside and not unread(rule) for rule in published.rules)
     return (
         f"Published rules say {ends['best']} sequences for {num_parameters:,} parameters and {num_tokens:,.0f} tokens, and {ends['critical']} for "
         f"the critical batch; {fits} of {len(published.rules)} were fitted in a range that holds these numbers, and none to this text "

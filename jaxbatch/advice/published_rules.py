@@ -17,8 +17,8 @@ class PublishedRule(NamedTuple):
 
     ``kind`` is what its batch size is: ``"best"`` ends with the lowest loss for the tokens, ``"critical"`` is about the largest one that does
     not waste many of them. ``learning_rate`` is the peak of the schedule, or ``None`` where the rule gives none. ``fitted`` has the ranges in which
-    the rule was fitted, ``outside`` those that the asked point leaves: asked ÷ nearest end, below 1 where it lies under the range. ``verified`` says
-    where formula and units were read: in the paper, in its authors' code, or only in what others write of it.
+    the rule was fitted, NaN where they were not read; ``outside`` those that the asked point leaves: asked ÷ nearest end, below 1 where it lies under
+    the range. ``verified`` says where formula and units were read: in the paper, in its authors' code, or only in what others write of it.
     """
 
     name: str
@@ -87,7 +87,8 @@ def _kaplan_rate(asked: _Asked) -> float | None:
     return None if asked.num_parameters > 1e10 else 0.003239 - 0.0001395 * math.log(asked.num_parameters)
 
 
-_POWER_LINES = {"tokens_per_parameter": (20.0, 1280.0)}
+_NOT_READ = (math.nan, math.nan)
+_POWER_LINES = {"num_tokens": _NOT_READ, "tokens_per_parameter": (20.0, 1280.0)}
 _LAWS = (
     _Law(
         "Step Law", "best",
@@ -123,7 +124,7 @@ _LAWS = (
     _Law(
         "MiniCPM", "best",
         lambda asked: None if asked.loss is None else 1.21e9 * asked.loss**-6.24,
-        _no_rate, "μP, cosine, rate 0.01", {"num_parameters": (9e6, 170e6)},
+        _no_rate, "μP, cosine, rate 0.01", {"num_parameters": (9e6, 170e6), "loss": _NOT_READ},
         "B = 1.21e9 / L^6.24 tokens, L on C4", "arXiv 2404.06395, section 3.2", "paper; it does not print the unit of B",
     ),
     _Law(
@@ -207,9 +208,9 @@ def _beyond(value: float | None, ends: tuple[float, float]) -> float | None:
     """A value ÷ the nearest end of a range, if it lies beyond it.
 
     Example:
-        >>> _beyond(1.0, (2.0, 8.0)), _beyond(12.0, (2.0, 8.0)), _beyond(2.0, (2.0, 8.0))
-        (0.5, 1.5, None)
+        >>> _beyond(1.0, (2.0, 8.0)), _beyond(12.0, (2.0, 8.0)), _beyond(2.0, (2.0, 8.0)), _beyond(2.0, _NOT_READ)
+        (0.5, 1.5, None, None)
     """
-    if value is None or ends[0] <= value <= ends[1]:
+    if value is None or math.isnan(ends[0]) or ends[0] <= value <= ends[1]:
         return None
     return value / ends[0] if value < ends[0] else value / ends[1]

@@ -17,6 +17,7 @@ def test_rules_side_by_side(capsys, tmp_path, monkeypatch):
     main(FLAGS)
     text = capsys.readouterr().out
     assert re.search(r"Step Law +134,788 +132 +2\.33e-03 +no", text)
+    assert re.search(r"Power Lines +249,151 +243 +– +range of D not read", text)
     assert re.search(r"Moonlight .* N 3\.2 times below 3\.99e\+08; D 3\.6 times below 8\.92e\+09", text)
     assert "disagree by a factor of 2.0 on the best batch, 4.6 on the critical one and 3.6 on the learning rate" in text
     assert "arXiv 2503.04715, eq. 1" in text and "MiniCPM: " not in text and "MiniCPM's rule needs --loss" in text
