@@ -9,6 +9,7 @@ from jaxbatch.advice.learning_rates import RateResult, rate_exponent, tune_learn
 from jaxbatch.advice.memory import memory_profile
 from jaxbatch.advice.memory_parts import Memory
 from jaxbatch.advice.memory_plan import memory_plan
+from jaxbatch.advice.published_rules import PublishedRule, PublishedRules, published_rules
 from jaxbatch.advice.throughput import Throughput, fit_throughput, predicted_throughput
 from jaxbatch.advice.timed_updates import measure_throughput
 from jaxbatch.backend import BackendCheck, check_backend
@@ -103,6 +104,8 @@ __all__ = [
     "Memory",
     "NoiseMonitor",
     "PackedText",
+    "PublishedRule",
+    "PublishedRules",
     "RateResult",
     "ResNet20",
     "ResNet50",
@@ -184,6 +187,7 @@ __all__ = [
     "predicted_throughput",
     "prefetch",
     "program_memory",
+    "published_rules",
     "rate_exponent",
     "ratio_of_means",
     "recompute",

@@ -8,6 +8,9 @@ reaches the goal soonest (or with the fewest examples). Runs are judged on a six
     python -m experiments.advise                      about a minute
     python -m experiments.advise --dataset mnist --model mlp --optimizer adamw
     python -m experiments.advise --verify             about 10 minutes
+    python -m experiments.advise --laws --num-parameters 124e6 --num-tokens 2.5e9 --sequence-length 1024    seconds
+
+--laws trains nothing: it shows what published rules say of a language model, and how far they disagree.
 
 The measured answer is in docs/advice.md.
 """

@@ -1,22 +1,24 @@
 """The study: its flags, what it measures and in which order. Its question stands in the docstring of the package."""
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 
 from rich.console import Console
 
 import jaxbatch as jb
 from experiments.advise import __doc__ as question
-from experiments.advise import figure, records, report
+from experiments.advise import figure, laws, records, report
 from experiments.advise import verify as advise_verify
 from experiments.harness.command_line import for_quick
 from experiments.harness.optimizers import code, make_optimizer
 from experiments.harness.study import check_positive, open_study, run_study, show_results
 from experiments.harness.target import GoalConfig, fill_target
-from experiments.harness.task import few_for_quick, load_choosing_task
+from experiments.harness.task import SEQUENCE_LENGTH, few_for_quick, load_choosing_task
 from jaxbatch.advice.advice import Objective
 from jaxbatch.advice.advising import Event, Ran, answer
 from jaxbatch.advice.request import LEARNING_RATES, Question
+from jaxbatch.data import TEXTS
 from jaxbatch.results.records import RunFolder
 from jaxbatch.results.report import progress_bar
 
@@ -101,6 +103,9 @@ def study(config: Config, console: Console) -> None:
     show_results(console, config, run, report, figure)
     advice = records.read_advice(run.records)
     if advice.batch_size is not None:
+        if config.task is None and config.dataset in TEXTS:
+            (advised,) = (choice for choice in advice.choices if choice.batch_size == advice.batch_size)
+            console.print(laws.beside(task, advised.examples.value * SEQUENCE_LENGTH, SEQUENCE_LENGTH), soft_wrap=True)
         snippet = advice.snippet(code(config))
         imports = [module for module in ("functools", "optax") if f"{module}." in snippet]
         lines = [f"import {', '.join(imports)}"] if imports else []
@@ -108,8 +113,11 @@ def study(config: Config, console: Console) -> None:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """The command line."""
-    run_study(Config, question, study, args)
+    """The command line; with --laws it has other flags, and nothing is trained."""
+    if "--laws" in (sys.argv[1:] if args is None else args):
+        laws.main(args)
+    else:
+        run_study(Config, question, study, args)
 
 
 if __name__ == "__main__":
