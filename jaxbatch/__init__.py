@@ -4,6 +4,9 @@ from jaxbatch.advice.advice import Advice
 from jaxbatch.advice.advising import advise
 from jaxbatch.advice.branches import Branches, branch
 from jaxbatch.advice.critical import CriticalFit, critical_batch_size
+from jaxbatch.advice.end_advice import EndAdvice
+from jaxbatch.advice.end_advising import advise_within
+from jaxbatch.advice.end_request import seconds
 from jaxbatch.advice.largest_batch import find_largest_batch, max_batch_size
 from jaxbatch.advice.learning_rates import RateResult, rate_exponent, tune_learning_rate
 from jaxbatch.advice.memory import memory_profile
@@ -94,6 +97,7 @@ __all__ = [
     "CriticalFit",
     "Dataset",
     "Duration",
+    "EndAdvice",
     "FitConfig",
     "Goal",
     "GradientStatistics",
@@ -121,6 +125,7 @@ __all__ = [
     "adabatch_schedule",
     "additive_margin",
     "advise",
+    "advise_within",
     "angular_margin",
     "as_goal",
     "branch",
@@ -194,6 +199,7 @@ __all__ = [
     "relative_squared_error",
     "scale_learning_rate",
     "scheduled",
+    "seconds",
     "sequences",
     "sigmoid_contrastive",
     "split_backward",

@@ -8,7 +8,7 @@ from rich.console import Console
 
 import jaxbatch as jb
 from experiments.advise import __doc__ as question
-from experiments.advise import figure, laws, records, report
+from experiments.advise import figure, laws, records, report, within
 from experiments.advise import verify as advise_verify
 from experiments.harness.command_line import for_quick
 from experiments.harness.optimizers import code, make_optimizer
@@ -113,9 +113,12 @@ def study(config: Config, console: Console) -> None:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """The command line; with --laws it has other flags, and nothing is trained."""
-    if "--laws" in (sys.argv[1:] if args is None else args):
+    """The command line; --laws, which trains nothing, and --within have other flags."""
+    given = sys.argv[1:] if args is None else args
+    if "--laws" in given:
         laws.main(args)
+    elif any(flag.partition("=")[0] in ("--within", "--horizon") for flag in given):
+        within.main(args)
     else:
         run_study(Config, question, study, args)
 

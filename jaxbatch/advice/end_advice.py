@@ -96,8 +96,7 @@ class EndAdvice(NamedTuple):
         steps = self.choice.num_steps
         arguments = f"{self.learning_rate:.3g}, {steps}" if with_steps else f"{self.learning_rate:.3g}"
         return (
-            f"optimizer = {make_optimizer}({arguments})\n"
-            f"config = jb.FitConfig(optimizer, batch_size={self.batch_size}, duration=jb.steps({steps}))"
+            f"optimizer = {make_optimizer}({arguments})\nconfig = jb.FitConfig(optimizer, batch_size={self.batch_size}, duration=jb.steps({steps}))"
         )
 
 

@@ -234,5 +234,3 @@ def conclude_within(
         doubts=tuple(doubts_of_ends(estimate, space, endings, setting.num_examples)),
         **common,
     )
-
-

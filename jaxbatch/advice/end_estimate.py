@@ -36,9 +36,7 @@ class EndSpace(NamedTuple):
 
     def grid(self) -> Float[np.ndarray, "M 3"]:
         """Batch size, learning rate and logarithm of the length of every setting, sizes slowest."""
-        rows = [
-            (size, rate, np.log(self.num_steps[size] * size / self.length)) for size in self.batch_sizes for rate in self.learning_rates
-        ]
+        rows = [(size, rate, np.log(self.num_steps[size] * size / self.length)) for size in self.batch_sizes for rate in self.learning_rates]
         return np.array(rows, float)
 
 

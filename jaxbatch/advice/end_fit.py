@@ -113,9 +113,7 @@ def _starts(size: int) -> list[np.ndarray]:
     return starts
 
 
-def predict_values(
-    fitted: Fitted, settings: Float[np.ndarray, "M 3"], *, seed: int = 0, smooth: bool = False
-) -> Float[np.ndarray, "D M"]:
+def predict_values(fitted: Fitted, settings: Float[np.ndarray, "M 3"], *, seed: int = 0, smooth: bool = False) -> Float[np.ndarray, "D M"]:
     """Draws of the mean value of runs with these settings, on the law's scale: the law, and what runs nearby showed beside it.
 
     Args:

@@ -76,7 +76,7 @@ def choose_scale(above: bool, start: float, values: list[float], num_tests: int)
     seen = [value for value in [start, *values] if math.isfinite(value)]
     if not above and seen and min(seen) > 0:
         return Scale("log", above)
-    if above and seen and 0 <= min(seen) and max(seen) <= 1:
+    if above and seen and min(seen) >= 0 and max(seen) <= 1:
         return Scale("log missing", above, 0.5 / num_tests)
     return Scale("linear", above, max(seen) - min(seen) if len(set(seen)) > 1 else 1.0)
 

@@ -104,8 +104,8 @@ def choose_next(endings: Sequence[Ending], space: EndSpace, first_size: int, mos
     if not any(ending.ended for ending in endings):
         lower = [rate for rate in space.learning_rates if rate < min(ending.learning_rate for ending in endings)]
         untried = [rate for rate in space.learning_rates if rate not in {ending.learning_rate for ending in endings}]
-        left = lower or untried
-        return Next(first_size, left[0], short_steps(space, first_size, RACE)) if left and spent < most / 2 else None
+        following = lower or untried
+        return Next(first_size, following[0], short_steps(space, first_size, RACE)) if following and spent < most / 2 else None
     if spent >= most - 0.5:  # no whole run is left
         return None
     part = next(part for until, part in _STAGES if spent < until * most)
@@ -153,8 +153,8 @@ def _explore(endings: Sequence[Ending], space: EndSpace, estimate: EndEstimate, 
         if doubt.max() > 0.02:
             size = int(doubt.argmax())
             return size, int(hopeful[size].argmin())
-    size, rate = np.unravel_index(hopeful.argmin(), hopeful.shape)
-    return int(size), int(rate)
+    best = np.unravel_index(hopeful.argmin(), hopeful.shape)
+    return int(best[0]), int(best[1])
 
 
 def run_ahead(runs: EndRuns, space: EndSpace, following: Next, endings: Sequence[Ending], seed: int) -> Ending | None:
