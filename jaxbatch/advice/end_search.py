@@ -16,6 +16,7 @@ from jaxbatch.advice.ending import Ending
 REPEATS = 2  # runs that repeat the best setting
 _STAGES = ((0.2, 8), (0.36, 4), (1.0, 1))  # up to this part of the budget, runs of this part of the longest length
 _LOOK_AT = (0.25, 0.5)  # parts of a run at which it may be ended because it is behind
+_LEARNED = 0.1  # on the law's scale; a run that is better than before training by so much has begun to learn
 _BEHIND = 0.3  # on the law's scale, at the least
 _STRIDE = 4  # how many times larger or smaller than the sizes that were run another one may be
 _OPTIMISM = 0.5
@@ -97,19 +98,14 @@ class Fits:
 
 def choose_next(endings: Sequence[Ending], space: EndSpace, first_size: int, most: float, fits: Fits) -> Next | None:
     """The run to make next; None if the search is over. It depends on nothing but the runs before it."""
-    rates = space.learning_rates[::2]
-    if len(endings) < len(rates):
-        return Next(first_size, rates[len(endings)], short_steps(space, first_size, RACE))
+    racing = race_next(endings, space, first_size, most)
+    if racing is not None:
+        return racing
     spent = sum(cost_of(ending, space) for ending in endings)
-    if not any(ending.ended for ending in endings):
-        lower = [rate for rate in space.learning_rates if rate < min(ending.learning_rate for ending in endings)]
-        untried = [rate for rate in space.learning_rates if rate not in {ending.learning_rate for ending in endings}]
-        following = lower or untried
-        return Next(first_size, following[0], short_steps(space, first_size, RACE)) if following and spent < most / 2 else None
-    if spent >= most - 0.5:  # no whole run is left
+    if spent >= most - 0.5 or not any(ending.ended for ending in endings):  # no whole run is left
         return None
     part = next(part for until, part in _STAGES if spent < until * most)
-    chosen = (len(endings) - len(rates)) % _TOGETHER if part > 1 else 0
+    chosen = len(endings) % _TOGETHER if part > 1 else 0
     while not any(ending.ended for ending in endings[: len(endings) - chosen]):
         chosen -= 1
     estimate = fits.first(endings, len(endings) - chosen)
@@ -122,6 +118,23 @@ def choose_next(endings: Sequence[Ending], space: EndSpace, first_size: int, mos
         return _whole(space, estimate.best, bool(whole[estimate.best]))
     size, rate = _explore(endings, space, estimate, 1)
     return _whole(space, (size, rate), bool(whole[size, rate]) and (size, rate) == estimate.best)
+
+
+def race_next(endings: Sequence[Ending], space: EndSpace, first_size: int, most: float) -> Next | None:
+    """The next of the shortest runs: every second rate at one size, and all of them again with twice the length while none has learned."""
+    rates = space.learning_rates[::2]
+    before, part = space.scale.write(space.start), RACE
+    for first in range(0, len(endings) + 1, len(rates)):
+        heat = endings[first : first + len(rates)]
+        steps = short_steps(space, first_size, part)
+        if first and sum(cost_of(ending, space) for ending in endings[:first]) + len(rates) * steps / space.payable_steps[first_size] > most / 2:
+            return None
+        if len(heat) < len(rates):
+            return Next(first_size, rates[len(heat)], steps)
+        if steps >= space.payable_steps[first_size] or any(one.ended and space.scale.write(one.value) < before - _LEARNED for one in heat):
+            return None
+        part //= 2
+    return None
 
 
 def _whole(space: EndSpace, cell: tuple[int, int], repeat: bool) -> Next:
