@@ -13,7 +13,7 @@ from jaxbatch.advice.end_law import BETA
 from jaxbatch.advice.end_request import EndQuestion, Metric, Seconds, check_end_question, choose_sizes, first_size, make_space
 from jaxbatch.advice.end_rows import rows_of
 from jaxbatch.advice.end_runs import EndRunner
-from jaxbatch.advice.end_search import search_endings
+from jaxbatch.advice.end_search import has_ended, search_endings
 from jaxbatch.advice.ending import Ending
 from jaxbatch.advice.probes import ProbePrograms, make_adjustable
 from jaxbatch.advice.request import LEARNING_RATES
@@ -214,11 +214,11 @@ def conclude_within(
         "largest_batch_size": setting.largest_batch_size,
         "rules": setting.rules,
     }
-    if not any(ending.ended for ending in endings):
-        why = "Training diverged in every run: try smaller learning rates." if endings else "No run was made: give more time."
+    if not has_ended(endings, space):
+        why = "No run came to its end: training diverged, try smaller learning rates." if endings else "No run was made: give more time."
         nothing: dict[str, Any] = {"choices": (), "best_size": unknown(), "largest_in_noise": None, "largest_within": (None,) * len(BANDS)}
         return EndAdvice(None, None, growth=unknown(), doubts=(why,), **nothing, **common)
-    estimate = make_estimate(endings, space)
+    estimate = make_estimate(endings, space, final=True)
     size, rate = space.batch_sizes[estimate.best[0]], space.learning_rates[estimate.best[1]]
     drawn = np.array(space.batch_sizes)[estimate.value.min(2).argmin(1)]
     low, high = np.quantile(drawn, [0.05, 0.95], method="closest_observation")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxbatch.advice.end_estimate import EndEstimate, EndSpace, count_whole
+from jaxbatch.advice.end_fit import which_are_lost
 from jaxbatch.advice.end_law import BETA, GAMMA
 from jaxbatch.advice.ending import Ending
 
@@ -22,12 +23,15 @@ def doubts_of_ends(estimate: EndEstimate, space: EndSpace, endings: Sequence[End
         num_examples: in the training set.
     """
     size, rate = estimate.best
+    advised = space.batch_sizes[size], space.learning_rates[rate]
     doubts, horizon = [], space.num_steps != space.payable_steps
     if not horizon and not count_whole(endings, space)[size, rate]:
         doubts.append("The advised setting was never run to its end: it is read from the law of the others.")
-    lost = [ending for ending in endings if ending.diverged and (ending.batch_size, ending.learning_rate) == _setting(space, estimate.best)]
-    if lost:
-        doubts.append(f"{len(lost)} of its runs diverged.")
+    lost = which_are_lost(endings, space.scale, space.start)
+    mine = [is_lost for ending, is_lost in zip(endings, lost, strict=True) if (ending.batch_size, ending.learning_rate) == advised]
+    if any(mine):
+        ends = "diverged, or ended as if they had learned nothing: take a smaller rate."
+        doubts.append(f"{sum(mine)} of {len(mine)} runs of the advised setting {ends}")
     for name, index, values, flag in (("learning rate", rate, space.learning_rates, "rates"), ("batch size", size, space.batch_sizes, "sizes")):
         if len(values) > 1 and index in (0, len(values) - 1):
             side = "smallest" if index == 0 else "largest"
@@ -40,13 +44,10 @@ def doubts_of_ends(estimate: EndEstimate, space: EndSpace, endings: Sequence[End
     return doubts
 
 
-def _setting(space: EndSpace, cell: tuple[int, int]) -> tuple[int, float]:
-    return space.batch_sizes[cell[0]], space.learning_rates[cell[1]]
-
-
 def _worse_with_length(endings: Sequence[Ending], space: EndSpace) -> str | None:
     """A sentence if runs of the longest length end no better than the best shorter one: the law does not know of overfitting."""
-    ended = [ending for ending in endings if ending.ended]
+    lost = which_are_lost(endings, space.scale, space.start)
+    ended = [ending for ending, is_lost in zip(endings, lost, strict=True) if ending.ended and not is_lost]
     long = [ending for ending in ended if ending.num_steps >= space.payable_steps[ending.batch_size]]
     short = [ending for ending in ended if ending.num_steps < 0.6 * space.payable_steps[ending.batch_size]]
     if len(long) < 2 or not short:

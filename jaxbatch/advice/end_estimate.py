@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jaxbatch.advice import end_law
-from jaxbatch.advice.end_fit import Fitted, fit_endings, predict_divergence, predict_values
+from jaxbatch.advice.end_fit import Fitted, fit_endings, predict_divergence, predict_values, which_are_lost
 from jaxbatch.advice.end_law import Scale
 from jaxbatch.advice.ending import Ending
 
@@ -83,13 +83,23 @@ class EndEstimate(NamedTuple):
         return self.behind <= NOISE if band is None else self.more_data <= np.log1p(band)
 
 
-def make_estimate(endings: Sequence[Ending], space: EndSpace, *, seed: int = 0) -> EndEstimate:
-    """Fits the law to all runs and finds the setting with the best expected end."""
+def make_estimate(endings: Sequence[Ending], space: EndSpace, *, seed: int = 0, final: bool = False) -> EndEstimate:
+    """Fits the law to all runs and finds the setting with the best expected end.
+
+    Args:
+        endings: the runs.
+        space: the settings to choose from.
+        seed: of the draws.
+        final: whether the best is to be one that was run to the end of its length, if there is one and that length can be made.
+    """
     fitted = fit_endings(endings, space.scale, space.start, space.length, seed=seed)
     grid, shape = space.grid(), (-1, len(space.batch_sizes), len(space.learning_rates))
     value, lost = predict_values(fitted, grid).reshape(shape), predict_divergence(fitted, grid).reshape(shape)
     first = EndEstimate(fitted, value, lost, (0, 0))
-    doubtful = first.expected + _UNSEEN * float(np.median(fitted.sigma)) / (1 + count_whole(endings, space))
+    whole = count_whole(endings, space)
+    doubtful = first.expected + _UNSEEN * float(np.median(fitted.sigma)) / (1 + whole)
+    if final and whole.any() and space.num_steps == space.payable_steps:
+        doubtful = np.where(whole > 0, doubtful, np.inf)
     size, rate = np.unravel_index(doubtful.argmin(), doubtful.shape)
     return first._replace(best=(int(size), int(rate)))
 
@@ -103,8 +113,8 @@ def largest_within(estimate: EndEstimate, space: EndSpace, band: float | None, *
 def count_whole(endings: Sequence[Ending], space: EndSpace, *, repeats: bool = False) -> Float[np.ndarray, "S R"]:
     """How many runs of each setting were made to the end of the longest length; with ``repeats``, how many that repeat it."""
     count = np.zeros((len(space.batch_sizes), len(space.learning_rates)))
-    for ending in endings:
-        if ending.ended and ending.repeat >= repeats and is_longest(ending, space):
+    for ending, lost in zip(endings, which_are_lost(endings, space.scale, space.start), strict=True):
+        if ending.ended and not lost and ending.repeat >= repeats and is_longest(ending, space):
             count[space.batch_sizes.index(ending.batch_size), space.learning_rates.index(ending.learning_rate)] += 1
     return count
 

@@ -26,6 +26,7 @@ _MEAN = {Y0: 0.0, SLOPE: np.log(0.3), BEND: 0.3, CRITICAL: np.log(128.0), BETA: 
 _MEAN |= {A: np.log(0.8), C: np.log(1.2), SIGMA: np.log(0.05), CLIFF: np.log(5.0)}
 _SPREAD = {Y0: 1.5, SLOPE: 1.2, BEND: 0.4, CRITICAL: 2.0, BETA: 0.25, RATE: 3.0, GAMMA: 0.25, POWER: 0.25, A: 0.5, C: 0.6, SIGMA: 1.2, CLIFF: 1.0}
 _PRIOR_MEAN, _PRIOR_SPREAD = (np.array([of[key] for key in range(len(NAMES))]) for of in (_MEAN, _SPREAD))
+LEARNED = 0.1  # on the law's scale; a run that is better than before training by so much has begun to learn
 _CHAINS, _ITERATIONS, _KEPT_FROM, _KEPT_EVERY = 100, 240, 120, 30
 _FAR = 0.1, 0.02  # the parts of a run's distance to the best value of its length, and of all runs, by which the law may be wrong
 _ROUGHNESS = 0.7  # the standard deviation of the Gaussian process ÷ sigma
@@ -62,12 +63,13 @@ def fit_endings(endings: Sequence[Ending], scale: Scale, start: float, length: f
     Raises:
         ValueError: no run has ended.
     """
-    ended = [ending for ending in endings if ending.ended]
+    before = scale.write(start)
+    lost = which_are_lost(endings, scale, start)
+    ended = [ending for ending, is_lost in zip(endings, lost, strict=True) if ending.ended and not is_lost]
     if not ended:
         raise ValueError(f"endings: none of {len(endings)} runs has come to its end, and the law needs one at least.")
-    before = scale.write(start)
     values = np.minimum([scale.write(ending.value) for ending in ended], before)  # how much worse than before training says nothing more
-    log_posterior, center = _make_log_posterior(endings, ended, values, before, length)
+    log_posterior, center = _make_log_posterior(_Runs(ended, *_others(endings, lost)), values, before, length)
     random, size = np.random.default_rng(seed), len(center)
     chains = _draws_near_mode(log_posterior, center, random)
     heights, kept, pairs = log_posterior(chains), [], np.tile(np.arange(_CHAINS), (2, 1))
@@ -111,6 +113,31 @@ def _starts(size: int) -> list[np.ndarray]:
     starts = [np.zeros(size), np.zeros(size)]
     starts[0][SIGMA], starts[1][SIGMA] = -1.5, 1.0
     return starts
+
+
+def which_are_lost(endings: Sequence[Ending], scale: Scale, start: float) -> list[bool]:
+    """Which runs were lost to a rate that is too large: they diverged, or ended as if they had learned nothing.
+
+    A run that has learned nothing may also have had too small a rate. It was lost if it had learned on the way, or if another run
+    learned from no more examples with a rate that is no larger and a batch that is no smaller.
+
+    Example:
+        >>> learned = Ending(8, 0.1, 0, 90, 90, False, 0.3, ((90, 0.3),))
+        >>> dead = Ending(8, 0.1, 1, 300, 300, False, 2.3, ((300, 2.3),))
+        >>> which_are_lost([learned, dead, dead._replace(learning_rate=0.001)], Scale("log", False), 2.3)
+        [False, True, False]
+    """
+    least = scale.write(start) - LEARNED
+    has_learned = lambda value: scale.write(value) < least
+    learned = [ending for ending in endings if not ending.diverged and has_learned(ending.value)]
+
+    def is_lost(ending: Ending) -> bool:
+        if ending.diverged or not ending.ended or has_learned(ending.value):
+            return ending.diverged
+        as_much = [one for one in learned if one.learning_rate <= ending.learning_rate and one.batch_size >= ending.batch_size]
+        return any(has_learned(value) for _, value in ending.looks) or any(one.examples <= ending.examples for one in as_much)
+
+    return [is_lost(ending) for ending in endings]
 
 
 def predict_values(fitted: Fitted, settings: Float[np.ndarray, "M 3"], *, seed: int = 0, smooth: bool = False) -> Float[np.ndarray, "D M"]:
@@ -173,9 +200,21 @@ def _trusted_to(values: np.ndarray, log_lengths: np.ndarray) -> np.ndarray:
     return _FAR[0] * (values - best) + _FAR[1] * (values - values.min())
 
 
-def _make_log_posterior(endings: Sequence[Ending], ended: Sequence[Ending], values: np.ndarray, start: float, length: float):
-    lost = [ending for ending in endings if ending.diverged]
-    behind = [ending for ending in endings if not ending.diverged and not ending.ended and ending.looks]
+class _Runs(NamedTuple):
+    """Runs by what they show."""
+
+    ended: list[Ending]
+    behind: list[Ending]  # that were ended early
+    lost: list[Ending]
+
+
+def _others(endings: Sequence[Ending], lost: Sequence[bool]) -> tuple[list[Ending], list[Ending]]:
+    behind = [ending for ending, is_lost in zip(endings, lost, strict=True) if not is_lost and not ending.ended and ending.looks]
+    return behind, [ending for ending, is_lost in zip(endings, lost, strict=True) if is_lost]
+
+
+def _make_log_posterior(runs: _Runs, values: np.ndarray, start: float, length: float):
+    ended, behind, lost = runs
     settings = _settings([*ended, *behind, *lost], length)
     count, finite = len(ended), len(ended) + len(behind)
     bound, far = np.min(values), _trusted_to(values, settings[:count, 2])

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxbatch.advice.end_estimate import BANDS, EndEstimate, EndSpace, is_longest
-from jaxbatch.advice.end_fit import law_values
+from jaxbatch.advice.end_fit import law_values, which_are_lost
 from jaxbatch.advice.ending import Ending
 from jaxbatch.intervals import Interval, around
 
@@ -30,18 +30,20 @@ class EndChoice(NamedTuple):
     chances: tuple[float, ...]  # that it ends within the noise of the advised setting, and within each of BANDS
     runs: int  # runs of this size, of any rate and length
     whole: int  # those of this rate and the longest length, that were made to the end
-    diverged: int  # runs of this rate that diverged
+    lost: int  # runs of this rate that diverged, or ended as if they had learned nothing
 
 
 def rows_of(estimate: EndEstimate, space: EndSpace, endings: Sequence[Ending]) -> tuple[EndChoice, ...]:
     """A row for each batch size, in ascending order."""
     rates, values, more = estimate.rates, estimate.best_of_sizes, np.exp(estimate.more_data)
     sigma, random, rows = estimate.fitted.sigma, np.random.default_rng(1), []
+    lost = {number for number, is_lost in enumerate(which_are_lost(endings, space.scale, space.start)) if is_lost}
     for row, size in enumerate(space.batch_sizes):
         rate = space.learning_rates[rates[row]]
-        mine = [ending for ending in endings if ending.batch_size == size]
-        same = [ending for ending in mine if ending.learning_rate == rate]
-        whole = [ending for ending in same if ending.ended and is_longest(ending, space)]
+        mine = [number for number, ending in enumerate(endings) if ending.batch_size == size]
+        same = [number for number in mine if endings[number].learning_rate == rate]
+        kept = [endings[number] for number in same if number not in lost]
+        whole = [ending for ending in kept if ending.ended and is_longest(ending, space)]
         mean, spread = values[:, row], sigma
         repeats = [ending for ending in whole if ending.repeat]
         if repeats and space.num_steps[size] == space.payable_steps[size]:
@@ -59,7 +61,7 @@ def rows_of(estimate: EndEstimate, space: EndSpace, endings: Sequence[Ending]) -
                 chances,
                 len(mine),
                 len(whole),
-                sum(ending.diverged for ending in same),
+                len(lost.intersection(same)),
             )
         )
     return tuple(rows)

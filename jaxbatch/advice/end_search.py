@@ -11,12 +11,12 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from jaxbatch.advice.end_estimate import FEWEST_UPDATES, RACE, EndEstimate, EndSpace, count_whole, is_longest, make_estimate
+from jaxbatch.advice.end_fit import LEARNED, which_are_lost
 from jaxbatch.advice.ending import Ending
 
 REPEATS = 2  # runs that repeat the best setting
 _STAGES = ((0.2, 8), (0.36, 4), (1.0, 1))  # up to this part of the budget, runs of this part of the longest length
 _LOOK_AT = (0.25, 0.5)  # parts of a run at which it may be ended because it is behind
-_LEARNED = 0.1  # on the law's scale; a run that is better than before training by so much has begun to learn
 _BEHIND = 0.3  # on the law's scale, at the least
 _STRIDE = 4  # how many times larger or smaller than the sizes that were run another one may be
 _OPTIMISM = 0.5
@@ -102,11 +102,11 @@ def choose_next(endings: Sequence[Ending], space: EndSpace, first_size: int, mos
     if racing is not None:
         return racing
     spent = sum(cost_of(ending, space) for ending in endings)
-    if spent >= most - 0.5 or not any(ending.ended for ending in endings):  # no whole run is left
+    if spent >= most - 0.5 or not has_ended(endings, space):  # no whole run is left
         return None
     part = next(part for until, part in _STAGES if spent < until * most)
     chosen = len(endings) % _TOGETHER if part > 1 else 0
-    while not any(ending.ended for ending in endings[: len(endings) - chosen]):
+    while not has_ended(endings[: len(endings) - chosen], space):
         chosen -= 1
     estimate = fits.first(endings, len(endings) - chosen)
     if part > 1:
@@ -120,6 +120,11 @@ def choose_next(endings: Sequence[Ending], space: EndSpace, first_size: int, mos
     return _whole(space, (size, rate), bool(whole[size, rate]) and (size, rate) == estimate.best)
 
 
+def has_ended(endings: Sequence[Ending], space: EndSpace) -> bool:
+    """Whether a run has come to its end and was not lost."""
+    return any(ending.ended and not lost for ending, lost in zip(endings, which_are_lost(endings, space.scale, space.start), strict=True))
+
+
 def race_next(endings: Sequence[Ending], space: EndSpace, first_size: int, most: float) -> Next | None:
     """The next of the shortest runs: every second rate at one size, and all of them again with twice the length while none has learned."""
     rates = space.learning_rates[::2]
@@ -131,7 +136,7 @@ def race_next(endings: Sequence[Ending], space: EndSpace, first_size: int, most:
             return None
         if len(heat) < len(rates):
             return Next(first_size, rates[len(heat)], steps)
-        if steps >= space.payable_steps[first_size] or any(one.ended and space.scale.write(one.value) < before - _LEARNED for one in heat):
+        if steps >= space.payable_steps[first_size] or any(one.ended and space.scale.write(one.value) < before - LEARNED for one in heat):
             return None
         part //= 2
     return None
@@ -172,7 +177,8 @@ def _explore(endings: Sequence[Ending], space: EndSpace, estimate: EndEstimate, 
 
 def run_ahead(runs: EndRuns, space: EndSpace, following: Next, endings: Sequence[Ending], seed: int) -> Ending | None:
     """Makes a run; it is ended early if it is far behind the best one of the same length at the same part of its schedule."""
-    same = [other for other in endings if other.ended and is_longest(other, space)]
+    lost = which_are_lost(endings, space.scale, space.start)
+    same = [other for other, is_lost in zip(endings, lost, strict=True) if other.ended and not is_lost and is_longest(other, space)]
     whole = following.num_steps >= space.payable_steps[following.batch_size]
     write, ending = space.scale.write, None
     best = min(same, key=lambda other: write(other.value), default=None)
