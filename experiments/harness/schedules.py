@@ -115,9 +115,18 @@ def rate_words(config: Any) -> str:
         >>> rate_words(ScheduleFlags("cosine", "0.05")), rate_words(ScheduleFlags())
         ('SGD with momentum 0, cosine schedule, warmup 5%', 'SGD with momentum 0')
     """
+    return ", ".join([optimizer_words(config), *schedule_words(config)])
+
+
+def schedule_words(config: Any) -> list[str]:
+    """The schedule and the warmup, as far as the rate is not constant.
+
+    Example:
+        >>> schedule_words(ScheduleFlags("wsd", "0.05")), schedule_words(ScheduleFlags())
+        (['wsd schedule', 'warmup 5%'], [])
+    """
     schedule, warmup = getattr(config, "schedule", "constant"), float(getattr(config, "warmup", "0"))
-    words = optimizer_words(config) + (f", {schedule} schedule" if schedule != "constant" else "")
-    return words + (f", warmup {100 * warmup:g}%" if warmup else "")
+    return [f"{schedule} schedule"] * (schedule != "constant") + [f"warmup {100 * warmup:g}%"] * (warmup > 0)
 
 
 def scheduled_code(config: Any) -> str:
