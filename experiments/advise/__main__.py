@@ -11,7 +11,7 @@ from experiments.advise import __doc__ as question
 from experiments.advise import figure, laws, records, report, within
 from experiments.advise import verify as advise_verify
 from experiments.harness.command_line import for_quick
-from experiments.harness.optimizers import code, make_optimizer
+from experiments.harness.schedules import ScheduleFlags, fill_schedule, make_scheduled, scheduled_code
 from experiments.harness.study import check_positive, open_study, run_study, show_results
 from experiments.harness.target import GoalConfig, fill_target
 from experiments.harness.task import SEQUENCE_LENGTH, few_for_quick, load_choosing_task
@@ -24,7 +24,7 @@ from jaxbatch.results.report import progress_bar
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(GoalConfig):
+class Config(ScheduleFlags, GoalConfig):
     """Flags of the study."""
 
     objective: Objective = "time"
@@ -48,19 +48,21 @@ class Config(GoalConfig):
     verify: bool = False
     """Also make the full sweep, and compare the cost of the advised setting with that of the sweep's best."""
 
+    own_lengths = True
+
 
 def resolve(config: Config, task: jb.Task) -> Config:
     """Fills in the target, shrinks for --quick, and checks."""
     sizes = tuple(2**power for power in range(2, 24, 3) if 2**power <= max(32, task.num_examples // 2))
     short = {"max_probes": 9, "evaluations_per_epoch": 4, "seeds": 2, "batch_sizes": sizes, "learning_rates": LEARNING_RATES[::2]}
-    config = fill_target(for_quick(config, **short), task)
+    config = fill_schedule(fill_target(for_quick(config, **short), task))
     check_positive(config, "epochs", "evaluations_per_epoch", "max_probes", "budget", "seeds", "batch_sizes", "learning_rates")
     return config
 
 
 def measure(config: Config, task: jb.Task, run: RunFolder, console: Console) -> None:
     """Makes the measurements that are not in the run folder yet: the setting, the times of an update, then run after run."""
-    by_rate = make_optimizer(config)
+    by_rate = make_scheduled(config)
     question = Question(
         config.target or "",
         by_rate,
@@ -106,7 +108,7 @@ def study(config: Config, console: Console) -> None:
         if config.task is None and config.dataset in TEXTS:
             (advised,) = (choice for choice in advice.choices if choice.batch_size == advice.batch_size)
             console.print(laws.beside(task, advised.examples.value * SEQUENCE_LENGTH, SEQUENCE_LENGTH), soft_wrap=True)
-        snippet = advice.snippet(code(config))
+        snippet = advice.snippet(scheduled_code(config))
         imports = [module for module in ("functools", "optax") if f"{module}." in snippet]
         lines = [f"import {', '.join(imports)}"] if imports else []
         console.print("\n".join(["", *lines, "import jaxbatch as jb", "", snippet]), soft_wrap=True, markup=False)
