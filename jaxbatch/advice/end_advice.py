@@ -23,7 +23,7 @@ class EndAdvice(NamedTuple):
     start: float  # the metric before training
     choices: tuple[EndChoice, ...]  # every batch size that was considered, in ascending order
     best_size: Interval  # the best batch size; its ends hold it with 90%
-    largest_in_noise: int | None  # the largest size that ends within a standard deviation of the advised one, with a chance of 80% or more
+    largest_in_noise: int | None  # the largest size that ends in the range of 95% of the best size's runs, with a chance of 90% or more
     largest_within: tuple[int | None, ...]  # the largest that does so with 1%, 2%, 5% more data, likewise
     growth: Interval  # beta: the critical batch size grows as the run's length to this power
     cost_in_runs: float  # what all runs cost, in runs of the length that the answer is for

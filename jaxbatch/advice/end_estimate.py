@@ -18,7 +18,7 @@ BANDS = (0.01, 0.02, 0.05)  # more data than the best batch size needs
 RACE = 16  # the longest runs ÷ those that come first
 FEWEST_UPDATES = 16  # of a short run, below which it tells nothing of a long one
 NOISE = 1.96  # standard deviations from run to run: between so many below and above the mean lie 95% of runs
-SURE = 0.8  # the chance with which a size is named as one that ends within a band
+SURE = 0.9  # the chance with which a size is named as one that ends within a band
 _UNSEEN = 0.5  # added to the value of a setting without a whole run, in standard deviations from run to run; less with each that was made
 _MOST = 12.0  # the largest logarithm of a ratio of data that is told
 
