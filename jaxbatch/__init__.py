@@ -4,11 +4,15 @@ from jaxbatch.advice.advice import Advice
 from jaxbatch.advice.advising import advise
 from jaxbatch.advice.branches import Branches, branch
 from jaxbatch.advice.critical import CriticalFit, critical_batch_size
+from jaxbatch.advice.end_advice import EndAdvice
+from jaxbatch.advice.end_advising import advise_within
+from jaxbatch.advice.end_request import seconds
 from jaxbatch.advice.largest_batch import find_largest_batch, max_batch_size
 from jaxbatch.advice.learning_rates import RateResult, rate_exponent, tune_learning_rate
 from jaxbatch.advice.memory import memory_profile
 from jaxbatch.advice.memory_parts import Memory
 from jaxbatch.advice.memory_plan import memory_plan
+from jaxbatch.advice.published_rules import PublishedRule, PublishedRules, published_rules
 from jaxbatch.advice.throughput import Throughput, fit_throughput, predicted_throughput
 from jaxbatch.advice.timed_updates import measure_throughput
 from jaxbatch.backend import BackendCheck, check_backend
@@ -55,6 +59,7 @@ from jaxbatch.models.image_networks import MLP, VGG19BN, AlexNet, ResNet20, ResN
 from jaxbatch.models.transformer import TransformerLM
 from jaxbatch.results.report import track
 from jaxbatch.schedules.batch_sizes import BatchSizeSchedule, adabatch_schedule, constant_schedule, increase_instead_of_decay, milestone_schedule
+from jaxbatch.schedules.named_rates import scheduled, stretched_schedule
 from jaxbatch.schedules.policies import BatchSizePolicy
 from jaxbatch.schedules.rates import cosine, coupled_learning_rate, cyclic, scale_learning_rate, step_decay
 from jaxbatch.sums import Weighted
@@ -93,6 +98,7 @@ __all__ = [
     "CriticalFit",
     "Dataset",
     "Duration",
+    "EndAdvice",
     "FitConfig",
     "Goal",
     "GradientStatistics",
@@ -103,6 +109,8 @@ __all__ = [
     "Memory",
     "NoiseMonitor",
     "PackedText",
+    "PublishedRule",
+    "PublishedRules",
     "RateResult",
     "ResNet20",
     "ResNet50",
@@ -118,6 +126,7 @@ __all__ = [
     "adabatch_schedule",
     "additive_margin",
     "advise",
+    "advise_within",
     "angular_margin",
     "as_goal",
     "branch",
@@ -184,11 +193,14 @@ __all__ = [
     "predicted_throughput",
     "prefetch",
     "program_memory",
+    "published_rules",
     "rate_exponent",
     "ratio_of_means",
     "recompute",
     "relative_squared_error",
     "scale_learning_rate",
+    "scheduled",
+    "seconds",
     "sequences",
     "sigmoid_contrastive",
     "split_backward",
@@ -196,6 +208,7 @@ __all__ = [
     "steps",
     "steps_per_epoch",
     "streamed_task",
+    "stretched_schedule",
     "sum_of_gradients",
     "sweep",
     "tokens",

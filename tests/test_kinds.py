@@ -47,7 +47,7 @@ BY_KIND = """
     whole: max_batch_size chunk_size num_classes tokens_per_example sequence_length vocab_size image_size num_workers ahead num_devices rounds
     whole: resamples seed epoch cut_to_measure evaluations_per_epoch train_tokens
     whole fraction: amount learning_rate momentum max_norm tolerance growth decay init base_lr low end period margin temperature label_smoothing
-    whole fraction: seconds_per_timing budget warmup_init scale
+    whole fraction: seconds_per_timing budget warmup_init scale num_parameters num_tokens compute loss
     function: loss_fn function metrics_fn make_optimizer prepare prepare_test update_model_state eval_params apply augment shape on_progress encode
     bool: coupled has_aux by_part above loading nonnegative
     text: name metric data_dir checkpoint_dir folder method rule partial parallel loop runs same_label axis goal
@@ -95,7 +95,7 @@ VALID = dict(  # noqa: C408 (by argument, for those that have no default)
     texts=[TOKENS], length=8, tokens=TOKENS, name="digits", order=X, seed=0, epoch=0, first=X, second=X, features=X, kernel=X, labels=X, logits=X,
     chunk_size=2, temperature=1.0, bias=1.0, margin=0.1, vectors=X, rule="sqrt", base_lr=0.1, base_batch_size=4, schedule=4, init=0.1, num_epochs=3,
     decay=0.5, every=2, period=2.0, sizes={0: 4}, values=[1.0, 2.0], numerators=[1.0, 2.0], denominators=[1.0, 2.0], updates={8: [3.0]},
-    rounds={8: [1.0]}, results={}, batches=[], apply=lambda w, x: x, amount=3, target="cpu",
+    rounds={8: [1.0]}, results={}, num_parameters=1e6, num_tokens=1e8, sequence_length=64, batches=[], apply=lambda w, x: x, amount=3, target="cpu",
 )  # fmt: skip
 
 

@@ -1,28 +1,30 @@
 """The study: its flags, what it measures and in which order. Its question stands in the docstring of the package."""
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 
 from rich.console import Console
 
 import jaxbatch as jb
 from experiments.advise import __doc__ as question
-from experiments.advise import figure, records, report
+from experiments.advise import figure, laws, records, report, within
 from experiments.advise import verify as advise_verify
 from experiments.harness.command_line import for_quick
-from experiments.harness.optimizers import code, make_optimizer
+from experiments.harness.schedules import ScheduleFlags, fill_schedule, make_scheduled, scheduled_code
 from experiments.harness.study import check_positive, open_study, run_study, show_results
 from experiments.harness.target import GoalConfig, fill_target
-from experiments.harness.task import few_for_quick, load_choosing_task
+from experiments.harness.task import SEQUENCE_LENGTH, few_for_quick, load_choosing_task
 from jaxbatch.advice.advice import Objective
 from jaxbatch.advice.advising import Event, Ran, answer
 from jaxbatch.advice.request import LEARNING_RATES, Question
+from jaxbatch.data import TEXTS
 from jaxbatch.results.records import RunFolder
 from jaxbatch.results.report import progress_bar
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(GoalConfig):
+class Config(ScheduleFlags, GoalConfig):
     """Flags of the study."""
 
     objective: Objective = "time"
@@ -46,19 +48,21 @@ class Config(GoalConfig):
     verify: bool = False
     """Also make the full sweep, and compare the cost of the advised setting with that of the sweep's best."""
 
+    own_lengths = True
+
 
 def resolve(config: Config, task: jb.Task) -> Config:
     """Fills in the target, shrinks for --quick, and checks."""
     sizes = tuple(2**power for power in range(2, 24, 3) if 2**power <= max(32, task.num_examples // 2))
     short = {"max_probes": 9, "evaluations_per_epoch": 4, "seeds": 2, "batch_sizes": sizes, "learning_rates": LEARNING_RATES[::2]}
-    config = fill_target(for_quick(config, **short), task)
+    config = fill_schedule(fill_target(for_quick(config, **short), task))
     check_positive(config, "epochs", "evaluations_per_epoch", "max_probes", "budget", "seeds", "batch_sizes", "learning_rates")
     return config
 
 
 def measure(config: Config, task: jb.Task, run: RunFolder, console: Console) -> None:
     """Makes the measurements that are not in the run folder yet: the setting, the times of an update, then run after run."""
-    by_rate = make_optimizer(config)
+    by_rate = make_scheduled(config)
     question = Question(
         config.target or "",
         by_rate,
@@ -101,15 +105,24 @@ def study(config: Config, console: Console) -> None:
     show_results(console, config, run, report, figure)
     advice = records.read_advice(run.records)
     if advice.batch_size is not None:
-        snippet = advice.snippet(code(config))
+        if config.task is None and config.dataset in TEXTS:
+            (advised,) = (choice for choice in advice.choices if choice.batch_size == advice.batch_size)
+            console.print(laws.beside(task, advised.examples.value * SEQUENCE_LENGTH, SEQUENCE_LENGTH), soft_wrap=True)
+        snippet = advice.snippet(scheduled_code(config))
         imports = [module for module in ("functools", "optax") if f"{module}." in snippet]
         lines = [f"import {', '.join(imports)}"] if imports else []
         console.print("\n".join(["", *lines, "import jaxbatch as jb", "", snippet]), soft_wrap=True, markup=False)
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """The command line."""
-    run_study(Config, question, study, args)
+    """The command line; --laws, which trains nothing, and --within have other flags."""
+    given = sys.argv[1:] if args is None else args
+    if "--laws" in given:
+        laws.main(args)
+    elif any(flag.partition("=")[0] in ("--within", "--horizon") for flag in given):
+        within.main(args)
+    else:
+        run_study(Config, question, study, args)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from experiments.advise.records import read_advice
-from experiments.harness.optimizers import optimizer_words
+from experiments.harness.schedules import rate_words
 from experiments.harness.study import setting_of
 from jaxbatch.advice.advice import Advice, cost_of_update
 from jaxbatch.results import plots
@@ -28,7 +28,7 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=9)
     answer = "no advice" if advice.batch_size is None else f"advised: B = {advice.batch_size}, rate {advice.learning_rate:.3g}"
-    figure.suptitle(f"{setting_of(config)}, {optimizer_words(config)}, to {advice.goal}, objective {config.objective}; {answer}")
+    figure.suptitle(f"{setting_of(config)}, {rate_words(config)}, to {advice.goal}, objective {config.objective}; {answer}")
     return plots.save(figure, folder)
 
 

@@ -46,7 +46,8 @@ def read_setting(records: Sequence[Record]) -> Setting:
     fields = dict(next(record for record in records if record["kind"] == "setting"))
     del fields["kind"]
     lists = {name: tuple(fields[name]) for name in ("batch_sizes", "learning_rates", "rules")}
-    return Setting(**{**fields, **lists, "goal": as_goal(fields["goal"]), "start": as_number(fields["start"])})
+    lengths = None if fields.get("run_lengths") is None else tuple(fields["run_lengths"])
+    return Setting(**{**fields, **lists, "goal": as_goal(fields["goal"]), "start": as_number(fields["start"]), "run_lengths": lengths})
 
 
 def write_throughput(throughput: Throughput) -> Record:

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from experiments.advise.records import read_advice
 from experiments.advise.verify import read_verification
-from experiments.harness.optimizers import optimizer_words
+from experiments.harness.schedules import rate_words
 from experiments.harness.study import describe_setting, size_cell
 from jaxbatch.results.records import Record
 from jaxbatch.results.report import print_table
@@ -15,7 +15,7 @@ from jaxbatch.results.report import print_table
 def print_tables(console: Console, config, records: Sequence[Record], provenance: Record) -> None:
     """What is expected of every batch size; with --verify, the sweep's best against it."""
     advice = read_advice(records)
-    describe_setting(console, config, provenance, optimizer_words(config), f"to {advice.goal}, objective {config.objective}")
+    describe_setting(console, config, provenance, rate_words(config), f"to {advice.goal}, objective {config.objective}")
     rows = []
     for choice in advice.choices:
         mark = " ←" if choice.batch_size == advice.batch_size else ""

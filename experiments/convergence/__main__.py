@@ -13,8 +13,9 @@ from experiments.convergence import figure, report
 from experiments.convergence.report import rate_of
 from experiments.harness.command_line import for_quick
 from experiments.harness.goal_words import better, is_share
-from experiments.harness.optimizers import kind_of, make_optimizer
+from experiments.harness.optimizers import kind_of
 from experiments.harness.rate_grid import GridConfig, best_rates, measure_grid, resolve_grid
+from experiments.harness.schedules import ScheduleFlags, fill_schedule, make_for_length
 from experiments.harness.speed import SpeedConfig, measure_missing_speed
 from experiments.harness.study import check_positive, open_study, run_study, show_results
 from experiments.harness.target import TargetConfig, num_updates, resolve_target
@@ -35,7 +36,7 @@ TABLES = ("same", "tuned")
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(TargetConfig):
+class Config(ScheduleFlags, TargetConfig):
     """Flags of the study."""
 
     learning_rate: float | None = None
@@ -49,13 +50,15 @@ class Config(TargetConfig):
     speed_rounds: int = 5
     """Rounds in which an iteration with loading is timed."""
 
+    own_lengths = True
+
 
 def resolve(config: Config, task: Task) -> Config:
     """Fills in what depends on the data set, shrinks for --quick, and checks."""
     if config.tuned_rates is not None and config.batch_sizes is not None and len(config.tuned_rates) == len(config.batch_sizes):
         pairs = sorted(zip(config.batch_sizes, config.tuned_rates, strict=True))  # sizes are sorted below
         config = dataclasses.replace(config, tuned_rates=tuple(rate for _, rate in pairs))
-    config = resolve_target(for_quick(config, seeds=2, grid_seeds=2, speed_rounds=2), task)
+    config = fill_schedule(resolve_target(for_quick(config, seeds=2, grid_seeds=2, speed_rounds=2), task))
     config = dataclasses.replace(config, learning_rate=kind_of(config).rate if config.learning_rate is None else config.learning_rate)
     check_positive(config, "grid_seeds", "learning_rate", "speed_rounds", "tuned_rates")
     if config.tuned_rates is not None and len(config.tuned_rates) != len(config.batch_sizes):
@@ -67,7 +70,8 @@ def find_tuned_rates(config: Config, task: Task, console: Console) -> dict[int, 
     """Maps batch size to its best rate, from the grid's own run folder; runs the grid if it is not finished."""
     if config.tuned_rates is not None:
         return dict(zip(config.batch_sizes, config.tuned_rates, strict=True))
-    shared = {field.name for field in dataclasses.fields(TargetConfig)} - {"seeds", "overwrite", "resume", "evaluations_per_epoch"}
+    shared = {field.name for flags in (TargetConfig, ScheduleFlags) for field in dataclasses.fields(flags)}
+    shared -= {"seeds", "overwrite", "resume", "evaluations_per_epoch"}
     settled = tuple(sorted({*shared, "seeds"}))  # by this study, also where the grid's --quick would be shorter
     grid = GridConfig(**{name: getattr(config, name) for name in shared} | {"seeds": config.grid_seeds, "given": settled})
     grid = resolve_grid(grid, task)
@@ -175,11 +179,12 @@ def measure(config: Config, task: Task, test_data, rates: dict[str, dict[int, fl
     with progress_bar(console) as progress:
         total = sum(len(sizes) for sizes in rates.values()) * config.seeds
         bar = progress.add_task("runs", total=total, rate="")
-        of_task = RunPrograms(task, make_optimizer(config)(config.learning_rate))
+        of_task = RunPrograms(task, make_for_length(config, 1)(config.learning_rate))
         for table, by_size in rates.items():
             for batch_size, rate in sorted(by_size.items(), reverse=True):
                 note_rate(run, table, batch_size, rate)
-                shared = of_task.with_optimizer(make_optimizer(config)(rate))
+                updates = num_updates(config, task.num_examples, batch_size)
+                shared = of_task.with_optimizer(make_for_length(config, updates)(rate))
                 for seed in range(config.seeds):
                     key_fields = {"table": table, "batch_size": batch_size, "seed": seed, "learning_rate": rate}
                     if not run.find(kind="run", **key_fields):

@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.convergence.report import NAMES, fit_critical, runs_of, seconds, sizes_of, stretch_in_words, stretches, to_target
 from experiments.harness.goal_words import in_words, is_share
-from experiments.harness.optimizers import optimizer_words
+from experiments.harness.schedules import rate_words
 from experiments.harness.speed import has_loading, times
 from experiments.harness.study import setting_of
 from jaxbatch.advice.critical import CriticalFit
@@ -38,7 +38,7 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
         plots.size_ticks(axes, sizes)
         axes.legend(fontsize=9, loc="upper right")
     _draw_noise(right, records, goal, fit)
-    figure.suptitle(f"{setting_of(config)}, {optimizer_words(config)}, {config.seeds} seeds, 95% intervals")
+    figure.suptitle(f"{setting_of(config)}, {rate_words(config)}, {config.seeds} seeds, 95% intervals")
     return plots.save(figure, folder)
 
 

@@ -1,7 +1,7 @@
 """The study: its flags, what it measures and in which order. Its question stands in the docstring of the package."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,9 @@ import jaxbatch as jb
 from experiments.critical_batch_size import __doc__ as question
 from experiments.critical_batch_size import report
 from experiments.harness.command_line import for_quick
-from experiments.harness.optimizers import kind_of, make_optimizer
+from experiments.harness.optimizers import follow, kind_of, make_optimizer
 from experiments.harness.resuming import append_missing
+from experiments.harness.schedules import ScheduleFlags, fill_schedule, is_scheduled, make_for_length, make_scheduled, rate_at
 from experiments.harness.study import check_positive, open_study, run_study, show_results
 from experiments.harness.target import GoalConfig, fill_target
 from experiments.harness.task import few_for_quick, first_of, load_choosing_task
@@ -21,6 +22,7 @@ from jaxbatch.results.records import Record, RunFolder
 from jaxbatch.results.report import progress_bar
 from jaxbatch.training.goals import metric_names
 from jaxbatch.training.monitor import ChangesTraining, check_unchanged
+from jaxbatch.training.tasks import updates_of
 
 NOISE_PARTS = 8  # into which a batch is cut to see its noise
 SIZES, FACTORS = (8, 16, 32, 64, 128, 256), (2, 4, 8, 16, 32)
@@ -28,7 +30,7 @@ STAGES = (0.25, 0.5, 1.0)  # of the updates to the target, where branches begin
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(GoalConfig):
+class Config(ScheduleFlags, GoalConfig):
     """Flags of the study."""
 
     examples: int | None = None
@@ -53,7 +55,7 @@ class Config(GoalConfig):
 def resolve(config: Config, task: jb.Task) -> Config:
     """Fills in target and rates, shrinks for --quick, and checks."""
     short = {"learning_rates": kind_of(config).rates[2::2], "batch_sizes": SIZES[1::2], "factors": (2, 8), "seeds": 2, "epochs": 8}
-    config = fill_target(for_quick(config, **short, evaluations_per_epoch=4), task)
+    config = fill_schedule(fill_target(for_quick(config, **short, evaluations_per_epoch=4), task))
     settings = {"learning_rates": config.learning_rates or kind_of(config).rates, "batch_sizes": config.batch_sizes or SIZES}
     settings["factors"] = config.factors or FACTORS
     config = dataclasses.replace(config, **{name: tuple(sorted(set(values))) for name, values in settings.items()})
@@ -68,9 +70,9 @@ def resolve(config: Config, task: jb.Task) -> Config:
 
 def measure_run(config: Config, task: jb.Task, rate: float, seed: int, updates: int) -> Iterator[Record]:
     """The noise at every evaluation of a run at the base size, and branches from its states at a quarter, a half, and the end."""
-    by_rate = make_optimizer(config)
+    longest = updates_of(task, jb.epochs(config.epochs), config.base_batch_size)
     fit_config = jb.FitConfig(
-        by_rate(rate),
+        make_for_length(config, longest)(rate),
         config.base_batch_size,
         jb.steps(updates),
         seed=seed,
@@ -93,9 +95,9 @@ def measure_run(config: Config, task: jb.Task, rate: float, seed: int, updates: 
             largest = config.base_batch_size * max(config.factors)
             branches = jb.branch(
                 task,
-                by_rate,
+                make_at_rest(config),
                 record["state"],
-                learning_rate=rate,
+                learning_rate=rate_now(config, rate, record["updates"], longest),
                 batch_size=config.base_batch_size,
                 examples=min(16 * largest, task.num_examples // largest * largest),
                 factors=config.factors,
@@ -112,6 +114,16 @@ def measure_run(config: Config, task: jb.Task, rate: float, seed: int, updates: 
     yield {"kind": "run", "seed": seed, "learning_rate": rate, "updates": record["updates"]}
 
 
+def make_at_rest(config: Config) -> Callable[[Any], Any]:
+    """``rate -> optimizer`` whose rate stays, and which can go on from a state of the run's optimizer, be there a schedule or not."""
+    return (lambda rate: follow(config, lambda count: rate, rate)) if is_scheduled(config) else make_optimizer(config)
+
+
+def rate_now(config: Config, rate: float, updates: int, longest: int) -> float:
+    """The rate of the last of so many updates, at which branches go on."""
+    return float(rate_at(config, rate, longest)(updates - 1)) if is_scheduled(config) else rate
+
+
 def measure(config: Config, task: jb.Task, run: RunFolder, console: Console) -> None:
     """Makes the measurements that are not in the run folder yet: the sweep, then a run with noise and branches for each seed."""
     rates, goal = config.learning_rates or (), jb.as_goal(config.target or "")
@@ -126,7 +138,7 @@ def measure(config: Config, task: jb.Task, run: RunFolder, console: Console) -> 
 
         settings: dict[str, Any] = {"batch_sizes": config.batch_sizes, "learning_rates": rates, "seeds": config.seeds, "epochs": config.epochs}
         settings["evaluations_per_epoch"] = config.evaluations_per_epoch
-        run_sweep(task, make_optimizer(config), goal, known=known, write=write, **settings)
+        run_sweep(task, make_scheduled(config), goal, known=known, write=write, **settings)
         best = best_rates(run.find(kind="sweep"))
         if config.base_batch_size not in best:
             return  # the report says that the target was not reached

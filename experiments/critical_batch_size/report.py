@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console
 
 import jaxbatch as jb
-from experiments.harness.optimizers import optimizer_words
+from experiments.harness.schedules import rate_words
 from experiments.harness.study import describe_setting, setting_of, size_cell
 from jaxbatch.advice.branches import critical_of_branches
 from jaxbatch.advice.full_sweep import best_rates
@@ -79,7 +79,7 @@ def of_branches(config, rows: Sequence[Record]) -> Interval:
 
 def print_tables(console: Console, config, records: Sequence[Record], provenance: Record) -> None:
     """The updates of each size at its best rate, then the three ways."""
-    describe_setting(console, config, provenance, optimizer_words(config), f"to {config.target}")
+    describe_setting(console, config, provenance, rate_words(config), f"to {config.target}")
     rows, best = [], best_rates(sweep_of(records))
     for size in sorted({record["batch_size"] for record in records if record["kind"] == "sweep"}):
         if size in best:
@@ -138,7 +138,7 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
     plots.log_values(right.yaxis)
     for axes in (left, right):
         axes.legend(fontsize=9)
-    figure.suptitle(f"{setting_of(config)}, {optimizer_words(config)}, {config.seeds} seeds")
+    figure.suptitle(f"{setting_of(config)}, {rate_words(config)}, {config.seeds} seeds")
     return plots.save(figure, folder)
 
 

@@ -1,7 +1,4 @@
-"""The optimizers of the studies, by name or from a file of the user's own, with weight decay and clipping. One place decides.
-
-A study that trains has the flags of :class:`OptimizerFlags`, and makes its optimizer by :func:`make_optimizer`.
-"""
+"""The optimizers of the studies, by name or from a file of the user's own, with weight decay and clipping: :func:`make_optimizer`."""
 
 import dataclasses
 import functools
@@ -13,6 +10,7 @@ import optax
 import optax.contrib
 
 from experiments.harness.user_task import load_user_optimizer, title_of
+from jaxbatch.gradients.run_lengths import for_length, takes_num_steps
 
 Config = TypeVar("Config", bound="OptimizerFlags")
 HALF_DECADES = tuple(float(f"{10 ** (power / 2):.3g}") for power in range(-10, 1))  # from 0.00001 to 1, two in each power of ten
@@ -120,6 +118,8 @@ def fill_optimizer(config: Config) -> Config:
         ValueError: --optimizer adma must be one of sgd, momentum, ..., muon, or a function of your own, as my_optimizer.py:make_optimizer.
     """
     kind = kind_of(config)
+    if takes_num_steps(kind.make) and not getattr(config, "own_lengths", False):
+        raise ValueError(f"--optimizer {config.optimizer} takes num_steps, which this study does not give: write a function of the rate alone.")
     if config.momentum is not None:
         if not 0 <= config.momentum < 1:
             raise ValueError(f"--momentum {config.momentum} must be at least 0 and below 1.")
@@ -157,12 +157,13 @@ def heavy_ball(config: Any) -> float | None:
     return momentum_of(config) if _name(config) in ("sgd", "momentum") else None
 
 
-def make_optimizer(config: Any, name: str | None = None) -> Callable[[Any], Any]:
+def make_optimizer(config: Any, name: str | None = None, num_steps: Any = 1) -> Callable[[Any], Any]:
     """``rate -> optimizer``. The rate may be traced; for an optimizer by name also a schedule.
 
     Args:
         config: with the flags of :class:`OptimizerFlags`, of which all but ``optimizer`` may be missing.
         name: an optimizer in place of the configuration's, with its other flags.
+        num_steps: updates of the run, for a function of the user's own that takes them.
 
     Example:
         >>> import jax.numpy as jnp
@@ -176,7 +177,7 @@ def make_optimizer(config: Any, name: str | None = None) -> Callable[[Any], Any]
     before += [optax.add_decayed_weights(decay)] if decay and not kind.decays else []
 
     def make(rate):
-        optimizer = kind.make(rate, **settings)
+        optimizer = for_length(kind.make, num_steps)(rate, **settings)
         return optax.chain(*before, optimizer) if before else optimizer
 
     return make

@@ -12,7 +12,8 @@ from rich.console import Console
 import jaxbatch as jb
 from experiments.harness import in_flight
 from experiments.harness.command_line import for_quick
-from experiments.harness.optimizers import kind_of, make_optimizer, quick_rates
+from experiments.harness.optimizers import kind_of, quick_rates
+from experiments.harness.schedules import ScheduleFlags, fill_schedule, make_for_length
 from experiments.harness.study import check_positive
 from experiments.harness.target import TargetConfig, num_updates, resolve_target
 from jaxbatch.advice.learning_rates import RateResult
@@ -24,7 +25,7 @@ from jaxbatch.training.tasks import Task
 
 
 @dataclasses.dataclass(frozen=True)
-class GridConfig(TargetConfig):
+class GridConfig(ScheduleFlags, TargetConfig):
     """Flags of the grid."""
 
     seeds: int = 3
@@ -35,10 +36,12 @@ class GridConfig(TargetConfig):
     evaluations_per_epoch: int = 2
     """Number of evaluations on the validation part in an epoch."""
 
+    own_lengths = True
+
 
 def resolve_grid(config: GridConfig, task: Task) -> GridConfig:
     """Fills in what depends on the data set, shrinks for --quick, and checks."""
-    config = resolve_target(for_quick(config, learning_rates=quick_rates(config), seeds=2), task)
+    config = fill_schedule(resolve_target(for_quick(config, learning_rates=quick_rates(config), seeds=2), task))
     check_positive(config, "learning_rates")
     return dataclasses.replace(config, learning_rates=tuple(sorted(set(config.learning_rates or kind_of(config).rates))))
 
@@ -51,7 +54,8 @@ def file_of(run: RunFolder, batch_size: int) -> pathlib.Path:
 def measure_size(task: Task, config: GridConfig, batch_size: int, run: RunFolder, progress) -> Iterator[dict]:
     """Trains all rates and seeds at one batch size; keeps in the run folder what is needed to continue."""
     shape = (len(config.learning_rates), config.seeds)
-    by_rate = make_optimizer(config)
+    updates = num_updates(config, task.num_examples, batch_size)
+    by_rate = make_for_length(config, updates)
     path, after = file_of(run, batch_size), None
     if path.exists():
         rates, seeds = np.repeat(np.float32(config.learning_rates), config.seeds), [*range(config.seeds)] * shape[0]
@@ -64,7 +68,7 @@ def measure_size(task: Task, config: GridConfig, batch_size: int, run: RunFolder
         config.learning_rates,
         batch_size=batch_size,
         seeds=range(config.seeds),
-        duration=jb.steps(num_updates(config, task.num_examples, batch_size)),
+        duration=jb.steps(updates),
         goal=config.target,
         evaluations_per_epoch=config.evaluations_per_epoch,
         after=after,

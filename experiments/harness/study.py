@@ -73,6 +73,7 @@ class SizesConfig(OptimizerFlags, TaskConfig):
     sgd_momentum = 0.5
 
 
+_SINCE = {"schedule": "constant", "warmup": "0"}  # flags that are newer than run folders, and what these were made with
 _NOT_RESULTS = ("given", "data_dir", "output_dir", "resume", "overwrite", "keep_compiled", "check_backend")  # change no number
 
 
@@ -81,7 +82,7 @@ def open_study(name: str, config: StudyConfig, console: Console, task: jaxbatch.
 
     ``task`` is the user's own: its file and data are a part of the configuration, in place of data set and network.
     """
-    fields = {key: value for key, value in dataclasses.asdict(config).items() if key not in _NOT_RESULTS}
+    fields = {key: value for key, value in dataclasses.asdict(config).items() if key not in _NOT_RESULTS and _SINCE.get(key) != value}
     if fields.pop("task", None) is not None:
         fields = {key: value for key, value in fields.items() if key not in ("dataset", "model")} | describe_user_task(config.task, task)
     if fields.get("optimizer") is not None and not is_named(config):

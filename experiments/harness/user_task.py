@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import jaxbatch as jb
 from experiments.harness.user_task_check import check_task, first_line, line_in
 from jaxbatch.data.streams import is_stream
+from jaxbatch.gradients.run_lengths import for_length
 from jaxbatch.paths import local_path
 from jaxbatch.results.records import Record
 from jaxbatch.states import is_key
@@ -97,7 +98,7 @@ def describe_user_optimizer(text: str) -> Record:
 
 
 def load_user_optimizer(text: str) -> Callable[[Any], Any]:
-    """The function ``learning rate -> optimizer`` of ``--optimizer FILE.py:FUNCTION``, tried with a rate of 0.01.
+    """The function ``learning rate -> optimizer`` of ``--optimizer FILE.py:FUNCTION``, tried with a rate of 0.01; it may take ``num_steps`` too.
 
     Raises:
         ValueError: one line on what is wrong, with the line of the user's file.
@@ -111,7 +112,7 @@ def _load_optimizer(source: Source, _: bytes) -> Callable[[Any], Any]:
     """The file is run once for each of its contents."""
     function = _find_function(source, _run_file(source))
     with _one_line_errors(source, f"--optimizer {source.text}: {source.function}"):
-        optimizer = function(0.01)
+        optimizer = for_length(function, 1000)(0.01)
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise ValueError(f"--optimizer {source.text}: {source.function} returns {_article(optimizer)}, but must return an optimizer of optax.")
     return function

@@ -11,6 +11,7 @@ import jaxbatch as jb
 from experiments.harness.command_line import for_quick
 from experiments.harness.optimizers import OptimizerFlags, fill_optimizer, kind_of
 from experiments.harness.resuming import append_missing, is_whole
+from experiments.harness.schedules import ScheduleFlags, fill_schedule
 from experiments.harness.study import TaskConfig, check_positive, open_study, run_study, show_results
 from experiments.harness.task import few_for_quick, first_of, load_choosing_task
 from experiments.large_batch import __doc__ as question
@@ -20,6 +21,7 @@ from experiments.large_batch.records import best_rate, pairs, resolve_metric, ru
 from experiments.large_batch.training import make_judge, train
 from jaxbatch.results.records import RunFolder
 from jaxbatch.results.report import progress_bar
+from jaxbatch.schedules.named_rates import RateName
 from jaxbatch.training.goals import metric_names
 from jaxbatch.training.tasks import first_examples
 
@@ -32,9 +34,12 @@ QUICK_DEEP = ("cosine",)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(OptimizerFlags, TaskConfig):
+class Config(ScheduleFlags, OptimizerFlags, TaskConfig):
     """Flags of the study."""
 
+    schedule: RateName = "constant"
+    """The learning rate along a run: constant; cosine or linear down to 0; wsd, which falls to 0 in the last fifth; step, a tenth from a
+    half and a hundredth from three quarters on. It is stretched to the updates of each arm. Arms that are a schedule keep their own."""
     model: Literal["simple_cnn", "mlp", "transformer", "resnet20"] = "mlp"
     """The network: one hidden layer of 128 units, the studies' convolutions, ResNet-20 (which has batch statistics), or a small
     transformer for texts."""
@@ -77,6 +82,7 @@ def resolve(config: Config, task: jb.Task) -> Config:
     rates = kind_of(config).rates
     few = {"arms": QUICK} if config.task or config.model == "mlp" else {"arms": QUICK_DEEP, "pairs": False}  # others compile long
     config = fill_optimizer(for_quick(config, epochs=2, longest=2.0, seeds=2, tune_seeds=1, learning_rates=rates[2:5:2], **few))
+    config = fill_schedule(config)
     check_positive(config, "batch_size", "small_batch_size", "num_groups", "epochs", "longest", "learning_rates", "seeds", "tune_seeds")
     huge, small, epochs, longest = USUAL if config.task else PROTOCOLS.get(config.dataset, USUAL)
     most = max(1, task.num_examples // 2)

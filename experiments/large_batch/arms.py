@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 import jaxbatch as jb
-from experiments.harness import optimizers
+from experiments.harness import optimizers, schedules
 from jaxbatch.augment import Prepare
 
 WARMUP = 0.1  # of the run
@@ -142,7 +142,7 @@ def make_optimizer(config, arm: Arm, num_examples: int) -> Callable[[Any], Any]:
 
     def make(rate):
         if arm.shape == "constant":
-            return optimizers.make_optimizer(config, arm.optimizer)(rate)
+            return schedules.make_for_length(config, num_updates(config, arm, num_examples), arm.optimizer)(rate)
         return optimizers.follow(config, lambda count: rate * by_update(count), rate, arm.optimizer)
 
     return make

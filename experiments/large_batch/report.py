@@ -7,6 +7,7 @@ import numpy as np
 from rich.console import Console
 
 from experiments.harness.goal_words import heading, is_share, scale
+from experiments.harness.schedules import schedule_words
 from experiments.harness.study import describe_setting, setting_of
 from experiments.large_batch.arms import ARMS, find_arm
 from experiments.large_batch.records import Standing, best_rate, ends, goal_of, has_gap, is_inside, loss_of, mean, parts, reported, standing
@@ -36,7 +37,7 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
     """Every arm with its rate, its result, and its gap to the small batch; then the arms that are left out."""
     goal, loss = goal_of(config), loss_of(config, records)
     sizes = f"B = {config.batch_size:,} against {config.small_batch_size:,}, {config.epochs} epochs"
-    describe_setting(console, config, provenance, sizes, f"rates chosen with {config.tune_seeds} other seeds")
+    describe_setting(console, config, provenance, sizes, *schedule_words(config), f"rates chosen with {config.tune_seeds} other seeds")
     rows = []
     for arm in reported(records):
         against, split = standing(config, records, arm), parts(config, records, arm)

@@ -7,8 +7,8 @@ import numpy as np
 from rich.console import Console
 
 from experiments.harness.goal_words import heading, in_short, in_words, is_share, show
-from experiments.harness.optimizers import optimizer_words
 from experiments.harness.rate_grid import best_rates, results
+from experiments.harness.schedules import rate_words
 from experiments.harness.study import describe_setting, setting_of, size_cell, size_label
 from jaxbatch.advice.learning_rates import rate_exponent
 from jaxbatch.intervals import interval
@@ -20,7 +20,7 @@ from jaxbatch.training.goals import as_goal
 
 def print_tables(console: Console, config, records: Sequence[Record], provenance: Record) -> None:
     """Prints the best rate of each size, its results, and the rates at which a run diverged."""
-    describe_setting(console, config, provenance, f"{optimizer_words(config)}, up to {config.epochs} epochs")
+    describe_setting(console, config, provenance, f"{rate_words(config)}, up to {config.epochs} epochs")
     rows, goal = [], as_goal(config.target)
     for size, result in results(config, records).items():
         rate = result.best
@@ -123,7 +123,7 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
     right.set_ylim(min(rates) / 3, max(rates) * 3)
     plots.size_ticks(right, sizes)
     right.legend(loc="upper left", fontsize=9)
-    figure.suptitle(f"{setting_of(config)}, {optimizer_words(config)}, mean of {config.seeds} seeds; × diverged, framed: best")
+    figure.suptitle(f"{setting_of(config)}, {rate_words(config)}, mean of {config.seeds} seeds; × diverged, framed: best")
     return plots.save(figure, folder)
 
 

@@ -33,6 +33,7 @@ class Advice(NamedTuple):
     doubts: tuple[str, ...]
     rules: tuple[str, ...]  # what to do with the other hyperparameters when the batch changes
     elsewhere: tuple[tuple[float, int], ...] = ()  # the best size if the fixed time of an update were so many times as long
+    run_length: int | None = None  # the updates over which the schedule of the advised setting goes; None: the optimizer takes a rate alone
 
     @property
     def choice(self) -> Choice:
@@ -114,15 +115,16 @@ class Advice(NamedTuple):
         return sentences
 
     def snippet(self, make_optimizer: str = "make_optimizer") -> str:
-        """Code that trains with the advised setting; ``make_optimizer`` is the name of the function that takes the rate.
+        """Code that trains with the advised setting; ``make_optimizer`` is the name of the function that was given as ``optimizer``.
 
         Its duration is enough for about 95% of runs; they look at the goal as often as the runs that the advice rests on.
         """
         if self.batch_size is None:
             return "# no advice: " + " ".join(self.doubts)
         that_end = " that do not diverge" if self.choice.diverged else ""
+        length = "" if self.run_length is None else f", {self.run_length}"
         return (
-            f"optimizer = {make_optimizer}({self.learning_rate:.3g})\n"
+            f"optimizer = {make_optimizer}({self.learning_rate:.3g}{length})\n"
             f"duration = jb.steps({self.choice.enough_updates})  # about 95% of runs{that_end} reach {self.goal} within it\n"
             f"config = jb.FitConfig(optimizer, batch_size={self.batch_size}, duration=duration, "
             f"evaluations_per_epoch={self.choice.evaluations_per_epoch})"

@@ -51,8 +51,10 @@ def advise(
     Args:
         task: its ``test_data`` are what the goal is judged on; hold them out of the training set (:func:`jaxbatch.hold_out`).
         goal: such as ``"accuracy>0.98"``, see :func:`jaxbatch.as_goal`. Take one that a good run reaches in some epochs.
-        optimizer: ``learning_rate -> optimizer``, as ``optax.adamw`` or ``functools.partial(optax.sgd, momentum=0.9)``. The rate
-            is traced, so that one program serves all; where it cannot be, as by some of optax's schedules, each rate is compiled.
+        optimizer: ``learning_rate -> optimizer``, as ``optax.adamw`` or ``functools.partial(optax.sgd, momentum=0.9)``. With a schedule:
+            ``(learning_rate, num_steps) -> optimizer``, as :func:`jaxbatch.scheduled` makes it, or any function with a parameter ``num_steps``
+            or two without a default; ``num_steps`` is the number of updates in ``longest`` at the batch size of a run. Both are traced, so that
+            one program serves all; where they cannot be, as by some of optax's schedules, each rate, or rate and length, is compiled.
         objective: ``"time"``: seconds of training to the goal. ``"examples"``: examples to the goal. ``"balanced"``: the
             geometric mean of both.
         batch_sizes: to choose from; ``None``: powers of two up to half the data set. With one size, the answer is its learning rate.
@@ -141,7 +143,7 @@ def answer(task: Task, question: Question, on_event: Callable[[Event], None], be
     if throughput is None:
         lowest = setting.learning_rates[0]
         shared: dict[str, Any] = {"programs": programs.at(lowest), "start": lambda: programs.start(lowest, question.seed)}
-        optimizer = question.optimizer(lowest)
+        optimizer = question.make_at(task, setting.batch_sizes[0])(lowest)
         throughput = find_throughput(task, optimizer, setting.batch_sizes, question.target, watch.left, watch.say, **shared)
         on_event(throughput)
     prober = Prober(programs, setting.goal, question.longest, question.evaluations_per_epoch, question.measure_noise)

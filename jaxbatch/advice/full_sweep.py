@@ -20,7 +20,7 @@ RUN = ("batch_size", "learning_rate", "seed")  # what identifies a row
 
 def sweep_size(
     task: Task,
-    make_optimizer: Callable[[Any], Any],
+    make_optimizer: Callable[..., Any],
     goal: Goal,
     batch_size: int,
     learning_rates: Sequence[float],
@@ -37,7 +37,7 @@ def sweep_size(
 
     Args:
         task: what is learned; the goal is judged on its ``test_data``.
-        make_optimizer: learning rate -> optimizer.
+        make_optimizer: learning rate -> optimizer, or (learning rate, updates of the longest run) -> optimizer.
         goal: the metric to reach.
         batch_size: of all runs.
         learning_rates: those that are tried.
@@ -139,7 +139,7 @@ def best_rates(rows: Sequence[Record]) -> dict[int, tuple[float, list[int]]]:
 
 def run_sweep(
     task: Task,
-    make_optimizer: Callable[[Any], Any],
+    make_optimizer: Callable[..., Any],
     goal: Goal,
     *,
     batch_sizes: Sequence[int],
@@ -156,7 +156,7 @@ def run_sweep(
 
     Args:
         task: see :func:`sweep_size`, as for ``make_optimizer``, ``goal``, ``learning_rates``, ``epochs`` and ``evaluations_per_epoch``.
-        make_optimizer: learning rate -> optimizer.
+        make_optimizer: learning rate -> optimizer, or (learning rate, updates of the longest run) -> optimizer.
         goal: the metric to reach.
         batch_sizes: those that are tried.
         learning_rates: those that are tried at each.

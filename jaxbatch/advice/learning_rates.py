@@ -71,7 +71,7 @@ class RateResult(NamedTuple):
 @checked
 def tune_learning_rate(
     task: Task,
-    make_optimizer: Callable[[Any], Optimizer],
+    make_optimizer: Callable[..., Optimizer],
     learning_rates: Sequence[float],
     *,
     batch_size: int,
@@ -86,7 +86,8 @@ def tune_learning_rate(
     Args:
         task: its ``test_data`` are what the rates are judged on: take a part of the training set that is held out
             (:func:`jaxbatch.hold_out`), not the test set.
-        make_optimizer: ``learning_rate -> optimizer``; see :func:`jaxbatch.sweep` for schedules that cannot be traced.
+        make_optimizer: ``learning_rate -> optimizer``, or ``(learning_rate, num_steps) -> optimizer`` with the updates in ``duration``; see
+            :func:`jaxbatch.sweep` for schedules that cannot be traced.
         learning_rates: R rates, in any order.
         batch_size: B.
         seeds: S integers.

@@ -16,6 +16,7 @@ import optax
 
 from jaxbatch.batches import Duration
 from jaxbatch.gradients.part_norms import NoiseMonitor
+from jaxbatch.gradients.run_lengths import for_length, takes_num_steps
 from jaxbatch.gradients.updates import Optimizer, call_update, takes_traced
 from jaxbatch.machine.compiling import take_out_constants
 from jaxbatch.states import as_arrays
@@ -24,11 +25,11 @@ from jaxbatch.training.goals import Goal, until_reached
 from jaxbatch.training.monitor import ChangesTraining
 from jaxbatch.training.plans import FitConfig
 from jaxbatch.training.run_programs import RunPrograms
-from jaxbatch.training.tasks import Task
+from jaxbatch.training.tasks import Task, updates_of
 from jaxbatch.training.train_state import TrainState, init_state
 
 _MONITOR = NoiseMonitor(every=8, parts=2)  # costs a step of one part little, and one of several parts nothing
-MakeOptimizer = Callable[[Any], Optimizer]  # learning rate -> optimizer
+MakeOptimizer = Callable[..., Optimizer]  # learning rate -> optimizer, or (learning rate, updates of the run) -> optimizer
 
 
 class Probe(NamedTuple):
@@ -54,10 +55,16 @@ class RateState(NamedTuple):
 
     learning_rate: jax.Array
     inner: Any
+    num_steps: Any = None  # updates of the run; None: the optimizer is made from the rate alone
 
 
-def with_rate_in_state(make_optimizer: MakeOptimizer, learning_rate: float = 1.0) -> optax.GradientTransformation:
-    """An optimizer whose learning rate is part of its state, so that one compiled program serves all rates; first it is ``learning_rate``.
+def with_rate_in_state(make_optimizer: MakeOptimizer, learning_rate: float = 1.0, num_steps: int = 1) -> optax.GradientTransformation:
+    """An optimizer whose learning rate is part of its state, so that one compiled program serves all rates; and so is the length of its run.
+
+    Args:
+        make_optimizer: ``learning_rate -> optimizer``, or ``(learning_rate, num_steps) -> optimizer``.
+        learning_rate: what the state holds at first.
+        num_steps: likewise, if ``make_optimizer`` takes it.
 
     Example:
         >>> optimizer, params = with_rate_in_state(optax.sgd), jnp.array(1.0)
@@ -67,11 +74,15 @@ def with_rate_in_state(make_optimizer: MakeOptimizer, learning_rate: float = 1.0
     """
 
     def init(params):
-        return RateState(jnp.asarray(learning_rate, jnp.float32), make_optimizer(learning_rate).init(params))
+        inner = for_length(make_optimizer, num_steps)(learning_rate).init(params)
+        return RateState(
+            jnp.asarray(learning_rate, jnp.float32), inner, jnp.asarray(num_steps, jnp.int32) if takes_num_steps(make_optimizer) else None
+        )
 
     def step(gradient, state, params=None, *, value=None, **_):
-        updates, inner = call_update(make_optimizer(state.learning_rate), gradient, state.inner, params, value)
-        return updates, RateState(state.learning_rate, inner)
+        optimizer = for_length(make_optimizer, state.num_steps)(state.learning_rate)
+        updates, inner = call_update(optimizer, gradient, state.inner, params, value)
+        return updates, state._replace(inner=inner)
 
     return optax.GradientTransformationExtraArgs(init, step)
 
@@ -89,26 +100,28 @@ def make_start(task: Task, optimizer: Any) -> Callable[[int], TrainState]:
     return lambda seed: compiled(constants, jnp.uint32(seed))
 
 
-def make_adjustable(make_optimizer: MakeOptimizer, learning_rate: float, params: Any) -> Any:
-    """:func:`with_rate_in_state` if one program can serve all rates; else ``make_optimizer`` as it is, to be called for each rate.
+def make_adjustable(make_optimizer: MakeOptimizer, learning_rate: float, params: Any, num_steps: int = 1) -> Any:
+    """:func:`with_rate_in_state` if one program can serve all rates and lengths; else ``make_optimizer`` as it is, to be called for each.
 
     Args:
-        make_optimizer: ``learning_rate -> optimizer``.
+        make_optimizer: ``learning_rate -> optimizer``, or ``(learning_rate, num_steps) -> optimizer``.
         learning_rate: any that is allowed.
         params: only their shapes are used.
+        num_steps: any length of a run that is allowed.
 
     Example:
         >>> callable(make_adjustable(optax.adam, 0.1, jnp.ones(2))), callable(make_adjustable(optax.inject_hyperparams(optax.sgd), 0.1, jnp.ones(2)))
         (False, True)
     """
-    one_program = takes_traced(make_optimizer, learning_rate, params) and not _keeps_rate(make_optimizer, learning_rate, params)
-    return with_rate_in_state(make_optimizer, learning_rate) if one_program else make_optimizer
+    make, settings = lambda both: for_length(make_optimizer, both[1])(both[0]), (learning_rate, num_steps)
+    one_program = takes_traced(make, settings, params) and not _keeps_settings(make, settings, params)
+    return with_rate_in_state(make_optimizer, learning_rate, num_steps) if one_program else make_optimizer
 
 
-def _keeps_rate(make_optimizer: MakeOptimizer, learning_rate: float, params: Any) -> bool:
-    """Whether an optimizer's first state depends on the rate, so that another one cannot be put into its later steps alone."""
-    program = jax.make_jaxpr(lambda rate, params: jax.tree.leaves(make_optimizer(rate).init(params)))(learning_rate, params).jaxpr
-    dependent = {id(program.invars[0])}
+def _keeps_settings(make: Callable[[Any], Optimizer], settings: tuple[float, int], params: Any) -> bool:
+    """Whether an optimizer's first state depends on the rate or the length, so that others cannot be put into its later steps alone."""
+    program = jax.make_jaxpr(lambda both, params: jax.tree.leaves(make(both).init(params)))(settings, params).jaxpr
+    dependent = {id(variable) for variable in program.invars[: len(settings)]}
     for equation in program.eqns:
         if any(id(variable) in dependent for variable in equation.invars):
             dependent.update(id(variable) for variable in equation.outvars)
@@ -116,13 +129,14 @@ def _keeps_rate(make_optimizer: MakeOptimizer, learning_rate: float, params: Any
 
 
 class ProbePrograms:
-    """The start of every seed and the programs of every learning rate, each made once for all probes of a task.
+    """The start of every seed and the programs of every learning rate and length, each made once for all probes of a task.
 
     Args:
         task: see :class:`jaxbatch.Task`.
-        optimizer: from :func:`make_adjustable`. One with its rate in its state has the same programs for all rates; a function
-            makes one for each rate, and each has its own.
+        optimizer: from :func:`make_adjustable`. One with its rate in its state has the same programs for all rates and lengths; a function
+            makes one for each rate, or for each rate and length, and each has its own.
         learning_rate: any that is allowed.
+        num_steps: a length of a run that is allowed, which runs have unless they are given another one.
 
     Example:
         >>> task = Task(lambda key: jax.random.normal(key, (2,)), None, None, jnp.zeros((4, 1)), None)
@@ -131,28 +145,38 @@ class ProbePrograms:
         (True, 0.20000000298023224)
     """
 
-    def __init__(self, task: Task, optimizer: Any, learning_rate: float):
+    def __init__(self, task: Task, optimizer: Any, learning_rate: float, num_steps: int = 1):
         self.task = task
-        self._make = optimizer if callable(optimizer) else None
-        self._first = RunPrograms(task, optimizer(learning_rate) if callable(optimizer) else optimizer)
-        self._by_rate = {learning_rate: self._first}
+        self._make: MakeOptimizer | None = optimizer if callable(optimizer) else None
+        self._num_steps = num_steps
+        self._first = RunPrograms(task, for_length(self._make, num_steps)(learning_rate) if self._make else optimizer)
+        self._by_setting = {self._setting(learning_rate, num_steps): self._first}
         self._start = make_start(task, self._first.optimizer)
 
-    def at(self, learning_rate: float) -> RunPrograms:
-        """What runs with this learning rate share."""
+    def at(self, learning_rate: float, num_steps: int | None = None) -> RunPrograms:
+        """What runs with this learning rate share, and with this number of updates if the optimizer depends on it."""
         if self._make is None:
             return self._first
-        if learning_rate not in self._by_rate:
-            self._by_rate[learning_rate] = self._first.with_optimizer(self._make(learning_rate))
-        return self._by_rate[learning_rate]
+        setting = self._setting(learning_rate, num_steps)
+        if setting not in self._by_setting:
+            self._by_setting[setting] = self._first.with_optimizer(for_length(self._make, setting[1])(learning_rate))
+        return self._by_setting[setting]
 
-    def start(self, learning_rate: float, seed: int) -> TrainState:
-        """The state from which a run starts."""
+    def start(self, learning_rate: float, seed: int, num_steps: int | None = None) -> TrainState:
+        """The state from which a run of so many updates starts."""
         state = self._start(seed)
         if self._make is None:
-            return state._replace(opt_state=state.opt_state._replace(learning_rate=jnp.asarray(learning_rate, jnp.float32)))
+            begun = state.opt_state._replace(learning_rate=jnp.asarray(learning_rate, jnp.float32))
+            if begun.num_steps is not None and num_steps is not None:
+                begun = begun._replace(num_steps=jnp.asarray(num_steps, jnp.int32))
+            return state._replace(opt_state=begun)
         # As arrays all together: an optimizer may keep the parameters themselves, and a program that reuses memory cannot be given one array twice.
-        return as_arrays(state._replace(opt_state=self.at(learning_rate).optimizer.init(state.params)))
+        return as_arrays(state._replace(opt_state=self.at(learning_rate, num_steps).optimizer.init(state.params)))
+
+    def _setting(self, learning_rate: float, num_steps: int | None) -> tuple[float, int | None]:
+        """What programs depend on, where each setting has its own."""
+        length = self._num_steps if num_steps is None else num_steps
+        return learning_rate, length if takes_num_steps(self._make) else None
 
 
 class Prober(NamedTuple):
@@ -171,7 +195,8 @@ class Prober(NamedTuple):
 
     def run(self, batch_size: int, learning_rate: float, seed: int) -> Iterator[Probe]:
         """The run so far at each evaluation, until the goal, divergence, or the longest duration."""
-        programs, state = self.programs.at(learning_rate), self.programs.start(learning_rate, seed)
+        length = updates_of(self.task, self.longest, batch_size)
+        programs, state = self.programs.at(learning_rate, length), self.programs.start(learning_rate, seed, length)
         looks = even_looks(self.task.num_examples // batch_size, self.evaluations_per_epoch)
         config = FitConfig(programs.optimizer, batch_size, self.longest, seed=seed, evaluations_per_epoch=looks)
         if self.measure_noise and batch_size > 1:

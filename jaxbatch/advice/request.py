@@ -1,7 +1,7 @@
 """What :func:`jaxbatch.advise` is asked, checked before anything runs: each slip is one line that names the argument."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,8 +10,10 @@ from jaxbatch.advice.choices import Objective
 from jaxbatch.advice.probes import MakeOptimizer, Probe
 from jaxbatch.advice.throughput import Throughput
 from jaxbatch.batches import Duration, check_duration, check_seed, epochs
+from jaxbatch.gradients.run_lengths import for_length
+from jaxbatch.gradients.updates import Optimizer
 from jaxbatch.training.goals import Goal
-from jaxbatch.training.tasks import Task
+from jaxbatch.training.tasks import Task, updates_of
 
 LEARNING_RATES = tuple(float(f"{10 ** (quarter / 4):.3g}") for quarter in range(-16, 3))  # 0.0001 to 3.16, four to a power of ten
 _FEWEST = 4  # examples, from which on there are two batch sizes to choose from
@@ -34,6 +36,10 @@ class Question(NamedTuple):
     tolerance: float = 0.05
     measure_noise: bool = True
     seed: int = 0
+
+    def make_at(self, task: Task, batch_size: int) -> Callable[[Any], Optimizer]:
+        """``learning_rate -> optimizer``, whose schedule goes over the longest run at this size if it has one."""
+        return for_length(self.optimizer, updates_of(task, self.longest, batch_size))
 
 
 def check_question(task: Any, goal: Any, batch_sizes: Any, learning_rates: Any, evaluations_per_epoch: Any, seed: Any) -> None:

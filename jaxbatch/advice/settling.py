@@ -15,11 +15,12 @@ from jaxbatch.advice.probes import Probe, ProbePrograms, make_adjustable
 from jaxbatch.advice.request import Question, check_question
 from jaxbatch.advice.rules import rules_for
 from jaxbatch.advice.throughput import Throughput
+from jaxbatch.gradients.run_lengths import takes_num_steps
 from jaxbatch.gradients.updates import check_make_optimizer
 from jaxbatch.intervals import unknown
 from jaxbatch.machine.targets import as_bytes, find_target
 from jaxbatch.training.goals import Goal, check_goal
-from jaxbatch.training.tasks import Task
+from jaxbatch.training.tasks import Task, updates_of
 from jaxbatch.training.train_state import start_shapes
 
 
@@ -35,6 +36,7 @@ class Setting(NamedTuple):
     start: float  # the goal's metric before training
     largest_batch_size: int | None  # that memory holds; None: every size that is considered fits; 0: not known
     rules: tuple[str, ...]
+    run_lengths: tuple[int, ...] | None = None  # updates of the longest run at each size, for an optimizer whose schedule goes over them
 
     @property
     def prefer(self) -> str:
@@ -66,18 +68,21 @@ def settle(task: Task, question: Question, known: Setting | None = None) -> tupl
     if objective not in get_args(Objective):
         raise ValueError(f"objective={objective!r} must be 'time', 'examples' or 'balanced'.")
     check_finite_data(task)
-    check_make_optimizer(optimizer, rates[0], "optimizer")
-    programs = ProbePrograms(task, make_adjustable(optimizer, rates[0], start_shapes(task)), rates[0])
+    lengths = [updates_of(task, question.longest, size) for size in sizes]
+    check_make_optimizer(optimizer, rates[0], "optimizer", lengths[0])
+    programs = ProbePrograms(task, make_adjustable(optimizer, rates[0], start_shapes(task), lengths[0]), rates[0], lengths[0])
     if known is not None:
         return known, programs
     begun = programs.start(rates[0], seed)
     start = check_not_there_yet(programs.at(rates[0]), begun, goal)
-    largest = _largest_that_fits(task, optimizer(rates[0]), sizes, question.target, question.memory)
+    largest = largest_that_fits(task, question.make_at(task, sizes[0])(rates[0]), sizes, question.target, question.memory)
     sizes = tuple(size for size in sizes if not largest or size <= largest)
     if not sizes:
         raise ValueError(f"memory={question.memory!r} holds a batch of at most {largest}, so there is nothing to choose from. Take a smaller model.")
     rules = tuple(rules_for(begun.opt_state))
-    return Setting(goal, objective, sizes, rates, question.evaluations_per_epoch, task.num_examples, start, largest, rules), programs
+    run_lengths = tuple(lengths[: len(sizes)]) if takes_num_steps(optimizer) else None
+    setting = Setting(goal, objective, sizes, rates, question.evaluations_per_epoch, task.num_examples, start, largest, rules, run_lengths)
+    return setting, programs
 
 
 def conclude(setting: Setting, throughput: Throughput, probes: Sequence[Probe]) -> Advice:
@@ -106,6 +111,8 @@ def conclude(setting: Setting, throughput: Throughput, probes: Sequence[Probe]) 
         evaluations_per_epoch=setting.evaluations_per_epoch,
         num_examples=setting.num_examples,
     )
+    if setting.run_lengths is not None:
+        fields["run_length"] = setting.run_lengths[setting.batch_sizes.index(fields["batch_size"])]
     doubts = doubts_of(probes, space, estimate, fields["choices"][estimate.best[0]], setting.num_examples)
     return Advice(doubts=tuple(doubts), **fields, **common)
 
@@ -117,7 +124,7 @@ def _sizes(count: int, batch_sizes: Sequence[int] | None) -> tuple[int, ...]:
     return sizes
 
 
-def _largest_that_fits(task: Task, optimizer: Any, sizes: Sequence[int], target: str, memory: str | float | None) -> int | None:
+def largest_that_fits(task: Task, optimizer: Any, sizes: Sequence[int], target: str, memory: str | float | None) -> int | None:
     """The largest batch that fits in memory; None if even the largest of the sizes does, 0 if the device's memory is not known."""
     device = find_target(target)
     limit = device.usable if memory is None else as_bytes(memory, "memory")

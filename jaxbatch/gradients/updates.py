@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxbatch.gradients.groups import check_params
+from jaxbatch.gradients.run_lengths import for_length, takes_num_steps
 from jaxbatch.states import difference
 
 Optimizer: TypeAlias = optax.GradientTransformation | optax.MultiSteps  # MultiSteps is no transformation, but works like one
@@ -135,13 +136,14 @@ def check_optimizer(optimizer: Any, params: PyTree) -> None:
         raise ValueError(f"optimizer: after an update its state {change}, so that no program can go on with it.")
 
 
-def check_make_optimizer(make_optimizer: Any, setting: Any, name: str = "make_optimizer") -> None:
-    """Checks that a function of a setting, such as a learning rate, makes an optimizer.
+def check_make_optimizer(make_optimizer: Any, setting: Any, name: str = "make_optimizer", num_steps: int | None = None) -> None:
+    """Checks that a function of a setting, such as a learning rate, makes an optimizer; or one of a rate and the updates of the run.
 
     Args:
         make_optimizer: what a user gave.
         setting: a setting whose values are known.
         name: the name of the argument.
+        num_steps: the updates of a run, where a function of two arguments is allowed (:func:`jaxbatch.gradients.run_lengths.takes_num_steps`).
 
     Raises:
         ValueError: it is an optimizer already, or no function, or makes something else.
@@ -153,16 +155,18 @@ def check_make_optimizer(make_optimizer: Any, setting: Any, name: str = "make_op
         rate: optax.sgd(rate, momentum=0.9).
     """
     wanted = "give a function of the rate, as optax.adam, or lambda rate: optax.sgd(rate, momentum=0.9)."
+    two = num_steps is not None and takes_num_steps(make_optimizer)
+    given = "a learning rate and num_steps" if two else "a learning rate"
     if _is_optimizer(make_optimizer):
         raise ValueError(f"{name} is an optimizer whose learning rate is settled: {wanted}")
     if not callable(make_optimizer):
         raise ValueError(f"{name}={make_optimizer!r} is no function that makes an optimizer: {wanted}")
     try:
-        made = make_optimizer(setting)
+        made = (for_length(make_optimizer, num_steps) if two else make_optimizer)(setting)
     except TypeError as error:
         if "argument" not in str(error):
             raise
-        raise ValueError(f"{name} cannot be called with a learning rate alone ({error}): {wanted}") from None
+        raise ValueError(f"{name} cannot be called with {given} alone ({error}): {wanted}") from None
     if not _is_optimizer(made):
         raise ValueError(f"{name} makes {type(made).__name__}, which is no optimizer of optax: {wanted}")
 
@@ -195,5 +199,9 @@ def takes_traced(make_optimizer: Callable[[Any], Optimizer], setting: Any, param
     try:
         jax.eval_shape(trace, jax.tree.map(jnp.asarray, setting), params)
     except _NEED_VALUES:
+        return False
+    except TypeError as error:
+        if "Tracer" not in str(error):  # it cannot be a key of a dict, as of optax.piecewise_constant_schedule, or an argument of NumPy
+            raise
         return False
     return True

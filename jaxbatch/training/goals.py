@@ -16,6 +16,7 @@ from jaxbatch.training.tasks import Task
 from jaxbatch.training.train_state import TrainState
 
 _FORM = re.compile(r"\s*([A-Za-z_]\w*)\s*([<>])=?\s*(\S+)\s*")
+_NO_VALUE = re.compile(r"\s*[A-Za-z_]\w*\s*[<>]=?\s*")
 
 
 class Goal(NamedTuple):
@@ -61,7 +62,8 @@ def as_goal(goal: "str | Goal") -> Goal:
     except ValueError:
         value = math.nan
     if match is None or not math.isfinite(value):
-        raise ValueError(f"goal={goal!r} must name a metric, a direction and a number, as 'accuracy>0.98' or 'loss<0.4'.")
+        fixed = " Where the length of the run is fixed and no value is known, ask jaxbatch.advise_within." if _NO_VALUE.fullmatch(str(goal)) else ""
+        raise ValueError(f"goal={goal!r} must name a metric, a direction and a number, as 'accuracy>0.98' or 'loss<0.4'.{fixed}")
     return Goal(match[1], value, match[2] == ">")
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from jaxbatch.batches import Duration, check_seed, epoch_order, in_examples
 from jaxbatch.data.streams import is_stream
 from jaxbatch.gradients.groups import check_num_groups
+from jaxbatch.gradients.run_lengths import for_length, takes_num_steps
 from jaxbatch.gradients.updates import Optimizer, check_make_optimizer, takes_traced
 from jaxbatch.kinds import checked
 from jaxbatch.machine.compiling import Programs, call_compiled
@@ -38,14 +39,14 @@ from jaxbatch.training.sweep_programs import (
     setting_indices,
     stack_runs,
 )
-from jaxbatch.training.tasks import Task, check_data, tokens_seen
+from jaxbatch.training.tasks import Task, check_data, tokens_seen, updates_of
 from jaxbatch.training.train_state import TrainState, init_state, start_shapes
 
 
 @checked
 def sweep(
     task: Task,
-    make_optimizer: Callable[[Any], Optimizer],
+    make_optimizer: Callable[..., Optimizer],
     settings: Any,
     seeds: Sequence[int | np.integer],
     *,
@@ -67,6 +68,7 @@ def sweep(
         make_optimizer: ``setting -> optimizer``. The setting is a traced number (or a pytree of them), such as a learning rate.
             A function that must know its value, for example for an ``if``, as some of optax's schedules do, gets it as a Python
             number. Then each setting has a program of its own, whatever ``runs`` says, and compiling takes as many times as long.
+            With a second argument, ``(setting, num_steps) -> optimizer``, it also gets the number of updates of the run, as a Python number.
         settings: a pytree with leading axis R, such as an array of learning rates.
         seeds: R integers.
         batch_size: B, the same for all runs, because another size needs another program.
@@ -107,9 +109,10 @@ def sweep(
     for seed in seeds:
         check_seed(seed)
     settings = jax.tree.map(jnp.asarray, settings)
-    check_make_optimizer(make_optimizer, of_run(settings, 0))
     if num_groups is not None:
         check_num_groups(num_groups, batch_size)
+    length = updates_of(task, duration, batch_size) * (num_groups or 1) if takes_num_steps(make_optimizer) else None
+    make_optimizer = _for_runs(make_optimizer, of_run(settings, 0), length)
     begun = states = start_states(task, make_optimizer, settings, seeds)
     cut = choose_cut(task, start_shapes(task), batch_size, num_groups=num_groups, may_piece=False)
     check_parts(task, of_run(states, 0).params, cut)
@@ -158,6 +161,12 @@ def sweep(
                 "state": states,
             }
             used.add(segment.num_batches)
+
+
+def _for_runs(make_optimizer: Callable[..., Optimizer], setting: Any, length: int | None) -> Callable[[Any], Optimizer]:
+    """The function of a setting alone, once it is checked; the length is that of every run, if the function takes one."""
+    check_make_optimizer(make_optimizer, setting, num_steps=length)
+    return for_length(make_optimizer, length)
 
 
 def _ask_once(make_optimizer: Callable[[Any], Optimizer], settings: Any, begun: TrainState) -> Callable[[int, bool], bool]:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from jaxbatch.augment import Prepare, batch_shapes
+from jaxbatch.batches import Duration, num_steps
 from jaxbatch.data.streams import Stream, is_stream
 from jaxbatch.gradients.groups import Loss, LossFn, check_count, check_params, leading_axis
 from jaxbatch.hints import call_function, describe
@@ -124,6 +125,17 @@ def first_examples(task: Task, count: int) -> Task:
     if not 1 <= count <= task.num_examples:
         raise ValueError(f"count={count} must be between 1 and {task.num_examples}, the number of training examples.")
     return task._replace(train_data=jax.tree.map(lambda leaf: leaf[:count], task.train_data))
+
+
+def updates_of(task: Task, duration: Duration, batch_size: int) -> int:
+    """The batches of a run of a task that ends with the duration.
+
+    Example:
+        >>> from jaxbatch.batches import epochs
+        >>> updates_of(Task(None, None, None, np.zeros(10), None), epochs(3), 4)
+        6
+    """
+    return num_steps(duration, num_examples=task.num_examples, batch_size=batch_size, tokens_per_example=task.tokens_per_example)
 
 
 def smallest(*sizes: int | None) -> int | None:

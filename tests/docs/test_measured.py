@@ -28,6 +28,7 @@ OTHER_TABLES = {
     "docs/noise.md": (2, "times by scripts/bench.py; intervals against chance by tests"),
     "docs/optimizers.md": (1, "by scripts/optimizer_table.py"),
     "docs/own_model.md": (2, "no measurements"),
+    "docs/published_rules.md": (2, "formulas of papers, and where they were read"),
     "docs/sharpness.md": (2, "runs that were not repeated"),
     "docs/speed.md": (1, "times by scripts/bench.py"),
 }

@@ -15,7 +15,7 @@ LONGEST_LINE = 160  # characters, of prose
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/own_model.md", "docs/language_model.md", "docs/coupled_losses.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/own_model.md", "docs/language_model.md", "docs/coupled_losses.md", "docs/published_rules.md"])
 def test_examples_run(page):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
     assert blocks

@@ -1,0 +1,247 @@
+r"""Fits the law of endings (:mod:`jaxbatch.advice.end_law`) to runs, and tells what settings would end with.
+
+A run that was made whole shows its value: the law's, a Gaussian process for what the law does not catch, and the noise from run to
+run with standard deviation sigma. Far above the best value the law is only trusted to a part of the distance. A run that was ended
+early, because it was behind, shows that it ends above a bound. A run that diverged shows that its rate is near or above a threshold.
+The posterior is drawn by differential-evolution Markov chains (ter Braak, *A Markov Chain Monte Carlo version of the genetic
+algorithm Differential Evolution*, 2006).
+
+Axes: D draws, N runs, M settings.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from scipy.optimize import minimize
+from scipy.special import expit, ndtr
+
+from jaxbatch.advice import end_law
+from jaxbatch.advice.end_law import BEND, BETA, CLIFF, CRITICAL, GAMMA, NAMES, POWER, RATE, SIGMA, SLOPE, Y0, A, C, Scale
+from jaxbatch.advice.ending import Ending
+
+# Priors. The first and the rate are centred on the best run.
+_MEAN = {Y0: 0.0, SLOPE: np.log(0.3), BEND: 0.3, CRITICAL: np.log(128.0), BETA: 0.4, RATE: 0.0, GAMMA: 0.15, POWER: 0.75}
+_MEAN |= {A: np.log(0.8), C: np.log(1.2), SIGMA: np.log(0.05), CLIFF: np.log(5.0)}
+_SPREAD = {Y0: 1.5, SLOPE: 1.2, BEND: 0.4, CRITICAL: 2.0, BETA: 0.25, RATE: 3.0, GAMMA: 0.25, POWER: 0.25, A: 0.5, C: 0.6, SIGMA: 1.2, CLIFF: 1.0}
+_PRIOR_MEAN, _PRIOR_SPREAD = (np.array([of[key] for key in range(len(NAMES))]) for of in (_MEAN, _SPREAD))
+LEARNED = 0.1  # on the law's scale; a run that is better than before training by so much has begun to learn
+_CHAINS, _ITERATIONS, _KEPT_FROM, _KEPT_EVERY = 100, 240, 120, 30
+_FAR = 0.1, 0.02  # the parts of a run's distance to the best value of its length, and of all runs, by which the law may be wrong
+_ROUGHNESS = 0.7  # the standard deviation of the Gaussian process ÷ sigma
+_WIDTHS = np.array([2.0 * np.log(2), 0.6 * np.log(10), 2.0 * np.log(2)])  # of the Gaussian process: in log B, log rate, log D
+_CLIFF_WIDTH = 0.2  # how much log r differs between the runs that begin to diverge
+_OUTLIER = 0.02  # the chance of a run for which the model does not hold
+
+
+class Fitted(NamedTuple):
+    """Draws of the law's parameters given the runs."""
+
+    draws: Float[np.ndarray, "D 12"]
+    settings: Float[np.ndarray, "N 3"]  # batch size, learning rate, logarithm of the length, of the runs that ended
+    values: Float[np.ndarray, "N"]  # of these runs, on the law's scale
+    start: float  # the value before training, on the law's scale
+    length: float  # D_0, in examples
+
+    @property
+    def sigma(self) -> Float[np.ndarray, "D"]:
+        """Draws of the standard deviation from run to run, on the law's scale."""
+        return np.exp(np.clip(self.draws[:, SIGMA], -9, 2))
+
+
+def fit_endings(endings: Sequence[Ending], scale: Scale, start: float, length: float, *, seed: int = 0) -> Fitted:
+    """The posterior of the law given runs, of which at least one has ended.
+
+    Args:
+        endings: the runs.
+        scale: of the metric.
+        start: the metric before training.
+        length: examples of the run that the answer is for; others are measured by it.
+        seed: of the draws.
+
+    Raises:
+        ValueError: no run has ended.
+    """
+    before = scale.write(start)
+    lost = which_are_lost(endings, scale, start)
+    ended = [ending for ending, is_lost in zip(endings, lost, strict=True) if ending.ended and not is_lost]
+    if not ended:
+        raise ValueError(f"endings: none of {len(endings)} runs has come to its end, and the law needs one at least.")
+    values = np.minimum([scale.write(ending.value) for ending in ended], before)  # how much worse than before training says nothing more
+    log_posterior, center = _make_log_posterior(_Runs(ended, *_others(endings, lost)), values, before, length)
+    random, size = np.random.default_rng(seed), len(center)
+    chains = _draws_near_mode(log_posterior, center, random)
+    heights, kept, pairs = log_posterior(chains), [], np.tile(np.arange(_CHAINS), (2, 1))
+    for iteration in range(_ITERATIONS):
+        others = random.permuted(pairs, axis=1)
+        # Every tenth jump is a whole difference, by which chains change between separate maxima.
+        factor = 1.0 if iteration % 10 == 0 else 2.38 / np.sqrt(2 * size) * random.uniform(0.3, 1.0, (_CHAINS, 1))
+        proposed = chains + factor * (chains[others[0]] - chains[others[1]]) + 1e-3 * random.standard_normal(chains.shape)
+        new = log_posterior(proposed)
+        accepted = np.log(random.uniform(size=_CHAINS)) < new - heights
+        chains, heights = np.where(accepted[:, None], proposed, chains), np.where(accepted, new, heights)
+        if iteration >= _KEPT_FROM and iteration % _KEPT_EVERY == 0:
+            kept.append(chains)
+    return Fitted(np.concatenate(kept), _settings(ended, length), values, before, length)
+
+
+def _draws_near_mode(log_posterior: Callable[[np.ndarray], np.ndarray], center: np.ndarray, random: np.random.Generator) -> Float[np.ndarray, "D P"]:
+    """Draws from a normal distribution about the mode, with the curvature there: chains that begin far off would need thousands of steps."""
+    size, step = len(center), 1e-4 * _PRIOR_SPREAD
+    steps = np.diag(step)
+
+    def cost(z: np.ndarray) -> tuple[float, np.ndarray]:
+        point = center + z * _PRIOR_SPREAD
+        heights = log_posterior(np.concatenate([point[None], point + steps, point - steps]))
+        return -heights[0], -(heights[1 : size + 1] - heights[size + 1 :]) / 2e-4
+
+    modes = [minimize(cost, start, jac=True, method="L-BFGS-B", options={"maxiter": 200, "ftol": 1e-7}) for start in _starts(size)]
+    mode = center + min(modes, key=lambda one: one.fun).x * _PRIOR_SPREAD
+    wide = 10 * steps  # for second differences
+    shifts = np.array([mode + wide[i] * s + wide[j] * t for i in range(size) for j in range(size) for s in (1, -1) for t in (1, -1)])
+    heights = log_posterior(shifts).reshape(size, size, 2, 2)
+    hessian = -(heights[..., 0, 0] - heights[..., 0, 1] - heights[..., 1, 0] + heights[..., 1, 1]) / 4e-6  # in units of the priors' spreads
+    curvatures, directions = np.linalg.eigh((hessian + hessian.T) / 2)
+    widths = 1 / np.sqrt(np.maximum(curvatures, 1.0))  # no direction is wider than its prior
+    z = random.standard_normal((_CHAINS, size)) * widths @ directions.T
+    return mode + z * _PRIOR_SPREAD
+
+
+def _starts(size: int) -> list[np.ndarray]:
+    """Where the search for the mode begins, in units of the priors' spreads: the middle, with little and with much noise."""
+    starts = [np.zeros(size), np.zeros(size)]
+    starts[0][SIGMA], starts[1][SIGMA] = -1.5, 1.0
+    return starts
+
+
+def which_are_lost(endings: Sequence[Ending], scale: Scale, start: float) -> list[bool]:
+    """Which runs were lost to a rate that is too large: they diverged, or ended as if they had learned nothing.
+
+    A run that has learned nothing may also have had too small a rate. It was lost if it had learned on the way, or if another run
+    learned from no more examples with a rate that is no larger and a batch that is no smaller.
+
+    Example:
+        >>> learned = Ending(8, 0.1, 0, 90, 90, False, 0.3, ((90, 0.3),))
+        >>> dead = Ending(8, 0.1, 1, 300, 300, False, 2.3, ((300, 2.3),))
+        >>> which_are_lost([learned, dead, dead._replace(learning_rate=0.001)], Scale("log", False), 2.3)
+        [False, True, False]
+    """
+    least = scale.write(start) - LEARNED
+    has_learned = lambda value: scale.write(value) < least
+    learned = [ending for ending in endings if not ending.diverged and has_learned(ending.value)]
+
+    def is_lost(ending: Ending) -> bool:
+        if ending.diverged or not ending.ended or has_learned(ending.value):
+            return ending.diverged
+        as_much = [one for one in learned if one.learning_rate <= ending.learning_rate and one.batch_size >= ending.batch_size]
+        return any(has_learned(value) for _, value in ending.looks) or any(one.examples <= ending.examples for one in as_much)
+
+    return [is_lost(ending) for ending in endings]
+
+
+def predict_values(fitted: Fitted, settings: Float[np.ndarray, "M 3"], *, seed: int = 0, smooth: bool = False) -> Float[np.ndarray, "D M"]:
+    """Draws of the mean value of runs with these settings, on the law's scale: the law, and what runs nearby showed beside it.
+
+    Args:
+        fitted: from :func:`fit_endings`.
+        settings: batch size, learning rate, logarithm of the length ÷ ``fitted.length``.
+        seed: of the draws.
+        smooth: the law alone, which rests on all runs: no lucky run of a setting stands out in it.
+    """
+    law = law_values(fitted, settings)
+    if smooth:
+        return law
+    residual = fitted.values - law_values(fitted, fitted.settings)
+    sigma, far = fitted.sigma, _trusted_to(fitted.values, fitted.settings[:, 2])
+    own = _kernel(fitted.settings, fitted.settings)
+    across, among = _kernel(settings, fitted.settings), _kernel(settings, settings)
+    noise = np.random.default_rng(seed).standard_normal((len(law), len(settings)))
+    drawn = np.empty_like(law)
+    # In groups of draws whose sigma is about the same, because each needs a matrix of its own.
+    order = np.argsort(sigma)
+    for group in np.array_split(order, min(24, len(order))):
+        variance = float(np.median(sigma[group])) ** 2
+        gain = np.linalg.solve(variance * (own + np.eye(len(own))) + np.diag(far**2), variance * across.T).T
+        covariance = variance * among - gain @ (variance * across.T)
+        root = np.linalg.cholesky(covariance + (1e-6 * variance + 1e-14) * np.eye(len(settings)))
+        drawn[group] = law[group] + residual[group] @ gain.T + noise[group] @ root.T
+    return drawn
+
+
+def law_values(fitted: Fitted, settings: Float[np.ndarray, "M 3"]) -> Float[np.ndarray, "D M"]:
+    """The law's values at settings."""
+    sizes, _, log_length = settings.T
+    ratio = end_law.log_ratio(fitted.draws, *settings.T)
+    return end_law.value_of(fitted.draws, end_law.log_effective(fitted.draws, sizes, log_length, ratio), fitted.start)
+
+
+def predict_divergence(fitted: Fitted, settings: Float[np.ndarray, "M 3"]) -> Float[np.ndarray, "D M"]:
+    """Draws of the part of the runs that diverge."""
+    return expit((end_law.log_ratio(fitted.draws, *settings.T) - fitted.draws[:, [CLIFF]]) / _CLIFF_WIDTH)
+
+
+def _settings(endings: Sequence[Ending], length: float) -> Float[np.ndarray, "N 3"]:
+    rows = [(ending.batch_size, ending.learning_rate, np.log(ending.examples / length)) for ending in endings]
+    return np.array(rows, float).reshape(-1, 3)
+
+
+def _kernel(settings: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The covariance of what the law does not catch, in units of sigma squared."""
+    features = [np.column_stack([np.log(rows[:, 0]), np.log(rows[:, 1]), rows[:, 2]]) / _WIDTHS for rows in (settings, others)]
+    squares = ((features[0][:, None] - features[1][None]) ** 2).sum(-1)
+    return _ROUGHNESS**2 * np.exp(-0.5 * squares)
+
+
+def _trusted_to(values: np.ndarray, log_lengths: np.ndarray) -> np.ndarray:
+    """By how much the law may be wrong about runs that are not the best of about their length."""
+    alike = np.abs(log_lengths[:, None] - log_lengths) < 0.4
+    best = np.where(alike, values, np.inf).min(1)
+    return _FAR[0] * (values - best) + _FAR[1] * (values - values.min())
+
+
+class _Runs(NamedTuple):
+    """Runs by what they show."""
+
+    ended: list[Ending]
+    behind: list[Ending]  # that were ended early
+    lost: list[Ending]
+
+
+def _others(endings: Sequence[Ending], lost: Sequence[bool]) -> tuple[list[Ending], list[Ending]]:
+    behind = [ending for ending, is_lost in zip(endings, lost, strict=True) if not is_lost and not ending.ended and ending.looks]
+    return behind, [ending for ending, is_lost in zip(endings, lost, strict=True) if is_lost]
+
+
+def _make_log_posterior(runs: _Runs, values: np.ndarray, start: float, length: float):
+    ended, behind, lost = runs
+    settings = _settings([*ended, *behind, *lost], length)
+    count, finite = len(ended), len(ended) + len(behind)
+    bound, far = np.min(values), _trusted_to(values, settings[:count, 2])
+    sign = np.repeat([1.0, -1.0], [count, len(lost)])
+    longest = max(ending.examples for ending in ended)
+    best = int(np.argmin(np.where([ending.examples >= 0.9 * longest for ending in ended], values, np.inf)))
+    center = _PRIOR_MEAN.copy()
+    center[Y0] = values[best] + np.exp(center[SLOPE]) * settings[best, 2]
+    noise = np.log1p(np.exp(center[CRITICAL]) / settings[best, 0])
+    center[RATE] = np.log(settings[best, 1]) + center[GAMMA] * settings[best, 2] + center[POWER] * noise
+
+    def log_posterior(draws: np.ndarray) -> np.ndarray:
+        sigma = np.exp(np.clip(draws[:, [SIGMA]], -9, 2))
+        ratio = end_law.log_ratio(draws, *settings.T)
+        law = end_law.value_of(draws, end_law.log_effective(draws, settings[:finite, 0], settings[:finite, 2], ratio[:, :finite]), start)
+        spread = np.hypot(sigma * np.hypot(1, _ROUGHNESS), far)
+        away = (values - law[:, :count]) / spread
+        usual = np.exp(-0.5 * np.minimum(away**2, 600)) / spread
+        total = np.log((1 - _OUTLIER) * usual + _OUTLIER * 0.1 / (1 + away**2)).sum(1)  # any run may be one for which the law does not hold
+        if len(behind):
+            total += _log_product(ndtr((law[:, count:] - bound) / np.hypot(sigma, 0.02)))
+        threshold = np.concatenate([ratio[:, :count], ratio[:, finite:]], 1)
+        total += _log_product(expit(sign * (draws[:, [CLIFF]] - threshold) / _CLIFF_WIDTH))
+        return total - 0.5 * (((draws - center) / _PRIOR_SPREAD) ** 2).sum(1)
+
+    return log_posterior, center
+
+
+def _log_product(chances: np.ndarray) -> np.ndarray:
+    return np.log(_OUTLIER + (1 - _OUTLIER) * chances).sum(1)
