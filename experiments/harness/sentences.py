@@ -15,8 +15,8 @@ def between_looks(runs: Sequence[Record]) -> list[str]:
         >>> len(between_looks([{"updates": 40, "more_than": 30}])), between_looks([{"updates": 40, "more_than": 39}, {"updates": 40}])
         (1, [])
     """
-    apart = [row["updates"] - row["more_than"] for row in runs if row["updates"] is not None and "more_than" in row]
-    return [BETWEEN] if max(apart, default=0) > 1 else []
+    waits = [row["updates"] - row["more_than"] for row in runs if row["updates"] is not None and "more_than" in row]
+    return [BETWEEN] if max(waits, default=0) > 1 else []
 
 
 def compare_errors(one: str, other: str, difference: Interval, pronoun: str = "it", what: str = "error") -> str:
