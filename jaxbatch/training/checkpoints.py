@@ -22,10 +22,11 @@ from jaxtyping import PyTree
 from jaxbatch.kinds import check_fields, checked
 from jaxbatch.paths import local_path
 from jaxbatch.states import pack_fields, unpack_like
-from jaxbatch.training.fitting import fit
+from jaxbatch.training.fitting import fit_with
 from jaxbatch.training.plan_machine import make_plan
 from jaxbatch.training.plans import FitConfig, settled
 from jaxbatch.training.run_fields import for_disk, is_over, shapes_on_disk
+from jaxbatch.training.run_programs import RunPrograms
 from jaxbatch.training.tasks import Task, fingerprint
 
 
@@ -69,22 +70,22 @@ def fit_with_checkpoints(
     check_fields(config)
     if every < 1:
         raise ValueError(f"every={every} records must be at least 1.")
-    config = settled(config, task.tokens_per_example)
+    yield from checkpointed(RunPrograms(task, config.optimizer), config, checkpoint_dir, every=every, keep=keep)
+
+
+def checkpointed(shared: RunPrograms, config: FitConfig, folder: str | os.PathLike, *, every: int = 1, keep: int = 2) -> Iterator[dict[str, Any]]:
+    """:func:`fit_with_checkpoints` with programs that it shares with other runs; their optimizer is trained with."""
+    task, config = shared.task, settled(config._replace(optimizer=shared.optimizer), shared.task.tokens_per_example)
     plan = make_plan(config, task.num_examples)
-    about: dict[str, Any] = {
-        "data": fingerprint(task.train_data),
-        "seed": config.seed,
-        "num_examples": task.num_examples,
-        "num_groups": config.num_groups,
-        "batch_sizes": plan.about(),
-    }
+    about: dict[str, Any] = {"data": fingerprint(task.train_data), "seed": config.seed, "num_examples": task.num_examples}
+    about |= {"num_groups": config.num_groups, "batch_sizes": plan.about()}
     if config.monitor is not None:  # only then, so that folders from before there were monitors stay readable
         about["monitor"] = config.monitor._asdict()
-    checkpoints = Checkpoints(checkpoint_dir, about, keep=keep)
+    checkpoints = Checkpoints(folder, about, keep=keep)
     state = checkpoints.latest(shapes_on_disk(task, config, plan))
     if state is not None and is_over(plan, state):
         return  # the run is complete, so there is nothing left to do
-    for number, record in enumerate(fit(task, config, state=state), 1):
+    for number, record in enumerate(fit_with(shared, config, state), 1):
         batches, state = record["batches"], record["state"]
         wanted = not record["diverged"] and (number % every == 0 or batches == record["total_batches"])
         yield record

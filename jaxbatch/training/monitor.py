@@ -21,7 +21,8 @@ from jaxbatch.data.streams import is_stream
 from jaxbatch.gradients.cut import Cut
 from jaxbatch.gradients.independence import cut_matters
 from jaxbatch.gradients.noise import GradientStatistics, gradient_noise_scale
-from jaxbatch.gradients.part_norms import NoiseMonitor, layers_of
+from jaxbatch.gradients.part_norms import NoiseMonitor
+from jaxbatch.gradients.spreads import layers_of
 from jaxbatch.intervals import Interval, fieller
 from jaxbatch.machine.compiling import call_compiled
 from jaxbatch.sums import Losses
