@@ -2,8 +2,7 @@
 
 A checkpoint holds a :class:`jaxbatch.TrainState`: parameters, model state, optimizer state, and the number of updates. The
 optimizer state counts updates too, which gives the place in a learning-rate schedule. The number of updates and the
-configuration give the place in the batch-size schedule and in the order of examples. With a batch-size policy, a checkpoint holds
-that place and the policy's state.
+configuration give the place in the batch-size schedule and in the order of examples; of a policy a checkpoint holds place and state.
 """
 
 import errno
