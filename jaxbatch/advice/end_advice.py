@@ -82,6 +82,8 @@ class EndAdvice(NamedTuple):
             f"The largest batch that ends within the noise from run to run is B = {self.largest_in_noise}."
             if self.largest_in_noise is not None and self.largest_in_noise > (self.batch_size or 0)
             else "No larger batch is sure to end within the noise from run to run."
+            if self.choices[-1].batch_size != self.batch_size
+            else ""
         )
         largest = self.choices[-1]
         lost = largest.more_data.value

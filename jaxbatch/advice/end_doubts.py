@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxbatch.advice.end_estimate import EndEstimate, EndSpace, count_whole
+from jaxbatch.advice.end_estimate import NOISE, EndEstimate, EndSpace, count_whole
 from jaxbatch.advice.end_fit import which_are_lost
 from jaxbatch.advice.end_law import BETA, GAMMA
 from jaxbatch.advice.ending import Ending
@@ -43,7 +43,7 @@ def doubts_of_ends(
                 bound = largest_that_fits if name == "batch size" and index else None
                 more = f"memory holds at most {bound}" if bound else f"try {flag} beyond it"
                 doubts.append(f"The {name} {values[index]:g} is the {side} that was considered: {more}.")
-    if (worse := _worse_with_length(endings, space)) is not None:
+    if (worse := worse_with_length(endings, space, float(np.median(estimate.fitted.sigma)))) is not None:
         doubts.append(worse)
     if horizon:
         doubts += _doubts_of_horizon(estimate, space, num_examples)
@@ -65,8 +65,14 @@ def why_no_end(metric: str, endings: Sequence[Ending]) -> str:
     return "No run came to its end: training diverged, try smaller learning rates."
 
 
-def _worse_with_length(endings: Sequence[Ending], space: EndSpace) -> str | None:
-    """A sentence if runs of the longest length end no better than the best shorter one: the law does not know of overfitting."""
+def worse_with_length(endings: Sequence[Ending], space: EndSpace, sigma: float) -> str | None:
+    """A sentence if all runs of the longest length end worse than a shorter one, which the law does not know of, by more than runs differ by chance.
+
+    Args:
+        endings: the runs.
+        space: the settings, with the scale that suits the runs.
+        sigma: the standard deviation from run to run, on that scale.
+    """
     lost = which_are_lost(endings, space.scale, space.start)
     ended = [ending for ending, is_lost in zip(endings, lost, strict=True) if ending.ended and not is_lost]
     long = [ending for ending in ended if ending.num_steps >= space.payable_steps[ending.batch_size]]
@@ -74,7 +80,7 @@ def _worse_with_length(endings: Sequence[Ending], space: EndSpace) -> str | None
     if len(long) < 2 or not short:
         return None
     best = [min(group, key=lambda ending: space.scale.write(ending.value)) for group in (long, short)]
-    if space.scale.write(best[0].value) <= space.scale.write(best[1].value):
+    if space.scale.write(best[0].value) - space.scale.write(best[1].value) <= NOISE * sigma:
         return None
     part = best[1].num_steps / space.payable_steps[best[1].batch_size]
     return (

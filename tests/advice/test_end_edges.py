@@ -8,7 +8,7 @@ import pytest
 
 import jaxbatch as jb
 from jaxbatch.advice.end_advising import EndSetting, conclude_within
-from jaxbatch.advice.end_doubts import _worse_with_length
+from jaxbatch.advice.end_doubts import worse_with_length
 from jaxbatch.advice.end_estimate import EndSpace, make_estimate
 from jaxbatch.advice.end_law import Scale, choose_scale
 from jaxbatch.advice.end_request import Metric, check_known_ends
@@ -110,7 +110,13 @@ def test_runs_that_end_without_a_number_did_not_diverge():
     assert advice.doubts == ("loss was not finite at the end of 8 of 8 runs, and no run ended with a number: check metrics_fn.",)
 
 
-@pytest.mark.parametrize(("short", "worse"), [(0.5, False), (0.4, True)])
-def test_a_shorter_run_that_ends_alike_is_no_overfitting(short, worse):
+@pytest.mark.parametrize(("short", "worse"), [(0.5, False), (0.45, False), (0.3, True)])
+def test_a_shorter_run_that_ends_alike_or_is_lucky_is_no_overfitting(short, worse):
     endings = [run(8, 0.1, 0.5), run(32, 0.1, 0.5), run(8, 0.1, short, steps=16)]
-    assert (_worse_with_length(endings, small_space()) is not None) == worse
+    assert (worse_with_length(endings, small_space(), 0.1) is not None) == worse
+
+
+def test_overfitting_is_told():
+    short, long = runs_of(lambda off: 0.3 + 0.1 * off, steps=16), runs_of(lambda off: 0.5 + 0.1 * off)
+    advice = conclude_within(jb.steps(64), None, settled(), None, [*short, *long])
+    assert "the model overfits" in " ".join(advice.doubts)
