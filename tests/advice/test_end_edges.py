@@ -101,6 +101,7 @@ def test_a_horizon_as_long_as_the_runs_is_none():
     assert advice.horizon is None and "not made" not in words
     assert f"The batch size {advice.batch_size}" in words and ("memory holds at most 40" in words) == (advice.batch_size == 32)
     assert "where the advised setting does" not in words
+    assert all(advice.sentences()) and ("No larger batch" not in words or advice.batch_size == 8)
 
 
 def test_runs_that_end_without_a_number_did_not_diverge():
