@@ -12,7 +12,7 @@ import jaxbatch as jb
 from jaxbatch.advice.full_sweep import sweep_size
 from jaxbatch.advice.probes import ProbePrograms, Prober, make_adjustable
 from jaxbatch.gradients.run_lengths import takes_num_steps
-from jaxbatch.training.steps import start_shapes
+from jaxbatch.training.train_state import start_shapes
 from tests.conftest import shapes_unchecked
 
 RANDOM = np.random.default_rng(0)
