@@ -11,7 +11,7 @@ import pytest
 
 import jaxbatch as jb
 from jaxbatch.gradients.accumulators import Measured
-from jaxbatch.gradients.part_norms import NoiseMonitor, metric_of, spread_sum, statistics_of_parts
+from jaxbatch.gradients.part_norms import BatchNoise, NoiseMonitor, metric_of, spread_sum, statistics_of_parts
 from jaxbatch.intervals import fieller
 from jaxbatch.training.monitor import NoiseTrack
 
@@ -72,9 +72,9 @@ def test_running_averages_against_weights_in_a_list():
     track, again = NoiseTrack(monitor, jnp.zeros(2)), None
     for first, last in ((0, 7), (7, 8), (8, 40)):  # through a state, bit for bit
         track = NoiseTrack(monitor, jnp.zeros(2), jnp.asarray(track.written()))
-        again = track.read((np.zeros(1), (signal[first:last], trace[first:last], measured[first:last], None)))[1]
+        again = track.read((np.zeros(1), BatchNoise(signal[first:last], trace[first:last], measured[first:last])))[1]
     whole = NoiseTrack(monitor, jnp.zeros(2))
-    found = whole.read((np.zeros(1), (signal, trace, measured, None)))[1]
+    found = whole.read((np.zeros(1), BatchNoise(signal, trace, measured)))[1]
     np.testing.assert_array_equal(whole.written(), track.written())
     assert found["noise_scale_average_high"] == again["noise_scale_average_high"]
     weights = 0.5 ** (np.arange(39, -1, -1) / 5) * measured
