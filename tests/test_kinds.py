@@ -35,6 +35,7 @@ THINGS = {
 FUNCTIONS = {name: getattr(jb, name) for name in jb.__all__ if inspect.isfunction(getattr(jb, name))}
 ELSEWHERE = {  # other tests go through their arguments
     "advise": "test_advise_request.py",
+    "advise_within": "test_ends.py",
     **dict.fromkeys(("find_largest_batch", "max_batch_size", "memory_plan", "memory_profile"), "test_memory_arguments.py"),
 }
 NO_CHECK = {"program_memory", "skip_absent_accelerators", "track"}  # of a compiled program, the machine's own folder, any records
@@ -135,6 +136,7 @@ def test_every_wrong_kind_is_one_line_that_names_the_argument(function):
     parameters = inspect.signature(call).parameters
     needed = {name: VALID[name] for name, parameter in parameters.items() if parameter.default is parameter.empty}
     needed |= {"dataset": DATASETS[function]} if function in DATASETS else {}
+    needed |= {"name": "cosine"} if function in ("scheduled", "stretched_schedule") else {}
     for name, parameter in parameters.items():
         for thing in [*wrong(function, name, parameter), *([RANGES[name].outside] if name in RANGES else [])] if name not in ANY else []:
             given = needed | {name: thing}
