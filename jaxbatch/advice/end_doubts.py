@@ -31,6 +31,8 @@ def doubts_of_ends(
     doubts, horizon = [], space.num_steps != space.payable_steps
     if not horizon and not count_whole(endings, space)[size, rate]:
         doubts.append("The advised setting was never run to its end: it is read from the law of the others.")
+    elif not horizon and count_whole(endings, space)[size, rate] == 1:
+        doubts.append("One whole run of the advised setting was made, and the best of several looks better than it is.")
     lost = which_are_lost(endings, space.scale, space.start)
     mine = [is_lost for ending, is_lost in zip(endings, lost, strict=True) if (ending.batch_size, ending.learning_rate) == advised]
     if any(mine):

@@ -49,7 +49,7 @@ def rows_of(estimate: EndEstimate, space: EndSpace, endings: Sequence[Ending]) -
         repeats = [ending for ending in whole if ending.repeat]
         if repeats and space.num_steps[size] == space.payable_steps[size]:
             mean, spread = typical_value(estimate, space, (row, int(rates[row])), repeats)
-        one = mean + spread * random.standard_normal(len(mean))
+        one = np.minimum(mean + spread * random.standard_normal(len(mean)), estimate.fitted.start)
         chances = tuple(float(estimate.within(band)[:, row].mean()) for band in (None, *BANDS))
         rows.append(
             EndChoice(

@@ -60,6 +60,7 @@ def make_train_step(
         ValueError: the step gets a batch of another size.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> import optax
         >>> step = make_train_step(lambda w, x: 0.5 * (x - w) ** 2, optax.sgd(0.5), batch_size=2)
         >>> state = TrainState(jnp.array(0.0), optax.sgd(0.5).init(0.0), jnp.array(0))

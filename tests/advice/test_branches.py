@@ -139,7 +139,7 @@ def test_what_a_user_gets_wrong_is_said(quadratic):
         ({"rule": "cubic"}, "rule='cubic'"),
         ({"tolerance": -1.0}, "tolerance=-1"),
         ({"batch_size": 0}, "batch_size=0"),
-        ({"learning_rate": 0.0}, "base_lr=0"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0 must be above 0"),
     ):
         with pytest.raises(ValueError, match=words):
             jb.branch(task, optax.sgd, state, **(right | wrong))

@@ -74,6 +74,6 @@ def test_a_quick_comparison_asks_for_less_unless_flags_say_otherwise(monkeypatch
     import bench_commands
 
     monkeypatch.setattr(bench_before, "before", lambda *asked: asked)
-    assert bench_commands.Before(".", quick=True).run() == (6, ".", (1, 60, 600), ())
-    assert bench_commands.Before(".", quick=True, batch_sizes=(60,), rounds=2).run() == (2, ".", (60,), ("AlexNet", "ResNet20", "VGG19BN"))
-    assert bench_commands.Before(".").run() == (20, ".", (1, 6, 60, 600, 6000), ("AlexNet", "ResNet20", "VGG19BN"))
+    assert bench_commands.Before(checkout=".", quick=True).run() == (6, ".", (1, 60, 600), ())
+    assert bench_commands.Before(checkout=".", quick=True, batch_sizes=(60,), rounds=2).run() == (2, ".", (60,), ("AlexNet", "ResNet20", "VGG19BN"))
+    assert bench_commands.Before(checkout=".").run() == (20, ".", (1, 6, 60, 600, 6000), ("AlexNet", "ResNet20", "VGG19BN"))
