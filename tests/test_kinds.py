@@ -35,7 +35,6 @@ THINGS = {
 FUNCTIONS = {name: getattr(jb, name) for name in jb.__all__ if inspect.isfunction(getattr(jb, name))}
 ELSEWHERE = {  # other tests go through their arguments
     "advise": "test_advise_request.py",
-    "advise_within": "test_ends.py",
     **dict.fromkeys(("find_largest_batch", "max_batch_size", "memory_plan", "memory_profile"), "test_memory_arguments.py"),
 }
 NO_CHECK = {"program_memory", "skip_absent_accelerators", "track"}  # of a compiled program, the machine's own folder, any records
@@ -48,7 +47,7 @@ BY_KIND = """
     whole: max_batch_size chunk_size num_classes tokens_per_example sequence_length vocab_size image_size num_workers ahead num_devices rounds
     whole: resamples seed epoch cut_to_measure evaluations_per_epoch train_tokens
     whole fraction: amount learning_rate momentum max_norm tolerance growth decay init base_lr low end period margin temperature label_smoothing
-    whole fraction: seconds_per_timing budget warmup_init scale num_parameters num_tokens compute loss
+    whole fraction: seconds_per_timing budget warmup_init scale num_parameters num_tokens compute loss full_runs
     function: loss_fn function metrics_fn make_optimizer prepare prepare_test update_model_state eval_params apply augment shape on_progress encode
     bool: coupled has_aux by_part above loading nonnegative
     text: name metric data_dir checkpoint_dir folder method rule partial parallel loop runs same_label axis goal
@@ -56,6 +55,9 @@ BY_KIND = """
     numbers: learning_rates mean std
     nothing: seeds batch_sizes factors devices
     nothing: key batch task config dataset model optimizer duration warmup monitor statistics train validation target
+    nothing: within horizon throughput known
+    function: on_ending
+    text whole fraction: memory
     list numbers dict text: batches
     None dict list fraction numbers: params
     whole function: schedule
@@ -68,6 +70,8 @@ for kinds, _, arguments in (line.strip().partition(": ") for line in BY_KIND.str
 OWN = {  # where a name means another thing
     ("fit_throughput", "rounds"): {"dict"},
     ("unit_length", "axis"): WHOLE,
+    ("advise_within", "on_progress"): {"function", "None"},
+    **dict.fromkeys((("scheduled", "warmup"), ("stretched_schedule", "warmup")), NUMBER),
     ("adabatch_schedule", "every"): NUMBER,
     ("constant_schedule", "every"): NUMBER,
     ("increase_instead_of_decay", "every"): NUMBER,
@@ -121,6 +125,10 @@ DATASETS = {
     "language_task": jb.load_text("generated"),
     "streamed_task": jb.ImageDataset(*[None] * len(jb.ImageDataset._fields)),
 }
+VALID_THERE = {  # in place of VALID
+    "advise_within": {"optimizer": optax.sgd, "goal": "loss<", "within": jb.steps(8)},
+    **{function: {"name": "linear"} for function in ("scheduled", "stretched_schedule")},
+}
 
 
 def wrong(function, name, parameter):
@@ -134,9 +142,8 @@ def wrong(function, name, parameter):
 def test_every_wrong_kind_is_one_line_that_names_the_argument(function):
     call, silent = FUNCTIONS[function], []
     parameters = inspect.signature(call).parameters
-    needed = {name: VALID[name] for name, parameter in parameters.items() if parameter.default is parameter.empty}
-    needed |= {"dataset": DATASETS[function]} if function in DATASETS else {}
-    needed |= {"name": "cosine"} if function in ("scheduled", "stretched_schedule") else {}
+    needed = {name: VALID.get(name) for name, parameter in parameters.items() if parameter.default is parameter.empty}
+    needed |= {"dataset": DATASETS[function]} if function in DATASETS else VALID_THERE.get(function, {})
     for name, parameter in parameters.items():
         for thing in [*wrong(function, name, parameter), *([RANGES[name].outside] if name in RANGES else [])] if name not in ANY else []:
             given = needed | {name: thing}

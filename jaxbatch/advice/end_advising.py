@@ -10,7 +10,18 @@ from jaxbatch.advice.end_advice import EndAdvice
 from jaxbatch.advice.end_doubts import doubts_of_ends, why_no_end
 from jaxbatch.advice.end_estimate import BANDS, EndSpace, largest_within, make_estimate
 from jaxbatch.advice.end_law import BETA
-from jaxbatch.advice.end_request import EndQuestion, Metric, Seconds, check_end_question, check_known_ends, choose_sizes, first_size, make_space
+from jaxbatch.advice.end_request import (
+    EndQuestion,
+    Metric,
+    Seconds,
+    check_earlier,
+    check_end_question,
+    check_known_ends,
+    checked_budget,
+    choose_sizes,
+    first_size,
+    make_space,
+)
 from jaxbatch.advice.end_rows import rows_of
 from jaxbatch.advice.end_runs import EndRunner
 from jaxbatch.advice.end_search import has_ended, search_endings
@@ -113,6 +124,7 @@ def advise_within(
         batch size at a fixed budget. Li et al., `Step Law <https://arxiv.org/abs/2503.04715>`_, 2025, and Bergsma et al., `Power Lines
         <https://arxiv.org/abs/2505.13738>`_, 2025: how both change with the length of the run.
     """
+    check_earlier(throughput, known, on_ending, on_progress)
     question = EndQuestion(
         goal,
         optimizer,
@@ -145,7 +157,7 @@ def answer_within(task: Task, question: EndQuestion, on_event: Callable[[EndEven
         on_event: called with everything that was measured as soon as it is known, for records, and with messages.
         begun: what an earlier call gave to its ``on_event``.
     """
-    watch = Watch(question.budget, on_event)
+    watch = Watch(checked_budget(question.budget), on_event)
     watch.say("looking at the task")
     metric, sizes = check_end_question(task, question), choose_sizes(task, question.batch_sizes)
     rates = sorted({float(rate) for rate in question.learning_rates})

@@ -110,8 +110,7 @@ def _draws_near_mode(log_posterior: Callable[[np.ndarray], np.ndarray], center: 
     hessian = -(heights[..., 0, 0] - heights[..., 0, 1] - heights[..., 1, 0] + heights[..., 1, 1]) / 4e-6  # in units of the priors' spreads
     curvatures, directions = np.linalg.eigh((hessian + hessian.T) / 2)
     widths = 1 / np.sqrt(np.maximum(curvatures, 1.0))  # no direction is wider than its prior
-    z = random.standard_normal((_CHAINS, size)) * widths @ directions.T
-    return mode + z * _PRIOR_SPREAD
+    return mode + random.standard_normal((_CHAINS, size)) * widths @ directions.T * _PRIOR_SPREAD
 
 
 def _starts(size: int) -> list[np.ndarray]:
@@ -133,8 +132,7 @@ def which_are_lost(endings: Sequence[Ending], scale: Scale, start: float) -> lis
         >>> which_are_lost([learned, dead, dead._replace(learning_rate=0.001)], Scale("log", False), 2.3)
         [False, True, False]
     """
-    least = scale.write(start) - LEARNED
-    has_learned = lambda value: scale.write(value) < least
+    has_learned = lambda value: scale.write(value) < scale.write(start) - LEARNED
     learned = [ending for ending in endings if not ending.diverged and has_learned(ending.value)]
 
     def is_lost(ending: Ending) -> bool:
@@ -188,8 +186,7 @@ def predict_divergence(fitted: Fitted, settings: Float[np.ndarray, "M 3"]) -> Fl
 
 
 def _settings(endings: Sequence[Ending], length: float) -> Float[np.ndarray, "N 3"]:
-    rows = [(ending.batch_size, ending.learning_rate, np.log(ending.examples / length)) for ending in endings]
-    return np.array(rows, float).reshape(-1, 3)
+    return np.array([(one.batch_size, one.learning_rate, np.log(one.examples / length)) for one in endings], float).reshape(-1, 3)
 
 
 def _kernel(settings: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -118,13 +118,29 @@ def check_end_question(task: Any, question: EndQuestion) -> Metric:
         raise ValueError(f"goal={str(metric)!r} needs a task with metrics_fn and test_data, on which its metric is taken.")
     if metric.name not in names:
         raise ValueError(f"goal={str(metric)!r}: the task's metrics are {', '.join(names)}.")
-    full_runs, budget = question.full_runs, question.budget
+    if not list(question.learning_rates):
+        raise ValueError(f"learning_rates={question.learning_rates!r} must hold at least one rate.")
+    full_runs = question.full_runs
     if isinstance(full_runs, bool) or not isinstance(full_runs, int | float) or not 2 <= full_runs < math.inf:
         raise ValueError(f"full_runs={full_runs!r} must be a number of at least 2: what all runs together may cost, in runs of the whole length.")
-    if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int | float) or not budget >= 0):
-        raise ValueError(f"budget={budget!r} must be a number of seconds of at least 0, or None for no limit.")
     check_finite_data(task)
     return metric
+
+
+def checked_budget(budget: Any) -> float | None:
+    """A budget that is checked before its clock begins.
+
+    Raises:
+        ValueError: it is no number of seconds.
+
+    Example:
+        >>> checked_budget("1h")
+        Traceback (most recent call last):
+        ValueError: budget='1h' must be a number of seconds of at least 0, or None for no limit.
+    """
+    if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int | float) or not budget >= 0):
+        raise ValueError(f"budget={budget!r} must be a number of seconds of at least 0, or None for no limit.")
+    return budget
 
 
 def choose_sizes(task: Task, batch_sizes: Sequence[int] | None) -> tuple[int, ...]:
@@ -177,15 +193,34 @@ def make_space(
     )
 
 
-def check_known_ends(known: Sequence[Any], space: EndSpace) -> None:
+def check_earlier(throughput: Any, known: Any, on_ending: Any, on_progress: Any) -> None:
+    """Checks what :func:`jaxbatch.advise_within` is given to start from and to call.
+
+    Raises:
+        ValueError: one is of another kind.
+
+    Example:
+        >>> check_earlier(None, 3, print, None)
+        Traceback (most recent call last):
+        ValueError: known=3 must be a list of the runs of an earlier call, as on_ending got them.
+    """
+    if throughput is not None and not isinstance(throughput, Throughput):
+        raise ValueError(f"throughput={throughput!r} must come from jaxbatch.measure_throughput; None: it is measured here, if it is needed.")
+    if not isinstance(known, Sequence) or not all(isinstance(ending, Ending) for ending in known):
+        raise ValueError(f"known={known!r} must be a list of the runs of an earlier call, as on_ending got them.")
+    if not callable(on_ending):
+        raise ValueError(f"on_ending={on_ending!r} must be a function.")
+    if on_progress is not None and not callable(on_progress):
+        raise ValueError(f"on_progress={on_progress!r} must be a function or None.")
+
+
+def check_known_ends(known: Sequence[Ending], space: EndSpace) -> None:
     """Checks that earlier runs were made for the same question.
 
     Raises:
-        ValueError: one is no run, or is of a setting or of a length that is not asked about.
+        ValueError: one is of a setting or of a length that is not asked about.
     """
     for ending in known:
-        if not isinstance(ending, Ending):
-            raise ValueError(f"known holds {ending!r}, and must hold the runs of an earlier call, as on_ending got them.")
         size, rate, updates = ending.batch_size, ending.learning_rate, ending.num_steps
         if size not in space.batch_sizes or rate not in space.learning_rates or updates > space.payable_steps[size]:
             most = [space.payable_steps[size] for size in space.batch_sizes]

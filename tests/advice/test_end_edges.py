@@ -79,7 +79,6 @@ def test_the_first_runs_cost_at_most_half_or_are_two(most, updates):
 @pytest.mark.parametrize(
     ("known", "message"),
     [
-        (1, "known holds 1, and must hold the runs of an earlier call"),
         (run(16, 0.1, 0.5), "known holds a run of 64 updates with batch size 16 and learning rate 0.1"),
         (run(8, 0.2, 0.5), "learning rate 0.2, and the choice is among [8, 32]"),
         (run(8, 0.1, 0.5, steps=65), "known holds a run of 65 updates"),
