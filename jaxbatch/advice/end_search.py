@@ -6,7 +6,7 @@ ones by the law alone, and runs of one length can be compared at the same part o
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -16,13 +16,12 @@ from jaxbatch.advice.ending import Ending
 
 REPEATS = 2  # runs that repeat the best setting
 _STAGES = ((0.2, 8), (0.36, 4), (1.0, 1))  # up to this part of the budget, runs of this part of the longest length
-_LOOK_AT = (0.25, 0.5)  # parts of a run at which it may be ended because it is behind
-_BEHIND = 0.3  # on the law's scale, at the least
 _STRIDE = 4  # how many times larger or smaller than the sizes that were run another one may be
 _OPTIMISM = 0.5
 _TOGETHER = 3  # short runs that are chosen from one fit
 
 
+@runtime_checkable
 class EndRuns(Protocol):
     """What makes runs."""
 
@@ -176,21 +175,14 @@ def _explore(endings: Sequence[Ending], space: EndSpace, estimate: EndEstimate, 
 
 
 def run_ahead(runs: EndRuns, space: EndSpace, following: Next, endings: Sequence[Ending], seed: int) -> Ending | None:
-    """Makes a run; it is ended early if it is far behind the best one of the same length at the same part of its schedule."""
-    lost = which_are_lost(endings, space.scale, space.start)
-    same = [other for other, is_lost in zip(endings, lost, strict=True) if other.ended and not is_lost and is_longest(other, space)]
-    whole = following.num_steps >= space.payable_steps[following.batch_size]
-    write, ending = space.scale.write, None
-    best = min(same, key=lambda other: write(other.value), default=None)
-    last = None
-    for last in runs.run(following.batch_size, following.learning_rate, following.num_steps, seed):
-        ending = last._replace(repeat=following.repeat)
-        done = ending.updates / ending.num_steps
-        if ending.diverged or best is None or not whole or following.repeat or done >= 1:
-            continue
-        if any(abs(done - part) < 0.13 for part in _LOOK_AT) and math.isfinite(best.at(done)):
-            # A large rate looks worse on the way than it ends, so a run must be behind by more than all that the best one gained from here on.
-            margin = max(_BEHIND, write(best.at(done)) - write(best.value))
-            if write(ending.value) - write(best.at(done)) > margin:
-                break
+    """Makes a run. It is ended half way if it has learned nothing by then and a whole run had.
+
+    More would not be sound: a small rate, or a large one before its schedule falls, may be far behind half way and end best.
+    """
+    write, least, ending = space.scale.write, space.scale.write(space.start) - LEARNED, None
+    others_learned = any(is_longest(other, space) and write(other.at(0.5)) < least for other in endings)
+    for look in runs.run(following.batch_size, following.learning_rate, following.num_steps, seed):
+        ending = look._replace(repeat=following.repeat)
+        if others_learned and ending.num_steps // 2 <= ending.updates < ending.num_steps and not write(ending.value) < least:
+            break
     return ending
