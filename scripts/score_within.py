@@ -28,6 +28,8 @@ if __name__ == "__main__":
 import numpy as np
 import within_cases
 from within_cases import SHORT
+from within_curve import Regrets, group_ends
+from within_table import Scored, print_score
 
 import jaxbatch as jb
 from experiments.advise.verify import JUDGING_SEEDS
@@ -92,11 +94,11 @@ def end_values(case: within_cases.Case, task: jb.Task, part: float, size: int, r
 
 def mean_ends(case: within_cases.Case, rows: Iterable[dict], part: float = 1.0) -> dict[tuple[int, float], float]:
     """The mean of what every setting ends with, less is better; settings of which a run diverged are left out."""
-    sign, ends = -1.0 if case.metric.endswith(">") else 1.0, dict[tuple[int, float], list]()
+    ends = dict[tuple[int, float], list]()
     for row in rows:
         if row["part"] == part:
             ends.setdefault((row["batch_size"], row["learning_rate"]), []).append(row["value"])
-    return {setting: sign * float(np.mean(values)) for setting, values in ends.items() if None not in values}
+    return {setting: case.sign * float(np.mean(values)) for setting, values in ends.items() if None not in values}
 
 
 def best_setting(ends: dict[tuple[int, float], float], size: int | None = None) -> tuple[int, float]:
@@ -170,25 +172,47 @@ def promised_settings(advice: dict) -> dict[str, tuple[int, float]]:
     return named | {f"{name} within {band}": (size, rates[size]) for band, size in largest.items() if size is not None}
 
 
+def named_settings(folder: Folder) -> dict[str, tuple[int, float]]:
+    """All settings that are judged: the sweep's best, the usual and the advised ones."""
+    settings = {"best": best_setting(mean_ends(folder.case, folder.read("sweep")))} | usual_settings(folder)
+    for row in folder.read("advice"):
+        settings |= promised_settings(row)
+    return settings
+
+
 def judge(folder: Folder) -> None:
     """Runs the advised settings, the sweep's best and the usual ones on seeds that none has seen."""
-    task, wanted = folder.case.task(), usual_settings(folder) | {"best": best_setting(mean_ends(folder.case, folder.read("sweep")))}
-    for row in folder.read("advice"):
-        wanted |= promised_settings(row)
-    named = [{"name": name, "batch_size": size, "learning_rate": rate} for name, (size, rate) in wanted.items()]
-    folder.append("named", *missing(folder.read("named"), named, ["name"]))
-    rates: dict[int, list[float]] = {}
-    for row in folder.read("named"):
-        rates.setdefault(row["batch_size"], []).append(row["learning_rate"])
+    task, rates = folder.case.task(), dict[int, list[float]]()
+    for size, rate in dict.fromkeys(named_settings(folder).values()):
+        rates.setdefault(size, []).append(rate)
     for size, of in sorted(rates.items()):
-        folder.run("judged", task, 1.0, size, list(dict.fromkeys(of)), JUDGING)
+        folder.run("judged", task, 1.0, size, of, JUDGING)
+
+
+def judged_ends(folder: Folder) -> dict[str, list[float | None]]:
+    """What the judged runs of every named setting end with, less is better; None where one diverged."""
+    ends: dict[tuple[int, float], list] = {}
+    for row in folder.read("judged"):
+        value = row["value"]
+        ends.setdefault((row["batch_size"], row["learning_rate"]), []).append(None if value is None else folder.case.sign * value)
+    return {name: ends[setting] for name, setting in named_settings(folder).items()}
 
 
 def is_judged(folder: Folder) -> bool:
-    """Whether there is advice, and every named setting of a case has been judged."""
-    judged, named = folder.read("judged"), folder.read("named")
-    whole = (is_whole(judged, batch_size=[row["batch_size"]], learning_rate=[row["learning_rate"]], seed=JUDGING) for row in named)
-    return bool(named) and len(folder.read("advice")) == 2 and all(whole)
+    """Whether there is a whole sweep and advice, and every named setting of a case has been judged."""
+    if len(folder.read("advice")) < 2 or not folder.read("curve"):
+        return False
+    judged = folder.read("judged")
+    return all(is_whole(judged, batch_size=[size], learning_rate=[rate], seed=JUDGING) for size, rate in named_settings(folder).values())
+
+
+def score(folder: Folder) -> Scored:
+    """What a case comes to."""
+    case, settings, ends = folder.case, named_settings(folder), judged_ends(folder)
+    regrets = Regrets(group_ends(folder.read("curve"), case.sign))
+    runs = sum(row["part"] == 1 for row in folder.read("sweep"))
+    known = {name: regrets.regret(values, ends["best"]) for name, values in ends.items()}
+    return Scored(folder.name, case.building, case.sign, settings, ends, known, {row["question"]: row for row in folder.read("advice")}, runs)
 
 
 STAGES = {"sweep": sweep, "advise": advise, "judge": judge}
@@ -203,7 +227,9 @@ def main() -> None:
     options = parser.parse_args()
     jb.keep_compiled_programs()
     folders = [Folder(options.output, name) for name in options.cases]
-    for folder in folders:
+    if options.stage == "table":
+        print_score([score(folder) for folder in folders if is_judged(folder)])
+    for folder in folders if options.stage != "table" else []:
         STAGES[options.stage](folder)
         print(f"{folder.name}: {options.stage} done", flush=True)
 

@@ -37,6 +37,11 @@ class Case(NamedTuple):
         """Of a learning rate and the updates of a run."""
         return jb.scheduled(self.optimizer, self.schedule, warmup=self.warmup)
 
+    @property
+    def sign(self) -> float:
+        """By which values of the metric are multiplied, so that less is better."""
+        return -1.0 if self.metric.endswith(">") else 1.0
+
     def length(self, part: float = 1.0) -> jb.Duration:
         """A part or a multiple of the length."""
         return jb.epochs(self.epochs * part)

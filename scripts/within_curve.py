@@ -52,10 +52,13 @@ def make_curve(ends: Mapping[float, Mapping[float, Sequence[float]]]) -> Curve:
         ([3.0, 1.1], [0.5, 1.414])
     """
     lengths = sorted(length for length, by_rate in ends.items() if by_rate)
-    means = [min(float(np.mean(values)) for values in ends[length].values()) for length in lengths]
+    return _monotone(np.log(lengths), [min(float(np.mean(values)) for values in ends[length].values()) for length in lengths])
+
+
+def _monotone(logs: np.ndarray, means: Sequence[float]) -> Curve:
+    """The curve through means, which are pooled where they do not fall."""
     fitted = isotonic_regression(means, increasing=False)
     blocks = list(zip(fitted.blocks[:-1], fitted.blocks[1:], strict=True))
-    logs = np.log(lengths)
     return Curve(np.array([logs[first:last].mean() for first, last in blocks]), np.array([fitted.x[first] for first, _ in blocks]))
 
 
@@ -87,10 +90,13 @@ class Regrets:
     def __init__(self, ends: Mapping[float, Mapping[float, Sequence[float]]]):
         self._random = np.random.default_rng(0)
         self._curve = make_curve(ends)
-        again = lambda values: self._random.choice(values, len(values))
-        self._curves = [
-            make_curve({part: {rate: again(values) for rate, values in of.items()} for part, of in ends.items()}) for _ in range(DRAWS)
-        ]
+        lengths = sorted(length for length, by_rate in ends.items() if by_rate)
+        means = [np.min([self._means(values) for values in ends[length].values()], axis=0) for length in lengths]
+        self._curves = [_monotone(np.log(lengths), drawn) for drawn in np.transpose(means)]
+
+    def _means(self, values: Sequence[float]) -> np.ndarray:
+        """The means of runs that are drawn anew, DRAWS times."""
+        return np.array(values)[self._random.integers(len(values), size=(DRAWS, len(values)))].mean(1)
 
     def regret(self, mine: Sequence[float | None], best: Sequence[float | None]) -> Interval:
         """How many times the data a setting needs.
@@ -104,7 +110,8 @@ class Regrets:
         if list(mine) == list(best):
             return around(1.0, 1.0, 1.0, len(mine))
         value = _ratio(self._curve, np.mean(mine), np.mean(best))
-        draws = [_ratio(curve, *(self._random.choice(values, len(values)).mean() for values in (mine, best))) for curve in self._curves]
+        drawn = zip(self._curves, self._means(mine), self._means(best), strict=True)  # type: ignore[arg-type]
+        draws = [_ratio(curve, one, other) for curve, one, other in drawn]
         low, high = np.quantile(draws, [0.025, 0.975], method="closest_observation")
         return around(value, min(float(low), value), max(float(high), value), len(mine))
 
