@@ -11,7 +11,6 @@ import tempfile
 from jaxbatch.results.records import describe_provenance
 from scripts import measured_runs
 
-
 SCRIPTS = {"score": "score_advice.py", "within": "score_within.py"}
 
 

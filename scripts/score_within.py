@@ -16,7 +16,6 @@ import pathlib
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # works from a checkout that is not installed
 
@@ -76,17 +75,9 @@ def end_values(case: within_cases.Case, task: jb.Task, part: float, size: int, r
     rates, seeds = zip(*runs, strict=True)
     settings = {"rate": np.array(rates, np.float32), "steps": np.full(len(rates), steps, np.int32)}  # traced, so that all lengths share programs
     looks = max(1, round(SHORT**-1 / case.epochs))  # one look in every eighth of the length, or every epoch
-    record: dict[str, Any] = {}
-    for record in jb.sweep(
-        task,
-        lambda setting: make(setting["rate"], setting["steps"]),
-        settings,
-        seeds,
-        batch_size=size,
-        duration=jb.steps(steps),
-        evaluations_per_epoch=min(looks, task.num_examples // size),
-    ):
-        pass
+    looks = min(looks, task.num_examples // size)
+    take = lambda setting: make(setting["rate"], setting["steps"])
+    *_, record = jb.sweep(task, take, settings, seeds, batch_size=size, duration=jb.steps(steps), evaluations_per_epoch=looks)
     values = record[f"test_{case.metric[:-1]}"]
     lost = record["diverged_at_batch"] >= 0
     return [None if bad or not math.isfinite(value) else float(f"{value:.6g}") for value, bad in zip(values.tolist(), lost.tolist(), strict=True)]

@@ -92,8 +92,9 @@ def print_promises(question: str, rows: Sequence[Scored]) -> None:
     ]
     for band, most in BANDS.items():
         named = [row.regrets[f"{question} within {band}"] for row in rows if f"{question} within {band}" in row.regrets]
-        sure = [not one.low > most and np.isfinite(one.value) for one in named]
-        lines.append(f"the largest within {band} needs no more in {_share([one.value <= most for one in named])}, and surely more but in {_share(sure)}")
+        may = [not one.low > most and np.isfinite(one.value) for one in named]
+        kept = [one.value <= most for one in named]
+        lines.append(f"the largest within {band} more data needs no more in {_share(kept)}; it may need no more in {_share(may)}")
     for line in lines:
         print(f"{question}: {line}")
 

@@ -169,7 +169,8 @@ def test_the_score_is_kept_and_read(name, tmp_path, monkeypatch):
     assert page_blocks.is_kept(name) and (tmp_path / "measured" / name / "config.json").exists()
 
     def run(command, **_):
-        assert command[-4].endswith(measured_score.SCRIPTS[name]) and command[-2] == "--output" and (pathlib.Path(command[-1]) / "digits.sweep.jsonl").read_text(encoding="utf-8") == '{"batch_size": 4}\n'
+        assert command[-4].endswith(measured_score.SCRIPTS[name]) and command[-2] == "--output"
+        assert (pathlib.Path(command[-1]) / "digits.sweep.jsonl").read_text(encoding="utf-8") == '{"batch_size": 4}\n'
         lines = ["| case |", "|---|", "| digits |", "advise: median regret 1.00, worst inf, over 2 scored cases", "| more |", "|---|"]
         return types.SimpleNamespace(stdout="\n".join(lines))
 
