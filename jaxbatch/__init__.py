@@ -71,9 +71,10 @@ from jaxbatch.training.goals import Goal, as_goal, fit_to_target
 from jaxbatch.training.language import language_task, packed_language_task
 from jaxbatch.training.loops import compile_epoch, make_epoch
 from jaxbatch.training.plans import FitConfig
-from jaxbatch.training.steps import TrainState, init_state, make_train_step
+from jaxbatch.training.steps import make_train_step
 from jaxbatch.training.sweeps import sweep
 from jaxbatch.training.tasks import Task
+from jaxbatch.training.train_state import TrainState, init_state
 
 # Before JAX starts. It changes nothing unless compilers for accelerators are installed that are not here.
 skip_absent_accelerators()

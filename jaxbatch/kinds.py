@@ -1,6 +1,6 @@
-"""Arguments of another kind than a function's annotations say, and counts below 1: each is one line that names it.
+"""Arguments of another kind than a function's annotations say, and numbers outside their range: each is one line that names it.
 
-Only kinds are checked here, and counts that are at least 1 wherever they come in. Whether another number is in its range, and whether trees
+Only kinds are checked here, and ranges that are the same wherever a name comes in. Whether another number is in its range, and whether trees
 of arrays fit each other, a function checks itself.
 """
 
@@ -19,6 +19,8 @@ import jax
 import numpy as np
 import optax
 
+from jaxbatch.ranges import check_range
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -33,8 +35,6 @@ _SPECIAL = {  # in place of "must be", for what users mistake most
 _HINTS = {  # after "must be", of what fits elsewhere
     "BatchSizePolicy": ". A policy is for jaxbatch.fit alone: its sizes are not known beforehand, and its learning_rate says the rate of each",
 }
-_SIZES = {"batch_size", "microbatch_size", "evaluation_batch_size", "cut_to_measure", "chunk_size"}
-COUNTS = _SIZES | {"num_groups", "num_devices", "num_samples", "evaluations_per_epoch"}  # at least 1 in every function and record
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
@@ -126,8 +126,7 @@ def check_kind(name: str, value: Any, annotation: Any) -> None:
         special = next((_SPECIAL[words] for words in choices if words in _SPECIAL), None)
         must = special or f"must be {', or '.join(choices)}"
         raise ValueError(f"{name}={_brief(value)} {must}{_HINTS.get(type(value).__name__, '')}.")
-    if name in COUNTS and isinstance(value, int | np.integer) and value < 1:
-        raise ValueError(f"{name}={value} must be a whole number of at least 1.")
+    check_range(name, value)
 
 
 def _parts(annotation: Any) -> tuple:

@@ -137,6 +137,43 @@ def unpack(packed: dict[str, np.ndarray]) -> list[jax.Array]:
     return leaves
 
 
+def pack_fields(state: PyTree) -> dict[str, np.ndarray]:
+    """:func:`pack` for each field of a named tuple, under its name; for another state as it is.
+
+    Example:
+        >>> import collections
+        >>> list(pack_fields(collections.namedtuple("State", "params step")({"w": 0.5, "b": 0.1}, 3)))
+        ['params.00000', 'params.00001', 'step.00000']
+    """
+    if not hasattr(state, "_fields"):
+        return pack(state)
+    return {f"{field}.{name}": array for field in state._fields for name, array in pack(getattr(state, field)).items()}
+
+
+def unpack_like(packed: dict[str, np.ndarray], like: PyTree) -> PyTree | None:
+    """The state that :func:`pack_fields` packed, or, before fields had names, :func:`pack`; None if it is of another form than ``like``.
+
+    A field that is not there and has a default gets it.
+
+    Example:
+        >>> import collections
+        >>> old, new = collections.namedtuple("State", "step"), collections.namedtuple("State", "step more", defaults=[()])
+        >>> unpack_like(pack_fields(old(3)), new(0, 1)), unpack_like(pack(old(3)), old(0)), unpack_like(pack(old(3)), old(0.5))
+        (State(step=Array(3, dtype=int32), more=()), State(step=Array(3, dtype=int32)), None)
+    """
+    if all("." in name for name in packed) and hasattr(like, "_fields"):
+        fields: dict[str, dict] = {field: {} for field in like._fields}
+        for name, array in packed.items():
+            field, _, number = name.partition(".")
+            fields.setdefault(field, {})[number] = array
+        known = {field: value for field, value in like._asdict().items() if fields[field] or not jax.tree.leaves(value)}
+        like = like._replace(**{field: default for field, default in like._field_defaults.items() if field not in known})
+        leaves = [leaf for one in fields.values() for leaf in unpack(one)]
+    else:
+        leaves = unpack(packed)
+    return jax.tree.unflatten(jax.tree.structure(like), leaves) if kinds(leaves) == kinds(jax.tree.leaves(like)) else None
+
+
 def kinds(leaves: list[Any]) -> list[tuple]:
     """The shape and type of each leaf, for comparisons.
 
@@ -144,7 +181,7 @@ def kinds(leaves: list[Any]) -> list[tuple]:
         >>> kinds([jnp.ones(2), jax.random.key(0)])
         [((2,), 'float32'), ((), 'key<fry>')]
     """
-    return [(tuple(leaf.shape), str(leaf.dtype)) for leaf in leaves]
+    return [(tuple(jnp.shape(leaf)), str(leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf))) for leaf in leaves]
 
 
 def difference(given: PyTree, wanted: PyTree, *, types: bool = True) -> str | None:

@@ -14,7 +14,7 @@
     python scripts/bench.py ladder      what a change of batch size costs
     python scripts/bench.py target      SimpleCNN to 98% on MNIST
     python scripts/bench.py startup     importing, --help, a first and a second run
-    python scripts/bench.py before --checkout DIR    the same steps by an earlier checkout, in the same rounds
+    python scripts/bench.py before --checkout DIR    the same steps by an earlier checkout, in the same rounds; --quick: fewer of both
 
 PyTorch and opacus are timed where they are installed: pip install -e '.[bench]'. On a GPU both sides use it.
 """

@@ -238,9 +238,13 @@ class Before(Bench):
     """Batch sizes of SimpleCNN's steps."""
     models: tuple[Literal["AlexNet", "ResNet20", "VGG19BN"], ...] = ("AlexNet", "ResNet20", "VGG19BN")
     """Networks whose steps at B = 128 are also compared."""
+    quick: bool = False
+    """A few minutes: at most 6 rounds; and unless sizes or networks are given, B = 1, 60 and 600 and no networks."""
 
     def run(self):
-        return bench_before.before(self.rounds, self.checkout, self.batch_sizes, self.models)
+        few = self.quick and (self.batch_sizes, self.models) == (Before.batch_sizes, Before.models)
+        sizes, models = ((1, 60, 600), ()) if few else (self.batch_sizes, self.models)
+        return bench_before.before(min(self.rounds, 6) if self.quick else self.rounds, self.checkout, sizes, models)
 
 
 Command = Train | Updates | Split | Gradients | Coupled | Layers | Adabatch | Language | Noise | Huge | Sweep | Ladder | Target | Startup | Before

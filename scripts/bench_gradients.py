@@ -9,7 +9,7 @@ from torch_peer import is_installed
 import jaxbatch as jb
 from experiments.split_backward.steps import make_masked_step
 from jaxbatch.gradients.groups import check_num_groups
-from jaxbatch.training.steps import init_state
+from jaxbatch.training.train_state import init_state
 
 
 def split(rounds: int, batch_size: int, num_groups: int) -> list[dict]:

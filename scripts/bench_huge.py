@@ -19,7 +19,7 @@ from side_by_side import MOMENTUM, RATE, make_rows, random_task, time_contenders
 import jaxbatch as jb
 from jaxbatch.machine.targets import as_bytes
 from jaxbatch.training.epochs import compile_task_epoch
-from jaxbatch.training.steps import init_state
+from jaxbatch.training.train_state import init_state
 
 NETWORKS = {"simple_cnn": jb.SimpleCNN, "mlp": jb.MLP}
 PLAIN_STEPS = 50  # a round of plain steps; their time per example is compared

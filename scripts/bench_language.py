@@ -8,7 +8,7 @@ from bench_training import step_contenders
 from side_by_side import IN_A_ROW, in_a_row, make_rows, start_peer, time_contenders
 
 import jaxbatch as jb
-from jaxbatch.training.steps import init_state
+from jaxbatch.training.train_state import init_state
 
 RATE, DECAY = 1e-3, 0.1
 SEQUENCES_A_ROUND = 64  # at least; so that a round takes a second or so on two cores

@@ -9,7 +9,7 @@ from side_by_side import MOMENTUM, RATE, make_rows, random_task, time_contenders
 import jaxbatch as jb
 from jaxbatch.batches import cut_batches
 from jaxbatch.training.epochs import compile_task_epoch
-from jaxbatch.training.steps import init_state
+from jaxbatch.training.train_state import init_state
 
 
 def noise(rounds: int, batch_sizes: tuple[int, ...]) -> list[dict]:

@@ -13,7 +13,8 @@ from side_by_side import MOMENTUM, RATE, make_rows, median, random_task, start_p
 import jaxbatch as jb
 from jaxbatch.batches import cut_batches
 from jaxbatch.training.loops import compile_epoch
-from jaxbatch.training.steps import init_state, make_task_step
+from jaxbatch.training.steps import make_task_step
+from jaxbatch.training.train_state import init_state
 
 NETWORKS = {"alexnet": jb.AlexNet, "resnet20": jb.ResNet20, "vgg19_bn": jb.VGG19BN}
 STEPS_A_ROUND = {"alexnet": 20, "resnet20": 6, "vgg19_bn": 3}  # enough, since the first step after a pause is slow

@@ -65,7 +65,8 @@ def predict(record: dict, target: str, effort: str) -> dict:
 
     import jaxbatch as jb
     from jaxbatch.machine.platform import compiling_for
-    from jaxbatch.training.steps import make_task_step, state_shapes
+    from jaxbatch.training.steps import make_task_step
+    from jaxbatch.training.train_state import state_shapes
 
     task, optimizer = make_case(record["model"], record["batch_size"], record["dtype"], record.get("optimizer", "momentum"))
     with compiling_for(jb.find_target(target).platform):
@@ -82,7 +83,8 @@ def measure(model: str, batch_size: int, dtype: str, optimizer_name: str) -> dic
 
     import jaxbatch as jb
     from jaxbatch.results.records import describe_provenance
-    from jaxbatch.training.steps import init_state, make_task_step
+    from jaxbatch.training.steps import make_task_step
+    from jaxbatch.training.train_state import init_state
 
     task, optimizer = make_case(model, batch_size, dtype, optimizer_name)
     state, batch = init_state(task, optimizer, 0), task.train_data

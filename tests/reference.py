@@ -7,6 +7,8 @@ import optax
 from flax import linen as nn
 from jax.flatten_util import ravel_pytree
 
+from jaxbatch.training.plans import Progress, segments_from
+
 
 def groups_of(batch, num_groups):
     """The contiguous groups of a batch, as a list."""
@@ -216,3 +218,8 @@ def smoothed_cross_entropy(logits, labels, smoothing):
         target[label] += 1 - smoothing
         losses.append(-(target * (row - np.log(np.exp(row - row.max()).sum()) - row.max())).sum())
     return np.array(losses)
+
+
+def plan_segments(config, num_examples, *, start=Progress()):
+    """All segments of a plan at once."""
+    return list(segments_from(config, num_examples, start))

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 import jaxbatch as jb
 from jaxbatch.batches import Duration, check_duration, even_part
 from jaxbatch.training import plans
-from jaxbatch.training.plans import FitConfig, plan_segments
+from jaxbatch.training.plans import FitConfig
+from tests.reference import plan_segments
 
 sizes = st.integers(1, 40)
 

@@ -12,7 +12,8 @@ import optax
 import pytest
 
 import jaxbatch as jb
-from jaxbatch.kinds import COUNTS, check_kind
+from jaxbatch.kinds import check_kind
+from jaxbatch.ranges import RANGES
 from tests.conftest import shapes_unchecked
 
 LOSS = lambda w, x: 0.5 * (x - w) ** 2
@@ -135,7 +136,7 @@ def test_every_wrong_kind_is_one_line_that_names_the_argument(function):
     needed = {name: VALID[name] for name, parameter in parameters.items() if parameter.default is parameter.empty}
     needed |= {"dataset": DATASETS[function]} if function in DATASETS else {}
     for name, parameter in parameters.items():
-        for thing in [*wrong(function, name, parameter), *([0] if name in COUNTS else [])] if name not in ANY else []:
+        for thing in [*wrong(function, name, parameter), *([RANGES[name].outside] if name in RANGES else [])] if name not in ANY else []:
             given = needed | {name: thing}
             try:
                 with shapes_unchecked():
@@ -166,8 +167,8 @@ def test_every_field_of_a_configuration(name):
     for kind, thing in THINGS.items():
         if kind not in FIELDS.get(name, MAY_BE.get(name, ())) and not (thing is None and jb.FitConfig._field_defaults.get(name, 0) is None):
             refused(lambda thing=thing: jb.fit(TASK, CONFIG._replace(**{name: thing})), name)
-    if name in COUNTS:
-        refused(lambda: jb.fit(TASK, CONFIG._replace(**{name: 0})), f"{name}=0 must be a whole number of at least 1")
+    if name in RANGES:
+        refused(lambda: jb.fit(TASK, CONFIG._replace(**{name: RANGES[name].outside})), f"{name}=0 must be a whole number of at least 1")
 
 
 @pytest.mark.parametrize("name", jb.NoiseMonitor._fields)
@@ -176,6 +177,9 @@ def test_every_field_of_a_monitor(name):
     for kind, thing in THINGS.items():
         if kind not in right:
             refused(lambda thing=thing: jb.fit(TASK, CONFIG._replace(monitor=jb.NoiseMonitor(**{name: thing}))), f"monitor.{name}")
+    if (known := RANGES.get(f"monitor.{name}")) is not None:
+        config = CONFIG._replace(monitor=jb.NoiseMonitor(**{name: known.outside}))
+        refused(lambda: jb.fit(TASK, config), f"monitor.{name}={known.outside} must be {known.words}")
 
 
 @pytest.mark.parametrize("name", jb.Task._fields)

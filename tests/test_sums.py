@@ -68,7 +68,7 @@ def test_accumulation_over_parts_keeps_gradient_and_loss(dtype):
     start = jnp.array(1.0, dtype)
     state = jb.TrainState(start, optax.sgd(0.5).init(start), jnp.array(0))
     part = lambda _, total: add(total, state.params, jnp.ones(4, dtype), jnp.zeros(1, int), None, None)[0]
-    state, loss = finish(state, jax.lax.fori_loop(0, 2000, part, begin(state)))
+    state, loss, _ = finish(state, jax.lax.fori_loop(0, 2000, part, begin(state)))
     assert float(state.params) == 0.5 and float(loss) == 1.0 and state.params.dtype == dtype
 
 

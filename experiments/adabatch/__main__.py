@@ -21,6 +21,8 @@ from experiments.harness.training import train_into
 from jaxbatch.results.records import RunFolder
 from jaxbatch.results.report import progress_bar
 from jaxbatch.training.devices import provide_devices
+from jaxbatch.training.run_programs import RunPrograms
+from jaxbatch.training.tasks import Task
 
 OTHER_SEED = 1000  # for the runs that choose the rate of (d)
 
@@ -42,7 +44,7 @@ class Config(OptimizerFlags, TaskConfig):
     batch_size: int | None = None
     """Batch size of (a), and of (b) at the start. Default: 16 for digits, 256 for alexnet, else 128."""
     max_batch_size: int | None = None
-    """Batch size of (c), and of (b) at the end. Default: 16 times batch-size, as far as the data set allows."""
+    """Batch size of (c), and of (b) at the end. Default: 16 times batch-size, with --quick twice, as far as the data set allows."""
     growth: float = 2.0
     """Factor by which (b) multiplies its batch at each change."""
     decay: float = 0.75
@@ -80,11 +82,11 @@ class Config(OptimizerFlags, TaskConfig):
 
 
 def shorten(config: Config) -> Config:
-    """What --quick sets. The deep networks, which take long to compile, see few examples and two batch sizes."""
+    """What --quick sets. There are two batch sizes, because each is compiled several times; the deep networks see few examples, too."""
     deep = config.task is None and config.model in DEEP
     rates = usual_rates(config)[1][1:3]
     few = {"num_examples": 64, "batch_size": 8, "max_batch_size": 16, "seeds": 1, "tuned_rates": rates[:1]} if deep else {"seeds": 2}
-    return for_quick(config, **{"epochs": 3 - deep, "rounds": 2, "tuned_rates": rates} | few)
+    return for_quick(config, **{"epochs": 2, "rounds": 2, "tuned_rates": rates} | few)
 
 
 def usual_rates(config: Config) -> tuple[float, tuple[float, ...]]:
@@ -129,7 +131,7 @@ def resolve(config: Config, num_examples: int, tokens_per_example: int | None = 
         epochs=epochs,
         every=read_period(max(1, epochs // 5) if config.every is None else config.every),
         batch_size=start,
-        max_batch_size=config.max_batch_size or max(start, min(16 * start, num_examples // 2)),
+        max_batch_size=config.max_batch_size or max(start, min((2 if config.quick else 16) * start, num_examples // 2)),
         augment=is_cifar if config.augment is None else config.augment,
         devices=tuple(sorted({1, *config.devices})),
     )
@@ -154,6 +156,8 @@ def measure(config: Config, tasks: Tasks, run: RunFolder, console: Console) -> N
     """Makes the measurements that are not in the run folder yet."""
     measure_costs(tasks, config, run)
     arms = report.arms(config)
+    of_task: dict[str, RunPrograms] = {}
+    programs: dict[tuple[str, float], RunPrograms] = {}  # of an arm at a rate, for all seeds
     with progress_bar(console) as progress:
         total = (len(config.tuned_rates) + len(arms) * config.seeds) * config.epochs
         bar = progress.add_task("epochs", total=total, rate="")
@@ -168,10 +172,13 @@ def measure(config: Config, tasks: Tasks, run: RunFolder, console: Console) -> N
                     if record["epoch"] not in known:
                         run.append(record | {"arm": arm})
                 return show(config.epochs)
-            used = tasks.choosing if arm == "tune" else tasks.over_devices if report.devices_of(arm) > 1 else tasks.whole
+            name = "choosing" if arm == "tune" else "over_devices" if report.devices_of(arm) > 1 else "whole"
+            used: Task = getattr(tasks, name)
             fit_config = make_fit_config(config, arm, rate, seed, used.num_examples, used.tokens_per_example)
+            of_task.setdefault(name, RunPrograms(used, fit_config.optimizer))
+            shared = programs.setdefault((arm, rate), of_task[name].with_optimizer(fit_config.optimizer))
             key_fields = {"arm": arm, "learning_rate": rate, "seed": seed}
-            train_into(run, used, fit_config, key_fields, show, judged_on="validation" if arm == "tune" else "test")
+            train_into(run, shared, fit_config, key_fields, show, judged_on="validation" if arm == "tune" else "test")
 
         for rate in config.tuned_rates:
             train("tune", rate, OTHER_SEED)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import jaxbatch as jb
@@ -13,7 +14,7 @@ from jaxbatch.machine.timing import timed_rounds
 from jaxbatch.results.records import Record
 from jaxbatch.sums import totals
 from jaxbatch.training.devices import AXIS, over_devices
-from jaxbatch.training.steps import init_state
+from jaxbatch.training.train_state import init_state
 
 
 def measure_cost(models: Mapping[int, object], dataset: jb.Dataset, sizes: Mapping[int, Sequence[int]], method: str, rounds: int) -> Iterator[Record]:
@@ -36,7 +37,7 @@ def measure_cost(models: Mapping[int, object], dataset: jb.Dataset, sizes: Mappi
         share = -(-size // count)
         some = jnp.asarray(dataset.train_images[jnp.arange(count * share) % size])
         batch = normalise(some, dataset.mean, dataset.std)
-        cotangent = jax.random.normal(jax.random.key(1), (count * share, dataset.num_classes)) / size
+        cotangent = np.random.default_rng(1).standard_normal((count * share, dataset.num_classes), np.float32) / size
         forward, backward = _passes(models[count], across=count > 1)
         return (forward, (batch,)), (backward, (batch, cotangent))
 

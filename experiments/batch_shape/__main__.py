@@ -19,7 +19,8 @@ from experiments.harness.study import StudyConfig, check_positive, open_study, r
 from jaxbatch.machine.timing import timed_rounds
 from jaxbatch.results.records import Record, RunFolder
 from jaxbatch.results.report import progress_bar
-from jaxbatch.training.steps import init_state, make_task_step
+from jaxbatch.training.steps import make_task_step
+from jaxbatch.training.train_state import init_state
 
 MODELS = {"simple_cnn": jb.SimpleCNN, "mlp": jb.MLP}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}

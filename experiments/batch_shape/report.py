@@ -79,9 +79,12 @@ def _label(model: str, dtype: str) -> str:
 
 
 def bytes_per_example(config, records: Sequence[Record], model: str, dtype: str) -> tuple[float, float]:
-    """A step's memory as a line through all sizes: the fixed bytes, and the bytes per example."""
+    """A step's memory as a line through all sizes: the fixed bytes, and the bytes per example, neither below 0."""
+    from scipy.optimize import nnls
+
     rows = [r for r in records if r["kind"] == "memory" and (r["model"], r["dtype"]) == (model, dtype)]
-    slope, level = np.polyfit([r["batch_size"] for r in rows], [r["bytes"] for r in rows], 1)
+    sizes = np.array([r["batch_size"] for r in rows], float)
+    level, slope = nnls(np.stack([np.ones(len(sizes)), sizes], 1), np.array([r["bytes"] for r in rows], float))[0]
     return float(level), float(slope)
 
 

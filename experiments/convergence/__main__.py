@@ -20,6 +20,7 @@ from experiments.harness.speed import SpeedConfig, measure_missing_speed
 from experiments.harness.study import check_positive, open_study, run_study, show_results
 from experiments.harness.target import TargetConfig, num_updates, resolve_target
 from experiments.harness.task import load_choosing_task
+from jaxbatch.advice.probes import last_without
 from jaxbatch.augment import batch_shapes
 from jaxbatch.results.records import Record, RunFolder
 from jaxbatch.results.report import progress_bar
@@ -27,8 +28,8 @@ from jaxbatch.training.evaluation import make_task_evaluate, metrics_argument
 from jaxbatch.training.fitting import fit_with
 from jaxbatch.training.goals import check_goal, until_reached
 from jaxbatch.training.run_programs import RunPrograms
-from jaxbatch.training.steps import TrainState, start_shapes
 from jaxbatch.training.tasks import Task
+from jaxbatch.training.train_state import TrainState, start_shapes
 
 OTHER_SEEDS = 1000  # added to the seeds, so that no rate is judged by the runs that chose it
 NOISE_EXAMPLES, QUICK_NOISE_EXAMPLES = 600, 60  # drawn at each evaluation for the gradient noise scale
@@ -99,9 +100,10 @@ def measure_run(shared: RunPrograms, config: Config, key_fields: Record, test: C
         evaluations_per_epoch=config.evaluations_per_epoch,
     )
     goal = check_goal(task, config.target)
-    seconds, best, last = 0.0, 0.0 if is_share(goal) else None, None
+    seconds, best, last, more_than = 0.0, 0.0 if is_share(goal) else None, None, 0
     name, validated = goal.metric, f"validation_{goal.metric}"
-    for last in until_reached(fit_with(shared, fit_config, None), goal):
+    for record in until_reached(fit_with(shared, fit_config, None), goal):
+        more_than, last = last_without(last["updates"] if last else 0, record["updates"], record["reached"]), record
         seconds += last["train_seconds"]
         measured = goal.in_record(last)  # the task's test data are the validation part
         best = better(goal, measured, best)
@@ -113,6 +115,7 @@ def measure_run(shared: RunPrograms, config: Config, key_fields: Record, test: C
         **key_fields,
         "reached": last["reached"],
         "updates": last["updates"],
+        "more_than": more_than,
         "epochs": last["epoch"],
         "examples": last["examples"],
         "compute_seconds": seconds,

@@ -8,9 +8,11 @@ from rich.console import Console
 
 from experiments.harness.goal_words import has_collapsed, heading, in_short, in_words, is_share, show
 from experiments.harness.schedules import rate_words
+from experiments.harness.sentences import between_looks
 from experiments.harness.speed import has_loading, times
 from experiments.harness.study import describe_setting, size_cell
 from jaxbatch.advice.critical import CriticalFit, critical_batch_size
+from jaxbatch.advice.full_sweep import reached_at
 from jaxbatch.gradients.noise import GradientStatistics, gradient_noise_scale
 from jaxbatch.intervals import Interval, interval, unknown
 from jaxbatch.results.records import Record
@@ -47,8 +49,8 @@ def is_lost(goal: Goal, run: Record) -> bool:
 
 
 def to_target(rows: Sequence[Record], key: str) -> Interval:
-    """``updates``, ``epochs``, ``examples`` or ``compute_seconds`` of the runs that reached the target; the others are left out, and counted."""
-    return interval([row[key] if row["reached"] else None for row in rows], scale="log")
+    """``updates``, ``epochs`` or ``examples`` of the runs that reached the target, when they did; the others are left out, and counted."""
+    return interval([row[key] * reached_at(row) / row["updates"] if row["reached"] else None for row in rows], scale="log")
 
 
 def all_reached(records: Sequence[Record], table: str) -> list[int]:
@@ -73,7 +75,7 @@ def fit_critical(records: Sequence[Record], table: str) -> CriticalFit | None:
     sizes = all_reached(records, table)
     if len(sizes) < 3:
         return None
-    return critical_batch_size({size: [row["updates"] for row in runs_of(records, table, size)] for size in sizes})
+    return critical_batch_size({size: [reached_at(row) for row in runs_of(records, table, size)] for size in sizes})
 
 
 def noise_scale(records: Sequence[Record], goal: Goal, batch_size: int | None = None, low: float = 0.0, high: float = 1.0) -> Interval:
@@ -155,7 +157,8 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
     """The sentences that the intervals allow, and no others."""
     fit = fit_critical(records, "tuned")
     sentences = [sentence for table in NAMES for sentence in _on_sizes(config, records, table)]
-    return [*sentences, *_on_tuning(config, records), _on_fit(records, fit), *_on_noise(config, records, fit)]
+    between = between_looks([record for record in records if record["kind"] == "run"])
+    return [*sentences, *_on_tuning(config, records), _on_fit(records, fit), *_on_noise(config, records, fit), *between]
 
 
 def _on_sizes(config, records: Sequence[Record], table: str) -> list[str]:

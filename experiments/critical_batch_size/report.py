@@ -10,6 +10,7 @@ from rich.console import Console
 
 import jaxbatch as jb
 from experiments.harness.schedules import rate_words
+from experiments.harness.sentences import between_looks
 from experiments.harness.study import describe_setting, setting_of, size_cell
 from jaxbatch.advice.branches import critical_of_branches
 from jaxbatch.advice.full_sweep import best_rates
@@ -94,7 +95,7 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
 
 def verdict(config, records: Sequence[Record]) -> list[str]:
     """Whether the ways agree within a factor of 2."""
-    estimates = ways(config, records)
+    estimates, between = ways(config, records), between_looks(sweep_of(records))
     if not estimates:
         return [f"None of the three ways gives a number: fewer than three sizes reached {config.target} with every seed."]
     values = {estimate.name: estimate.critical_batch_size.value for estimate in estimates if math.isfinite(estimate.critical_batch_size.value)}
@@ -103,12 +104,12 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
     sentence = f"The smallest is {values[low]:,.0f} ({low}), the largest {values[high]:,.0f} ({high}): a factor of {factor:.1f}."
     fit = estimates[0].critical_batch_size if estimates[0].name.startswith("updates") else None
     if fit is None:
-        return [sentence, "Fewer than three sizes reached the target with every seed, so there is no fit to compare with."]
+        return [sentence, "Fewer than three sizes reached the target with every seed, so there is no fit to compare with.", *between]
     disagreeing = [estimate.name for estimate in estimates[1:] if not 0.5 <= estimate.critical_batch_size.value / fit.value <= 2]
     agreement = "All agree with the fit within a factor of 2."
     if disagreeing:
         agreement = f"These differ from the fit by more than a factor of 2: {', '.join(disagreeing)}."
-    return [sentence, agreement]
+    return [sentence, agreement, *between]
 
 
 def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> pathlib.Path:

@@ -26,8 +26,8 @@ from jaxbatch.results.records import Record, RunFolder
 from jaxbatch.results.report import progress_bar
 from jaxbatch.sums import loss_of_batch, mean_loss, something_counts
 from jaxbatch.training.divergence import batch_means, judge, make_is_finite, skips_nonfinite
-from jaxbatch.training.steps import TrainState, init_state
 from jaxbatch.training.tasks import Task
+from jaxbatch.training.train_state import TrainState, init_state
 
 STRETCH = 50  # iterations in one compiled program; a kill loses at most these, and the progress bar moves by them
 STAGES = ("start", "trained")  # of training, where batches are compared with the full gradient

@@ -16,6 +16,7 @@ from experiments.harness.optimizers import kind_of, quick_rates
 from experiments.harness.schedules import ScheduleFlags, fill_schedule, make_for_length
 from experiments.harness.study import check_positive
 from experiments.harness.target import TargetConfig, num_updates, resolve_target
+from jaxbatch.advice.critical import crossing
 from jaxbatch.advice.learning_rates import RateResult
 from jaxbatch.results.records import Record, RunFolder
 from jaxbatch.results.report import progress_bar
@@ -116,7 +117,7 @@ def measure_grid(config: GridConfig, task: Task, run: RunFolder, console: Consol
 
 
 def results(config, records: Sequence[Record]) -> dict[int, RateResult]:
-    """The results of each batch size; sizes whose runs have not all finished are left out."""
+    """The results of each batch size; sizes whose runs have not all finished are left out. Goals are met in the middle between two looks."""
     finished = {record["batch_size"] for record in records if record["kind"] == "size"}
     curves: dict[tuple, list[Record]] = {}
     for record in records:
@@ -129,8 +130,9 @@ def results(config, records: Sequence[Record]) -> dict[int, RateResult]:
         to_goal, metric, diverged = np.full(shape, np.nan), np.full(shape, np.nan), np.zeros(shape, bool)
         for cell in np.ndindex(shape):
             rows = sorted(curves[size, config.learning_rates[cell[0]], cell[1]], key=lambda row: row["updates"])
-            hits = [row["updates"] for row in rows if row["diverged_at_update"] < 0 and row[name] is not None and goal.reached(row[name])]
-            to_goal[cell] = hits[0] if hits else np.nan
+            looks = [0, *(row["updates"] for row in rows)]
+            is_hit = [row["diverged_at_update"] < 0 and row[name] is not None and goal.reached(row[name]) for row in rows]
+            to_goal[cell] = crossing(*looks[is_hit.index(True) :][:2]) if any(is_hit) else np.nan
             diverged[cell] = rows[-1]["diverged_at_update"] >= 0
             metric[cell] = np.nan if diverged[cell] or rows[-1][name] is None else rows[-1][name]
         rate_results[size] = RateResult(goal, tuple(config.learning_rates), to_goal, metric, diverged)

@@ -1,6 +1,22 @@
 """Sentences that several reports use."""
 
+from collections.abc import Sequence
+
 from jaxbatch.intervals import Interval
+from jaxbatch.results.records import Record
+
+BETWEEN = "A run shows the target at its next evaluation: updates are counted to the middle between that one and the one before."
+
+
+def between_looks(runs: Sequence[Record]) -> list[str]:
+    """How the updates to a target are counted, if a run has more than one update between two evaluations; old records do not say when those were.
+
+    Example:
+        >>> len(between_looks([{"updates": 40, "more_than": 30}])), between_looks([{"updates": 40, "more_than": 39}, {"updates": 40}])
+        (1, [])
+    """
+    waits = [row["updates"] - row["more_than"] for row in runs if row["updates"] is not None and "more_than" in row]
+    return [BETWEEN] if max(waits, default=0) > 1 else []
 
 
 def compare_errors(one: str, other: str, difference: Interval, pronoun: str = "it", what: str = "error") -> str:

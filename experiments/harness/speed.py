@@ -22,8 +22,9 @@ from jaxbatch.intervals import Interval, interval
 from jaxbatch.machine.timing import timed_rounds
 from jaxbatch.results.records import Record
 from jaxbatch.training.loops import compile_epoch
-from jaxbatch.training.steps import init_state, make_task_step
+from jaxbatch.training.steps import make_task_step
 from jaxbatch.training.tasks import Task
+from jaxbatch.training.train_state import init_state
 
 LONGEST_SHIFT = 2  # pixels
 

@@ -10,12 +10,20 @@ from typing import Any
 import jaxbatch as jb
 from experiments.harness.resuming import is_whole
 from jaxbatch.results.records import RunFolder
+from jaxbatch.training.checkpoints import checkpointed
+from jaxbatch.training.run_programs import RunPrograms
 
 KEPT = ("batch_size", "updates", "loss", "diverged", "train_seconds", "compile_seconds", "stall_seconds")
 
 
 def train_into(
-    run: RunFolder, task: jb.Task, config: jb.FitConfig, identity: dict[str, Any], show: Callable[..., None], *, judged_on: str = "test"
+    run: RunFolder,
+    shared: RunPrograms,
+    config: jb.FitConfig,
+    identity: dict[str, Any],
+    show: Callable[..., None],
+    *,
+    judged_on: str = "test",
 ) -> None:
     """Trains and writes one record per epoch, unless the run folder already has all of them.
 
@@ -23,7 +31,7 @@ def train_into(
 
     Args:
         run: where the records go; the state is kept beside them until the last epoch.
-        task: what to train.
+        shared: what to train, and the optimizer, with programs that serve all seeds.
         config: how to train, for whole epochs.
         identity: what identifies this run in the study, such as arm and seed.
         show: called after each epoch with the number of epochs done since the last call, and with ``examples_per_second``.
@@ -37,7 +45,7 @@ def train_into(
         return
     folder = run.path / "in_flight" / "_".join(f"{value:g}" if isinstance(value, float) else str(value) for value in identity.values())
     before, beside = 0, folder.parent / f"{folder.name}.json"
-    for record in jb.fit_with_checkpoints(task, config, folder):
+    for record in checkpointed(shared, config, folder):
         epoch = math.ceil(record["epoch"])
         kept = {name: record[name] for name in KEPT}
         kept |= {name.replace("test_", f"{judged_on}_", 1): value for name, value in record.items() if name.startswith("test_")}
@@ -48,7 +56,7 @@ def train_into(
         if epoch not in known:
             first = max((row["updates"] for row in run.find(kind="epoch", **identity) if row["epoch"] < epoch), default=0)
             run.append({"kind": "epoch", **identity, "epoch": epoch} | join_parts(parts, first))
-        show(epoch - before, examples_per_second=task.num_examples / sum(part["train_seconds"] for part in parts))
+        show(epoch - before, examples_per_second=shared.task.num_examples / sum(part["train_seconds"] for part in parts))
         before = epoch
     show(total - before)  # the epochs that a diverged run leaves out
     shutil.rmtree(folder, ignore_errors=True)

@@ -20,6 +20,7 @@ from jaxbatch.results.records import RunFolder
 from jaxbatch.results.report import progress_bar
 from jaxbatch.schedules.stretches import count_steps
 from jaxbatch.training.devices import provide_devices
+from jaxbatch.training.run_programs import RunPrograms
 from jaxbatch.training.tasks import Task
 
 
@@ -117,6 +118,7 @@ def measure(config: Config, task: Task, run: RunFolder, console: Console) -> Non
     """Trains the arms that are not in the run folder yet."""
     with progress_bar(console) as progress:
         bar = progress.add_task("epochs", total=len(config.growths) * config.seeds * config.epochs, rate="")
+        programs = {growth: RunPrograms(task, make_fit_config(config, growth, 0, task.num_examples).optimizer) for growth in config.growths}
         for seed in range(config.seeds):
             for growth in config.growths:
 
@@ -124,7 +126,7 @@ def measure(config: Config, task: Task, run: RunFolder, console: Console) -> Non
                     progress.update(bar, advance=epochs, description=about, rate=f"{examples_per_second:,.0f} examples/s")
 
                 identity = {"arm": report.name_of(growth), "seed": seed}
-                train_into(run, task, make_fit_config(config, growth, seed, task.num_examples), identity, show)
+                train_into(run, programs[growth], make_fit_config(config, growth, seed, task.num_examples), identity, show)
     shutil.rmtree(run.path / "in_flight", ignore_errors=True)
 
 

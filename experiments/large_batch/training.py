@@ -13,7 +13,7 @@ from experiments.large_batch.arms import batch_sizes, find_arm, make_optimizer, 
 from jaxbatch.results.records import Record
 from jaxbatch.training.evaluation import make_task_evaluate, metrics_argument
 from jaxbatch.training.goals import metric_names
-from jaxbatch.training.steps import TrainState
+from jaxbatch.training.train_state import TrainState
 
 
 class Trained(NamedTuple):

@@ -9,6 +9,7 @@ from rich.console import Console
 from experiments.harness.goal_words import heading, in_short, in_words, is_share, show
 from experiments.harness.rate_grid import best_rates, results
 from experiments.harness.schedules import rate_words
+from experiments.harness.sentences import BETWEEN
 from experiments.harness.study import describe_setting, setting_of, size_cell, size_label
 from jaxbatch.advice.learning_rates import rate_exponent
 from jaxbatch.intervals import interval
@@ -82,7 +83,7 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
     best, worst = (show(goal, ends[size]) for size in (order[0], order[-1]))
     at = (f"{best}% validation accuracy", f"{worst}%") if is_share(goal) else (f"a validation {goal.metric} of {best}", worst)
     sentences.append(f"At its own best rate B = {order[0]} ends {high}, at {at[0]}, and B = {order[-1]} {low}, at {at[1]}.")
-    return sentences
+    return [*sentences, BETWEEN]
 
 
 def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> pathlib.Path:

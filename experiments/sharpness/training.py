@@ -13,7 +13,8 @@ from experiments.harness import in_flight
 from experiments.harness.optimizers import make_optimizer
 from experiments.harness.task import prepared_once
 from jaxbatch.results.records import Record, RunFolder
-from jaxbatch.training.evaluation import choose_evaluation_size, make_task_evaluate
+from jaxbatch.training.cut import choose_evaluation_size
+from jaxbatch.training.evaluation import make_task_evaluate
 from jaxbatch.training.goals import as_goal, metric_names
 from jaxbatch.training.tasks import Task
 

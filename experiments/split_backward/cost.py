@@ -10,8 +10,8 @@ import jaxbatch as jb
 from experiments.split_backward.steps import make_masked_step, make_optimizer, make_step, relative_distance
 from jaxbatch.machine.timing import timed_rounds
 from jaxbatch.results.records import Record
-from jaxbatch.training.steps import init_state
 from jaxbatch.training.tasks import Task
+from jaxbatch.training.train_state import init_state
 
 
 def measure_exactness(task: Task, config, known: Collection[int] = ()) -> Iterator[Record]:

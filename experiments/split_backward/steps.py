@@ -9,8 +9,9 @@ from experiments.harness import optimizers
 from jaxbatch.gradients.groups import losses_and_aux
 from jaxbatch.gradients.updates import update
 from jaxbatch.sums import divisor, totals
-from jaxbatch.training.steps import TrainState, make_task_step
+from jaxbatch.training.steps import make_task_step
 from jaxbatch.training.tasks import Task
+from jaxbatch.training.train_state import TrainState
 
 ARMS = ("one", "split", "scaled", "small")
 RULES = {"one": "one", "split": "split", "scaled": "one", "small": "small"}  # (c) is (a) with another rate

@@ -22,8 +22,8 @@ from jaxbatch.training.divergence import judge, skips_nonfinite
 from jaxbatch.training.evaluation import make_task_evaluate, metrics_argument
 from jaxbatch.training.goals import as_goal, metric_names
 from jaxbatch.training.loops import make_epoch
-from jaxbatch.training.steps import TrainState, make_init_state
 from jaxbatch.training.tasks import Task
+from jaxbatch.training.train_state import TrainState, make_init_state
 
 OTHER_SEEDS = 1000  # added to the seeds of the runs that choose a rate, so that no arm is scored on these seeds
 

@@ -35,14 +35,14 @@ from jaxbatch.intervals import Interval, around
 from jaxbatch.kinds import checked
 from jaxbatch.schedules.rates import Rule, scale_learning_rate
 from jaxbatch.states import as_arrays
-from jaxbatch.training.cut import choose_cut
+from jaxbatch.training.cut import choose_cut, choose_evaluation_size
 from jaxbatch.training.cut_check import check_parts
 from jaxbatch.training.divergence import judge, make_is_finite, skips_nonfinite
 from jaxbatch.training.epochs import compile_task_epoch
-from jaxbatch.training.evaluation import choose_evaluation_size, make_test
+from jaxbatch.training.evaluation import make_test
 from jaxbatch.training.goals import metric_names
-from jaxbatch.training.steps import TrainState, without_run
 from jaxbatch.training.tasks import Task
+from jaxbatch.training.train_state import TrainState, for_steps
 
 _BRANCH = 0x6272616E  # "bran": makes the order of a branch differ from that of a run with the same seed
 
@@ -131,7 +131,7 @@ def branch(
     check_make_optimizer(make_optimizer, float(learning_rate))
     sizes, count = _plan(task, batch_size, factors, examples, seeds, metric, tolerance)
     rates = {size: float(scale_learning_rate(rule, learning_rate, batch_size, size)) for size in sizes}
-    state = without_run(as_arrays(state))
+    state = for_steps(as_arrays(state))
     _check_state(make_optimizer, rates, state)
     check_parts(task, state.params, choose_cut(task, state.params, max(sizes), microbatch_size=microbatch_size))
     test, is_finite = make_test(task, choose_evaluation_size(task, microbatch_size), eval_params), make_is_finite(state)

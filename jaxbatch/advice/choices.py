@@ -14,7 +14,7 @@ from scipy.special import ndtr, ndtri
 from jaxbatch.advice.estimates import Estimate, Space, best_setting, count_reached
 from jaxbatch.advice.probes import Probe, even_looks
 from jaxbatch.advice.throughput import Throughput
-from jaxbatch.advice.updates_model import Posterior, predict_by_law
+from jaxbatch.advice.updates_model import ROUGHNESS, Posterior, predict_by_law
 from jaxbatch.intervals import Interval, around, unknown
 
 Objective = Literal["time", "examples", "balanced"]
@@ -78,7 +78,7 @@ def summarize(
                 batch_size=size,
                 learning_rate=space.learning_rates[rate],
                 **_expected_of_runs(
-                    estimate, row, rate, seconds[:, row], runs, (size, space.learning_rates[rate]), math.ceil(steps_per_epoch / evaluations)
+                    estimate.posterior, seconds[:, row], runs, (size, space.learning_rates[rate]), math.ceil(steps_per_epoch / evaluations)
                 ),
                 relative_cost=_spread(np.exp(log_cost[:, row, rate] - chosen), len(runs)),
                 chance=float(near[:, row].mean()),
@@ -112,12 +112,10 @@ def _critical_batch_size(estimate: Estimate, runs: int) -> Interval:
     return _spread(draws * np.exp(_LAW_ERROR * np.random.default_rng(4).standard_normal(len(draws))), runs)
 
 
-def _expected_of_runs(estimate: Estimate, row: int, rate: int, seconds: np.ndarray, runs: Sequence[Probe], setting: tuple[int, float], look: int):
+def _expected_of_runs(posterior: Posterior, seconds: np.ndarray, runs: Sequence[Probe], setting: tuple[int, float], look: int):
     """The fields of :class:`Choice` that tell how long runs of a setting take; ``seconds`` are of an update, ``(D,)``."""
-    typical, sigma = estimate.log_updates[:, row, rate], estimate.posterior.sigma
     repeats = [probe for probe in runs if probe.repeat and not probe.diverged]
-    if repeats:
-        typical, sigma = draw_typical(estimate.posterior, setting, repeats)
+    typical, sigma = draw_typical(posterior, setting, repeats)
     mean = np.exp(typical + sigma**2 / 2)
     one_run = np.exp(typical + sigma * np.random.default_rng(1).standard_normal(len(typical)))
     return {
@@ -133,13 +131,16 @@ def _expected_of_runs(estimate: Estimate, row: int, rate: int, seconds: np.ndarr
 def draw_typical(posterior: Posterior, setting: tuple[int, float], repeats: Sequence[Probe]) -> tuple[Float[np.ndarray, "D"], Float[np.ndarray, "D"]]:
     """Draws of the mean and the standard deviation of log S at a setting from the runs that repeat it, without the winner's gain.
 
-    The best of many noisy settings looks better than it is. The runs that repeat it were not chosen for their own luck, and the
-    law rests on all probes; it counts as one run more. The standard deviation is that of all probes, as if it came from six runs of
-    this setting, together with what the runs that repeat it show.
+    The best of many noisy settings looks better than it is, and so does the best rate of every size. The runs that repeat it were not
+    chosen for their own luck, and the law rests on all probes; it counts as one run more. The standard deviation is that of all
+    probes, as if it came from six runs of this setting, together with what the runs that repeat it show. A setting that no run
+    repeats follows the law, as far as settings do.
     """
     random, count = np.random.default_rng(3), len(repeats)
     reached = [number for number, probe in enumerate(posterior.probes) if probe in repeats]
     law, spread = predict_by_law(posterior, *setting), posterior.sigma[:, None]
+    if not count:
+        return law + ROUGHNESS * posterior.sigma * random.standard_normal(len(law)), posterior.sigma
     late = np.log([max(probe.more_than, 1) for probe in repeats if not probe.reached])
     below = ndtr((late - law[:, None]) / spread)  # what the law expects of a run that needs more than it made, however few those are
     uniform = random.uniform(size=(len(posterior.draws), len(late)))

@@ -33,6 +33,23 @@ class CriticalFit(NamedTuple):
         return float(self.examples)
 
 
+def crossing(more_than: float, updates: float) -> float:
+    """The update at which a run met its goal, as far as looks tell: the middle of those after the look that did not show it.
+
+    A run is seen to have met the goal at the next evaluation only. Where evaluations are far apart, that is late by half the updates between
+    two on average, which are more at a small batch size, so that a fit over sizes would take the delay for examples.
+
+    Args:
+        more_than: the updates at the last look without the goal; 0 if there was none.
+        updates: those at the look that showed it.
+
+    Example:
+        >>> crossing(30, 40), crossing(39, 40)
+        (35.5, 40.0)
+    """
+    return (more_than + 1 + updates) / 2
+
+
 @checked
 def critical_batch_size(updates: Mapping[int, Sequence[float] | np.ndarray]) -> CriticalFit:
     r"""Fits the updates S to a goal as :math:`S = S_\min (1 + B_\text{crit} / B)` with neither number below 0.
@@ -42,8 +59,9 @@ def critical_batch_size(updates: Mapping[int, Sequence[float] | np.ndarray]) -> 
     the rate, not the batch.
 
     Args:
-        updates: for each batch size, the updates to the goal, one for each seed. Leave out sizes at which some run did not
-            reach the goal: it is only known that they need more updates.
+        updates: for each batch size, the updates to the goal, one for each seed; where a run was evaluated now and then, the middle between
+            the evaluation that showed the goal and the one before. Leave out sizes at which some run did not reach the goal: it is only
+            known that they need more updates.
 
     Returns:
         Three numbers with 95% intervals. The spread is pooled over the sizes, so two seeds of each, or one of many sizes, have

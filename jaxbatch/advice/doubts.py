@@ -13,8 +13,8 @@ from jaxbatch.advice.search import CONFIRMED
 from jaxbatch.data.streams import is_stream
 from jaxbatch.training.goals import Goal
 from jaxbatch.training.run_programs import RunPrograms
-from jaxbatch.training.steps import TrainState
 from jaxbatch.training.tasks import Task
+from jaxbatch.training.train_state import TrainState
 
 
 def check_finite_data(task: Task) -> None:

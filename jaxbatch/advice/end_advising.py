@@ -26,8 +26,8 @@ from jaxbatch.batches import Duration
 from jaxbatch.gradients.run_lengths import for_length
 from jaxbatch.gradients.updates import check_make_optimizer
 from jaxbatch.intervals import around, unknown
-from jaxbatch.training.steps import start_shapes
 from jaxbatch.training.tasks import Task
+from jaxbatch.training.train_state import start_shapes
 
 
 class EndSetting(NamedTuple):

@@ -1,6 +1,7 @@
 """The full sweep over batch sizes, learning rates and seeds, which advice is to spare: how it is made, and what it says.
 
-A row of a sweep is one run: ``batch_size``, ``learning_rate``, ``seed``, the ``updates`` to the goal (None: not reached) and those that it ``ran``.
+A row of a sweep is one run: ``batch_size``, ``learning_rate``, ``seed``, the ``updates`` at the look that showed the goal (None: not reached),
+``more_than`` at the last look without it, and those that it ``ran``. Rows of an older sweep lack ``more_than``.
 """
 
 import itertools
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxbatch.advice.critical import crossing
 from jaxbatch.advice.learning_rates import tune_learning_rate
 from jaxbatch.batches import epochs as in_epochs
 from jaxbatch.results.records import Record
@@ -47,15 +49,17 @@ def sweep_size(
         most_examples: of a run, after which no longer one is made.
 
     Returns:
-        A row for each rate and seed, with the updates to the goal (None: not reached) and those that were made until the goal,
-        divergence, or the end.
+        A row for each rate and seed, with the updates at the look that showed the goal (None: not reached), those at the look before, and
+        those that were made until the goal, divergence, or the end.
 
     Raises:
         ValueError: what :func:`jaxbatch.tune_learning_rate` refuses.
     """
     limits: dict[str, Any] = {"duration": in_epochs(epochs), "evaluations_per_epoch": evaluations_per_epoch, "goal": goal}
+    looks = [0]
     for record in tune_learning_rate(task, make_optimizer, learning_rates, batch_size=batch_size, seeds=seeds, **limits):
         result = record["result"]
+        looks.append(record["batches"])
         slowest = result.updates_to_goal.max(1)  # NaN where a seed has not reached the goal
         none_left = not (np.isnan(result.updates_to_goal) & ~result.diverged).any()
         if none_left or record["examples"] >= most_examples or record["batches"] >= 1.5 * np.fmin.reduce(slowest):
@@ -65,7 +69,9 @@ def sweep_size(
         updates, lost = result.updates_to_goal[position], record["diverged_at_batch"][position]
         ran = record["batches"] if lost < 0 else lost + 1
         known = None if np.isnan(updates) else int(updates)
-        rows.append({"batch_size": batch_size, "learning_rate": rate, "seed": int(seed), "updates": known, "ran": known or int(ran)})
+        more_than = int(ran) if known is None else looks[looks.index(known) - 1]
+        of_run = {"batch_size": batch_size, "learning_rate": rate, "seed": int(seed)}
+        rows.append(of_run | {"updates": known, "more_than": more_than, "ran": known or int(ran)})
     return rows
 
 
@@ -118,8 +124,21 @@ def fewest_examples(rows: Sequence[Record]) -> float:
     return min(mean_costs(rows, {row["batch_size"]: row["batch_size"] for row in rows}).values(), default=np.inf)
 
 
-def best_rates(rows: Sequence[Record]) -> dict[int, tuple[float, list[int]]]:
-    """By batch size, the rate with the fewest updates of those whose seeds all reach the goal, and its updates.
+def reached_at(row: Record) -> float:
+    """The update at which the run of a row met the goal, see :func:`jaxbatch.advice.critical.crossing`; of an old row, the look that showed it.
+
+    Args:
+        row: of a run that reached the goal.
+
+    Example:
+        >>> reached_at({"updates": 40, "more_than": 30}), reached_at({"updates": 40})
+        (35.5, 40.0)
+    """
+    return crossing(row.get("more_than", row["updates"] - 1), row["updates"])
+
+
+def best_rates(rows: Sequence[Record]) -> dict[int, tuple[float, list[float]]]:
+    """By batch size, the rate with the fewest updates of those whose seeds all reach the goal, and when they did (:func:`reached_at`).
 
     Args:
         rows: of a sweep.
@@ -127,12 +146,14 @@ def best_rates(rows: Sequence[Record]) -> dict[int, tuple[float, list[int]]]:
     Example:
         >>> rows = [{"batch_size": 8, "learning_rate": rate, "updates": updates} for rate, updates in ((0.1, 20), (0.3, 10), (1.0, None))]
         >>> best_rates(rows)
-        {8: (0.3, [10])}
+        {8: (0.3, [10.0])}
     """
-    best: dict[int, tuple[float, list[int]]] = {}
+    best: dict[int, tuple[float, list[float]]] = {}
     for (size, rate), of in by_setting(rows).items():
-        updates = [row["updates"] for row in of]
-        if None not in updates and (size not in best or sum(updates) < sum(best[size][1])):
+        if any(row["updates"] is None for row in of):
+            continue
+        updates = [reached_at(row) for row in of]
+        if size not in best or sum(updates) < sum(best[size][1]):
             best[size] = rate, updates
     return best
 

@@ -33,19 +33,20 @@ class LargestBatch(NamedTuple):
 
     @property
     def bytes_per_example(self) -> float:
-        """The slope of the line between the smallest and the largest compiled size that fit."""
-        small, large = self._ends()
-        return (large.step - small.step) / max(1, large.batch_size - small.batch_size)
+        """The slope of the line between the smallest and the largest compiled size that fit; from 0 on, where it would begin below 0."""
+        return self._line()[1]
 
     @property
     def fixed_bytes(self) -> float:
         """Where that line meets a batch of no example."""
-        small, _ = self._ends()
-        return small.step - self.bytes_per_example * small.batch_size
+        return self._line()[0]
 
-    def _ends(self) -> tuple[Memory, Memory]:
+    def _line(self) -> tuple[float, float]:
         fit = sorted(size for size, memory in self.profile.items() if memory.step <= self.limit)
-        return self.profile[fit[0]], self.profile[fit[-1]]
+        small, large = self.profile[fit[0]], self.profile[fit[-1]]
+        slope = (large.step - small.step) / max(1, large.batch_size - small.batch_size)
+        level = small.step - slope * small.batch_size
+        return (level, slope) if level >= 0 else (0.0, large.step / large.batch_size)
 
 
 def max_batch_size(

@@ -24,7 +24,7 @@ class RateResult(NamedTuple):
 
     goal: Goal
     learning_rates: tuple[float, ...]  # R, ascending
-    updates_to_goal: Float[np.ndarray, "R S"]  # NaN: not reached
+    updates_to_goal: Float[np.ndarray, "R S"]  # at the evaluation that showed it, as for every rate; NaN: not reached
     metric: Float[np.ndarray, "R S"]  # the goal's metric at the end; NaN: diverged
     diverged: Bool[np.ndarray, "R S"]
 

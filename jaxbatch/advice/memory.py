@@ -15,15 +15,15 @@ from jaxtyping import PyTree
 
 from jaxbatch.advice.memory_parts import Always, Memory, always_there, make_evaluation_memory, memory_of_function, memory_of_step
 from jaxbatch.gradients.groups import check_count
-from jaxbatch.gradients.part_norms import NoiseMonitor, check_monitor
+from jaxbatch.gradients.part_norms import NoiseMonitor
 from jaxbatch.gradients.updates import Optimizer, check_optimizer
 from jaxbatch.machine.cross_compiling import missing_compiler
 from jaxbatch.machine.platform import compiling_for
 from jaxbatch.machine.targets import Target, find_target
-from jaxbatch.training.evaluation import choose_evaluation_size
+from jaxbatch.training.cut import choose_evaluation_size
 from jaxbatch.training.step_programs import step_programs
-from jaxbatch.training.steps import start_shapes, state_shapes
 from jaxbatch.training.tasks import Task
+from jaxbatch.training.train_state import start_shapes, state_shapes
 
 Effort = Literal["full", "least"]
 _SETTINGS = ("num_groups", "microbatch_size", "num_devices", "evaluation_batch_size", "monitor")
@@ -122,7 +122,7 @@ def make_measure(
     bounds = (settings.get("microbatch_size"), settings.pop("evaluation_batch_size", None))
     with compiling_for(device.platform):
         examples = choose_evaluation_size(task, *bounds)
-    count, always = settings.get("num_devices", 1), always_there(task, optimizer)
+    count, always = settings.get("num_devices", 1), always_there(task, optimizer, settings.get("monitor"))
     evaluation = functools.cache(make_evaluation_memory(task, optimizer, device, options, always))  # whatever the batch size
 
     def measure(size: int) -> Memory:
@@ -155,8 +155,7 @@ def _check_settings(task: Task, optimizer: Any, device: Target, settings: dict[s
     if device.is_here and count > 1:
         raise ValueError(f"num_devices={count} needs an accelerator as target, such as 'h100'; {device.name!r} stands for one device.")
     if settings.get("monitor") is not None:
-        state = state_shapes(task, optimizer)
-        check_monitor(settings["monitor"], state.opt_state, state.params)
+        state_shapes(task, optimizer, settings["monitor"])  # which refuses what cannot be measured
 
 
 def _measure_function(device: Target, function: Any, arguments: Any, donate: Any, options: dict) -> Callable[[int], Memory]:

@@ -13,14 +13,15 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxbatch.data.streams import is_stream
+from jaxbatch.gradients.part_norms import NoiseMonitor
 from jaxbatch.gradients.updates import Optimizer
 from jaxbatch.machine.cores import num_cores
 from jaxbatch.machine.cross_compiling import CompiledProgram, compile_for
 from jaxbatch.machine.platform import compiling_for
 from jaxbatch.machine.targets import Target
 from jaxbatch.training.step_programs import StepProgram, evaluation_program
-from jaxbatch.training.steps import state_shapes
 from jaxbatch.training.tasks import Task
+from jaxbatch.training.train_state import by_kind, state_shapes
 
 # On CPU, matrix products pack their factors in memory of their own, which the compiler does not count. This is the most that
 # MLP and SimpleCNN took on two cores, for each core; the other networks of docs/memory.md were not used to find it.
@@ -87,9 +88,9 @@ class Always(NamedTuple):
         return self.total + ORDER_BYTES * self.num_examples
 
 
-def always_there(task: Task, optimizer: Optimizer) -> Always:
+def always_there(task: Task, optimizer: Optimizer, monitor: NoiseMonitor | None = None) -> Always:
     """What :func:`jaxbatch.fit` keeps on the device whatever it does; nothing is computed."""
-    state = bytes_of(state_shapes(task, optimizer))
+    state = bytes_of(state_shapes(task, optimizer, monitor))
     train, test = ([] if data is None or is_stream(data) else jax.tree.leaves(data) for data in (task.train_data, task.test_data))
     known = set(map(id, train))  # who tests on the training set keeps it once
     return Always(state, state, bytes_of(train), bytes_of([leaf for leaf in test if id(leaf) not in known]), task.num_examples)
@@ -105,10 +106,9 @@ def memory_of_step(target: Target, program: StepProgram, batch_size: int, count:
     beside = {name: bytes_of(tree) for name, tree in program.beside.items()}
     states = [tree["state"] for tree in (layout.arguments, program.beside) if "state" in tree]
     kinds = {**own, **beside}
-    for tree in states:
-        kinds.pop("state")
-        kinds |= {"params": bytes_of(tree.params), "opt_state": bytes_of(tree.opt_state)}
-        kinds["model_state"] = bytes_of((tree.model_state, tree.step))
+    kinds.pop("state", None)
+    for name, tree in ((name, tree) for state in states for name, tree in by_kind(state).items()):
+        kinds[name] = kinds.get(name, 0) + bytes_of(tree)
     data = sum(kinds.get(name, 0) for name in ("data", "batch", "batch ahead", "index", "mask", "seed_epoch"))
     state = (kinds.get("params", 0), kinds.get("opt_state", 0), kinds.get("model_state", 0))
     results = max(0, compiled.results - compiled.aliased)

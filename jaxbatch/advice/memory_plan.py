@@ -21,8 +21,8 @@ from jaxbatch.gradients.recompute import KEEPS, Keep, recompute
 from jaxbatch.gradients.updates import Optimizer
 from jaxbatch.machine.platform import compiling_for
 from jaxbatch.machine.targets import Target, format_bytes
+from jaxbatch.training.cut import choose_evaluation_size
 from jaxbatch.training.cut_check import check_parts_elsewhere
-from jaxbatch.training.evaluation import choose_evaluation_size
 from jaxbatch.training.tasks import Task
 
 

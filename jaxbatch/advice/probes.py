@@ -25,8 +25,8 @@ from jaxbatch.training.goals import Goal, until_reached
 from jaxbatch.training.monitor import ChangesTraining
 from jaxbatch.training.plans import FitConfig
 from jaxbatch.training.run_programs import RunPrograms
-from jaxbatch.training.steps import TrainState, init_state
 from jaxbatch.training.tasks import Task, updates_of
+from jaxbatch.training.train_state import TrainState, init_state
 
 _MONITOR = NoiseMonitor(every=8, parts=2)  # costs a step of one part little, and one of several parts nothing
 MakeOptimizer = Callable[..., Optimizer]  # learning rate -> optimizer, or (learning rate, updates of the run) -> optimizer

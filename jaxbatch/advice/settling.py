@@ -20,8 +20,8 @@ from jaxbatch.gradients.updates import check_make_optimizer
 from jaxbatch.intervals import unknown
 from jaxbatch.machine.targets import as_bytes, find_target
 from jaxbatch.training.goals import Goal, check_goal
-from jaxbatch.training.steps import start_shapes
 from jaxbatch.training.tasks import Task, updates_of
+from jaxbatch.training.train_state import start_shapes
 
 
 class Setting(NamedTuple):

@@ -18,8 +18,9 @@ from jaxbatch.data.streams import is_stream
 from jaxbatch.gradients.updates import Optimizer
 from jaxbatch.machine.roofline import Bound, Work, count_work, time_bound
 from jaxbatch.machine.targets import Target
-from jaxbatch.training.steps import make_task_step, state_shapes
+from jaxbatch.training.steps import make_task_step
 from jaxbatch.training.tasks import Task
+from jaxbatch.training.train_state import state_shapes
 
 _COUNTED = (8, 16)  # sizes whose operations are counted; the others lie on their line
 

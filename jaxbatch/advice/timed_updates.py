@@ -21,8 +21,8 @@ from jaxbatch.machine.timing import timed_rounds
 from jaxbatch.states import as_arrays
 from jaxbatch.training.devices import find_devices
 from jaxbatch.training.run_programs import RunPrograms
-from jaxbatch.training.steps import TrainState, init_state, start_shapes
 from jaxbatch.training.tasks import Task
+from jaxbatch.training.train_state import TrainState, init_state, start_shapes
 
 _OVERLAP = 4  # batches in a row, if there are as many: loading the first overlaps with nothing
 _SHORT = 0.002  # seconds; calling a program takes a good part of less
@@ -76,8 +76,6 @@ def measure_throughput(
         (True, 3)
     """
     sizes = check_sizes(batch_sizes, task.num_examples)
-    if not seconds_per_timing > 0:
-        raise ValueError(f"seconds_per_timing={seconds_per_timing} must be above 0.")
     if budget is not None and not budget >= 0:
         raise ValueError(f"budget={budget} must be a number of seconds of at least 0, or None.")
     check_optimizer(optimizer, start_shapes(task))

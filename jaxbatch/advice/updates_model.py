@@ -37,7 +37,7 @@ _CLIFF = 0.2  # how much log r differs between the runs that begin to diverge: t
 _SOON = 0.5  # updates; no run reaches the goal before, so that a first look bounds the crossing from both sides
 _REDRAWN_EVERY = 10  # iterations, the crossings
 _OUTLIER = 0.02  # the chance of a run for which the model does not hold
-_ROUGHNESS = 0.5  # the standard deviation of the Gaussian process ÷ sigma; a larger one takes lucky runs for good settings
+ROUGHNESS = 0.5  # the standard deviation of the Gaussian process ÷ sigma; a larger one takes lucky runs for good settings
 _SIZE_LENGTH, _RATE_LENGTH = 2.0, 0.6  # of the Gaussian process: factors of 2 in B, factors of 10 in the rate
 
 
@@ -179,7 +179,7 @@ def _kernel(sizes: np.ndarray, rates: np.ndarray, other_sizes: np.ndarray, other
     """The covariance of what the form does not catch, in units of sigma squared."""
     by_size = (np.log2(sizes)[:, None] - np.log2(other_sizes)) / _SIZE_LENGTH
     by_rate = (np.log10(rates)[:, None] - np.log10(other_rates)) / _RATE_LENGTH
-    return _ROUGHNESS**2 * np.exp(-0.5 * (by_size**2 + by_rate**2))
+    return ROUGHNESS**2 * np.exp(-0.5 * (by_size**2 + by_rate**2))
 
 
 def _center(probes: Sequence[Probe]) -> np.ndarray:
@@ -208,7 +208,7 @@ def _make_log_posterior(probes: Sequence[Probe], center: np.ndarray):
         residual = crossings - expected[:, first:]
         total = -0.5 * ((residual @ precision) * residual).sum(1) / sigma**2 - count * np.log(sigma)
         if len(bounds):
-            beyond = (expected[:, :first] - bounds) / (np.hypot(1, _ROUGHNESS) * sigma[:, None])
+            beyond = (expected[:, :first] - bounds) / (np.hypot(1, ROUGHNESS) * sigma[:, None])
             total += _log_product(ndtr(beyond))
         total += _log_product(expit(sign * (draws[:, [7]] - log_ratio[:, first:]) / _CLIFF))  # one that ended early shows neither
         return total - 0.5 * (((draws - center) / _SPREAD) ** 2).sum(1)

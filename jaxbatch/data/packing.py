@@ -47,8 +47,6 @@ def pack_texts(texts: Sequence[Any], length: int) -> PackedText:
     References:
         Krell et al., `Efficient Sequence Packing without Cross-contamination <https://arxiv.org/abs/2107.02027>`_, 2021.
     """
-    if length < 1:
-        raise ValueError(f"length={length} tokens must be at least 1.")
     pieces, kinds = [], set()
     for number, text in enumerate(texts):
         if not isinstance(text, np.ndarray) or text.ndim != 1 or not np.issubdtype(text.dtype, np.integer):

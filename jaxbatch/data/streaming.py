@@ -98,8 +98,6 @@ def prefetch(batches: Iterable[Any], depth: int = 2, put: Callable[[Any], Any] =
         >>> [int(batch.sum()) for batch in prefetch(np.full(3, number) for number in range(4))]
         [0, 3, 6, 9]
     """
-    if depth < 1:
-        raise ValueError(f"depth={depth} must be at least 1.")
     ready: queue.Queue = queue.Queue(maxsize=depth)
     left = threading.Event()
     x64 = jax.config.jax_enable_x64  # type: ignore[attr-defined]  # a setting of the thread that asks

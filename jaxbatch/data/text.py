@@ -116,8 +116,6 @@ def sequences(tokens: Integer[np.ndarray, "N"], length: int) -> Integer[np.ndarr
         >>> sequences(np.arange(8), 3).tolist()
         [[0, 1, 2, 3], [3, 4, 5, 6]]
     """
-    if length < 1:
-        raise ValueError(f"length={length} tokens must be at least 1.")
     count = (len(tokens) - 1) // length
     if count < 1:
         raise ValueError(f"length={length}: an example takes {length + 1} tokens, and the text has {len(tokens)}. Take shorter examples.")

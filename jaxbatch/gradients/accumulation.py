@@ -48,15 +48,16 @@ def accumulated_gradient(loss_fn: LossFn, params: PyTree, batch: PyTree, microba
         -3.0
     """
     loss, batch_size = check_loss(loss_fn, params, batch)
+    cut = Cut(batch_size, microbatch_size=microbatch_size)
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, batch)))
     if traced or not loops_are_slow(loss_fn, params, batch):
-        return mean_gradient(loss, params, Share(batch), Cut(batch_size, microbatch_size=microbatch_size))[1]
+        return mean_gradient(loss, params, Share(batch), cut)[1]
 
     def measure(part):
         measured = measure_part(loss, params, part)
         return Part(measured.gradient, measured.losses)
 
-    total, losses, _ = fold(measure, batch, part_size(batch_size, microbatch_size), in_python=True, start=zero_sum(params))
+    total, losses, _ = fold(measure, batch, cut.at_a_time, in_python=True, start=zero_sum(params))
     return mean_of_sum(total, divisor(losses, batch_size), params)
 
 

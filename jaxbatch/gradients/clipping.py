@@ -61,8 +61,6 @@ def clipped_gradient_sum(
     References:
         Abadi et al., `Deep Learning with Differential Privacy <https://arxiv.org/abs/1607.00133>`_, 2016: algorithm 1.
     """
-    if not isinstance(max_norm, jax.core.Tracer) and not max_norm > 0:
-        raise ValueError(f"max_norm={max_norm} must be above 0.")
 
     def clip(gradient):
         length = norm(gradient)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import PyTree
 
-from jaxbatch.batches import even_part
+from jaxbatch.gradients.cut import Cut
 from jaxbatch.gradients.groups import check_microbatch_size, check_params, leading_axis, vary_along
 from jaxbatch.gradients.independence import company_matters
 from jaxbatch.gradients.parts import Part, fold
@@ -105,7 +105,7 @@ def coupled_gradient(
     in_python = not traced and any(loops_are_slow(tower.encode, tower.params, tower.batch) for tower in towers)
     in_turn: dict[str, Any] = {"in_python": in_python, "at_a_time": 1}  # so that there are the activations of one microbatch
 
-    encoded = [fold(functools.partial(_encoded, tower), tower.batch, tower.size, start=(), **in_turn).examples for tower in towers]
+    encoded = [fold(functools.partial(_encoded, tower), tower.batch, tower.cut.at_a_time, start=(), **in_turn).examples for tower in towers]
     whole = encoded if axis is None else jax.tree.map(lambda leaf: lax.all_gather(leaf, axis, tiled=True), encoded)
 
     def of_loss(params, whole):
@@ -119,7 +119,7 @@ def coupled_gradient(
     gradients = []
     for tower, part, own in zip(towers, direct, cotangents, strict=True):
         # Zeros made of the parameters, because in shard_map they know which devices they differ on.
-        summed = fold(functools.partial(_pulled_back, tower), (tower.batch, own), tower.size, start=zero_sum(tower.params), **in_turn).summed
+        summed = fold(functools.partial(_pulled_back, tower), (tower.batch, own), tower.cut.at_a_time, start=zero_sum(tower.params), **in_turn).summed
         if axis is not None:
             summed, part = lax.psum(summed, axis), lax.pmean(part, axis)
         gradients.append(cast_like(add(summed, part), tower.params))
@@ -130,13 +130,13 @@ class _Tower(NamedTuple):
     encode: Encode
     params: PyTree
     batch: PyTree
-    size: int
+    cut: Cut
 
 
 def _towers(encode, params, batch, microbatch_size) -> list[_Tower]:
     if not isinstance(encode, tuple):
         check_microbatch_size(microbatch_size)
-        return [_Tower(encode, params, batch, even_part(leading_axis(batch), microbatch_size))]
+        return [_Tower(encode, params, batch, Cut(leading_axis(batch), microbatch_size=microbatch_size))]
     for name, given in (("params", params), ("batch", batch)):
         if not isinstance(given, tuple) or len(given) != len(encode):
             raise ValueError(f"encode is a tuple of {len(encode)}, so {name} must be a tuple of {len(encode)} too, one for each encoder.")

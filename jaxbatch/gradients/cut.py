@@ -19,8 +19,8 @@ class Cut(NamedTuple):
 
     Example:
         >>> cut = Cut(7, num_devices=2, microbatch_size=2)
-        >>> cut.share, cut.has_fillers, cut.piece_lengths
-        (4, True, {4: 1, 3: 1})
+        >>> cut.share, cut.at_a_time, cut.has_fillers, cut.piece_lengths
+        (4, 2, True, {4: 1, 3: 1})
     """
 
     batch_size: int  # B, over all devices
@@ -44,6 +44,11 @@ class Cut(NamedTuple):
     def share(self) -> int:
         """The examples of each group that a device works on, fillers included."""
         return -(-self.group_size // self.num_devices)
+
+    @property
+    def at_a_time(self) -> int:
+        """The most examples that a device works on at once."""
+        return part_size(self.share, self.microbatch_size)
 
     @property
     def has_fillers(self) -> bool:

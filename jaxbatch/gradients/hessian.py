@@ -9,10 +9,10 @@ Axes: B examples, P parameters, m examples of a microbatch.
 import jax
 from jaxtyping import Array, Float, PyTree
 
+from jaxbatch.gradients.cut import Cut
 from jaxbatch.gradients.groups import Loss, LossFn, check_loss, leading_axis
 from jaxbatch.gradients.parts import Part, fold
 from jaxbatch.kinds import checked
-from jaxbatch.part_lengths import part_size
 from jaxbatch.sums import cast_like, or_nan, totals, weight_of, widen
 
 
@@ -74,7 +74,7 @@ def product(loss: Loss, params: PyTree, vector: PyTree, batch: PyTree, microbatc
         _, tangent, weight = jax.jvp(jax.grad(total, has_aux=True), (params,), (vector,), has_aux=True)
         return Part((jax.tree.map(lambda leaf: leaf / near_mean, tangent), weight))
 
-    size = part_size(batch_size, microbatch_size)
+    size = Cut(batch_size, microbatch_size=microbatch_size).at_a_time
     summed, weight = fold(measure, batch, size, at_a_time=1).summed  # two side by side compile twice as long, and need twice the memory
     return jax.tree.map(lambda leaf: leaf / (batch_size if weight is None else or_nan(weight).astype(leaf.dtype)), summed)
 

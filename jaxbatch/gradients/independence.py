@@ -6,22 +6,23 @@ own, and so no gradient of its own. Without this check the result would be a num
 Axes: B examples.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, PyTree
+from jaxtyping import PyTree
 
 from jaxbatch.augment import Prepare, call_prepare
+from jaxbatch.batches import even_part
 from jaxbatch.data.streams import is_stream
 from jaxbatch.gradients.groups import Loss
+from jaxbatch.gradients.tried import known_pairs, without_zeros
 from jaxbatch.machine.compiling import compile_ahead, take_out_constants
+from jaxbatch.part_lengths import part_slices
 from jaxbatch.states import is_key
-
-_LOOKED_AT = 64  # examples, from all over the batch, among which two are chosen
-_AT_A_TIME = 4096  # examples compared at a time where those are all the same
 
 
 def check_independent_losses(loss: Loss, params: PyTree, batch: PyTree) -> None:
@@ -100,144 +101,118 @@ def company_matters(function: Callable[[PyTree, PyTree], PyTree], params: PyTree
         >>> [company_matters(f, jnp.array(1.0), x) for f in (lambda w, x: w * x, lambda w, x: w * x / x.sum())]
         [False, True]
     """
-    random = np.random.default_rng(0)
     # Within shard_map without jit, even new arrays would belong to its devices.
     nowhere = jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
     with nowhere, jax.core.eval_context():
-        params = jax.tree.map(lambda leaf: _known_or_random(leaf, leaf.shape, 0, random), jax.tree.map(_as_shaped, params))
-        batch = jax.tree.map(_as_shaped, batch)
-        first, *seconds = [jax.tree.map(lambda leaf: _example(leaf, rows, random), batch) for rows in _rows(batch)]
-        join = lambda *examples: jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *examples)
-        run, constants = take_out_constants(function, params, join(first, seconds[0]))
-        if any(isinstance(constant, jax.core.Tracer) for constant in constants):
-            return False  # the function closes over traced values from outside, which are not known yet
-        program = compile_ahead(jax.jit(run), constants, params, join(first, seconds[0]))
-        nonzero = jax.tree.map(lambda leaf: _not_zeros(leaf, random), params)
-        hidden = any(new is not old for new, old in zip(jax.tree.leaves(nonzero), jax.tree.leaves(params), strict=True))
-        for values in (params, nonzero) if hidden else (params,):
-            for second in seconds:
-                together = program(constants, values, join(first, second))
-                for number, one in enumerate((first, second)):  # both, because an example of weight 0 has no loss to compare
-                    pairs = zip(*(jax.tree.leaves(result) for result in (together, program(constants, values, join(one, one)))), strict=True)
-                    if any(differ(*(_example_of(leaf, number) for leaf in pair)) for pair in pairs):
-                        return True
-        return False
+        # Both are looked at, because an example of weight 0 has no loss to compare.
+        results = whole_and_in_parts(function, *known_pairs(params, batch), [np.zeros(2, int), np.ones(2, int)])
+        return any(_changed(_rows_of(whole, [k]), _rows_of(alone, [k])) for whole, parts in results for k, alone in enumerate(parts))
 
 
-def some_examples(batch: PyTree, count: int) -> PyTree:
-    """``count`` examples of a batch, among them some that differ; random ones in place of shapes, and again the same if there are fewer.
+def cut_matters(function: Callable[[PyTree, PyTree], PyTree], params: PyTree, batch: PyTree, size: int) -> bool:
+    """Whether the results of ``function(params, batch)`` for the examples change when the batch is cut into parts of ``size`` examples.
+
+    Besides company it finds results that depend on the size of the batch or on an example's number in it. A router with places for
+    so many examples shows only where a place is missing, so the batch is also tried with copies of its first example alone.
+
+    Args:
+        function: ``(params, batch) -> results``, leaves ``(B, ...)``.
+        params: arrays, as training starts with them.
+        batch: leaves ``(B, ...)``, as training works on them at once.
+        size: the most examples in a part.
+
+    Returns:
+        True where results differ by more than rounding. Results that are not finite tell nothing.
 
     Example:
-        >>> some_examples(jnp.array([1.0, 1.0, 5.0, 1.0]), 2).tolist(), some_examples(jax.ShapeDtypeStruct((1,), jnp.int32), 3).tolist()
-        ([1.0, 5.0], [0, 1, 0])
+        >>> x = jnp.array([1.0, 2.0, 3.0, 4.0])
+        >>> cuts = (lambda w, x: w * x, lambda w, x: w * (x - x.mean()), lambda w, x: w * x / len(x))
+        >>> [cut_matters(function, jnp.array(0.0), x, 2) for function in cuts]
+        [False, True, True]
     """
-    random, total = np.random.default_rng(0), min(leaf.shape[0] for leaf in jax.tree.leaves(batch))
-    spread = np.linspace(0, total - 1, min(count, total)).astype(int).tolist()
-    rows = np.resize([row for row in dict.fromkeys([*_rows(batch), *spread]) if row < total][:count], count)
-
-    def taken(leaf):
-        if isinstance(leaf, jax.ShapeDtypeStruct):
-            return _known_or_random(leaf, (count, *leaf.shape[1:]), 0, random)
-        return np.asarray(leaf)[rows] if _is_here(leaf) else leaf[rows]
-
-    return jax.tree.map(taken, batch)
+    count = jax.tree.leaves(batch)[0].shape[0]
+    parts = [np.arange(count)[part] for part in part_slices(count, even_part(count, size))]
+    return any(in_parts_differ(*results) for results in whole_and_in_parts(function, params, with_copies(batch), parts))
 
 
-def _rows(batch: PyTree) -> list[int]:
-    """The first example, and others that differ from it: one in all arrays that differ at all, else one for each array."""
-    count = min((leaf.shape[0] for leaf in jax.tree.leaves(batch)), default=0)
-    known = [leaf for leaf in jax.tree.leaves(batch) if not isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct)]
-    some = np.unique(np.linspace(0, count - 1, _LOOKED_AT).astype(int)) if count > 1 else np.zeros(1, int)
-    differing: list[np.ndarray] = []
-    for leaf in known:
-        differs = _differs(leaf, some)
-        if not differs.any() and count > len(some):  # not among those looked at: all others
-            starts = range(1, count, _AT_A_TIME)
-            everywhere = (start + np.flatnonzero(_differs(leaf, np.arange(start, min(start + _AT_A_TIME, count)))) for start in starts)
-            other = next((rows[0] for rows in everywhere if len(rows)), None)
-            if other is not None:
-                some = np.append(some, other)
-                differing = [_differs(one, some) for one in known[: len(differing)]]
-                differs = _differs(leaf, some)
-        differing.append(differs)
-    differing = [differs for differs in differing if differs.any()]
-    if not differing:
-        return [0, count]  # zeros as the second example
-    in_all = np.stack(differing).sum(0)
-    best = int(in_all.argmax())
-    rows = [best] + [int(differs.argmax()) for differs in differing if not differs[best]]
-    return [0, *dict.fromkeys(some[rows].tolist())]
+def whole_and_in_parts(
+    function: Callable[[PyTree, PyTree], PyTree],
+    params: PyTree,
+    batches: Sequence[PyTree],
+    parts: Sequence[np.ndarray],
+    of_part: Callable[[PyTree, PyTree], PyTree] | None = None,
+) -> Iterator[tuple[PyTree, list[PyTree]]]:
+    """The results of ``function(params, batch)`` for batches whole and for parts of them, one batch after another, on the host.
 
+    Parameters that are all zeros, as those of a last layer at its start, hide a dependence: results with random ones in their place follow.
+    There are none for a function that closes over values that are not known yet.
 
-def _differs(leaf, rows: np.ndarray) -> Bool[np.ndarray, "rows"]:
-    """Which of an array's rows differ from the first."""
-    leaf = jax.random.key_data(leaf) if is_key(leaf) else leaf
-    leaf = np.asarray(leaf) if _is_here(leaf) else leaf  # no copy
-    return np.asarray(np.asarray(leaf[rows] != leaf[:1]).reshape(len(rows), -1).any(1))
-
-
-def _is_here(leaf) -> bool:
-    return isinstance(leaf, np.ndarray) or (not is_key(leaf) and {device.platform for device in leaf.devices()} == {"cpu"})
-
-
-def _not_zeros(leaf, random: np.random.Generator):
-    if leaf.size == 0 or not jnp.issubdtype(leaf.dtype, jnp.floating) or np.asarray(leaf).any():
-        return leaf
-    return (0.1 * random.normal(size=leaf.shape)).astype(leaf.dtype)
-
-
-def without_zeros(params: PyTree) -> PyTree | None:
-    """Parameters with random numbers in place of leaves that are all zeros, which hide what they multiply; None if there are none.
+    Args:
+        function: ``(params, batch) -> results``.
+        params: arrays.
+        batches: of one size, leaves ``(B, ...)``.
+        parts: the numbers of the examples in each part.
+        of_part: in place of ``function`` for a part.
 
     Example:
-        >>> changed = without_zeros((jnp.ones(1), jnp.zeros(1)))
-        >>> changed[0].item(), bool(changed[1].any()), without_zeros(jnp.ones(1))
-        (1.0, True, None)
+        >>> results = whole_and_in_parts(lambda w, x: x / len(x), (), [jnp.array([1.0, 3.0])], [np.array([0]), np.array([1])])
+        >>> [(whole.tolist(), [part.tolist() for part in parts]) for whole, parts in results]
+        [([0.5, 1.5], [[1.0], [3.0]])]
     """
-    random = np.random.default_rng(0)
-    changed = jax.tree.map(lambda leaf: _not_zeros(leaf, random), params)
-    same = all(new is old for new, old in zip(jax.tree.leaves(changed), jax.tree.leaves(params), strict=True))
-    return None if same else changed
+    programs: dict[tuple, Callable[..., PyTree]] = {}
+
+    def results(function, params, batch):
+        key = function, jax.tree.leaves(batch)[0].shape[:1]
+        if key not in programs:
+            run, constants = take_out_constants(function, params, batch)
+            if any(isinstance(constant, jax.core.Tracer) for constant in constants):
+                return None
+            programs[key] = functools.partial(compile_ahead(jax.jit(run), constants, params, batch), constants)
+        return jax.tree.map(_on_host, programs[key](params, batch))
+
+    others = without_zeros(params)
+    for tried in (params,) if others is None else (params, others):
+        for batch in batches:
+            whole = results(function, tried, batch)
+            if whole is None:
+                return
+            yield whole, [results(of_part or function, tried, _rows_of(batch, rows)) for rows in parts]
 
 
-def _example_of(leaf, number: int) -> np.ndarray:
-    """By NumPy: within ``shard_map`` an array of a program compiled for other devices must not meet an operation of JAX."""
-    return on_host(leaf)[number : number + 1]
+def with_copies(batch: PyTree) -> list[PyTree]:
+    """A batch, and copies of its first example in its place.
+
+    Example:
+        >>> [one.tolist() for one in with_copies(jnp.array([1.0, 3.0]))]
+        [[1.0, 3.0], [1.0, 1.0]]
+    """
+    return [batch, jax.tree.map(lambda leaf: leaf[np.zeros(leaf.shape[0], np.int32)], batch)]
 
 
-def _as_shaped(leaf: Any) -> Any:
-    return leaf if hasattr(leaf, "shape") and hasattr(leaf, "dtype") else jnp.asarray(leaf)
+def in_parts_differ(whole: PyTree, parts: Sequence[PyTree]) -> bool:
+    """Whether results for the examples of parts, one part after another, are others than those of the whole.
+
+    Example:
+        >>> in_parts_differ(np.array([1.0, 2.0]), [np.array([1.0]), np.array([2.5])])
+        True
+    """
+    return _changed(whole, jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts))
 
 
-def _known_or_random(leaf, shape: tuple[int, ...], number: int, random: np.random.Generator):
-    if not isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct):
-        return leaf
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jax.random.split(jax.random.key(number), shape)
-    if jnp.issubdtype(leaf.dtype, jnp.integer) and not (leaf.dtype == jnp.uint8 and len(shape) > 1):
-        # Classes or tokens: 0 and 1 are always valid.
-        return ((jnp.arange(np.prod(shape, dtype=int)) + number) % 2).reshape(shape).astype(leaf.dtype)
-    if jnp.issubdtype(leaf.dtype, jnp.integer):
-        return jnp.asarray(random.integers(0, 256, shape), leaf.dtype)  # an image
-    return jnp.asarray(random.normal(size=shape) > 0 if leaf.dtype == bool else random.normal(size=shape), leaf.dtype)
+def _rows_of(tree: PyTree, rows: Any) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf[rows], tree)
 
 
-def _example(leaf, row: int, random: np.random.Generator):
-    """One example ``(1, ...)`` of a leaf ``(B, ...)``; beyond its end, zeros."""
-    if isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct):
-        return _known_or_random(leaf, (1, *leaf.shape[1:]), int(row > 0), random)
-    if row < leaf.shape[0]:
-        one = leaf[row : row + 1]
-        return one if is_key(one) else jnp.asarray(one)
-    return leaf[:1] if is_key(leaf) else jnp.zeros_like(leaf[:1])
+def _changed(one: PyTree, other: PyTree) -> bool:
+    return any(map(_differ, jax.tree.leaves(one), jax.tree.leaves(other)))
 
 
-def on_host(leaf) -> np.ndarray:
+def _on_host(leaf) -> np.ndarray:
     """A leaf as an array of NumPy; of keys, their data."""
     return np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
 
 
-def differ(one, other) -> bool:
+def _differ(one, other) -> bool:
     """Whether two finite arrays differ by more than rounding."""
     if not jnp.issubdtype(one.dtype, jnp.inexact):
         return bool((one != other).any())

@@ -11,12 +11,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
+from jaxbatch.gradients.cut import Cut
 from jaxbatch.gradients.groups import LossFn, check_loss
 from jaxbatch.gradients.hessian import check_like
 from jaxbatch.gradients.parts import Part, fold
 from jaxbatch.kinds import checked
 from jaxbatch.machine.compiling import compile_ahead, take_out_constants
-from jaxbatch.part_lengths import part_size
 from jaxbatch.sums import cast_like, or_nan, totals, weight_of, widen
 
 
@@ -65,7 +65,7 @@ def loss_along_line(
     positions = np.asarray(points, float)
     if positions.ndim != 1 or positions.size == 0 or not np.isfinite(positions).all():
         raise ValueError(f"points={points!r} must be a list of at least one finite number.")
-    size = part_size(batch_size, microbatch_size)
+    size = Cut(batch_size, microbatch_size=microbatch_size).at_a_time
 
     def mean_at(params, other, batch, t):
         between = jax.tree.map(lambda a, b: (1 - t).astype(a.dtype) * a + t.astype(a.dtype) * b, widen(params), widen(other))

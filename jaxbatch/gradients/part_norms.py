@@ -1,10 +1,11 @@
-r"""Signal and noise of a gradient from the parts that a training step works through anyway: only their squared norms are needed.
+r"""Signal and noise of a gradient from the parts that a training step works through anyway.
 
-The formulas are those of :mod:`jaxbatch.gradients.signal_and_trace`.
+The formulas are those of :mod:`jaxbatch.gradients.signal_and_trace`, of what :mod:`jaxbatch.gradients.spreads` sums.
 
 Axes: P parts, K groups, L layers (1 if they are not told apart), V = 1 + L values with layers, else 1.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int32, PyTree
 
 from jaxbatch.gradients.accumulators import Accumulator, Measured
 from jaxbatch.gradients.signal_and_trace import pairs_of, signal_and_trace
+from jaxbatch.gradients.spreads import Spread, layer_products, merged, spread_of, spread_over_devices
 from jaxbatch.kinds import check_fields
 from jaxbatch.sums import Losses, Weighted, totals, weight_of, widen, zero_sum
 
@@ -39,14 +41,6 @@ class NoiseMonitor(NamedTuple):
     preconditioned: bool = False
     b2: float = 0.999
     eps: float = 1e-8
-
-
-class Spread(NamedTuple):
-    """What the parts of a batch add to the noise: of one part, or summed over several."""
-
-    squares: Float[Array, "*P L"]  # |g_k|^2 / m_k; with weights |g_k|^2
-    parts: Float[Array, "*P"]  # 1, or 0 for a part of fillers alone; with weights w_k^2
-    weight: Float[Array, "*P"] | None = None  # w_k
 
 
 class Metric(NamedTuple):
@@ -88,69 +82,43 @@ def spread_sum(monitor: NoiseMonitor, metric: Metric, params: PyTree, weighted: 
     """What measures each part of a batch.
 
     Example:
-        >>> spreads = spread_sum(NoiseMonitor(), Metric(None, jnp.array(True)), jnp.zeros(2), False)
-        >>> [float(leaf.sum()) for leaf in spreads.of_part(Measured(jnp.array([3.0, 1.0]), jnp.zeros(5), None))[:2]]
-        [2.0, 1.0]
+        >>> spreads = spread_sum(NoiseMonitor(), Metric(None, jnp.array(True)), jnp.zeros(()), False)
+        >>> one, other = (spreads.of_part(Measured(jnp.array(total), jnp.zeros(5), None)) for total in (10.0, 20.0))
+        >>> [float(number.sum()) for number in spreads.add(one, other)[:4]]  # 5 times the squares of -1 and 1
+        [3.0, 10.0, 2.0, 10.0]
     """
+    products = functools.partial(layer_products, metric=metric.weights, per_layer=monitor.per_layer)
 
-    def spread(part: Measured) -> Spread:
-        squares, weight = squared_norms(part.gradient, metric.weights, monitor.per_layer), weight_of(part.losses)
-        if weight is not None:
-            weight = weight.astype(squares.dtype)
-            return Spread(squares, weight**2, weight)
-        count = jnp.asarray(totals(part.losses).size if part.number is None else part.number).astype(squares.dtype)
-        return Spread(squares / jnp.maximum(count, 1), jnp.minimum(count, 1))
+    def of_part(part: Measured) -> Spread:
+        weight = weight_of(part.losses)
+        if weight is None:
+            weight = jnp.asarray(totals(part.losses).size if part.number is None else part.number)
+        return spread_of(part.gradient, weight, products, weighted)
 
     def none() -> Spread:
         losses = Weighted(jnp.zeros(1), jnp.zeros(1)) if weighted else jnp.zeros(1)
-        shapes = jax.eval_shape(spread, Measured(zero_sum(params), losses, None))
+        shapes = jax.eval_shape(of_part, Measured(zero_sum(params), losses, None))
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
-    return Accumulator(none, spread, wanted=metric.wanted)
+    over_devices = lambda axis, own: spread_over_devices(axis, own, products)
+    return Accumulator(none, of_part, lambda one, other: merged(one, other, products), over_devices=over_devices, wanted=metric.wanted)
 
 
 def statistics_of_parts(monitor: NoiseMonitor, metric: Metric, spread: Spread, gradient: PyTree, batch_size: int) -> BatchNoise:
     """Signal and trace of a batch from the spread of all parts and their summed gradient; not measured if it has a single part."""
-    squares, parts, weight = spread
-    square = squared_norms(gradient, metric.weights, monitor.per_layer)
-    if weight is None:
-        several, mean = parts > 1, square / float(batch_size) ** 2
-        signal, trace = signal_and_trace(mean, squares - batch_size * mean, jnp.maximum(parts - 1, 1), batch_size)
+    products = functools.partial(layer_products, metric=metric.weights, per_layer=monitor.per_layer)
+    square, weight, parts = products(gradient, gradient), spread.weight, spread.parts
+    if spread.along is None:
+        several, of_mean = parts > 1, square / float(batch_size) ** 2
+        signal, trace = signal_and_trace(of_mean, spread.squares, jnp.maximum(parts - 1, 1), batch_size)
     else:  # where nothing can be told, both are 0
         pairs, several = pairs_of(weight, parts)
-        mean = jnp.where(several, square / jnp.where(several, weight**2, 1), 0)
-        signal, trace = signal_and_trace(mean, batch_size * jnp.where(several, squares - parts * mean, 0), pairs, batch_size)
+        of_mean = jnp.where(several, square / jnp.where(several, weight**2, 1), 0)
+        noise = spread.squares + 2 * products(spread.mean, spread.along)
+        signal, trace = signal_and_trace(of_mean, batch_size * jnp.where(several, noise, 0), pairs, batch_size)
     if monitor.per_layer:  # the sum over layers is the value of the whole gradient
         signal, trace = (jnp.concatenate([value.sum(keepdims=True), value]) for value in (signal, trace))
     return BatchNoise(signal, trace, metric.wanted & several, metric.left_out)
-
-
-def squared_norms(gradient: PyTree, metric: PyTree, per_layer: bool) -> Float[Array, "L"]:
-    """The squared norms of a gradient's layers, or of all of it, with weights if there is a ``metric``.
-
-    Example:
-        >>> squared_norms({"a": jnp.ones(2), "b": {"w": jnp.ones(3), "c": jnp.ones(1)}}, None, True).tolist()
-        [2.0, 4.0]
-    """
-    gradient = widen(gradient)
-    squares = jax.tree.map(jnp.square, gradient) if metric is None else jax.tree.map(lambda g, w: g * g * w, gradient, metric)
-    of_leaves = [jnp.sum(leaf) for leaf in jax.tree.leaves(squares)]
-    layers = layers_of(gradient) if per_layer else [""] * len(of_leaves)
-    return jnp.stack([sum(norm for norm, own in zip(of_leaves, layers, strict=True) if own == layer) for layer in dict.fromkeys(layers)])
-
-
-def layers_of(params: PyTree) -> list[str]:
-    """The layer of each leaf: where the tree first has several branches, a branch is a layer.
-
-    Example:
-        >>> layers_of({"params": {"Conv_0": {"bias": 0.0, "kernel": 0.0}, "Dense_0": 0.0}}), layers_of(0.0)
-        (['Conv_0', 'Conv_0', 'Dense_0'], ['params'])
-    """
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    depth = 0
-    while all(len(path) > depth + 1 for path in paths) and len({path[depth] for path in paths}) == 1:
-        depth += 1
-    return [jax.tree_util.keystr(path[depth : depth + 1], simple=True) or "params" for path in paths]
 
 
 def inverse_moments(monitor: NoiseMonitor, opt_state: PyTree, params: PyTree) -> tuple[PyTree, Bool[Array, ""]]:
@@ -201,11 +169,5 @@ def check_monitor(monitor: Any, opt_state: PyTree, params: PyTree) -> None:
     if not isinstance(monitor, NoiseMonitor):
         raise ValueError(f"monitor={monitor!r} must be a jaxbatch.NoiseMonitor, or None for no measurement.")
     check_fields(monitor, "monitor.")
-    if monitor.every < 1:
-        raise ValueError(f"monitor.every={monitor.every} batches must be at least 1.")
-    if not monitor.halflife > 0:
-        raise ValueError(f"monitor.halflife={monitor.halflife} batches must be above 0.")
-    if monitor.parts < 2:
-        raise ValueError(f"monitor.parts={monitor.parts} must be at least 2: noise shows in how parts differ.")
     if monitor.preconditioned:
         jax.eval_shape(lambda state, params: inverse_moments(monitor, state, params), opt_state, params)

@@ -33,7 +33,7 @@ from jaxbatch.gradients.parts import Method, Part, choose_method, fold, vmap_at_
 from jaxbatch.gradients.updates import Optimizer, update
 from jaxbatch.kinds import checked
 from jaxbatch.states import is_known
-from jaxbatch.sums import Losses, add, mean_loss, mean_over_devices, something_counts
+from jaxbatch.sums import Losses, mean_loss, mean_over_devices, something_counts
 
 Number = float | Float[Array, ""]
 
@@ -142,11 +142,12 @@ def update_by_groups(
 
     def combine(state, group):
         (params, opt_state, total), (gradient, mean, counts, of_group) = state, group
-        return *update(optimizer, gradient, opt_state, params, mean, counts), of_group if groups == 1 else add(total, of_group)
+        return *update(optimizer, gradient, opt_state, params, mean, counts), of_group if groups == 1 else collect.add(total, of_group)
 
+    collect = together({"gradient": gradient_sum(params), **more} if more else {})
     method = cut.method or ("unroll" if groups == 1 else choose_method(loss.function, params, examples, size))
     at_a_time = vmap_at_a_time(size) if method == "vmap" else None
-    begin = *start, together({"gradient": gradient_sum(params), **more}).start() if more and groups > 1 else {}
+    begin = *start, collect.start() if more and groups > 1 else {}
     folded = fold(measure, (share.batch, share.mask), size, method=method, at_a_time=at_a_time, start=begin, combine=combine)
     (params, opt_state, total), (aux, means) = folded.summed, folded.each
     return (params, opt_state), folded.examples, aux, means, total
@@ -184,10 +185,6 @@ def largest_stable_curvature(learning_rate: Number, momentum: float, num_groups:
     References:
         For K = 1: Polyak, *Some methods of speeding up the convergence of iteration methods*, 1964.
     """
-    if is_known(learning_rate) and not learning_rate > 0:
-        raise ValueError(f"learning_rate={learning_rate} must be above 0.")
-    if not 0 <= momentum < 1:
-        raise ValueError(f"momentum={momentum} must be at least 0 and below 1.")
     velocity = sum(momentum**j for j in range(num_groups))
     weight = sum((1 - momentum ** (k + 1)) / (1 - momentum) for k in range(num_groups))
     decay = momentum**num_groups

@@ -15,7 +15,6 @@ from jaxtyping import Array, Float, Int
 
 from jaxbatch.kinds import checked
 from jaxbatch.losses.chunked_softmax import Plan, others_and_target
-from jaxbatch.losses.classification import check_smoothing
 
 Number = float | Float[Array, ""]
 Margin = Callable[[Float[Array, "B"]], Float[Array, "B"]]
@@ -79,8 +78,7 @@ def chunked_cross_entropy(
         Milakov and Gimelshein, `Online normalizer calculation for softmax <https://arxiv.org/abs/1805.02867>`_, 2018;
         Wijmans et al., `Cut Your Losses in Large-Vocabulary Language Models <https://arxiv.org/abs/2411.09009>`_, 2024.
     """
-    _check(features, kernel, labels, chunk_size, bias, margin, axis, num_classes)
-    check_smoothing(label_smoothing)
+    _check(features, kernel, labels, bias, margin, axis, num_classes)
     shape, flat = labels.shape, labels.reshape(-1)
     classes = kernel.shape[1] * (1 if axis is None else lax.axis_size(axis))
     classes = classes if num_classes is None else num_classes
@@ -134,7 +132,7 @@ def angular_margin(margin: Number) -> Margin:
     return apply
 
 
-def _check(features, kernel, labels, chunk_size, bias, margin, axis, num_classes) -> None:
+def _check(features, kernel, labels, bias, margin, axis, num_classes) -> None:
     if features.shape[-1] != kernel.shape[0] or features.shape[:-1] != labels.shape:
         raise ValueError(
             f"features {features.shape}, kernel {kernel.shape} and labels {labels.shape} do not go together: features are (B, D), the kernel (D, C), "
@@ -142,8 +140,6 @@ def _check(features, kernel, labels, chunk_size, bias, margin, axis, num_classes
         )
     if bias is not None and bias.shape != kernel.shape[1:]:
         raise ValueError(f"bias has shape {bias.shape}, and kernel {kernel.shape} needs {kernel.shape[1:]}.")
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size={chunk_size} must be at least 1.")
     if margin is not None and bias is not None:
         raise ValueError("margin changes a cosine, which has no bias: leave out bias.")
     if num_classes is not None and axis is None:

@@ -39,7 +39,6 @@ def cross_entropy(logits: Float[Array, "*B classes"], labels: Int[Array, "*B"], 
     References:
         Szegedy et al., `Rethinking the Inception Architecture <https://arxiv.org/abs/1512.00567>`_, 2016: section 7.
     """
-    check_smoothing(label_smoothing)
     classes = logits.shape[-1]
     check_labels(labels, classes)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -63,12 +62,6 @@ def check_labels(labels: Int[Array, "*B"], classes: int, name: str = "labels") -
             f"{name}{where}={known[tuple(wrong[0])]} is no class: {classes} classes have the labels 0 to {classes - 1}. Examples that do not count "
             "need a valid label and a weight of 0."
         )
-
-
-def check_smoothing(label_smoothing: float) -> None:
-    """Raises a ValueError unless ``label_smoothing`` is from 0 to 1."""
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"label_smoothing={label_smoothing} must be from 0 to 1: the share of the target that goes to all classes alike.")
 
 
 @checked

@@ -80,7 +80,7 @@ def info_nce(
         Predictive Coding <https://arxiv.org/abs/1807.03748>`_, 2018: eq. 4, of one direction. Khosla et al., `Supervised Contrastive
         Learning <https://arxiv.org/abs/2004.11362>`_, 2020: eq. 2, the mean over positives outside of the logarithm.
     """
-    first, second = _checked(first, second, temperature, labels, same_label, chunk_size)
+    first, second = _checked(first, second, labels, same_label)
     pairs = Pairs(jnp.arange(first.shape[0]), labels, same_label, without_self=False)
     rows, columns = sums(first / temperature, second, pairs, chunk_size)
     target = (first * second).sum(1) / temperature
@@ -120,7 +120,7 @@ def nt_xent(
         Chen et al., `A Simple Framework for Contrastive Learning of Visual Representations <https://arxiv.org/abs/2002.05709>`_,
         2020: eq. 1 and algorithm 1. Khosla et al., `Supervised Contrastive Learning <https://arxiv.org/abs/2004.11362>`_, 2020: eq. 2.
     """
-    first, second = _checked(first, second, temperature, labels, same_label, chunk_size)
+    first, second = _checked(first, second, labels, same_label)
     views, count = jnp.concatenate([first, second]), first.shape[0]
     of_views = None if labels is None else jnp.concatenate([labels, labels])
     pairs = Pairs((jnp.arange(2 * count) + count) % (2 * count), of_views, same_label, without_self=True)
@@ -162,7 +162,7 @@ def sigmoid_contrastive(
     References:
         Zhai et al., `Sigmoid Loss for Language Image Pre-Training <https://arxiv.org/abs/2303.15343>`_, 2023: section 3.2, algorithm 1.
     """
-    first, second = _checked(first, second, temperature, labels, same_label, chunk_size)
+    first, second = _checked(first, second, labels, same_label)
     scaled, pairs = first / temperature, Pairs(jnp.arange(first.shape[0]), labels, same_label, without_self=False)
 
     def one(total, columns, part):
@@ -174,16 +174,12 @@ def sigmoid_contrastive(
     return over_columns(one, jnp.zeros_like(scaled[:, 0]), second, chunk_size)[0]
 
 
-def _checked(first, second, temperature: Number, labels, same_label: str, chunk_size: int | None):
+def _checked(first, second, labels, same_label: str):
     if first.shape != second.shape:
         raise ValueError(f"first has shape {first.shape} and second {second.shape}: they must have the same shape, with one example in each row.")
     if labels is not None and jnp.shape(labels) != first.shape[:1]:
         raise ValueError(f"labels have shape {jnp.shape(labels)} and must be {first.shape[:1]}, one for each example.")
     if same_label not in ("left_out", "positive"):
         raise ValueError(f"same_label={same_label!r} must be 'left_out' or 'positive'.")
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size={chunk_size} must be at least 1.")
-    if not isinstance(temperature, jax.core.Tracer) and not temperature > 0:
-        raise ValueError(f"temperature={temperature} must be above 0.")
     wide = jnp.promote_types(jnp.result_type(first, second), jnp.float32)
     return unit_length(first.astype(wide)), unit_length(second.astype(wide))

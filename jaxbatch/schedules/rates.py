@@ -87,8 +87,6 @@ def coupled_learning_rate(
         raise ValueError(f"decay={decay} must be above 0 and finite; 1 leaves the rate alone.")
     if num_epochs < 1:
         raise ValueError(f"num_epochs={num_epochs} must be at least 1.")
-    if num_groups is not None and num_groups < 1:
-        raise ValueError(f"num_groups={num_groups} must be at least 1.")
     sizes_of_run: BatchSizeSchedule = counted_in_examples(as_schedule(schedule), tokens_per_example)
     cut = stretches_of_epochs(sizes_of_run, num_examples, num_epochs)
     rates = init * _scales(sizes_of_run, decay, init, cut)

@@ -2,11 +2,11 @@
 
 A checkpoint holds a :class:`jaxbatch.TrainState`: parameters, model state, optimizer state, and the number of updates. The
 optimizer state counts updates too, which gives the place in a learning-rate schedule. The number of updates and the
-configuration give the place in the batch-size schedule and in the order of examples. With a batch-size policy, a checkpoint holds
-that place and the policy's state.
+configuration give the place in the batch-size schedule and in the order of examples; of a policy a checkpoint holds place and state.
 """
 
 import errno
+import itertools
 import json
 import os
 import pathlib
@@ -16,16 +16,16 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 from jaxtyping import PyTree
 
 from jaxbatch.kinds import check_fields, checked
 from jaxbatch.paths import local_path
-from jaxbatch.states import kinds, pack, unpack
-from jaxbatch.training.fitting import fit
+from jaxbatch.states import pack_fields, unpack_like
+from jaxbatch.training.fitting import fit_with
 from jaxbatch.training.plan_machine import make_plan
 from jaxbatch.training.plans import FitConfig, settled
 from jaxbatch.training.run_fields import for_disk, is_over, shapes_on_disk
+from jaxbatch.training.run_programs import RunPrograms
 from jaxbatch.training.tasks import Task, fingerprint
 
 
@@ -69,22 +69,22 @@ def fit_with_checkpoints(
     check_fields(config)
     if every < 1:
         raise ValueError(f"every={every} records must be at least 1.")
-    config = settled(config, task.tokens_per_example)
+    yield from checkpointed(RunPrograms(task, config.optimizer), config, checkpoint_dir, every=every, keep=keep)
+
+
+def checkpointed(shared: RunPrograms, config: FitConfig, folder: str | os.PathLike, *, every: int = 1, keep: int = 2) -> Iterator[dict[str, Any]]:
+    """:func:`fit_with_checkpoints` with programs that it shares with other runs; their optimizer is trained with."""
+    task, config = shared.task, settled(config._replace(optimizer=shared.optimizer), shared.task.tokens_per_example)
     plan = make_plan(config, task.num_examples)
-    about: dict[str, Any] = {
-        "data": fingerprint(task.train_data),
-        "seed": config.seed,
-        "num_examples": task.num_examples,
-        "num_groups": config.num_groups,
-        "batch_sizes": plan.about(),
-    }
+    about: dict[str, Any] = {"data": fingerprint(task.train_data), "seed": config.seed, "num_examples": task.num_examples}
+    about |= {"num_groups": config.num_groups, "batch_sizes": plan.about()}
     if config.monitor is not None:  # only then, so that folders from before there were monitors stay readable
         about["monitor"] = config.monitor._asdict()
-    checkpoints = Checkpoints(checkpoint_dir, about, keep=keep)
+    checkpoints = Checkpoints(folder, about, keep=keep)
     state = checkpoints.latest(shapes_on_disk(task, config, plan))
     if state is not None and is_over(plan, state):
         return  # the run is complete, so there is nothing left to do
-    for number, record in enumerate(fit(task, config, state=state), 1):
+    for number, record in enumerate(fit_with(shared, config, state), 1):
         batches, state = record["batches"], record["state"]
         wanted = not record["diverged"] and (number % every == 0 or batches == record["total_batches"])
         yield record
@@ -120,15 +120,17 @@ class Checkpoints:
         written = _read_about(file)
         if written is not None:
             here = json.loads(text)
+            if isinstance(rows := written.get("batch_sizes"), list):  # from before a row stood for all records of a size
+                written["batch_sizes"] = [[size, sum(count for _, count in same)] for size, same in itertools.groupby(rows, key=lambda row: row[0])]
+                here["batch_sizes"] = (here.get("batch_sizes") or {}).get("sizes")
             here["data"] = None if written.get("data", "") is None else here.get("data")  # of a stream, from before it had a fingerprint
             differing = sorted(key for key in {*written, *here} if written.get(key) != here.get(key))
             if differing:
                 differences = ", ".join(f"{key}: {_brief(written.get(key))} there, {_brief(here.get(key))} here" for key in differing)
                 raise ValueError(f"checkpoint_dir={os.fspath(folder)!r} holds another run ({differences}). Take another folder.")
         elif steps := self.steps():
-            raise ValueError(
-                f"checkpoint_dir={os.fspath(folder)!r} holds {_name(steps[-1])} but no about.json, which says whose run it is. Take another folder."
-            )
+            nameless = f"checkpoint_dir={os.fspath(folder)!r} holds {_name(steps[-1])} but no about.json"
+            raise ValueError(f"{nameless}, which says whose run it is. Take another folder.")
         else:
             part = file.with_suffix(".part")
             part.write_text(text, encoding="utf-8")
@@ -139,11 +141,10 @@ class Checkpoints:
 
         Checkpoints of later steps stay. They are damaged, and this run has not reached their steps again.
         """
-        ocp = _orbax()
-        path = self.folder / _name(step)
+        ocp, path = _orbax(), self.folder / _name(step)
         if path.exists():
             shutil.rmtree(path)  # it is damaged: otherwise the run would have continued from it
-        ocp.save(path, pack(state))
+        ocp.save(path, pack_fields(state))
         for old in [other for other in self.steps() if other <= step][: -self._keep]:
             shutil.rmtree(self.folder / _name(old))
 
@@ -165,7 +166,7 @@ class Checkpoints:
         for step in reversed(self.steps()):
             path = self.folder / _name(step)
             try:
-                leaves = unpack(ocp.load(path))
+                state = unpack_like(ocp.load(path), like)
             except Exception as error:  # unreadable, or damaged in one of the many ways a file can be
                 unreadable = _why_unreadable(path, error)
                 if unreadable is not None:
@@ -173,11 +174,11 @@ class Checkpoints:
                 reason = " ".join(str(error).split())[:200]
                 warnings.warn(f"{path} is a damaged checkpoint and is skipped ({type(error).__name__}: {reason}).", stacklevel=2)
                 continue
-            if kinds(leaves) != kinds(jax.tree.leaves(like)):
+            if state is None:
                 raise ValueError(
                     f"checkpoint_dir={os.fspath(self.folder)!r} holds the state of another model or optimizer, or policy. Take another folder."
                 )
-            return jax.tree.unflatten(jax.tree.structure(like), leaves)
+            return state
         return None
 
 

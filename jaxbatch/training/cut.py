@@ -8,14 +8,15 @@ from typing import Any
 
 from jaxbatch.data.streams import is_stream
 from jaxbatch.gradients.cut import Cut
-from jaxbatch.gradients.groups import check_microbatch_size, check_num_groups
+from jaxbatch.gradients.groups import check_count, check_microbatch_size, check_num_groups
 from jaxbatch.gradients.independence import has_independent_prepare
 from jaxbatch.gradients.part_norms import NoiseMonitor
 from jaxbatch.gradients.parts import choose_method
 from jaxbatch.layers import loops_are_slow
-from jaxbatch.part_lengths import part_size
 from jaxbatch.training.devices import AXIS, alone
 from jaxbatch.training.tasks import Task, smallest
+
+MOST_EVALUATED = 500  # examples at a time where nothing bounds them; more are hardly faster
 
 
 def choose_cut(
@@ -93,5 +94,31 @@ def _finer(cut: Cut, monitor: NoiseMonitor | None) -> int | None:
     if monitor is None:
         return None
     each = -(-monitor.parts // (cut.num_groups * cut.num_devices))
-    wanted, there = -(-cut.share // each), -(-cut.share // part_size(cut.share, cut.microbatch_size))
+    wanted, there = -(-cut.share // each), -(-cut.share // cut.at_a_time)
     return wanted if there < each and wanted < cut.share else None
+
+
+def choose_evaluation_size(task: Task, microbatch_size: int | None = None, evaluation_batch_size: int | None = None, *, at_once: int = 1) -> int:
+    """The number of test examples that are evaluated at a time: no more than training works on at a time where that is bounded.
+
+    So evaluation needs no more memory than training has, and on a CPU its activations stay in the cache, too.
+
+    Args:
+        task: its ``microbatch_size``, and on a CPU its ``cpu_microbatch_size``, are bounds.
+        microbatch_size: the run's own bound, see :class:`jaxbatch.FitConfig`.
+        evaluation_batch_size: what the user asks for, which holds; ``None``: the smallest bound, and 500 where there is none.
+        at_once: runs that are evaluated at the same time. The 500 are shared among them; the bounds are those of each, as in training.
+
+    Raises:
+        ValueError: a size is not a whole number of at least 1.
+
+    Example:
+        >>> task = Task(None, None, None, None, None, microbatch_size=8)
+        >>> choose_evaluation_size(task), choose_evaluation_size(task, 4), choose_evaluation_size(task, None, 100)
+        (8, 4, 100)
+    """
+    check_microbatch_size(microbatch_size)
+    check_count("evaluation_batch_size", evaluation_batch_size, optional=True)
+    if evaluation_batch_size is not None:
+        return int(evaluation_batch_size)
+    return min(-(-MOST_EVALUATED // at_once), smallest(microbatch_size, task.examples_at_a_time) or MOST_EVALUATED)

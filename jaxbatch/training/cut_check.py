@@ -16,16 +16,16 @@ from jaxtyping import PyTree
 from jaxbatch.augment import example_keys
 from jaxbatch.data.streams import is_stream
 from jaxbatch.gradients.cut import Cut
-from jaxbatch.gradients.cutting import parts_matter
 from jaxbatch.gradients.groups import is_weighted
-from jaxbatch.gradients.independence import differ, some_examples
+from jaxbatch.gradients.independence import in_parts_differ, whole_and_in_parts, with_copies
+from jaxbatch.gradients.tried import some_examples
 from jaxbatch.layers.masking import held_moments
 from jaxbatch.machine.compiling import call_compiled
 from jaxbatch.machine.platform import compiling_for
 from jaxbatch.training.cut import choose_cut
 from jaxbatch.training.devices import AXIS, alone
-from jaxbatch.training.steps import start_shapes
 from jaxbatch.training.tasks import Task, fingerprint
+from jaxbatch.training.train_state import start_shapes
 
 _PART = 2  # examples in a part that is looked at
 _KEPT = 64  # tasks whose passing is remembered
@@ -159,38 +159,36 @@ _passed = _Passed()
 
 def _compare(task: Task, params: PyTree, examples: PyTree, count: int, words: str) -> bool:
     """Whether the losses of the examples could be looked at; they are refused as :func:`check_parts` says."""
-    total = jax.tree.leaves(examples)[0].shape[0]
-    stateful = task.update_model_state is not None
+    numbers = np.arange(jax.tree.leaves(examples)[0].shape[0]).reshape(count, -1, _PART)
+    parts, stateful = list(numbers.swapaxes(0, 1)), task.update_model_state is not None
 
-    def in_parts(params, batch):
-        parts = jax.tree.map(lambda leaf: leaf.reshape(count, -1, _PART, *leaf.shape[1:]), batch)
-        over_devices = jax.vmap(lambda part: task.loss(params, part), axis_name=AXIS)
-        losses, aux = jax.vmap(over_devices, in_axes=1, out_axes=1)(parts)  # traced once for all parts
-        return jax.tree.map(lambda leaf: leaf.reshape(-1), losses), jax.tree.map(lambda leaf: leaf[0, 0], aux)
+    def of_devices(params, part):
+        losses, aux = jax.vmap(lambda share: task.loss(params, share), axis_name=AXIS)(part)
+        return losses, jax.tree.map(lambda leaf: leaf[0], aux)
 
     with held_moments() as layers:
         try:
             if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)):
                 start = call_compiled(task.start, jax.random.key(0))
                 params = start[0] if stateful else start
-            batch = _prepared(task, examples)
-            compared = list(parts_matter(alone(task.loss.__call__), in_parts, params, batch))  # here its programs run
+            batches = with_copies(_prepared(task, examples))
+            compared = list(whole_and_in_parts(alone(task.loss.__call__), params, batches, parts, of_devices))  # here its programs run
         except Exception:  # a loss that needs more examples, or others: training itself says what is wrong with it
             return False
-        known = not task.coupled and (not stateful or len(layers) > 0)
-        of_batch = None
-        for of, (losses, aux), (of_parts, part_of_aux) in compared:
-            if known and any(map(differ, jax.tree.leaves(losses), jax.tree.leaves(of_parts))):
+    if not task.coupled and (not stateful or len(layers) > 0):
+        for (losses, _), of_parts in compared:
+            # back to the order of the examples
+            in_parts = jax.tree.map(lambda *leaves: np.stack(leaves, 1).reshape(-1), *(losses for losses, _ in of_parts))
+            if in_parts_differ(losses, [in_parts]):
                 raise ValueError(
                     f"loss_fn: the loss of an example changes with the others in its batch, as a contrastive loss does, and {words}, each of "
                     "which would have another objective. Take one device and no microbatches (microbatch_size=None, and the task's too); "
                     "jaxbatch.coupled_gradient in a step of your own; or, if parts are meant, as in ghost batch normalisation, "
                     "task._replace(coupled=True)."
                 )
-            if of == "the batch":
-                of_batch = aux
-            elif stateful and total == count * _PART:
-                _check_sums(of_batch, aux, part_of_aux, count)
+    if stateful and len(parts) == 1:
+        for ((_, of_batch), _), ((_, of_copies), ((_, of_one),)) in zip(compared[::2], compared[1::2], strict=True):
+            _check_sums(of_batch, of_copies, of_one, count)
     return True
 
 

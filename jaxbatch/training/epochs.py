@@ -27,8 +27,9 @@ from jaxbatch.gradients.updates import Optimizer
 from jaxbatch.training.cut import choose_cut
 from jaxbatch.training.devices import Parallel, alone
 from jaxbatch.training.loops import compile_epoch, compile_epoch_in_pieces
-from jaxbatch.training.steps import TrainState, step_of_cut
+from jaxbatch.training.steps import step_of_cut
 from jaxbatch.training.tasks import Task
+from jaxbatch.training.train_state import TrainState
 
 
 def compile_task_epoch(

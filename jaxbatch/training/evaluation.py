@@ -17,50 +17,23 @@ from jaxbatch.batches import IndexBatches, cut_batches
 from jaxbatch.data.stream_parts import checked_parts
 from jaxbatch.data.streaming import prefetch
 from jaxbatch.data.streams import is_stream
-from jaxbatch.gradients.groups import check_count, check_microbatch_size
 from jaxbatch.gradients.independence import check_independent_prepare_test
 from jaxbatch.hints import call_function, describe
 from jaxbatch.kinds import checked
 from jaxbatch.layers import loops_are_slow
 from jaxbatch.sums import Weighted, as_floats, counted, or_nan, sum_losses
+from jaxbatch.training.cut import MOST_EVALUATED, choose_evaluation_size
 from jaxbatch.training.layouts import Layout, shapes_of
-from jaxbatch.training.steps import TrainState
-from jaxbatch.training.tasks import MetricsFn, Task, count_examples, smallest
+from jaxbatch.training.tasks import MetricsFn, Task, count_examples
+from jaxbatch.training.train_state import TrainState
 
-_MOST = 500  # examples at a time where nothing bounds them; more are hardly faster
 _AHEAD = 1  # parts of a stream that wait on the device
 PARTS_OF_A_TEST_STREAM = _AHEAD + 2  # on the device at a time: one in work, those that wait, and one that is offered to them
 
 
-def choose_evaluation_size(task: Task, microbatch_size: int | None = None, evaluation_batch_size: int | None = None, *, at_once: int = 1) -> int:
-    """The number of test examples that are evaluated at a time: no more than training works on at a time where that is bounded.
-
-    So evaluation needs no more memory than training has, and on a CPU its activations stay in the cache, too.
-
-    Args:
-        task: its ``microbatch_size``, and on a CPU its ``cpu_microbatch_size``, are bounds.
-        microbatch_size: the run's own bound, see :class:`jaxbatch.FitConfig`.
-        evaluation_batch_size: what the user asks for, which holds; ``None``: the smallest bound, and 500 where there is none.
-        at_once: runs that are evaluated at the same time. The 500 are shared among them; the bounds are those of each, as in training.
-
-    Raises:
-        ValueError: a size is not a whole number of at least 1.
-
-    Example:
-        >>> task = Task(None, None, None, jnp.ones(9), jnp.ones(9), microbatch_size=8)
-        >>> choose_evaluation_size(task), choose_evaluation_size(task, 4), choose_evaluation_size(task, None, 100)
-        (8, 4, 100)
-    """
-    check_microbatch_size(microbatch_size)
-    check_count("evaluation_batch_size", evaluation_batch_size, optional=True)
-    if evaluation_batch_size is not None:
-        return int(evaluation_batch_size)
-    return min(-(-_MOST // at_once), smallest(microbatch_size, task.examples_at_a_time) or _MOST)
-
-
 @checked
 def make_evaluate(
-    metrics_fn: MetricsFn, num_examples: int, batch_size: int = _MOST, prepare_test: Prepare | None = None
+    metrics_fn: MetricsFn, num_examples: int, batch_size: int = MOST_EVALUATED, prepare_test: Prepare | None = None
 ) -> Callable[[PyTree, PyTree], dict[str, Array]]:
     """Makes a compiled ``evaluate(params, data) -> {name: scalar}``, which returns mean metrics over a data set.
 

@@ -21,8 +21,8 @@ from jaxbatch.training.plan_machine import Plan, make_look_ahead, make_plan
 from jaxbatch.training.plans import FitConfig, advance, settled
 from jaxbatch.training.run_fields import RunFields, put_back, take_out
 from jaxbatch.training.run_programs import RunPrograms
-from jaxbatch.training.steps import TrainState
 from jaxbatch.training.tasks import Task, tokens_seen
+from jaxbatch.training.train_state import TrainState
 
 
 @checked

@@ -12,8 +12,8 @@ from jaxbatch.kinds import checked
 from jaxbatch.training.evaluation import call_metrics
 from jaxbatch.training.fitting import fit
 from jaxbatch.training.plans import FitConfig
-from jaxbatch.training.steps import TrainState
 from jaxbatch.training.tasks import Task
+from jaxbatch.training.train_state import TrainState
 
 _FORM = re.compile(r"\s*([A-Za-z_]\w*)\s*([<>])=?\s*(\S+)\s*")
 _NO_VALUE = re.compile(r"\s*[A-Za-z_]\w*\s*[<>]=?\s*")

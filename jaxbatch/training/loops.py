@@ -28,8 +28,8 @@ from jaxbatch.sums import Weighted
 from jaxbatch.training.devices import Parallel, decode_parts, put_once, share_batches, share_parts
 from jaxbatch.training.layouts import Layout, Step, check_indices, lay_out_step, one_step
 from jaxbatch.training.pieces import lay_out_pieces
-from jaxbatch.training.steps import TrainState
 from jaxbatch.training.tasks import Task
+from jaxbatch.training.train_state import TrainState
 
 Loop = Literal["scan", "python"]
 _IN_FLIGHT = 2  # parts of a stream that the host may be ahead of the device
@@ -215,20 +215,16 @@ def compile_epoch_in_pieces(
             ready = ((length, (on_devices, *part)) for length, *part in parts())
         (state,) = put_on_all(state)
         for _ in indices:
-            start, of_batch, noise = state.params, [], None
+            start, of_batch, carried = state.params, [], {}
             for _ in range(num_groups):
-                total = begin(state)
-                if noise is not None:  # it is that of the whole batch, in the metric of its start
-                    total = total | noise
+                total = begin(state) | carried  # the noise is that of the whole batch, in the metric of its start
                 for _ in starts:
                     length, part = next(ready)
                     total, part_loss = compiled[length][0](total, start, *part, seed_epoch)
                     behind.append(part_loss)
                     if streamed and len(behind) > _IN_FLIGHT:  # otherwise waiting parts would fill the host's memory
                         jax.block_until_ready(behind.popleft())
-                state, loss = finish(state, total)
-                if monitor is not None:
-                    loss, noise = loss
+                state, loss, carried = finish(state, total)
                 of_batch.append(loss)  # computed asynchronously: this does not wait
             losses.append(of_batch)
         return through_host(state) if count > 1 else state, _of_batches(losses)

@@ -19,9 +19,10 @@ from jaxbatch.augment import example_keys
 from jaxbatch.data.stream_parts import checked_parts
 from jaxbatch.data.streams import is_stream
 from jaxbatch.gradients.cut import Cut
-from jaxbatch.gradients.cutting import cut_matters
+from jaxbatch.gradients.independence import cut_matters
 from jaxbatch.gradients.noise import GradientStatistics, gradient_noise_scale
-from jaxbatch.gradients.part_norms import NoiseMonitor, check_monitor, layers_of
+from jaxbatch.gradients.part_norms import NoiseMonitor
+from jaxbatch.gradients.spreads import layers_of
 from jaxbatch.intervals import Interval, fieller
 from jaxbatch.machine.compiling import call_compiled
 from jaxbatch.sums import Losses
@@ -76,16 +77,16 @@ class NoiseTrack:
         """The losses of S batches, and the fields of their record; the averages go on by S batches."""
         if self._monitor is None:
             return losses, {}
-        losses, (signal, trace, measured, left_out) = jax.device_get(losses)
-        signal, trace = np.asarray(signal, np.float64), np.asarray(trace, np.float64)
-        good = measured & np.isfinite(signal).all(1) & np.isfinite(trace).all(1)
+        losses, noise = jax.device_get(losses)
+        signal, trace = np.asarray(noise.signal, np.float64), np.asarray(noise.trace, np.float64)
+        good = noise.measured & np.isfinite(signal).all(1) & np.isfinite(trace).all(1)
         for pair, counts in zip(np.stack([signal, trace], 1), good, strict=True):
             self._age()
             if counts:
                 self._add(*pair)
         fields: dict[str, Any] = {"noise_measurements": int(good.sum()), **_fields(signal[good, 0], trace[good, 0]), **self._averages(0)}
-        if left_out is not None:
-            fields["noise_left_out"] = float(np.mean(left_out[good], dtype=np.float64)) if good.any() else None
+        if noise.left_out is not None:
+            fields["noise_left_out"] = float(np.mean(noise.left_out[good], dtype=np.float64)) if good.any() else None
         if self._layers:
             of_layer = lambda v: {**_fields(signal[good, v], trace[good, v]), **self._averages(v)}
             fields["noise_by_layer"] = {name: _unprefixed(of_layer(v)) for v, name in enumerate(self._layers, 1)}
@@ -128,12 +129,10 @@ def track_noise(monitor: Any, state: Any, batch_sizes: Sequence[int]) -> NoiseTr
     """The averages of a run that starts from ``state`` and has batches of these sizes.
 
     Raises:
-        ValueError: no batch can be measured; see also :func:`jaxbatch.gradients.part_norms.check_monitor`.
+        ValueError: no batch can be measured.
     """
-    if monitor is not None:
-        check_monitor(monitor, state.opt_state, state.params)
-        if batch_sizes and max(batch_sizes) < 2:  # a schedule may have single examples among others: they are not measured
-            raise ValueError("batch_size=1 with a monitor: one example cannot be cut into parts. Take batch_size=2 or more, or monitor=None.")
+    if monitor is not None and batch_sizes and max(batch_sizes) < 2:  # a schedule may have single examples among others: they are not measured
+        raise ValueError("batch_size=1 with a monitor: one example cannot be cut into parts. Take batch_size=2 or more, or monitor=None.")
     return NoiseTrack(monitor, state.params, state.noise)
 
 
@@ -152,7 +151,7 @@ def cuts_of(task: Task, config: FitConfig, params: PyTree) -> Callable[[int], Cu
 def check_unchanged(task: Task, config: FitConfig, params: PyTree, batch_sizes: Sequence[int], cut_of: Callable[[int], Cut] | None = None) -> None:
     """Checks that a run with its monitor trains what it trains without: batches that are cut only to be measured must not notice it.
 
-    The losses of the first examples are computed whole and in parts (:func:`jaxbatch.gradients.cutting.cut_matters`), for every
+    The losses of the first examples are computed whole and in parts (:func:`jaxbatch.gradients.independence.cut_matters`), for every
     size of batch that the monitor cuts further than training does.
 
     Raises:

@@ -17,15 +17,23 @@ from jaxbatch.augment import prepared
 from jaxbatch.data.streams import is_stream
 from jaxbatch.gradients.accumulators import gradient_sum, loss_sum, measure_part, state_in_turn, together
 from jaxbatch.gradients.cut import Cut
-from jaxbatch.gradients.part_norms import NoiseMonitor, WithNoise, metric_of, spread_sum, statistics_of_parts
+from jaxbatch.gradients.part_norms import NoiseMonitor, WithNoise, metric_of, spread_sum
 from jaxbatch.gradients.updates import Optimizer, update
 from jaxbatch.sums import Losses, add, divisor, something_counts
 from jaxbatch.training.devices import alone
 from jaxbatch.training.layouts import Layout, shapes_of
-from jaxbatch.training.steps import TrainState
 from jaxbatch.training.tasks import Task
+from jaxbatch.training.train_state import TrainState, end_of_batch
 
 Total = dict[str, Any]  # what the parts of a group add up to so far; with a monitor also the batch's metric, and the gradient of earlier groups
+
+
+class AfterGroup(NamedTuple):
+    """What is known after the update of a group."""
+
+    state: TrainState
+    losses: Losses | WithNoise  # the mean loss, or weighted the sums; with a monitor also the noise of the groups so far
+    carried: Total  # the fields of the total with which the next group of the batch starts
 
 
 class Pieces(NamedTuple):
@@ -33,15 +41,14 @@ class Pieces(NamedTuple):
 
     begin: Callable[[TrainState], Total]
     add: Callable[..., tuple[Total, Losses]]  # (total, params, data, index, mask, seed_epoch) -> (total, the part's summed loss)
-    finish: Callable[[TrainState, Total], tuple[TrainState, Any]]  # -> (state, mean loss)
+    finish: Callable[[TrainState, Total], AfterGroup]
 
 
 def make_pieces(task: Task, optimizer: Optimizer, cut: Cut, *, monitor: NoiseMonitor | None = None, weighted: bool = False) -> Pieces:
     """The pieces of an update from the gradient of a group, over all parts and devices.
 
     With ``weighted`` the task's losses are :class:`Weighted`, and so is the loss that ``finish`` returns: summed, not divided.
-    ``data`` are the examples of a part if the task has a stream, else the whole training set on the device. With ``monitor``,
-    ``finish`` returns a :class:`WithNoise` and the fields of the total with which the next of the batch's K groups starts.
+    ``data`` are the examples of a part if the task has a stream, else the whole training set on the device.
     """
     loss, streamed = task.loss, is_stream(task.train_data)
 
@@ -72,12 +79,12 @@ def make_pieces(task: Task, optimizer: Optimizer, cut: Cut, *, monitor: NoiseMon
         counts = something_counts(total["loss"])
         params, opt_state = update(optimizer, done["gradient"], state.opt_state, state.params, done["loss"], counts)
         model_state = done.get("model_state", state.model_state)
-        state = state._replace(params=params, opt_state=opt_state, step=state.step + 1, model_state=model_state)
+        changed = {"params": params, "opt_state": opt_state, "step": state.step + 1, "model_state": model_state}
         if monitor is None:
-            return state, mean
-        on = {name: total[name] for name in ("spread", "metric")} | {"earlier": add(total["earlier"], total["gradient"])}
-        noise = statistics_of_parts(monitor, total["metric"], total["spread"], on["earlier"], cut.group_size * cut.num_groups)
-        return state, (WithNoise(mean, noise), None if cut.num_groups == 1 else on)
+            return AfterGroup(*end_of_batch(state, changed, cut, mean, None), {})
+        carried = {name: total[name] for name in ("spread", "metric")} | {"earlier": add(total["earlier"], total["gradient"])}
+        measured = monitor, total["metric"], {"spread": total["spread"], "gradient": carried["earlier"]}
+        return AfterGroup(*end_of_batch(state, changed, cut, mean, measured), {} if cut.num_groups == 1 else carried)
 
     return Pieces(begin, add_part, finish)
 
@@ -95,7 +102,7 @@ def lay_out_pieces(task: Task, optimizer: Optimizer, state: TrainState, cut: Cut
 
     Example:
         >>> import optax
-        >>> from jaxbatch.training.steps import state_shapes
+        >>> from jaxbatch.training.train_state import state_shapes
         >>> task = Task(lambda key: jnp.zeros(()), lambda w, x: (x - w) ** 2, None, jnp.ones(40), None)
         >>> laid = lay_out_pieces(task, optax.sgd(0.1), state_shapes(task, optax.sgd(0.1)), Cut(10, num_devices=2, microbatch_size=2))
         >>> laid.adds[4].arguments["index"].shape, {length: layout.split for length, layout in laid.adds.items()}

@@ -15,7 +15,7 @@ from jaxbatch.gradients.groups import check_num_groups
 from jaxbatch.schedules.policies import BatchSizePolicy, check_policy, first_choice, going_on, next_choice, with_rate
 from jaxbatch.schedules.repeats import after_epochs, counted, whole_epochs
 from jaxbatch.schedules.stretches import Progress, Stretch, batches_to, epoch_end, next_stretch, position_in_epochs
-from jaxbatch.training.plans import FitConfig, Segment, advance, check_evaluations, progress_after, read_progress, segments_from, within
+from jaxbatch.training.plans import FitConfig, Segment, advance, progress_after, read_progress, segments_from, within
 
 _AHEAD = 1000  # segments that are looked at before they come, for the programs that they need
 Choice = Any  # () where there is nothing to choose, else a jaxbatch.schedules.policies.Choice
@@ -44,7 +44,7 @@ def make_plan(config: FitConfig, num_examples: int) -> Plan:
         num_examples: examples in the data set.
 
     Raises:
-        ValueError: a batch is larger than the data set, or there is less than 1 evaluation an epoch; of a policy see
+        ValueError: a batch is larger than the data set; of a policy see
             :func:`jaxbatch.schedules.policies.check_policy`.
 
     Example:
@@ -52,7 +52,6 @@ def make_plan(config: FitConfig, num_examples: int) -> Plan:
         >>> plan.next(Progress(1, 4, 5, 12), ()), plan.next(Progress(3, 0, 7, 24), ()), plan.batch_sizes
         (Segment(epoch=1, first=4, batch_size=4, num_batches=1, end=2.0, last=True), None, (2, 4, 8))
     """
-    check_evaluations(config)
     make = _reacting if isinstance(config.batch_size, BatchSizePolicy) else _fixed
     return make(config, num_examples)
 
@@ -139,7 +138,7 @@ def _fixed(config: FitConfig, num_examples: int) -> Plan:
         with_rate=lambda choice, opt_state: opt_state,
         batches_left=lambda progress, choice: sum(count for _, count in batches_by_size(config, num_examples, progress)),
         programs=lambda progress, choice: (segment.program for segment in from_progress(progress)),
-        about=lambda: [[segment.batch_size, segment.num_batches] for segment in from_progress(Progress())],
+        about=lambda: {"sizes": batches_by_size(config, num_examples, Progress()), "evaluations_per_epoch": config.evaluations_per_epoch},
         is_fixed=True,
     )
 

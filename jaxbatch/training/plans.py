@@ -94,35 +94,20 @@ class Segment(NamedTuple):
         return self.num_batches * self.batch_size
 
 
-def plan_segments(config: FitConfig, num_examples: int, *, start: Progress = Progress()) -> list[Segment]:
-    """The segments that are left to train from ``start``, epoch by epoch.
+def segments_from(config: FitConfig, num_examples: int, start: Progress) -> Iterator[Segment]:
+    """The segments that are left to train from ``start``, as they are asked for. Each depends on nothing but the progress before it.
 
     An epoch has ``evaluations_per_epoch`` segments, of sizes as equal as whole batches allow, and at most one per batch; one more for
     each change of the batch size within it. If an epoch has already begun, its remaining examples are cut into batches, whatever the
     earlier batch sizes were.
 
     Raises:
-        ValueError: a batch is larger than the data set, the duration has no unit, or there is less than 1 evaluation an epoch.
+        ValueError: a batch is larger than the data set, or the duration has no unit.
 
     Example:
         >>> doubling = FitConfig(None, lambda epoch: 2 * 2**epoch, epochs(3))
-        >>> [(s.epoch, s.batch_size, s.num_batches) for s in plan_segments(doubling, 8, start=Progress(1, 4, 5, 12))]
+        >>> [(s.epoch, s.batch_size, s.num_batches) for s in segments_from(doubling, 8, Progress(1, 4, 5, 12))]
         [(1, 4, 1), (2, 8, 1)]
-    """
-    check_evaluations(config)
-    return list(segments_from(config, num_examples, start))
-
-
-def check_evaluations(config: FitConfig) -> None:
-    """Raises a ValueError if there is less than 1 evaluation an epoch."""
-    if config.evaluations_per_epoch < 1:
-        raise ValueError(f"evaluations_per_epoch={config.evaluations_per_epoch} must be at least 1.")
-
-
-def segments_from(config: FitConfig, num_examples: int, start: Progress) -> Iterator[Segment]:
-    """:func:`plan_segments` one after another, as they are asked for. Each depends on nothing but the progress before it.
-
-    Example:
         >>> next(segments_from(FitConfig(None, 2, epochs(10**9)), 8, Progress(7, 4, 30, 60)))
         Segment(epoch=7, first=4, batch_size=2, num_batches=2, end=8.0, last=True)
     """

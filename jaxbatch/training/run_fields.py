@@ -12,8 +12,8 @@ from jaxbatch.states import as_arrays
 from jaxbatch.training.monitor import NoiseTrack, track_noise
 from jaxbatch.training.plan_machine import Choice, Plan, begin_or_go_on
 from jaxbatch.training.plans import FitConfig, write_progress
-from jaxbatch.training.steps import TrainState, state_shapes, without_run
 from jaxbatch.training.tasks import Task
+from jaxbatch.training.train_state import TrainState, for_steps, state_shapes
 
 
 class RunFields(NamedTuple):
@@ -43,12 +43,11 @@ def take_out(plan: Plan, config: FitConfig, num_examples: int, state: TrainState
     """What a run knows at the start or at a state of its own, and the state as steps take it.
 
     Raises:
-        ValueError: nothing is left to train, or the noise cannot be measured; see :func:`jaxbatch.training.plan_machine.begin_or_go_on`
-            and :func:`jaxbatch.training.monitor.track_noise`.
+        ValueError: nothing is left to train, or the noise cannot be measured; see :func:`jaxbatch.training.plan_machine.begin_or_go_on`,
+            :func:`jaxbatch.training.train_state.for_steps` and :func:`jaxbatch.training.monitor.track_noise`.
     """
-    noise = track_noise(config.monitor, state, plan.batch_sizes)
-    fields = RunFields(*begin_or_go_on(plan, config, num_examples, state), noise)
-    return fields, without_run(state)
+    of_steps, noise = for_steps(state, config.monitor), track_noise(config.monitor, state, plan.batch_sizes)
+    return RunFields(*begin_or_go_on(plan, config, num_examples, state), noise), of_steps
 
 
 def put_back(fields: RunFields, state: TrainState) -> TrainState:
@@ -63,7 +62,7 @@ def for_disk(plan: Plan, state: TrainState) -> TrainState:
 
 def shapes_on_disk(task: Task, config: FitConfig, plan: Plan) -> TrainState:
     """The shapes of what a checkpoint of a run holds; nothing is trained."""
-    shapes = state_shapes(task, config.optimizer)
+    shapes = state_shapes(task, config.optimizer, config.monitor)
     fields = RunFields(Progress(), plan.begin(()), NoiseTrack(config.monitor, shapes.params))
     return for_disk(plan, shapes._replace(**written(fields, 0)))
 

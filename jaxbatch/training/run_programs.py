@@ -16,16 +16,16 @@ from jaxbatch.gradients.cut import Cut
 from jaxbatch.gradients.part_norms import NoiseMonitor
 from jaxbatch.gradients.updates import Optimizer
 from jaxbatch.states import as_arrays
-from jaxbatch.training.cut import choose_cut
+from jaxbatch.training.cut import choose_cut, choose_evaluation_size
 from jaxbatch.training.cut_check import check_parts
 from jaxbatch.training.devices import Parallel, put_data
 from jaxbatch.training.divergence import make_check, which_are_finite
 from jaxbatch.training.epochs import compile_task_epoch
-from jaxbatch.training.evaluation import choose_evaluation_size, make_test
+from jaxbatch.training.evaluation import make_test
 from jaxbatch.training.monitor import check_unchanged, cuts_of
 from jaxbatch.training.plans import FitConfig
-from jaxbatch.training.steps import TrainState, make_init_state, start_state, without_run
 from jaxbatch.training.tasks import Task, check_data
+from jaxbatch.training.train_state import TrainState, for_steps, make_init_state, start_state
 
 T = TypeVar("T")
 
@@ -93,13 +93,13 @@ class RunPrograms:
         return RunPrograms(self.task, optimizer, self._of_task)
 
     def begin(self, seed: int, state: TrainState | None) -> TrainState:
-        """See :func:`jaxbatch.training.steps.start_state`; states of one form are looked at once."""
+        """See :func:`jaxbatch.training.train_state.start_state`; states of one form are looked at once."""
         if state is None:
             begin = self._of_task("begin", lambda: make_init_state(self.task))
             return begin(self.optimizer, seed)
         if not isinstance(state, TrainState):
             return start_state(self.task, self.optimizer, seed, state)  # which refuses it
-        form = _form(without_run(state))
+        form = _form(for_steps(state))
         self._own(("begin", form), lambda: start_state(self.task, self.optimizer, seed, state) is not None)
         return as_arrays(state)
 
@@ -117,7 +117,7 @@ class RunPrograms:
     ) -> Callable[..., tuple[TrainState, Any]]:
         """See :func:`jaxbatch.training.epochs.compile_task_epoch`; without a ``cut``, one update a batch in microbatches."""
         devices = tuple(jax.devices()[:1] if devices is None else devices)
-        form = _form(without_run(state))
+        form = _form(for_steps(state))
         asked: dict[str, Any] = {"microbatch_size": microbatch_size, "num_devices": len(devices), "monitor": monitor}
         if cut is None:
             decide = lambda: choose_cut(self.task, state.params, batch_size, **asked)

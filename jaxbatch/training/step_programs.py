@@ -19,8 +19,9 @@ from jaxbatch.training.cut import choose_cut
 from jaxbatch.training.evaluation import PARTS_OF_A_TEST_STREAM, lay_out_evaluation, metrics_argument
 from jaxbatch.training.layouts import Layout, lay_out_step
 from jaxbatch.training.pieces import lay_out_pieces
-from jaxbatch.training.steps import state_shapes, step_of_cut
+from jaxbatch.training.steps import step_of_cut
 from jaxbatch.training.tasks import Task
+from jaxbatch.training.train_state import state_shapes
 
 _PARTS_OF_A_STREAM = 3  # on the device at a time: one in work, and as many ahead as jaxbatch.training.loops allows
 
@@ -61,7 +62,7 @@ def step_programs(
     """
     check_count("batch_size", batch_size)
     check_count("num_devices", num_devices)
-    state = state_shapes(task, optimizer)
+    state = state_shapes(task, optimizer, monitor)
     asked: dict[str, Any] = {"num_groups": num_groups, "microbatch_size": microbatch_size, "num_devices": num_devices, "monitor": monitor}
     cut = choose_cut(task, state.params, batch_size, **asked)
     if not cut.in_pieces:
@@ -74,7 +75,7 @@ def step_programs(
         beside["batch ahead"] = [jax.tree.map(one_device, add.arguments["batch"])] * (_PARTS_OF_A_STREAM - 1)
     if cut.num_groups > 1:  # all gradients of a split are taken at the parameters before the batch: from the first update on there are two of them
         beside["params before the batch"] = state.params
-    unused = {"opt_state": state.opt_state, "model_state": state.model_state}
+    unused = {"state": state._replace(params=())}  # by the sums over parts
     data = {name: shapes for name, shapes in add.arguments.items() if name == "data"}
     programs = (add, unused | beside), (pieces.finish, data | beside)
     return [StepProgram(_over_mesh(layout, num_devices), others) for layout, others in programs]

@@ -21,8 +21,9 @@ from jaxbatch.machine.cores import num_cores
 from jaxbatch.machine.platform import compiled_platform
 from jaxbatch.sums import Losses, Weighted
 from jaxbatch.training.loops import compile_epoch, make_epoch
-from jaxbatch.training.steps import start_shapes, step_of_cut
+from jaxbatch.training.steps import step_of_cut
 from jaxbatch.training.tasks import Task
+from jaxbatch.training.train_state import start_shapes
 
 Runs = Literal["map", "vmap", "threads"]
 MakeOptimizer = Callable[[Any], Optimizer]

@@ -23,12 +23,12 @@ from jaxbatch.gradients.updates import Optimizer, check_make_optimizer, takes_tr
 from jaxbatch.kinds import checked
 from jaxbatch.machine.compiling import Programs, call_compiled
 from jaxbatch.machine.cores import num_cores
-from jaxbatch.training.cut import choose_cut
+from jaxbatch.training.cut import choose_cut, choose_evaluation_size
 from jaxbatch.training.cut_check import check_parts
 from jaxbatch.training.divergence import judge, make_is_finite, skips_nonfinite
-from jaxbatch.training.evaluation import choose_evaluation_size, make_test
-from jaxbatch.training.plans import FitConfig, plan_segments, progress_after
-from jaxbatch.training.steps import TrainState, init_state, start_shapes
+from jaxbatch.training.evaluation import make_test
+from jaxbatch.training.plan_machine import make_look_ahead, make_plan
+from jaxbatch.training.plans import FitConfig, Progress, advance
 from jaxbatch.training.sweep_programs import (
     Runs,
     choose_runs,
@@ -40,6 +40,7 @@ from jaxbatch.training.sweep_programs import (
     stack_runs,
 )
 from jaxbatch.training.tasks import Task, check_data, tokens_seen, updates_of
+from jaxbatch.training.train_state import TrainState, init_state, start_shapes
 
 
 @checked
@@ -117,25 +118,25 @@ def sweep(
     check_parts(task, of_run(states, 0).params, cut)
     duration = in_examples(duration, task.tokens_per_example)
     config = FitConfig(None, batch_size, duration, evaluations_per_epoch=evaluations_per_epoch)
-    everything, batches, failed = plan_segments(config, task.num_examples), 0, np.full(count, -1)
+    plan, batches, failed = make_plan(config, task.num_examples), 0, np.full(count, -1)
     if after is not None:
         states = jax.tree.map(lambda old, new: jnp.asarray(new, old.dtype), states, after["state"])
         batches, failed = int(after["batches"]), np.array(after["diverged_at_batch"])
-    segments = plan_segments(config, task.num_examples, start=progress_after(config, task.num_examples, batches))
+    progress, total = plan.progress((), batches), plan.batches_left(Progress(), ())
+    look_ahead = make_look_ahead(plan, progress, ())
     runs, used, ordered = runs or choose_runs(), set[int](), None
     at_once = {"vmap": count, "threads": min(count, num_cores())}.get(runs, 1)
     test = over_runs(make_test(task, choose_evaluation_size(task, at_once=at_once), eval_params), runs)
     is_finite, skips = make_is_finite(begun, runs=True), _ask_once(make_optimizer, settings, begun)
     traced = takes_traced(make_optimizer, of_run(settings, 0), start_shapes(task))
     with Programs(make_compiler(task, make_optimizer, settings, states, cut, runs, traced)) as programs:
-        for segment in segments:
+        while (segment := plan.next(progress, ())) is not None:
             start, stop = segment.first, segment.first + segment.num_examples
             if segment.epoch != ordered:
                 orders, ordered = {seed: np.asarray(epoch_order(seed, segment.epoch, task.num_examples)) for seed in set(seeds)}, segment.epoch
             indices = np.stack([orders[seed][start:stop] for seed in seeds]).reshape(count, segment.num_batches, batch_size)
             program = programs[segment.num_batches]
-            if not used:
-                programs.ahead(later.num_batches for later in segments)
+            programs.ahead(num_batches for num_batches, _ in look_ahead(progress, ()))
             started = time.perf_counter()
             seed_epochs = np.array([(seed, segment.epoch) for seed in seeds], np.uint32)
             states, losses = jax.block_until_ready(program.run(states, indices, seed_epochs, failed < 0))
@@ -144,11 +145,11 @@ def sweep(
             fine = np.asarray(is_finite(states))
             judged = [judge(of_run(losses, run), bool(fine[run]), functools.partial(skips, run, bool(failed[run] < 0))) for run in range(count)]
             failed = np.array([batches + bad if old < 0 and bad is not None else old for old, (_, bad) in zip(failed, judged, strict=True)])
-            batches += segment.num_batches
+            progress, batches = advance(progress, segment), batches + segment.num_batches
             metrics = jax.tree.map(np.asarray, test(task.test_data, states))
             yield {
                 "batches": batches,
-                "total_batches": sum(segment.num_batches for segment in everything),
+                "total_batches": total,
                 "examples": batches * batch_size,
                 **tokens_seen(task, batches * batch_size),
                 "epoch": segment.end,

@@ -3,6 +3,7 @@
 The method was built on seeds below 100. The slow test scores it on seeds from 1,000 on.
 """
 
+import itertools
 import json
 import math
 import sys
@@ -12,8 +13,11 @@ import pytest
 
 import jaxbatch as jb
 from jaxbatch.advice.choices import summarize
+from jaxbatch.advice.estimates import make_estimate
+from jaxbatch.advice.probes import Probe
 from jaxbatch.advice.search import search
-from tests.advice.simulated import EPOCHS, LOOKS, NUM_EXAMPLES, RATES, SIZES, SimulatedProber, Spread, random_law, space, true_costs
+from jaxbatch.advice.updates_model import predict_by_law
+from tests.advice.simulated import EPOCHS, LOOKS, NUM_EXAMPLES, RATES, SIZES, Law, SimulatedProber, Spread, random_law, space, true_costs
 
 TIMES = jb.fit_throughput({size: [0.02 + 0.001 * size] * 3 for size in (SIZES[0], SIZES[-1])})
 SCORED = range(1000, 1100)
@@ -86,6 +90,26 @@ def test_promises_hold_where_the_form_does_not(objective):
     finite = score["regret"][np.isfinite(score["regret"])]
     assert len(finite) >= 0.9 * len(score["regret"])  # else a rate was advised at which more than half of the runs diverge
     assert np.median(finite) <= 1.1
+
+
+def test_no_row_of_the_table_takes_the_luck_of_its_own_runs_for_granted():
+    """The best rate of a size is the best of several noisy ones, whether or not the size is advised: all rows follow the law alike."""
+    law, settings, random, errors, inside = Law(), space("time"), np.random.default_rng(5), [], []
+    for _ in range(3):
+        probes = []
+        for number, (size, rate) in enumerate(itertools.product(SIZES[2:8], RATES[8:14:2])):
+            updates = max(1, round(law.updates(size, rate) * math.exp(0.25 * random.standard_normal())))
+            probes.append(Probe(size, rate, number, updates, True, False, updates - 1, 0.0, 0.0, 0.0))
+        estimate = make_estimate(probes, settings, "smaller")
+        fields = summarize(estimate, settings, TIMES, probes, "time", prefer="smaller", evaluations_per_epoch=LOOKS, num_examples=NUM_EXAMPLES)
+        for choice in fields["choices"]:
+            assert choice.repeats == 0
+            by_law = predict_by_law(estimate.posterior, choice.batch_size, choice.learning_rate) + estimate.posterior.sigma**2 / 2
+            assert math.log(choice.updates.value) == pytest.approx(np.median(by_law), abs=0.03)
+            truth = law.updates(choice.batch_size, choice.learning_rate) * math.exp(0.25**2 / 2)
+            errors.append(math.log(truth / choice.updates.value))
+            inside.append(choice.updates.low <= truth <= choice.updates.high)
+    assert abs(np.mean(errors)) < 0.1 and np.mean(inside) >= 0.9
 
 
 def main(first, last):

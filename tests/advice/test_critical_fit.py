@@ -2,11 +2,14 @@
 
 import math
 
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from scipy.optimize import nnls
 
 import jaxbatch as jb
+from jaxbatch.advice.full_sweep import best_rates, reached_at, sweep_size
 
 
 def test_updates_in_proportion_have_no_least_number():
@@ -45,3 +48,28 @@ def test_the_fit_solves_its_own_weighted_problem():
 def test_sizes_with_one_seed_have_an_interval_from_their_scatter_about_the_line():
     fit = jb.critical_batch_size({8: [1800.0], 32: [610.0], 128: [295.0], 512: [226.0]})
     assert fit.critical_batch_size.n == 4 and 0 < fit.critical_batch_size.low < 64 < fit.critical_batch_size.high < math.inf
+
+
+def test_a_fit_does_not_take_the_wait_for_the_next_look_for_examples():
+    """Evaluated every 1,000 examples, runs that need 6,400 show the goal 500 examples late on average."""
+    random, rows = np.random.default_rng(0), []
+    for size in (5, 20, 100, 500):
+        look = 1000 // size
+        for updates in np.ceil(100 * (1 + 64 / size) * random.lognormal(-0.02, 0.2, 400)):
+            noticed = look * math.ceil(updates / look)
+            rows.append({"batch_size": size, "learning_rate": 0.1, "updates": noticed, "more_than": noticed - look})
+    fit = jb.critical_batch_size({size: updates for size, (_, updates) in best_rates(rows).items()})
+    assert fit.critical_batch_size.value == pytest.approx(64, rel=0.03) and fit.min_examples == pytest.approx(6400, rel=0.03)
+
+
+def test_a_row_of_a_sweep_says_between_which_looks_it_met_the_goal():
+    data = jnp.linspace(0.5, 1.5, 40)
+    loss_fn = lambda w, x: 0.5 * (x - w) ** 2
+    task = jb.Task(lambda key: jnp.array(0.0), loss_fn, lambda w, x: {"loss": loss_fn(w, x)}, data, data)
+    settings = {"epochs": 4, "evaluations_per_epoch": 2}
+    rows = sweep_size(task, optax.sgd, jb.as_goal("loss<0.1"), 4, [0.02, 0.1], [0], **settings)
+    (slow, fast), looks = sorted(rows, key=lambda row: row["learning_rate"]), range(0, 41, 5)
+    assert fast["updates"] in looks and fast["more_than"] == fast["updates"] - 5 and reached_at(fast) == fast["updates"] - 2
+    *_, at_look = jb.fit(task, jb.FitConfig(optax.sgd(0.1), 4, jb.steps(fast["more_than"]), evaluations_per_epoch=2))
+    assert at_look["test_loss"] > 0.1
+    assert slow["updates"] is None and slow["more_than"] == slow["ran"]  # nothing is known beyond

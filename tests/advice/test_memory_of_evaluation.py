@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 import jaxbatch as jb
 from jaxbatch.advice.memory_parts import ORDER_BYTES
 from jaxbatch.training import run_programs
-from jaxbatch.training.evaluation import choose_evaluation_size, lay_out_evaluation
-from jaxbatch.training.steps import init_state, state_shapes
+from jaxbatch.training.cut import choose_evaluation_size
+from jaxbatch.training.evaluation import lay_out_evaluation
+from jaxbatch.training.train_state import init_state, state_shapes
 
 SGD, MIB = optax.sgd(0.1), 2**20
 WIDTH = 2**16  # numbers that the evaluation of an example holds: 256 KiB

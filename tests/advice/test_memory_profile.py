@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxbatch as jb
-from jaxbatch.advice.largest_batch import find_largest_batch, search_largest
+from jaxbatch.advice.largest_batch import LargestBatch, find_largest_batch, search_largest
 from jaxbatch.advice.memory import caveats
-from jaxbatch.advice.memory_parts import CPU_SCRATCH
+from jaxbatch.advice.memory_parts import CPU_SCRATCH, Memory
 from jaxbatch.machine.cores import num_cores
-from jaxbatch.training.steps import init_state, make_task_step
+from jaxbatch.training.steps import make_task_step
+from jaxbatch.training.train_state import init_state
 
 MOMENTUM = optax.sgd(0.1, 0.9)
 
@@ -129,6 +130,16 @@ def test_the_largest_batch_is_that_of_bisection(task, budget):
     assert found.next_memory.total > budget >= found.memory.total
     assert len(found.profile) <= 6
     assert found.fixed_bytes + found.bytes_per_example * low == pytest.approx(found.memory.step, rel=0.02)
+
+
+def test_no_fixed_memory_is_below_zero():
+    """Memory that grows faster than the batch: a line through its ends begins below 0."""
+    profile = {size: Memory(size, 0, 0, 0, 0, size**2, 0, 0.0) for size in (10, 100)}
+    found = LargestBatch(100, profile[100], None, 2**20, profile)
+    assert (found.fixed_bytes, found.bytes_per_example) == (0, 100)
+    profile = {size: Memory(size, 500, 0, 0, 0, 7 * size, 0, 0.0) for size in (10, 100)}
+    found = LargestBatch(100, profile[100], None, 2**20, profile)
+    assert (found.fixed_bytes, found.bytes_per_example) == (500, 7)
 
 
 def test_groups_keep_the_largest_batch_divisible(task):

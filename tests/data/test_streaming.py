@@ -63,7 +63,7 @@ def test_an_error_comes_where_the_batch_would_have():
     assert int(next(stream)) == 1
     with pytest.raises(OSError, match="the disk is gone"):
         next(stream)
-    with pytest.raises(ValueError, match="depth=0 must be at least 1"):
+    with pytest.raises(ValueError, match="depth=0 must be a whole number of at least 1"):
         next(jb.prefetch(batches(), 0))
 
 

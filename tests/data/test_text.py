@@ -111,7 +111,7 @@ def test_sequences_predict_every_token_once():
     assert jb.sequences(tokens, 99).shape == (1, 100)
     with pytest.raises(ValueError, match="length=100: an example takes 101 tokens, and the text has 100. Take shorter examples."):
         jb.sequences(tokens, 100)
-    with pytest.raises(ValueError, match="length=0 tokens must be at least 1."):
+    with pytest.raises(ValueError, match="length=0 must be a whole number of at least 1."):
         jb.sequences(tokens, 0)
 
 

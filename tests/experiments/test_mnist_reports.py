@@ -6,11 +6,12 @@ import types
 import numpy as np
 import pytest
 
-from experiments.batch_shape.report import effect, window
-from experiments.convergence.report import fit_critical, noise_scale, runs_of
+from experiments.batch_shape.report import bytes_per_example, effect, window
+from experiments.convergence.report import fit_critical, noise_scale, runs_of, to_target
 from experiments.convergence.report import verdict as convergence_verdict
 from experiments.gradient_smoothness.report import error_slope, fate
 from experiments.harness.rate_grid import best_rates, results
+from experiments.harness.sentences import BETWEEN
 from experiments.iteration_speed.report import loading_decides_from
 from experiments.learning_rate_grid.report import verdict as grid_verdict
 from experiments.nose_game import __main__ as nose_game
@@ -108,6 +109,34 @@ def test_the_critical_batch_size_is_found():
     assert any("lies below" in text for text in convergence_verdict(config, records + far))
     both = [*noise, *({**record, "validation_accuracy": 0.99} for record in far)]
     assert any("40 [" in text and "and 4,000 [" in text and "within" in text for text in convergence_verdict(config, records + both))
+
+
+def test_updates_are_counted_to_the_middle_between_two_looks():
+    exact = list(convergence_records(critical=40.0, least=200.0))
+    late = []  # by half of 1,000 examples, and the look before was as much too early
+    for record in exact:
+        wait = 500 / record["batch_size"]
+        noticed = {"updates": record["updates"] + wait, "more_than": record["updates"] - wait - 1} if record["kind"] == "run" else {}
+        late.append(record | noticed)
+    found, expected = fit_critical(late, "tuned"), fit_critical(exact, "tuned")
+    assert found.critical_batch_size.value == pytest.approx(expected.critical_batch_size.value, rel=1e-6)
+    runs = runs_of(late, "tuned", 6)
+    assert to_target(runs, "updates").value == pytest.approx(to_target(runs_of(exact, "tuned", 6), "updates").value, rel=1e-9)
+    config = types.SimpleNamespace(target="accuracy>0.98", seeds=4)
+    assert convergence_verdict(config, late)[-1] == BETWEEN and BETWEEN not in convergence_verdict(config, exact)
+    rows = list(grid_records(grid_config((0.001, 0.01, 0.1)), dict.fromkeys((1, 10, 100, 1000), 0.01), spread=0.0))
+    result = results(grid_config((0.001, 0.01, 0.1)), rows)[10]
+    assert result.updates_to_goal[1].tolist() == [55.5] * 3  # after 10 updates, and at 100
+    assert grid_verdict(grid_config((0.001, 0.01, 0.1)), rows)[-1] == BETWEEN
+
+
+def test_no_fixed_memory_is_below_zero():
+    config = types.SimpleNamespace(models=("mlp",), dtypes=("float32",))
+    rows = [{"kind": "memory", "model": "mlp", "dtype": "float32", "batch_size": size, "bytes": size**2} for size in (32, 64, 128)]
+    fixed, slope = bytes_per_example(config, rows, "mlp", "float32")  # a line through them begins at -4,000
+    assert fixed == 0 and 64 < slope < 128
+    rows = [row | {"bytes": 5000 + 7 * row["batch_size"]} for row in rows]
+    assert bytes_per_example(config, rows, "mlp", "float32") == pytest.approx((5000, 7))
 
 
 def test_a_size_that_misses_the_target_is_left_out_of_the_fit():

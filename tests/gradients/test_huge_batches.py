@@ -15,7 +15,7 @@ from jaxbatch.training import monitor, sweeps
 from jaxbatch.training.cut import choose_cut
 from jaxbatch.training.epochs import compile_task_epoch
 from jaxbatch.training.step_programs import step_programs
-from jaxbatch.training.steps import start_shapes
+from jaxbatch.training.train_state import start_shapes
 from tests.gradients.test_moments import batch_norm_task
 
 EXAMPLES, SIDE = 48, 8

@@ -21,7 +21,8 @@ from jaxbatch.machine.platform import compiling_for
 from jaxbatch.training.classification import task_of_model
 from jaxbatch.training.devices import over_devices
 from jaxbatch.training.step_programs import step_programs
-from jaxbatch.training.steps import make_task_step, state_shapes
+from jaxbatch.training.steps import make_task_step
+from jaxbatch.training.train_state import state_shapes
 
 H100, V5E = jb.find_target("h100"), jb.find_target("v5e")
 needs_cuda = pytest.mark.skipif(missing_compiler(H100) is not None, reason="needs the extra cuda-compiler")

@@ -15,12 +15,16 @@ from hypothesis import strategies as st
 
 import jaxbatch as jb
 from experiments.adabatch.periods import read_period
+from experiments.harness import training as harness_training
 from experiments.harness.training import train_into
 from jaxbatch.batches import Duration
 from jaxbatch.results.records import open_run
 from jaxbatch.schedules.batch_sizes import whole_periods
 from jaxbatch.schedules.stretches import count_steps
-from jaxbatch.training.plans import FitConfig, plan_segments, progress_after, settled
+from jaxbatch.training.checkpoints import checkpointed
+from jaxbatch.training.plans import FitConfig, progress_after, settled
+from jaxbatch.training.run_programs import RunPrograms
+from tests.reference import plan_segments
 
 UNITS = ("steps", "examples", "epochs", "tokens")
 TOKENS = 7  # of an example
@@ -196,19 +200,18 @@ def trained_by_a_study(folder, monkeypatch, stops=()):
     for stop in (*stops, None):
 
         def counted(*arguments, stop=stop):
-            yield from itertools.islice(jb.checkpoints_of_fit(*arguments), stop)
+            yield from itertools.islice(checkpointed(*arguments), stop)
             if stop is not None:
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr(jb, "fit_with_checkpoints", counted)
+        monkeypatch.setattr(harness_training, "checkpointed", counted)
         run = open_run(folder, "study", {"name": "one"})
         with contextlib.suppress(KeyboardInterrupt):
-            train_into(run, a_task(), config, {"arm": "a", "seed": 0}, lambda epochs, examples_per_second=0.0: None)
+            train_into(run, RunPrograms(a_task(), config.optimizer), config, {"arm": "a", "seed": 0}, lambda epochs, examples_per_second=0.0: None)
     return [{name: value for name, value in record.items() if not name.endswith("seconds")} for record in run.find(kind="epoch")]
 
 
 def test_a_study_keeps_one_record_of_an_epoch_whose_batch_changes_and_goes_on_within_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(jb, "checkpoints_of_fit", jb.fit_with_checkpoints, raising=False)
     whole = trained_by_a_study(tmp_path / "whole", monkeypatch)
     assert [(row["epoch"], row["batch_size"], row["updates"], row.get("updates_by_size")) for row in whole] == [
         (1, 8, 4, {"4": 3, "8": 1}),  # 12 and 8 examples; the last 4 fill no batch of 8

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 import jaxbatch as jb
 from jaxbatch.batches import Duration
-from jaxbatch.training.plans import FitConfig, plan_segments, progress_after, settled
+from jaxbatch.training.plans import FitConfig, progress_after, settled
+from tests.reference import plan_segments
 from tests.schedules.test_milestones import TOKENS, each, schedules
 
 

@@ -11,7 +11,7 @@ import pytest
 import jaxbatch as jb
 from jaxbatch.advice.probes import ProbePrograms, Prober, make_adjustable
 from jaxbatch.advice.timed_updates import time_updates
-from jaxbatch.training.steps import start_shapes
+from jaxbatch.training.train_state import start_shapes
 from tests.conftest import shapes_unchecked
 
 RANDOM = np.random.default_rng(0)

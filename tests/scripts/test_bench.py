@@ -66,3 +66,14 @@ def test_bench_refuses_in_one_line():
     command = [sys.executable, str(ROOT / "scripts" / "bench.py"), "split", "--num-groups", "7"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "num_groups=7" in done.stderr
+
+
+def test_a_quick_comparison_asks_for_less_unless_flags_say_otherwise(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import bench_before
+    import bench_commands
+
+    monkeypatch.setattr(bench_before, "before", lambda *asked: asked)
+    assert bench_commands.Before(".", quick=True).run() == (6, ".", (1, 60, 600), ())
+    assert bench_commands.Before(".", quick=True, batch_sizes=(60,), rounds=2).run() == (2, ".", (60,), ("AlexNet", "ResNet20", "VGG19BN"))
+    assert bench_commands.Before(".").run() == (20, ".", (1, 6, 60, 600, 6000), ("AlexNet", "ResNet20", "VGG19BN"))

@@ -91,8 +91,8 @@ def test_a_loss_whose_programs_fail_as_they_run_is_taken():
 
 
 def test_a_task_that_has_passed_is_not_looked_at_again(monkeypatch):
-    looks, compare = [], cut_check.parts_matter
-    monkeypatch.setattr(cut_check, "parts_matter", lambda *given: looks.append(0) or compare(*given))
+    looks, compare = [], cut_check.whole_and_in_parts
+    monkeypatch.setattr(cut_check, "whole_and_in_parts", lambda *given: looks.append(0) or compare(*given))
     parts = lambda factor: lambda w, x: (x @ w - factor) ** 2 if factor else (x @ w - (x @ w).mean()) ** 2
     x, start = np.arange(24.0, dtype=np.float32).reshape(12, 2), jnp.ones(2)
     task = jb.Task(lambda key: start, parts(1.0), None, x, None)

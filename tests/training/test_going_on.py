@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxbatch as jb
-from jaxbatch.training.plans import FitConfig, Progress, advance, plan_segments, progress_after, read_progress, write_progress
+from jaxbatch.training.plans import FitConfig, Progress, advance, progress_after, read_progress, write_progress
+from tests.reference import plan_segments
 
 
 def count_task(num_examples):

@@ -14,7 +14,8 @@ import pytest
 
 import jaxbatch as jb
 from jaxbatch.gradients.noise import GradientStatistics
-from jaxbatch.gradients.part_norms import NoiseMonitor, inverse_moments, layers_of
+from jaxbatch.gradients.part_norms import NoiseMonitor, inverse_moments
+from jaxbatch.gradients.spreads import layers_of
 from jaxbatch.training.steps import make_task_step
 from tests import reference
 from tests.conftest import ROOT, make_problem

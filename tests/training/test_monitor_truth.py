@@ -1,5 +1,6 @@
 """What a monitor says of noise against known truths: scales, no signal, parts of unequal sizes, running averages."""
 
+import functools
 import math
 
 import jax
@@ -50,9 +51,9 @@ def test_parts_of_unequal_sizes_have_no_bias_and_intervals_cover():
     def measure(batch):
         metric = metric_of(monitor, batch[0], (), 0)
         parts = [part.sum(0) for part in jnp.split(batch, np.cumsum(sizes)[:-1])]
-        of_part = spread_sum(monitor, metric, batch[0], False).of_part
-        spreads = [of_part(Measured(part, jnp.zeros(size), None)) for part, size in zip(parts, sizes, strict=True)]
-        return statistics_of_parts(monitor, metric, jax.tree.map(lambda *leaves: sum(leaves), *spreads), batch.sum(0), sum(sizes))
+        summed = spread_sum(monitor, metric, batch[0], False)
+        spreads = [summed.of_part(Measured(part, jnp.zeros(size), None)) for part, size in zip(parts, sizes, strict=True)]
+        return statistics_of_parts(monitor, metric, functools.reduce(summed.add, spreads, summed.start()), batch.sum(0), sum(sizes))
 
     found = jax.jit(jax.vmap(measure))(jnp.asarray(data, jnp.float32))
     np.testing.assert_allclose([found.signal.mean(), found.trace.mean()], [4.0, 64.0], rtol=0.03)
@@ -85,3 +86,41 @@ def test_running_averages_against_weights_in_a_list():
         means[1], means[0], covariance[1, 1], covariance[0, 1], covariance[0, 0], weights.sum() ** 2 / (weights**2).sum(), nonnegative=True
     )
     np.testing.assert_allclose([found["noise_scale_average_low"], found["noise_scale_average_high"]], expected[1:3], rtol=1e-9)
+
+
+@pytest.mark.parametrize("weights", [None, [1.0] * 8, [3.0, 1.0, 2.0, 0.0, 5.0, 1.0, 4.0, 2.0]])
+@pytest.mark.parametrize("num_devices", [1, 2])
+def test_noise_far_below_the_signal_keeps_its_digits(weights, num_devices):
+    """Gradients of 100, give or take 0.01: a sum of squares less the square of a sum has no digit left in float32."""
+    random, monitor, size = np.random.default_rng(0), NoiseMonitor(), 5
+    metric = metric_of(monitor, jnp.zeros(3), (), 0)
+    of_parts = [size] * 8 if weights is None else weights
+    gradients = jnp.asarray([[weight] for weight in of_parts] * (100 + 0.01 * random.normal(size=(8, 3))), jnp.float32)
+
+    def measure(gradients, weights):
+        summed, total = spread_sum(monitor, metric, jnp.zeros(3), weights is not None), None
+        for number in range(8 // num_devices):
+            losses = jnp.zeros(size) if weights is None else jb.Weighted(jnp.zeros(1), weights[number][None])
+            part = summed.of_part(Measured(gradients[number], losses, None))
+            total = part if total is None else summed.add(total, part)
+        total = summed.over_devices("devices", total)
+        return statistics_of_parts(monitor, metric, total, jax.lax.psum(gradients.sum(0), "devices"), 8 * size)
+
+    dealt = lambda leaf: leaf.reshape(num_devices, 8 // num_devices, *leaf.shape[1:])
+    noise = jax.vmap(measure, axis_name="devices")(dealt(gradients), None if weights is None else dealt(jnp.asarray(weights)))
+    summed, own = np.asarray(gradients, np.float64), np.array(of_parts)
+    mean, squares = summed.sum(0) / own.sum(), (summed**2).sum(1)
+    if weights is None:
+        expected = ((squares / own).sum() - own.sum() * (mean**2).sum()) / 7
+    else:
+        expected = 8 * size * (squares.sum() - (own**2).sum() * (mean**2).sum()) / (own.sum() ** 2 - (own**2).sum())
+    np.testing.assert_allclose(noise.trace[:, 0], expected, rtol=1e-2)
+
+
+def test_a_run_whose_noise_is_far_below_its_signal():
+    config = jb.FitConfig(optax.sgd(0.0), 32, jb.steps(1), microbatch_size=8, monitor=NoiseMonitor())
+    task = quadratic(1e-8, signal=4e4)
+    (record,) = jb.fit(task, config)
+    batch = np.asarray(task.train_data, np.float64)[jb.epoch_batches(0, 0, 4096, 32).indices[0]]
+    means = batch.reshape(4, 8, 4).mean(1)
+    assert record["noise_trace"] == pytest.approx(8 * ((means - means.mean(0)) ** 2).sum() / 3, rel=1e-2)

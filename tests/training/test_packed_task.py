@@ -43,7 +43,7 @@ def test_short_texts_fill_the_room_that_longer_ones_leave():
 @pytest.mark.parametrize(
     ("texts", "length", "message"),
     [
-        ([np.arange(3)], 0, "length=0 tokens must be at least 1"),
+        ([np.arange(3)], 0, "length=0 must be a whole number of at least 1"),
         ([np.arange(1), np.arange(0)], 4, "texts holds 2 texts, and none has the two tokens"),
         ([], 4, "texts holds 0 texts"),
         ([np.arange(3), np.zeros(4)], 4, r"texts\[1\] is float64 of shape \(4,\)"),

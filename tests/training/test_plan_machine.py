@@ -10,8 +10,9 @@ import jaxbatch as jb
 from jaxbatch.batches import Duration
 from jaxbatch.training import plan_machine
 from jaxbatch.training.plan_machine import batches_by_size, make_plan, reacting_segment
-from jaxbatch.training.plans import FitConfig, Progress, advance, plan_segments, progress_after, settled
+from jaxbatch.training.plans import FitConfig, Progress, advance, progress_after, settled
 from tests.conftest import shapes_unchecked
+from tests.reference import plan_segments
 from tests.schedules.test_milestones import TOKENS, schedules
 
 

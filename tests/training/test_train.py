@@ -11,9 +11,9 @@ from rich.console import Console
 
 import jaxbatch as jb
 from jaxbatch.training.divergence import first_nonfinite
-from jaxbatch.training.plans import plan_segments
 from tests.conftest import make_problem
 from tests.gradients.test_gradients import assert_close
+from tests.reference import plan_segments
 
 
 @pytest.fixture

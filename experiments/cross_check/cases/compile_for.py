@@ -17,7 +17,7 @@ from jaxbatch.machine.targets import Target, find_target
 from jaxbatch.results.records import Record
 from jaxbatch.training.classification import task_of_model
 from jaxbatch.training.step_programs import step_programs
-from jaxbatch.training.steps import state_shapes
+from jaxbatch.training.train_state import state_shapes
 
 BATCH, PARTS, DEVICES = 16, 4, 4
 NUM_EXAMPLES = 4096  # of the data set on the device; its shape is found in a program if it is copied

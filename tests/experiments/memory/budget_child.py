@@ -13,7 +13,8 @@ import optax
 
 import jaxbatch as jb
 from experiments.harness.shape_task import shape_task
-from jaxbatch.training.steps import init_state, make_task_step
+from jaxbatch.training.steps import make_task_step
+from jaxbatch.training.train_state import init_state
 
 BUDGET = 3 * 2**30
 
