@@ -72,8 +72,8 @@ def print_score(rows: Sequence[Scored]) -> None:
         return
     for name in (*QUESTIONS, *USUAL):
         values = [row.regret(name) for row in scored]
-        told = {"fixed": "advice for the length", "horizon": "advice for the horizon"}.get(name, name)
-        print(f"{told}: median regret {_cell(float(np.median(values)))}, worst {_cell(max(values))}, over {len(values)} scored cases")
+        words = {"fixed": "advice for the length", "horizon": "advice for the horizon"}.get(name, name)
+        print(f"{words}: median regret {_cell(float(np.median(values)))}, worst {_cell(max(values))}, over {len(values)} scored cases")
     print(f"the sweeps: {np.median([row.runs for row in scored]):.0f} whole runs each (median)")
     for question in QUESTIONS:
         print_promises(question, scored)
