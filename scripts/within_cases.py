@@ -72,13 +72,13 @@ def image_task(name: str, num_examples: int, num_held: int, width: int = 64) -> 
     return jb.classification_task(jb.MLP((width,), num_classes=dataset.num_classes), jb.hold_out(dataset, num_held))
 
 
-def text_task(name: str, num_sequences: int = 6144, num_held: int = 256, length: int = 32) -> jb.Task:
+def text_task(name: str, num_sequences: int = 6144, num_held: int = 128, length: int = 16) -> jb.Task:
     """A transformer of one layer on sequences of which a run of three times the length sees none twice."""
     dataset = jb.load_text(name)
     dataset = dataset._replace(
         train_tokens=dataset.train_tokens[: num_sequences * length + 1], validation_tokens=dataset.validation_tokens[: num_held * length + 1]
     )
-    model = jb.TransformerLM(dataset.vocab_size, width=24, num_layers=1, num_heads=2)
+    model = jb.TransformerLM(dataset.vocab_size, width=16, num_layers=1, num_heads=1)
     return jb.language_task(model, dataset, sequence_length=length)
 
 
@@ -91,7 +91,7 @@ REGRESSION = functools.partial(advice_cases.regression_task, 4096)
 MOMENTUM = advice_cases.MOMENTUM
 ADAM_RATES = rates(0.000316, 0.0562)
 MOMENTUM_RATES = rates(0.001, 0.178)
-TEXT_RATES = rates(0.000562, 0.1)
+TEXT_RATES = rates(0.001, 0.0562)
 
 # In the order of what they cost.
 CASES = {
@@ -108,12 +108,12 @@ CASES = {
     "digits_mlp_adamw_cosine": Case(
         advice_cases.CASES["digits_mlp_adamw"].task, optax.adamw, "cosine", "loss<", 8, ADAM_RATES, sizes(4, 256), building=True
     ),
-    "cifar10_mlp_momentum_linear": Case(CIFAR10, MOMENTUM, "linear", "loss<", 4, rates(0.000316, 0.0562), sizes(8, 512)),
-    "cifar10_mlp_adamw_cosine": Case(CIFAR10, optax.adamw, "cosine", "accuracy>", 4, rates(0.0001, 0.0178), sizes(8, 512)),
-    "generated_adamw_cosine": Case(GENERATED, optax.adamw, "cosine", "loss<", 1 / 3, TEXT_RATES, sizes(4, 128), warmup=0.05),
-    "shakespeare_adamw_linear": Case(SHAKESPEARE, optax.adamw, "linear", "loss<", 1 / 3, TEXT_RATES, sizes(4, 128)),
-    "shakespeare_adamw_wsd": Case(SHAKESPEARE, optax.adamw, "wsd", "loss<", 1 / 3, TEXT_RATES, sizes(4, 128), warmup=0.05),
-    "mnist_mlp_momentum_step": Case(MNIST, MOMENTUM, "step", "accuracy>", 4, MOMENTUM_RATES, sizes(4, 512)),
+    "cifar10_mlp_momentum_linear": Case(CIFAR10, MOMENTUM, "linear", "loss<", 4, rates(0.000562, 0.0316), sizes(8, 512)),
+    "cifar10_mlp_adamw_cosine": Case(CIFAR10, optax.adamw, "cosine", "accuracy>", 4, rates(0.000178, 0.01), sizes(8, 512)),
+    "generated_adamw_cosine": Case(GENERATED, optax.adamw, "cosine", "loss<", 1 / 3, TEXT_RATES, sizes(8, 128), warmup=0.05),
+    "shakespeare_adamw_linear": Case(SHAKESPEARE, optax.adamw, "linear", "loss<", 1 / 3, TEXT_RATES, sizes(8, 128)),
+    "shakespeare_adamw_wsd": Case(SHAKESPEARE, optax.adamw, "wsd", "loss<", 1 / 3, TEXT_RATES, sizes(8, 128), warmup=0.05),
+    "mnist_mlp_momentum_step": Case(MNIST, MOMENTUM, "step", "accuracy>", 4, rates(0.00316, 0.178), sizes(8, 512)),
     "digits_cnn_momentum_cosine": Case(
         advice_cases.CASES["digits_cnn_sgd"].task, MOMENTUM, "cosine", "loss<", 8, rates(0.00178, 0.1), sizes(8, 256), building=True
     ),
