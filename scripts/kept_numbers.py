@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 
+from experiments.advise.records import read_throughput
 from experiments.convergence import report as convergence_report
 from experiments.critical_batch_size import report as critical_batch_size_report
 from experiments.harness import arms, rate_grid
@@ -11,6 +12,7 @@ from experiments.large_batch import records as large_batch_records
 from experiments.large_batch.report import percent
 from experiments.split_backward.records import cost_ratio, final, num_lost, rate_of, to_target
 from experiments.split_backward.verdict import against, examples_ratio, paired
+from jaxbatch.advice import full_sweep
 from jaxbatch.advice.learning_rates import rate_exponent
 from jaxbatch.intervals import Interval, interval
 from jaxbatch.training.goals import as_goal
@@ -217,3 +219,19 @@ def score(name: str) -> dict[str, str]:
 def seeds(name: str) -> int:
     """The seeds of a run."""
     return read(name).config.seeds
+
+
+def sweep_updates(size: int) -> float:
+    """The mean updates to the goal of a batch size at its best rate, in the sweep of the critical batch size."""
+    rows = [record for record in read("critical_batch_size/digits").records if record["kind"] == "sweep"]
+    return float(np.mean(full_sweep.best_rates(rows)[size][1]))
+
+
+def update_ms(size: int) -> float:
+    """The time of an update as advice timed it, in milliseconds."""
+    return 1e3 * read_throughput(read("advise/digits").records).seconds[size].value
+
+
+def knee() -> float:
+    """The batch size from which on the device was busy, as advice timed it."""
+    return read_throughput(read("advise/digits").records).knee.value

@@ -80,6 +80,13 @@ def kept_runs() -> list[str]:
     return sorted(str(path.parent.relative_to(MEASURED)) for path in MEASURED.glob("*/*/config.json"))
 
 
+def modules_of(study: str) -> tuple[str, str, str]:
+    """Where a study keeps its flags, its report and its figure."""
+    if study == "advise_within":  # the second question of a study
+        return "advise.within", "advise.within_report", "advise.within_figure"
+    return f"{study}.__main__", f"{study}.report", f"{study}.figure"
+
+
 @functools.cache
 def read(name: str) -> Run:
     """A run that is kept.
@@ -94,15 +101,15 @@ def read(name: str) -> Run:
     with tempfile.TemporaryDirectory() as folder:
         unpack(kept, pathlib.Path(folder))
         records = read_records(pathlib.Path(folder))
-    study = importlib.import_module(f"experiments.{about['study']}.__main__")
+    main, report_name, figure = (f"experiments.{module}" for module in modules_of(about["study"]))
+    study = importlib.import_module(main)
     fields = {key: tuple(value) if isinstance(value, list) else value for key, value in about["config"].items() if key != "jaxbatch"}
     unknown = set(fields) - {field.name for field in dataclasses.fields(study.Config)}
     if unknown:
         raise ValueError(
             f"{kept / 'config.json'}: the study has no {', '.join(sorted(unknown))}. Rename the field there as it was renamed in the study."
         )
-    report = importlib.import_module(f"experiments.{about['study']}.report")
-    figure = f"experiments.{about['study']}.figure"
+    report = importlib.import_module(report_name)
     drawing = importlib.import_module(figure) if importlib.util.find_spec(figure) else report
     return Run(name, study.Config(**fields), records, about["provenance"], report, drawing)
 

@@ -7,7 +7,7 @@ from scripts.page_sentences import Sentence
 README, SPLIT, GRID = "README.md", "docs/split_backward.md", "docs/mnist_study.md"
 SPLIT_DIGITS, SPLIT_MNIST, SPLIT_PLAIN = (f"split_backward/{name}" for name in ("digits", "mnist", "mnist_no_momentum"))
 RATES, CONVERGENCE = "learning_rate_grid/mnist", "convergence/mnist"
-ADABATCH = tuple(f"adabatch/cifar10_{name}" for name in ("alexnet", "resnet20", "vgg19_bn"))
+CRITICAL, ADVISE = "critical_batch_size/digits", "advise/digits"
 
 
 def within(low: float, value: float, high: float) -> bool:
@@ -18,58 +18,44 @@ def within(low: float, value: float, high: float) -> bool:
 ON_README = [
     Sentence(
         README,
-        "the split needs {ratio:.2f} times the examples of one update to reach 95% on the digits",
-        lambda: {"ratio": of.split_ratio("digits", "one")},
-        lambda: of.split_standing("digits", "one") != "better",
+        "the split needs {ratio:.2f} times the examples of one update to reach 95% on the digits, and {small:.2f} times those of small batches.",
+        lambda: {"ratio": of.split_ratio("digits", "one"), "small": of.split_ratio("digits", "small")},
+        lambda: of.split_standing("digits", "one") != "better" and of.split_standing("digits", "small") == "worse",
         (SPLIT_DIGITS,),
     ),
     Sentence(
         README,
-        "and {ratio:.2f} times to reach 98% on MNIST. There it needs {small:.1f} times the examples of small batches.",
-        lambda: {"ratio": of.split_ratio("mnist", "one"), "small": of.split_ratio("mnist", "small")},
-        lambda: of.split_standing("mnist", "one") != "better" and of.split_standing("mnist", "small") == "worse",
-        (SPLIT_MNIST,),
+        "95% on the digits takes {b8:.0f} updates at B = 8, {b32:.0f} at 32, {b64:.0f} at 64 and {b128:.0f} at 128.",
+        lambda: {f"b{size}": of.sweep_updates(size) for size in (8, 32, 64, 128)},
+        lambda: of.sweep_updates(8) > 2 * of.sweep_updates(32) and of.sweep_updates(128) > 0.9 * of.sweep_updates(64),
+        (CRITICAL,),
     ),
     Sentence(
         README,
-        "On MNIST it is {b1:.3g} at B = 1, {b6:.3g} at 6, {b60:.3g} at 60, {b600:.3g} at 600 and {b6000:.3g} at 6,000.",
-        of.best_rates,
-        of.rates_stop_growing,
-        (RATES,),
+        "takes {b2:.2f} ms at B = 2, {b8:.2f} ms at 8 and {b128:.1f} ms at 128: from about {knee:.0f} examples on, twice the batch takes "
+        "twice the time.",
+        lambda: {"b2": of.update_ms(2), "b8": of.update_ms(8), "b128": of.update_ms(128), "knee": of.knee()},
+        lambda: of.update_ms(8) < 2.5 * of.update_ms(2) and of.update_ms(128) > 8 * of.update_ms(8),
+        (ADVISE,),
     ),
     Sentence(
         README,
-        "its test error is within {most:.1f} points of the small batch for AlexNet and ResNet-20, and {worse:.0f} points worse for VGG19_BN.",
-        lambda: {
-            "most": max(abs(of.last_errors(f"cifar10_{name}", "adaptive", "small").value) for name in ("alexnet", "resnet20")),
-            "worse": float(of.last_errors("cifar10_vgg19_bn", "adaptive", "small")),
-        },
-        lambda: of.last_errors("cifar10_vgg19_bn", "adaptive", "small").value > 0.5,
-        ADABATCH,
+        "a batch that grows to that size closes {closed:.0f}% of the gap to a small batch. Warmup, cosine decay, LARS and LAMB show no gain there, "
+        "and the linear rule harms.",
+        lambda: {"closed": of.closed("digits", "growth")},
+        lambda: (
+            of.kinds("digits", "growth") == {"helps"}
+            and of.kinds("digits", "warmup", "cosine", "lars", "lamb") == {"nothing"}
+            and of.kinds("digits", "linear rule") == {"harms"}
+        ),
+        ("large_batch/digits",),
     ),
     Sentence(
         README,
-        "Tuning the rate gains {alexnet:.0f} points for AlexNet and {vgg:.0f} for VGG19_BN.",
-        lambda: {
-            "alexnet": float(of.last_errors("cifar10_alexnet", "small", "tuned")),
-            "vgg": float(of.last_errors("cifar10_vgg19_bn", "small", "tuned")),
-        },
-        lambda: all(of.last_errors(name.removeprefix("adabatch/"), "small", "tuned").value > 1 for name in (ADABATCH[0], ADABATCH[2])),
-        ADABATCH,
-    ),
-    Sentence(
-        README,
-        "LARS closes {lars:.0f}% on MNIST at B = 6,000; decaying rates and the linear rule do not help.",
-        lambda: {"lars": of.closed("mnist", "lars").value},
-        lambda: "helps" not in of.kinds("mnist", "step decay", "cosine", "linear rule"),
-        ("large_batch/mnist",),
-    ),
-    Sentence(
-        README,
-        "Brackets hold 95% intervals over seeds: {digits} on the digits, {mnist} on MNIST. Findings 2 and 3 rest on {others} seeds.",
-        lambda: dict(zip(("digits", "mnist", "others"), (of.seeds(name) for name in (SPLIT_DIGITS, SPLIT_MNIST, RATES)), strict=True)),
-        lambda: {of.seeds(name) for name in ADABATCH} == {of.seeds(RATES)},
-        (SPLIT_DIGITS, SPLIT_MNIST, RATES, *ADABATCH),
+        "Brackets hold 95% intervals over {digits} seeds; finding 2 rests on {sweep}.",
+        lambda: {"digits": of.seeds(SPLIT_DIGITS), "sweep": of.seeds(CRITICAL)},
+        lambda: of.seeds("large_batch/digits") == of.seeds(SPLIT_DIGITS),
+        (SPLIT_DIGITS, CRITICAL, "large_batch/digits"),
     ),
 ]
 

@@ -28,6 +28,7 @@ def write(event: Throughput | EndSetting | EndRan) -> Record:
 def write_setting(setting: EndSetting) -> Record:
     """What was settled before the first run."""
     space: dict[str, Any] = setting.space._asdict()
+    space |= {name: list(space[name]) for name in ("batch_sizes", "learning_rates")}
     space |= {name: [space[name][size] for size in setting.space.batch_sizes] for name in _LENGTHS}
     space |= {f"scale_{name}": value for name, value in space.pop("scale")._asdict().items()}
     fields = {"num_examples": setting.num_examples, "largest_batch_size": setting.largest_batch_size, "rules": list(setting.rules)}

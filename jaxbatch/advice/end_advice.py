@@ -82,12 +82,15 @@ class EndAdvice(NamedTuple):
             f"The largest batch that ends within the noise from run to run is B = {self.largest_in_noise}."
             if self.largest_in_noise is not None and self.largest_in_noise > (self.batch_size or 0)
             else "No larger batch is sure to end within the noise from run to run."
+            if self.choices[-1].batch_size != self.batch_size
+            else ""
         )
         largest = self.choices[-1]
         lost = largest.more_data.value
         need = f"{lost:.3g} times the data" if math.isfinite(lost) and lost < 1e4 else "more data than any run here tells of"
-        price = f"B = {largest.batch_size} needs {need} to end where the advised setting does." if largest.batch_size != self.batch_size else ""
-        return [" ".join(part for part in (noise, f"It is likely to end as well: {', '.join(sure)}." if sure else "", price) if part)]
+        price = f"B = {largest.batch_size} needs {need} to end where the best size does." if largest.batch_size != self.batch_size else ""
+        parts = [part for part in (noise, f"It is likely to end as well: {', '.join(sure)}." if sure else "", price) if part]
+        return [" ".join(parts)] if parts else []
 
     def snippet(self, make_optimizer: str = "make_optimizer", *, with_steps: bool = True) -> str:
         """Code that trains with the advised setting; ``make_optimizer`` is the name of the function that takes rate and updates."""

@@ -7,10 +7,10 @@ import jax
 import numpy as np
 
 from jaxbatch.advice.end_advice import EndAdvice
-from jaxbatch.advice.end_doubts import doubts_of_ends
+from jaxbatch.advice.end_doubts import doubts_of_ends, why_no_end
 from jaxbatch.advice.end_estimate import BANDS, EndSpace, largest_within, make_estimate
 from jaxbatch.advice.end_law import BETA
-from jaxbatch.advice.end_request import EndQuestion, Metric, Seconds, check_end_question, choose_sizes, first_size, make_space
+from jaxbatch.advice.end_request import EndQuestion, Metric, Seconds, check_end_question, check_known_ends, choose_sizes, first_size, make_space
 from jaxbatch.advice.end_rows import rows_of
 from jaxbatch.advice.end_runs import EndRunner
 from jaxbatch.advice.end_search import has_ended, search_endings
@@ -168,6 +168,7 @@ def answer_within(task: Task, question: EndQuestion, on_event: Callable[[EndEven
         space = make_space(task, question, metric, sizes, start, throughput)
         setting = EndSetting(metric, space, task.num_examples, largest, tuple(rules_for(begin.opt_state)))
         on_event(setting)
+    check_known_ends(begun.endings, setting.space)
     runner = EndRunner(programs, metric.name, dict(setting.space.payable_steps))
 
     def report(ending: Ending, number: int) -> None:
@@ -202,6 +203,7 @@ def conclude_within(
         endings: the runs.
     """
     space = setting.space
+    horizon = None if space.num_steps == space.payable_steps else horizon  # the runs were as long as that
     cost = sum(ending.updates / space.num_steps[ending.batch_size] for ending in endings)
     common: dict[str, Any] = {
         "metric": setting.metric,
@@ -215,7 +217,7 @@ def conclude_within(
         "rules": setting.rules,
     }
     if not has_ended(endings, space):
-        why = "No run came to its end: training diverged, try smaller learning rates." if endings else "No run was made: give more time."
+        why = why_no_end(setting.metric.name, endings)
         nothing: dict[str, Any] = {"choices": (), "best_size": unknown(), "largest_in_noise": None, "largest_within": (None,) * len(BANDS)}
         return EndAdvice(None, None, growth=unknown(), doubts=(why,), **nothing, **common)
     estimate = make_estimate(endings, space, final=True)
@@ -231,6 +233,6 @@ def conclude_within(
         largest_in_noise=largest_within(estimate, space, None),
         largest_within=tuple(largest_within(estimate, space, band) for band in BANDS),
         growth=around(float(beta[1]), float(beta[0]), float(beta[2]), len(endings)),
-        doubts=tuple(doubts_of_ends(estimate, space, endings, setting.num_examples)),
+        doubts=tuple(doubts_of_ends(estimate, space, endings, setting.num_examples, setting.largest_batch_size)),
         **common,
     )

@@ -1,10 +1,11 @@
 """What may be wrong with advice for runs of a fixed length."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from jaxbatch.advice.end_estimate import EndEstimate, EndSpace, count_whole
+from jaxbatch.advice.end_estimate import NOISE, EndEstimate, EndSpace, count_whole
 from jaxbatch.advice.end_fit import which_are_lost
 from jaxbatch.advice.end_law import BETA, GAMMA
 from jaxbatch.advice.ending import Ending
@@ -13,7 +14,9 @@ _FAR = 16.0  # times the longest run, beyond which a law is not to be trusted wi
 _REPEATED = 4.0  # epochs, up to which repeated examples teach about as much as fresh ones (Muennighoff et al., 2023, arXiv 2305.16264)
 
 
-def doubts_of_ends(estimate: EndEstimate, space: EndSpace, endings: Sequence[Ending], num_examples: int) -> list[str]:
+def doubts_of_ends(
+    estimate: EndEstimate, space: EndSpace, endings: Sequence[Ending], num_examples: int, largest_that_fits: int | None = None
+) -> list[str]:
     """The doubts, a sentence each.
 
     Args:
@@ -21,12 +24,15 @@ def doubts_of_ends(estimate: EndEstimate, space: EndSpace, endings: Sequence[End
         space: the settings to choose from.
         endings: the runs.
         num_examples: in the training set.
+        largest_that_fits: the largest batch that memory holds, if it left out sizes.
     """
-    size, rate = estimate.best
+    space, (size, rate) = space.suited_to(endings), estimate.best
     advised = space.batch_sizes[size], space.learning_rates[rate]
     doubts, horizon = [], space.num_steps != space.payable_steps
     if not horizon and not count_whole(endings, space)[size, rate]:
         doubts.append("The advised setting was never run to its end: it is read from the law of the others.")
+    elif not horizon and count_whole(endings, space)[size, rate] == 1:
+        doubts.append("One whole run of the advised setting was made, and the best of several looks better than it is.")
     lost = which_are_lost(endings, space.scale, space.start)
     mine = [is_lost for ending, is_lost in zip(endings, lost, strict=True) if (ending.batch_size, ending.learning_rate) == advised]
     if any(mine):
@@ -36,16 +42,39 @@ def doubts_of_ends(estimate: EndEstimate, space: EndSpace, endings: Sequence[End
         if len(values) > 1 and index in (0, len(values) - 1):
             side = "smallest" if index == 0 else "largest"
             if not (name == "batch size" and index == 0 and values[0] <= 2):
-                doubts.append(f"The {name} {values[index]:g} is the {side} that was considered: try {flag} beyond it.")
-    if (worse := _worse_with_length(endings, space)) is not None:
+                bound = largest_that_fits if name == "batch size" and index else None
+                more = f"memory holds at most {bound}" if bound else f"try {flag} beyond it"
+                doubts.append(f"The {name} {values[index]:g} is the {side} that was considered: {more}.")
+    if (worse := worse_with_length(endings, space, float(np.median(estimate.fitted.sigma)))) is not None:
         doubts.append(worse)
     if horizon:
         doubts += _doubts_of_horizon(estimate, space, num_examples)
     return doubts
 
 
-def _worse_with_length(endings: Sequence[Ending], space: EndSpace) -> str | None:
-    """A sentence if runs of the longest length end no better than the best shorter one: the law does not know of overfitting."""
+def why_no_end(metric: str, endings: Sequence[Ending]) -> str:
+    """Why no run came to its end.
+
+    Example:
+        >>> why_no_end("f1", [Ending(8, 0.1, 0, 9, 9, False, math.nan, ((9, math.nan),))])
+        'f1 was not finite at the end of 1 of 1 runs, and no run ended with a number: check metrics_fn.'
+    """
+    if not endings:
+        return "No run was made: give more time."
+    not_known = sum(not ending.diverged and not math.isfinite(ending.value) for ending in endings)
+    if not_known:
+        return f"{metric} was not finite at the end of {not_known} of {len(endings)} runs, and no run ended with a number: check metrics_fn."
+    return "No run came to its end: training diverged, try smaller learning rates."
+
+
+def worse_with_length(endings: Sequence[Ending], space: EndSpace, sigma: float) -> str | None:
+    """A sentence if all runs of the longest length end worse than a shorter one, which the law does not know of, by more than runs differ by chance.
+
+    Args:
+        endings: the runs.
+        space: the settings, with the scale that suits the runs.
+        sigma: the standard deviation from run to run, on that scale.
+    """
     lost = which_are_lost(endings, space.scale, space.start)
     ended = [ending for ending, is_lost in zip(endings, lost, strict=True) if ending.ended and not is_lost]
     long = [ending for ending in ended if ending.num_steps >= space.payable_steps[ending.batch_size]]
@@ -53,7 +82,7 @@ def _worse_with_length(endings: Sequence[Ending], space: EndSpace) -> str | None
     if len(long) < 2 or not short:
         return None
     best = [min(group, key=lambda ending: space.scale.write(ending.value)) for group in (long, short)]
-    if space.scale.write(best[0].value) < space.scale.write(best[1].value):
+    if space.scale.write(best[0].value) - space.scale.write(best[1].value) <= NOISE * sigma:
         return None
     part = best[1].num_steps / space.payable_steps[best[1].batch_size]
     return (

@@ -3,6 +3,7 @@
 Axes: D draws, S batch sizes, R learning rates.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -34,6 +35,11 @@ class EndSpace(NamedTuple):
     start: float  # the metric before training
     length: float  # examples of the run that the answer is for, of the middle size
 
+    def suited_to(self, endings: Sequence[Ending]) -> "EndSpace":
+        """The same settings with the scale that holds what runs showed, which may leave the range that the start lies in."""
+        values = [value for ending in endings for value in (ending.value, *(seen for _, seen in ending.looks))]
+        return self._replace(scale=self.scale.suited_to(self.start, values))
+
     def grid(self) -> Float[np.ndarray, "M 3"]:
         """Batch size, learning rate and logarithm of the length of every setting, sizes slowest."""
         rows = [(size, rate, np.log(self.num_steps[size] * size / self.length)) for size in self.batch_sizes for rate in self.learning_rates]
@@ -50,8 +56,9 @@ class EndEstimate(NamedTuple):
 
     @property
     def expected(self) -> Float[np.ndarray, "S R"]:
-        """The mean value; runs that diverge end where they began."""
-        return (self.value + self.lost * np.maximum(self.fitted.start - self.value, 0)).mean(0)
+        """The mean value; runs that diverge end where they began, or where the worst run ended if the start is not known."""
+        lost = self.fitted.start if math.isfinite(self.fitted.start) else self.fitted.values.max()
+        return (self.value + self.lost * np.maximum(lost - self.value, 0)).mean(0)
 
     @property
     def rates(self) -> Int[np.ndarray, "S"]:
@@ -88,10 +95,11 @@ def make_estimate(endings: Sequence[Ending], space: EndSpace, *, seed: int = 0, 
 
     Args:
         endings: the runs.
-        space: the settings to choose from.
+        space: the settings to choose from; the metric's scale is that which suits the runs.
         seed: of the draws.
         final: whether the best is to be one that was run to the end of its length, if there is one and that length can be made.
     """
+    space = space.suited_to(endings)
     fitted = fit_endings(endings, space.scale, space.start, space.length, seed=seed)
     grid, shape = space.grid(), (-1, len(space.batch_sizes), len(space.learning_rates))
     value, lost = predict_values(fitted, grid).reshape(shape), predict_divergence(fitted, grid).reshape(shape)

@@ -9,6 +9,7 @@ algorithm Differential Evolution*, 2006).
 Axes: D draws, N runs, M settings.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -63,6 +64,11 @@ def fit_endings(endings: Sequence[Ending], scale: Scale, start: float, length: f
     Raises:
         ValueError: no run has ended.
     """
+    return _fit(tuple(endings), scale, start, length, seed)
+
+
+@functools.lru_cache(8)  # a report asks for its answer several times
+def _fit(endings: tuple[Ending, ...], scale: Scale, start: float, length: float, seed: int) -> Fitted:
     before = scale.write(start)
     lost = which_are_lost(endings, scale, start)
     ended = [ending for ending, is_lost in zip(endings, lost, strict=True) if ending.ended and not is_lost]
@@ -166,7 +172,7 @@ def predict_values(fitted: Fitted, settings: Float[np.ndarray, "M 3"], *, seed: 
         covariance = variance * among - gain @ (variance * across.T)
         root = np.linalg.cholesky(covariance + (1e-6 * variance + 1e-14) * np.eye(len(settings)))
         drawn[group] = law[group] + residual[group] @ gain.T + noise[group] @ root.T
-    return drawn
+    return np.minimum(drawn, fitted.start)  # no setting is expected to end worse than before training
 
 
 def law_values(fitted: Fitted, settings: Float[np.ndarray, "M 3"]) -> Float[np.ndarray, "D M"]:

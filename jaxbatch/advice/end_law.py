@@ -20,6 +20,7 @@ Axes: D draws, N runs.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -56,8 +57,23 @@ class Scale(NamedTuple):
         if self.kind == "log":
             return np.exp(y)
         if self.kind == "log missing":
-            return 1 + self.unit - np.exp(y)
+            return np.clip(1 + self.unit - np.exp(y), 0, 1)
         return y * self.unit * (-1 if self.above else 1)
+
+    def suited_to(self, start: float, values: Sequence[float]) -> "Scale":
+        """The scale, or a linear one once the metric has left the range of the logarithm; its unit is how far the best value is from the start.
+
+        Example:
+            >>> Scale("log", False).suited_to(2.0, [0.5]).kind, Scale("log", False).suited_to(2.0, [0.5, -8.0])
+            ('log', Scale(kind='linear', above=False, unit=10.0))
+        """
+        seen = [value for value in [start, *values] if math.isfinite(value)]
+        inside = {"log": lambda value: value > 0, "log missing": lambda value: 0 <= value <= 1}
+        if self.kind in inside and all(map(inside[self.kind], seen)):
+            return self
+        best = (max if self.above else min)(seen, default=0.0)
+        far = abs(best - start) if math.isfinite(start) else max(seen, default=0.0) - min(seen, default=0.0)
+        return Scale("linear", self.above, far or 1.0)
 
 
 def choose_scale(above: bool, start: float, values: list[float], num_tests: int) -> Scale:
@@ -73,12 +89,8 @@ def choose_scale(above: bool, start: float, values: list[float], num_tests: int)
         >>> choose_scale(False, 2.3, [0.4], 100).kind, choose_scale(True, 0.1, [0.9], 100).kind, choose_scale(False, -1.0, [-5.0], 100)
         ('log', 'log missing', Scale(kind='linear', above=False, unit=4.0))
     """
-    seen = [value for value in [start, *values] if math.isfinite(value)]
-    if not above and seen and min(seen) > 0:
-        return Scale("log", above)
-    if above and seen and min(seen) >= 0 and max(seen) <= 1:
-        return Scale("log missing", above, 0.5 / num_tests)
-    return Scale("linear", above, max(seen) - min(seen) if len(set(seen)) > 1 else 1.0)
+    hoped = Scale("log missing", above, 0.5 / num_tests) if above else Scale("log", above)
+    return hoped.suited_to(start, values)
 
 
 def log_ratio(draws: np.ndarray, sizes: np.ndarray, rates: np.ndarray, log_length: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ import jax
 from jaxbatch.advice.doubts import check_finite_data
 from jaxbatch.advice.end_estimate import FEWEST_UPDATES, RACE, EndSpace
 from jaxbatch.advice.end_law import choose_scale
+from jaxbatch.advice.ending import Ending
 from jaxbatch.advice.estimates import usual_sizes
 from jaxbatch.advice.request import LEARNING_RATES, check_question
 from jaxbatch.advice.throughput import Throughput
@@ -174,6 +175,25 @@ def make_space(
         start,
         float(asked[middle] * middle),
     )
+
+
+def check_known_ends(known: Sequence[Any], space: EndSpace) -> None:
+    """Checks that earlier runs were made for the same question.
+
+    Raises:
+        ValueError: one is no run, or is of a setting or of a length that is not asked about.
+    """
+    for ending in known:
+        if not isinstance(ending, Ending):
+            raise ValueError(f"known holds {ending!r}, and must hold the runs of an earlier call, as on_ending got them.")
+        size, rate, updates = ending.batch_size, ending.learning_rate, ending.num_steps
+        if size not in space.batch_sizes or rate not in space.learning_rates or updates > space.payable_steps[size]:
+            most = [space.payable_steps[size] for size in space.batch_sizes]
+            raise ValueError(
+                f"known holds a run of {updates} updates with batch size {size} and learning rate {rate:g}, and the choice is among "
+                f"{list(space.batch_sizes)}, with at most {most} updates, and {list(space.learning_rates)}: ask what was asked when it was made, "
+                "with the same throughput."
+            )
 
 
 def first_size(num_steps: Mapping[int, int]) -> int:

@@ -26,8 +26,8 @@ class EndChoice(NamedTuple):
     num_steps: int  # updates of that run
     value: Interval  # the metric at its end, the mean over runs
     next_run: Interval  # that of one more run: 95% of runs lie between these ends
-    more_data: Interval  # how many times the data it needs to end where the advised setting does
-    chances: tuple[float, ...]  # that it ends within the noise of the advised setting, and within each of BANDS
+    more_data: Interval  # how many times the data it needs to end where the best size does, which is not always the advised one
+    chances: tuple[float, ...]  # that it ends within the noise of the best size, and within each of BANDS of its data
     runs: int  # runs of this size, of any rate and length
     whole: int  # those of this rate and the longest length, that were made to the end
     lost: int  # runs of this rate that diverged, or ended as if they had learned nothing
@@ -35,6 +35,7 @@ class EndChoice(NamedTuple):
 
 def rows_of(estimate: EndEstimate, space: EndSpace, endings: Sequence[Ending]) -> tuple[EndChoice, ...]:
     """A row for each batch size, in ascending order."""
+    space = space.suited_to(endings)
     rates, values, more = estimate.rates, estimate.best_of_sizes, np.exp(estimate.more_data)
     sigma, random, rows = estimate.fitted.sigma, np.random.default_rng(1), []
     lost = {number for number, is_lost in enumerate(which_are_lost(endings, space.scale, space.start)) if is_lost}
@@ -48,7 +49,7 @@ def rows_of(estimate: EndEstimate, space: EndSpace, endings: Sequence[Ending]) -
         repeats = [ending for ending in whole if ending.repeat]
         if repeats and space.num_steps[size] == space.payable_steps[size]:
             mean, spread = typical_value(estimate, space, (row, int(rates[row])), repeats)
-        one = mean + spread * random.standard_normal(len(mean))
+        one = np.minimum(mean + spread * random.standard_normal(len(mean)), estimate.fitted.start)
         chances = tuple(float(estimate.within(band)[:, row].mean()) for band in (None, *BANDS))
         rows.append(
             EndChoice(

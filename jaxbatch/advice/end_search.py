@@ -111,6 +111,7 @@ def choose_next(endings: Sequence[Ending], space: EndSpace, first_size: int, mos
     if part > 1:
         size, rate = _explore(endings, space, estimate, part)
         return Next(space.batch_sizes[size], space.learning_rates[rate], short_steps(space, space.batch_sizes[size], part))
+    space = space.suited_to(endings)
     left, repeats = most - spent, int(count_whole(endings, space, repeats=True)[estimate.best])
     whole = count_whole(endings, space)
     if not whole[estimate.best] or left < REPEATS - repeats + 0.5:
@@ -121,21 +122,26 @@ def choose_next(endings: Sequence[Ending], space: EndSpace, first_size: int, mos
 
 def has_ended(endings: Sequence[Ending], space: EndSpace) -> bool:
     """Whether a run has come to its end and was not lost."""
+    space = space.suited_to(endings)
     return any(ending.ended and not lost for ending, lost in zip(endings, which_are_lost(endings, space.scale, space.start), strict=True))
 
 
 def race_next(endings: Sequence[Ending], space: EndSpace, first_size: int, most: float) -> Next | None:
-    """The next of the shortest runs: every second rate at one size, and all of them again with twice the length while none has learned."""
-    rates = space.learning_rates[::2]
-    before, part = space.scale.write(space.start), RACE
+    """The next of the shortest runs: every second rate at one size, and all of them again with twice the length while none has learned.
+
+    Where runs are so short that this would cost more than half of the whole, fewer rates begin.
+    """
+    rates, part, dear = space.learning_rates[::2], RACE, short_steps(space, first_size, RACE) / space.payable_steps[first_size]
+    while len(rates) > 2 and len(rates) * dear > most / 2:
+        rates = rates[::2]
     for first in range(0, len(endings) + 1, len(rates)):
         heat = endings[first : first + len(rates)]
-        steps = short_steps(space, first_size, part)
+        steps, scale = short_steps(space, first_size, part), space.suited_to(endings[: first + len(rates)]).scale
         if first and sum(cost_of(ending, space) for ending in endings[:first]) + len(rates) * steps / space.payable_steps[first_size] > most / 2:
             return None
         if len(heat) < len(rates):
             return Next(first_size, rates[len(heat)], steps)
-        if steps >= space.payable_steps[first_size] or any(one.ended and space.scale.write(one.value) < before - LEARNED for one in heat):
+        if steps >= space.payable_steps[first_size] or any(one.ended and scale.write(one.value) < scale.write(space.start) - LEARNED for one in heat):
             return None
         part //= 2
     return None
@@ -179,7 +185,8 @@ def run_ahead(runs: EndRuns, space: EndSpace, following: Next, endings: Sequence
 
     More would not be sound: a small rate, or a large one before its schedule falls, may be far behind half way and end best.
     """
-    write, least, ending = space.scale.write, space.scale.write(space.start) - LEARNED, None
+    write, ending = space.suited_to(endings).scale.write, None
+    least = write(space.start) - LEARNED
     others_learned = any(is_longest(other, space) and write(other.at(0.5)) < least for other in endings)
     for look in runs.run(following.batch_size, following.learning_rate, following.num_steps, seed):
         ending = look._replace(repeat=following.repeat)

@@ -163,5 +163,5 @@ def _check(name: str, learning_rate: Any, num_steps: Any, warmup: float, decay: 
         raise ValueError(f"num_steps={num_steps} must be a whole number of updates from 1 to {_LONGEST}.")
     if not 0 <= warmup < 1:
         raise ValueError(f"warmup={warmup} must be a share of the run, at least 0 and below 1, as 0.05 for a twentieth.")
-    if not 0 <= decay <= 1 or (name == "wsd" and decay > 1 - warmup):
+    if not 0 <= decay <= 1 or (name == "wsd" and warmup + decay > 1 + 1e-9):
         raise ValueError(f"decay={decay} must be a share of the run, at least 0 and at most what the warmup leaves, as 0.2 for a fifth.")

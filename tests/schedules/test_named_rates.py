@@ -159,3 +159,10 @@ def test_bad_arguments_are_one_line():
     with pytest.raises(ValueError, match="^make_optimizer takes no schedule in place of a rate") as raised:
         jb.scheduled(lambda rate: optax.sgd(2 * rate), "cosine")(0.1, 9)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("decay", [0.1, 0.2, 0.3, 0.5])
+def test_warmup_and_decay_may_fill_the_run(decay):
+    rate = jb.stretched_schedule("wsd", 1.0, 10, warmup=round(1 - decay, 1), decay=decay)
+    rising = round(10 * (1 - decay))
+    np.testing.assert_allclose(rate(jnp.arange(11))[rising:], np.linspace(1, 0, 11 - rising), atol=1e-6)
