@@ -200,9 +200,9 @@ def is_judged(folder: Folder) -> bool:
 def score(folder: Folder) -> Scored:
     """What a case comes to."""
     case, settings, ends = folder.case, named_settings(folder), judged_ends(folder)
-    regrets = Regrets(group_ends(folder.read("curve"), case.sign))
+    regrets = Regrets(group_ends(folder.read("curve"), case.sign), ends["best"])
     runs = sum(row["part"] == 1 for row in folder.read("sweep"))
-    known = {name: regrets.regret(values, ends["best"]) for name, values in ends.items()}
+    known = {name: regrets.regret(values) for name, values in ends.items()}
     return Scored(folder.name, case.building, case.sign, settings, ends, known, {row["question"]: row for row in folder.read("advice")}, runs)
 
 

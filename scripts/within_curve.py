@@ -1,20 +1,19 @@
 """The regret of what a run ends with, told in data: how many times the data a setting needs to end where the sweep's best setting does.
 
 The sweep's best setting was run at several lengths, on seeds by which it was not chosen, each with the schedule of its own length and at its rate
-and the rates beside it. At each length the rate with the best mean counts. These means by the logarithm of the length, made monotone (least
-squares; lengths at which a longer run ended no better are pooled into one, at the mean of their logarithms) and joined by straight lines, are the
-curve. A value is read on it as a length: the one at which the sweep's best setting would end with that value. A setting that ends where the curve
-is at length a, while the best one ends where it is at length b, both as means over the judging seeds, has the regret b / a: its own curve is taken
-to be the same one, shifted by the factor b / a in length, so it needs b / a times the data to end where the best does.
+and the rates beside it. At each length the rate with the best mean counts; at the whole length it is the mean of the setting's judged runs, which
+are more. The curve is the least of these means up to each length, because who gains nothing by a longer run makes a shorter one, joined by straight
+lines over the logarithm of the length where it falls. A value is read on it as a length: the one at which the sweep's best setting would end with
+that value. A setting that ends where the curve is at length a, while the best one ends where it is at length b, has the regret b / a: its own curve
+is taken to be the same one, shifted by the factor b / a in length, so it needs b / a times the data to end where the best does.
 
-A value that is worse than the curve's worst has an infinite regret; one that is better than its best is read as the longest length.
+A value that is worse than the curve's worst has an infinite regret; one that is better than its best is read as the length of the best.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import isotonic_regression
 
 from jaxbatch.intervals import Interval, around
 
@@ -40,30 +39,25 @@ class Curve(NamedTuple):
         return float(np.exp(np.interp(-value, -self.values, self.logs)))
 
 
-def make_curve(ends: Mapping[float, Mapping[float, Sequence[float]]]) -> Curve:
-    """The curve from what runs end with, less is better, by length and rate.
+def make_curve(lengths: Sequence[float], means: Sequence[float]) -> Curve:
+    """The curve from what runs of each length end with as a mean, less is better.
 
     Args:
-        ends: by length, by rate, the values of its runs; a rate of which a run diverged has none.
+        lengths: ascending, in lengths of the whole run.
+        means: of each length.
 
     Example:
-        >>> curve = make_curve({0.5: {0.1: [3.0], 0.2: [4.0]}, 1.0: {0.1: [1.0]}, 2.0: {0.1: [1.2]}})
+        >>> curve = make_curve([0.5, 1.0, 2.0, 3.0], [3.0, 1.0, 1.2, 0.9])
         >>> curve.values.tolist(), np.exp(curve.logs).round(3).tolist()
-        ([3.0, 1.1], [0.5, 1.414])
+        ([3.0, 1.0, 0.9], [0.5, 1.0, 3.0])
     """
-    lengths = sorted(length for length, by_rate in ends.items() if by_rate)
-    return _monotone(np.log(lengths), [min(float(np.mean(values)) for values in ends[length].values()) for length in lengths])
-
-
-def _monotone(logs: np.ndarray, means: Sequence[float]) -> Curve:
-    """The curve through means, which are pooled where they do not fall."""
-    fitted = isotonic_regression(means, increasing=False)
-    blocks = list(zip(fitted.blocks[:-1], fitted.blocks[1:], strict=True))
-    return Curve(np.array([logs[first:last].mean() for first, last in blocks]), np.array([fitted.x[first] for first, _ in blocks]))
+    values = np.asarray(means, float)
+    falls = np.r_[True, values[1:] < np.minimum.accumulate(values)[:-1]]
+    return Curve(np.log(lengths)[falls], values[falls])
 
 
 def group_ends(rows: Iterable[dict], sign: float) -> dict[float, dict[float, list[float]]]:
-    """The rows of a curve by length and rate, for :func:`make_curve`; rates of which a run diverged are left out.
+    """The rows of a curve by length and rate; rates of which a run diverged are left out.
 
     Args:
         rows: with ``part``, ``learning_rate`` and ``value``.
@@ -84,34 +78,36 @@ class Regrets:
     """Regrets against one curve, with intervals that hold 95% of draws: of the judged runs, and of the curve's.
 
     Args:
-        ends: see :func:`make_curve`.
+        ends: by length, by rate, the values of the curve's runs, less is better; see :func:`group_ends`.
+        best: what the judged runs of the sweep's best setting end with; None where one diverged.
     """
 
-    def __init__(self, ends: Mapping[float, Mapping[float, Sequence[float]]]):
-        self._random = np.random.default_rng(0)
-        self._curve = make_curve(ends)
-        lengths = sorted(length for length, by_rate in ends.items() if by_rate)
-        means = [np.min([self._means(values) for values in ends[length].values()], axis=0) for length in lengths]
-        self._curves = [_monotone(np.log(lengths), drawn) for drawn in np.transpose(means)]
+    def __init__(self, ends: Mapping[float, Mapping[float, Sequence[float]]], best: Sequence[float | None]):
+        self._random, self._best, self._curves = np.random.default_rng(0), list(best), list[Curve]()
+        if None in best:
+            return
+        lengths = sorted({1.0} | {length for length, by_rate in ends.items() if by_rate})
+        groups = [[self._best] if length == 1 else list(ends[length].values()) for length in lengths]
+        means = [np.min([self._means(values) for values in group], axis=0) for group in groups]
+        self._at_whole = means[lengths.index(1.0)]
+        self._curves = [make_curve(lengths, drawn) for drawn in np.transpose(means)]
 
-    def _means(self, values: Sequence[float]) -> np.ndarray:
-        """The means of runs that are drawn anew, DRAWS times."""
-        return np.array(values)[self._random.integers(len(values), size=(DRAWS, len(values)))].mean(1)
+    def _means(self, values: Sequence[float | None]) -> np.ndarray:
+        """The mean of runs, and then the means of runs that are drawn anew, DRAWS times."""
+        drawn = np.array(values, float)[self._random.integers(len(values), size=(DRAWS, len(values)))].mean(1)
+        return np.r_[np.mean(np.array(values, float)), drawn]
 
-    def regret(self, mine: Sequence[float | None], best: Sequence[float | None]) -> Interval:
+    def regret(self, mine: Sequence[float | None]) -> Interval:
         """How many times the data a setting needs.
 
         Args:
             mine: what its judged runs end with, less is better; None where one diverged.
-            best: those of the sweep's best setting.
         """
-        if None in mine or None in best:
-            return Interval(np.inf if None not in best else np.nan, np.nan, np.nan, len(mine))
-        if list(mine) == list(best):
+        if None in mine or not self._curves:
+            return Interval(np.inf if self._curves else np.nan, np.nan, np.nan, len(mine))
+        if list(mine) == self._best:
             return around(1.0, 1.0, 1.0, len(mine))
-        value = _ratio(self._curve, np.mean(mine), np.mean(best))
-        drawn = zip(self._curves, self._means(mine), self._means(best), strict=True)  # type: ignore[arg-type]
-        draws = [_ratio(curve, one, other) for curve, one, other in drawn]
+        value, *draws = map(_ratio, self._curves, self._means(mine), self._at_whole)
         low, high = np.quantile(draws, [0.025, 0.975], method="closest_observation")
         return around(value, min(float(low), value), max(float(high), value), len(mine))
 

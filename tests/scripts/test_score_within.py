@@ -29,7 +29,7 @@ def power_law(power=0.5):
     return {part: {rate: [part**-power + worse] * 3 for rate, worse in ((0.1, 0.0), (0.2, 0.1), (0.05, 0.3))} for part in score_within.PARTS}
 
 
-REGRETS = within_curve.Regrets(power_law())
+REGRETS = within_curve.Regrets(power_law(), ends_of(1.0))
 
 
 def test_examples():
@@ -39,16 +39,22 @@ def test_examples():
 
 @pytest.mark.parametrize("more", [0.75, 1.0, 1.1, 1.5, 4.0])
 def test_regret_is_the_shift_along_the_curve(more):
-    found = REGRETS.regret(ends_of(more**0.5), ends_of(1.0))
+    found = REGRETS.regret(ends_of(more**0.5))
     assert found.value == pytest.approx(more, rel=0.06)  # straight lines between lengths
     assert found.low <= found.value <= found.high and found.high - found.low < 0.06 * found.value
 
 
 def test_regret_beyond_the_curve_and_without_an_end():
-    assert np.isinf(REGRETS.regret(ends_of(9.0**0.5), ends_of(1.0)).value)
-    assert np.isinf(REGRETS.regret([*ends_of(1.0)[1:], None], ends_of(1.0)).value)
-    assert REGRETS.regret(ends_of(0.1), ends_of(1.0)).value == pytest.approx(1 / 3)
-    assert REGRETS.regret(ends_of(1.0), ends_of(1.0))[:3] == (1.0, 1.0, 1.0)
+    assert np.isinf(REGRETS.regret(ends_of(9.0**0.5)).value)
+    assert np.isinf(REGRETS.regret([*ends_of(1.0)[1:], None]).value)
+    assert REGRETS.regret(ends_of(0.1)).value == pytest.approx(1 / 3)
+    assert REGRETS.regret(ends_of(1.0))[:3] == (1.0, 1.0, 1.0)
+    assert np.isnan(within_curve.Regrets(power_law(), [None]).regret(ends_of(1.0)).value)
+
+
+def test_what_longer_runs_lose_by_overfitting_does_not_count():
+    overfits = {part: {0.1: [part**-0.5 if part <= 1 else part**0.5] * 3} for part in score_within.PARTS}
+    assert within_curve.Regrets(overfits, ends_of(1.0)).regret(ends_of(2.0**0.5)).value == pytest.approx(2, rel=0.06)
 
 
 def scored(fixed=1.0, best=1.0, largest=1.0, sign=1.0):
@@ -56,7 +62,7 @@ def scored(fixed=1.0, best=1.0, largest=1.0, sign=1.0):
     advice = {"batch_size": 8, "learning_rate": 0.1, "best_size": [8, 4, 16, 9, 0], "choices": choices, "largest_in_noise": 32, "cost_in_runs": 8.0}
     ends = {"best": ends_of(best), "fixed": ends_of(fixed), "fixed within noise": ends_of(largest)}
     settings = {"best": (16, 0.2), "fixed": (8, 0.1), "fixed within noise": (32, 0.3)}
-    regrets = {name: REGRETS.regret(values, ends["best"]) for name, values in ends.items()}
+    regrets = {name: REGRETS.regret(values) for name, values in ends.items()}
     return within_table.Scored("case", False, sign, settings, ends, regrets, {"fixed": advice, "horizon": advice}, 90)
 
 
