@@ -3,6 +3,7 @@
     python scripts/make_pages.py                                    brings everything up to date
     python scripts/make_pages.py add results/large_batch/0123456789 --name digits      keeps a run, then does so
     python scripts/make_pages.py add-score score                    keeps the files of scripts/score_advice.py
+    python scripts/make_pages.py add-score within --name within     those of scripts/score_within.py
     python scripts/make_pages.py list                               the runs that are kept, with their sizes
 
 A figure is drawn anew only if what it shows has changed.
@@ -75,7 +76,9 @@ def main() -> None:
     add = stages.add_parser("add", help="keep a run folder of a study, or replace one of the same name")
     add.add_argument("folder", type=pathlib.Path)
     add.add_argument("--name", required=True, help="such as digits; the run is then <study>/digits")
-    stages.add_parser("add-score", help="keep the files of scripts/score_advice.py").add_argument("folder", type=pathlib.Path)
+    add_score = stages.add_parser("add-score", help="keep the files of scripts/score_advice.py, or of scripts/score_within.py")
+    add_score.add_argument("folder", type=pathlib.Path)
+    add_score.add_argument("--name", choices=list(measured_score.SCRIPTS), default="score")
     stages.add_parser("list", help="the runs that are kept")
     options = parser.parse_args()
     if options.stage == "list":
@@ -84,7 +87,7 @@ def main() -> None:
         if options.stage == "add":
             print(f"Kept in {measured_runs.keep(options.folder, options.name)}")
         elif options.stage == "add-score":
-            print(f"Kept in {measured_score.keep_score(options.folder)}")
+            print(f"Kept in {measured_score.keep_score(options.folder, options.name)}")
         print("\n".join(f"Changed: {change}" for change in make_pages()) or "Nothing has changed.")
         for sentence in broken_sentences():
             print(f"The records do not allow this any more: {sentence}")

@@ -1,4 +1,4 @@
-"""The score of advice from the files in docs/measured/score: its table, as scripts/score_advice.py prints it."""
+"""The scores of advice from the files in docs/measured/score and docs/measured/within: their tables, as their scripts print them."""
 
 import functools
 import itertools
@@ -11,52 +11,59 @@ import tempfile
 from jaxbatch.results.records import describe_provenance
 from scripts import measured_runs
 
-
-def score_folder() -> pathlib.Path:
-    """Where they are kept."""
-    return measured_runs.MEASURED / "score"
+SCRIPTS = {"score": "score_advice.py", "within": "score_within.py"}
 
 
-def keep_score(folder: pathlib.Path) -> pathlib.Path:
-    """Copies the files of a score (`scripts/score_advice.py --output FOLDER`) to docs/measured, compressed.
+def score_folder(name: str = "score") -> pathlib.Path:
+    """Where a score is kept: that of advice for a goal, or for runs of a fixed length (``"within"``)."""
+    return measured_runs.MEASURED / name
+
+
+def is_kept(name: str) -> bool:
+    """Whether there is such a score, and its files are kept."""
+    return name in SCRIPTS and score_folder(name).exists()
+
+
+def keep_score(folder: pathlib.Path, name: str = "score") -> pathlib.Path:
+    """Copies the files of a score (`scripts/score_advice.py --output FOLDER`, or another of ``SCRIPTS``) to docs/measured, compressed.
 
     Raises:
         ValueError: the folder holds none.
     """
     files = sorted(folder.glob("*.jsonl"))
     if not files:
-        raise ValueError(f"{folder}: no files of a score. Make them by python scripts/score_advice.py sweep --output {folder}.")
+        raise ValueError(f"{folder}: no files of a score. Make them by python scripts/{SCRIPTS[name]} sweep --output {folder}.")
     for file in files:
-        measured_runs.compress(file, score_folder())
-    measured_runs.await_no_longer("score")
+        measured_runs.compress(file, score_folder(name))
+    measured_runs.await_no_longer(name)
     # The cases may be of several commits, none of which is the one that keeps them.
     machine = {name: value for name, value in describe_provenance().items() if name not in ("commit", "dirty")}
-    about = {"study": "score", "provenance": machine}
-    (score_folder() / "config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-    return score_folder()
+    about = {"study": name, "provenance": machine}
+    (score_folder(name) / "config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    return score_folder(name)
 
 
-def setting() -> str:
+def setting(name: str = "score") -> str:
     """The machine."""
-    made_by = json.loads((score_folder() / "config.json").read_text(encoding="utf-8"))["provenance"]
+    made_by = json.loads((score_folder(name) / "config.json").read_text(encoding="utf-8"))["provenance"]
     return f"{made_by['device']}, {made_by['num_cores']} cores, jax {made_by['jax']}"
 
 
 @functools.cache
-def lines() -> tuple[str, ...]:
-    """What `scripts/score_advice.py table` prints."""
+def lines(name: str = "score") -> tuple[str, ...]:
+    """What the `table` of its script prints."""
     with tempfile.TemporaryDirectory() as folder:
-        measured_runs.unpack(score_folder(), pathlib.Path(folder))
-        command = [sys.executable, str(measured_runs.ROOT / "scripts" / "score_advice.py"), "table", "--output", folder]
+        measured_runs.unpack(score_folder(name), pathlib.Path(folder))
+        command = [sys.executable, str(measured_runs.ROOT / "scripts" / SCRIPTS[name]), "table", "--output", folder]
         return tuple(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines())
 
 
-def table() -> str:
+def table(name: str = "score") -> str:
     """Its tables, which are printed as Markdown."""
-    groups = itertools.groupby(lines(), key=lambda line: line.startswith("|"))
+    groups = itertools.groupby(lines(name), key=lambda line: line.startswith("|"))
     return "\n\n".join("\n".join(group) for is_table, group in groups if is_table)
 
 
-def summary() -> str:
+def summary(name: str = "score") -> str:
     """The other lines, which say what the tables come to."""
-    return "\n".join(f"- {line}" for line in lines() if line and not line.startswith("|"))
+    return "\n".join(f"- {line}" for line in lines(name) if line and not line.startswith("|"))

@@ -3,6 +3,7 @@
     <!-- measured: split_backward/mnist | setting | table To | table Cost of one batch | verdict -->
     <!-- measured: large_batch/digits | table Each arm | without s per run -->
     <!-- measured: score | table -->
+    <!-- measured: within | table | verdict -->
     <!-- end -->
 
 What stands between such a comment and the end is written anew. A table is named by the beginning of its title. After `verdict`, a number says with
@@ -44,8 +45,8 @@ def run_of(order: str) -> str:
 
 
 def is_kept(name: str) -> bool:
-    """Whether the records of a run, or of the score, are in docs/measured."""
-    return name in measured_runs.kept_runs() or (name == "score" and measured_score.score_folder().exists())
+    """Whether the records of a run, or of a score, are in docs/measured."""
+    return name in measured_runs.kept_runs() or measured_score.is_kept(name)
 
 
 def content_of(order: str) -> str:
@@ -55,16 +56,17 @@ def content_of(order: str) -> str:
         ValueError: there is no such table or column, or the order cannot be read.
     """
     name, *parts = (part.strip() for part in order.split("|"))
+    is_score = name in measured_score.SCRIPTS
     texts: list[str] = []
     for position, part in enumerate(parts):
         kind, _, detail = part.partition(" ")
         if kind == "setting":
-            texts.append(f"*{measured_score.setting() if name == 'score' else measured_runs.setting_of(name)}.*")
+            texts.append(f"*{measured_score.setting(name) if is_score else measured_runs.setting_of(name)}.*")
         elif kind == "table":
             left_out = [more.removeprefix("without ") for more in _following(parts, position) if more.startswith("without ")]
-            texts.append(measured_score.table() if name == "score" else table_of(name, detail, left_out))
+            texts.append(measured_score.table(name) if is_score else table_of(name, detail, left_out))
         elif kind == "verdict":
-            texts.append(measured_score.summary() if name == "score" else verdict_of(name, *map(int, detail.split())))
+            texts.append(measured_score.summary(name) if is_score else verdict_of(name, *map(int, detail.split())))
         elif kind != "without":
             raise ValueError(f"measured: {order}: {part!r} must begin with setting, table, without or verdict.")
     return "\n\n".join(texts)

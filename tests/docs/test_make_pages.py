@@ -158,22 +158,26 @@ def test_a_figure_says_what_it_shows(tmp_path):
     assert page_figures.fingerprint_of(tmp_path / "none.png") is None
 
 
-def test_the_score_is_kept_and_read(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", measured_score.SCRIPTS)
+def test_the_score_is_kept_and_read(name, tmp_path, monkeypatch):
     monkeypatch.setattr(measured_runs, "MEASURED", tmp_path / "measured")
     with pytest.raises(ValueError, match="no files of a score"):
-        measured_score.keep_score(tmp_path)
+        measured_score.keep_score(tmp_path, name)
+    assert not page_blocks.is_kept(name)
     (tmp_path / "digits.sweep.jsonl").write_text('{"batch_size": 4}\n', encoding="utf-8")
-    measured_score.keep_score(tmp_path)
+    measured_score.keep_score(tmp_path, name)
+    assert page_blocks.is_kept(name) and (tmp_path / "measured" / name / "config.json").exists()
 
     def run(command, **_):
-        assert command[-2] == "--output" and (pathlib.Path(command[-1]) / "digits.sweep.jsonl").read_text(encoding="utf-8") == '{"batch_size": 4}\n'
+        assert command[-4].endswith(measured_score.SCRIPTS[name]) and command[-2] == "--output"
+        assert (pathlib.Path(command[-1]) / "digits.sweep.jsonl").read_text(encoding="utf-8") == '{"batch_size": 4}\n'
         lines = ["| case |", "|---|", "| digits |", "advise: median regret 1.00, worst inf, over 2 scored cases", "| more |", "|---|"]
         return types.SimpleNamespace(stdout="\n".join(lines))
 
     measured_score.lines.cache_clear()
     monkeypatch.setattr(measured_score.subprocess, "run", run)
-    assert content_of("score | table | verdict").split("\n\n") == [
+    assert content_of(f"{name} | table | verdict").split("\n\n") == [
         "| case |\n|---|\n| digits |", "| more |\n|---|", "- advise: median regret 1.00, worst inf, over 2 scored cases",
     ]  # fmt: skip
-    assert kept_numbers.score("advise") == {"median": "1.00", "worst": "inf"}
+    assert name != "score" or kept_numbers.score("advise") == {"median": "1.00", "worst": "inf"}
     measured_score.lines.cache_clear()
