@@ -191,7 +191,7 @@ def judged_ends(folder: Folder) -> dict[str, list[float | None]]:
 
 def is_judged(folder: Folder) -> bool:
     """Whether there is a whole sweep and advice, and every named setting of a case has been judged."""
-    if len(folder.read("advice")) < 2 or not folder.read("curve"):
+    if not is_whole(folder.read("advice"), question=["fixed", "horizon"]) or not folder.read("curve"):
         return False
     judged = folder.read("judged")
     return all(is_whole(judged, batch_size=[size], learning_rate=[rate], seed=JUDGING) for size, rate in named_settings(folder).values())
