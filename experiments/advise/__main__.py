@@ -108,10 +108,7 @@ def study(config: Config, console: Console) -> None:
         if config.task is None and config.dataset in TEXTS:
             (advised,) = (choice for choice in advice.choices if choice.batch_size == advice.batch_size)
             console.print(laws.beside(task, advised.examples.value * SEQUENCE_LENGTH, SEQUENCE_LENGTH), soft_wrap=True)
-        snippet = advice.snippet(scheduled_code(config))
-        imports = [module for module in ("functools", "optax") if f"{module}." in snippet]
-        lines = [f"import {', '.join(imports)}"] if imports else []
-        console.print("\n".join(["", *lines, "import jaxbatch as jb", "", snippet]), soft_wrap=True, markup=False)
+        report.print_code(console, advice.snippet(scheduled_code(config)))
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -1,7 +1,8 @@
 """The figure of the study that advises, from its records alone."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -90,16 +91,20 @@ def _draw_seconds(axes, advice: Advice) -> None:
 
 
 def _draw_rates(axes, advice: Advice) -> None:
-    kinds = {
-        "reached the goal": ("o", plots.COLORS[0], lambda probe: probe.reached),
-        "ended before": ("o", "white", lambda probe: not probe.reached and not probe.diverged),
-        "diverged": ("x", plots.COLORS[1], lambda probe: probe.diverged),
+    groups = {
+        "reached the goal": [probe for probe in advice.probes if probe.reached],
+        "ended before": [probe for probe in advice.probes if not probe.reached and not probe.diverged],
+        "diverged": [probe for probe in advice.probes if probe.diverged],
     }
-    for label, (marker, fill, chosen) in kinds.items():
-        some = [probe for probe in advice.probes if chosen(probe)]
-        edge = plots.COLORS[1] if marker == "x" else plots.COLORS[0]
-        axes.plot([p.batch_size for p in some], [p.learning_rate for p in some], marker, color=edge, mfc=fill, ms=7, label=label, ls="none")
-    if advice.choices:
-        rates = [choice.learning_rate for choice in advice.choices]
-        axes.plot([choice.batch_size for choice in advice.choices], rates, "-", color="grey", label="best rate, expected")
+    draw_runs(axes, groups, advice.choices)
     axes.set(title="Runs, and the best rate", ylabel="learning rate", yscale="log")
+
+
+def draw_runs(axes, groups: Mapping[str, Sequence[Any]], choices: Sequence[Any]) -> None:
+    """Batch size and rate of all runs in three groups, that arrived, ended early or diverged, and each size's best rate."""
+    styles = (("o", plots.COLORS[0], plots.COLORS[0]), ("o", plots.COLORS[0], "white"), ("x", plots.COLORS[1], plots.COLORS[1]))
+    for (label, some), (marker, edge, fill) in zip(groups.items(), styles, strict=True):
+        axes.plot([run.batch_size for run in some], [run.learning_rate for run in some], marker, color=edge, mfc=fill, ms=7, label=label, ls="none")
+    if choices:
+        rates = [choice.learning_rate for choice in choices]
+        axes.plot([choice.batch_size for choice in choices], rates, "-", color="grey", label="best rate, expected")

@@ -56,3 +56,10 @@ def verdict(config, records: Sequence[Record]) -> list[str]:
     if advice.batch_size is not None:
         sentences.append("If the batch changes by a factor κ: " + " ".join(advice.rules))
     return sentences
+
+
+def print_code(console: Console, snippet: str) -> None:
+    """Code that trains with the advised setting, with its imports."""
+    imports = [module for module in ("functools", "optax") if f"{module}." in snippet]
+    lines = [f"import {', '.join(imports)}"] if imports else []
+    console.print("\n".join(["", *lines, "import jaxbatch as jb", "", snippet]), soft_wrap=True, markup=False)

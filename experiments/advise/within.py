@@ -9,6 +9,7 @@ from rich.console import Console
 import jaxbatch as jb
 from experiments.advise import within_figure, within_records, within_report
 from experiments.advise.lengths import read_length
+from experiments.advise.report import print_code
 from experiments.harness.command_line import for_quick
 from experiments.harness.optimizers import OptimizerFlags, fill_optimizer, is_named, kind_of
 from experiments.harness.schedules import ScheduleFlags, fill_schedule, make_scheduled, scheduled_code
@@ -135,10 +136,7 @@ def study(config: Config, console: Console) -> None:
     show_results(console, config, run, within_report, within_figure)
     advice = within_report.read_advice(config, run.records)
     if advice.batch_size is not None:
-        snippet = advice.snippet(scheduled_code(config), with_steps=takes_num_steps(make_scheduled(config)))
-        imports = [module for module in ("functools", "optax") if f"{module}." in snippet]
-        lines = [f"import {', '.join(imports)}"] if imports else []
-        console.print("\n".join(["", *lines, "import jaxbatch as jb", "", snippet]), soft_wrap=True, markup=False)
+        print_code(console, advice.snippet(scheduled_code(config), with_steps=takes_num_steps(make_scheduled(config))))
 
 
 def main(args: Sequence[str] | None = None) -> None:

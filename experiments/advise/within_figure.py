@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from experiments.advise.figure import draw_runs
 from experiments.advise.within_report import read_advice
 from experiments.harness.schedules import rate_words
 from experiments.harness.study import setting_of
@@ -97,14 +98,9 @@ def _draw_data(axes, advice: EndAdvice) -> None:
 
 def _draw_rates(axes, advice: EndAdvice) -> None:
     groups = {
-        "to the end": ("o", plots.COLORS[0], lambda ending: ending.ended),
-        "ended early": ("o", "white", lambda ending: not ending.ended and not ending.diverged),
-        "diverged": ("x", plots.COLORS[1], lambda ending: ending.diverged),
+        "to the end": [ending for ending in advice.endings if ending.ended],
+        "ended early": [ending for ending in advice.endings if not ending.ended and not ending.diverged],
+        "diverged": [ending for ending in advice.endings if ending.diverged],
     }
-    for label, (marker, fill, chosen) in groups.items():
-        some = [ending for ending in advice.endings if chosen(ending)]
-        edge = plots.COLORS[1] if marker == "x" else plots.COLORS[0]
-        axes.plot([e.batch_size for e in some], [e.learning_rate for e in some], marker, color=edge, mfc=fill, ms=7, label=label, ls="none")
-    if advice.choices:
-        axes.plot([c.batch_size for c in advice.choices], [c.learning_rate for c in advice.choices], "-", color="grey", label="best rate, expected")
+    draw_runs(axes, groups, advice.choices)
     axes.set(title="Runs of all lengths, and the best rate at the length asked for", ylabel="learning rate", yscale="log")
