@@ -12,11 +12,15 @@ import jaxbatch as jb
 from experiments.harness import in_flight
 from experiments.harness.optimizers import make_optimizer
 from experiments.harness.task import prepared_once
+from jaxbatch.gradients.curvature import Curvature
 from jaxbatch.results.records import Record, RunFolder
 from jaxbatch.training.cut import choose_evaluation_size
 from jaxbatch.training.evaluation import make_task_evaluate
+from jaxbatch.training.fitting import fit_with
 from jaxbatch.training.goals import as_goal, metric_names
+from jaxbatch.training.run_programs import Once, RunPrograms
 from jaxbatch.training.tasks import Task
+from jaxbatch.training.train_state import start_shapes
 
 WAY = (0.125, 0.25, 0.5)  # of --epochs, where curvature is measured on the way
 COMPARISONS = ("epochs", "loss")
@@ -36,10 +40,9 @@ class Setup:
         self._evaluate = {kind: make_task_evaluate(task, data) for kind, data in self._held_out.items()}
         losses = lambda params, batch: {"loss": task.loss_fn(params, batch)}
         self._train_loss = jb.make_evaluate(losses, task.num_examples, self.microbatch_size or choose_evaluation_size(task))
-
-    def make_optimizer(self, size: int):
-        """The optimizer at the best rate of a batch size."""
-        return make_optimizer(self.config)(self.rates[size])
+        self.curvature = Curvature(task.loss_fn, start_shapes(task), self.train_data, self.microbatch_size)
+        untested, of_task = task._replace(test_data=None), Once()  # the study judges its runs itself
+        self.programs = {size: RunPrograms(untested, make_optimizer(config)(rate), of_task) for size, rate in rates.items()}
 
     def loss(self, params) -> float:
         """The mean training loss."""
@@ -90,10 +93,10 @@ def train(setup: Setup, size: int, seed: int, run: RunFolder) -> list[Record]:
     """Trains until the epochs are over and the loss is reached; keeps parameters in the run folder, and returns the records."""
     config, task = setup.config, setup.task
     per_epoch = max(1, min(4, task.num_examples // size))
-    settings = jb.FitConfig(setup.make_optimizer(size), size, jb.epochs(config.max_epochs), seed=seed, evaluations_per_epoch=per_epoch)
+    settings = jb.FitConfig(None, size, jb.epochs(config.max_epochs), seed=seed, evaluations_per_epoch=per_epoch)
     identity = {"batch_size": size, "seed": seed}
     milestones, wanted, rows, next_row = [part * config.epochs for part in WAY], dict.fromkeys(COMPARISONS), [], 0.0
-    for record in jb.fit(task, settings):
+    for record in fit_with(setup.programs[size], settings, None):
         params, epoch = record["state"].params, record["epoch"]
         loss = math.nan if record["diverged"] else setup.loss(params)
         at = {"epoch": epoch, "updates": record["updates"], "loss": loss}
@@ -109,7 +112,7 @@ def train(setup: Setup, size: int, seed: int, run: RunFolder) -> list[Record]:
                 keep(run, name, size, seed, params, at)
         if record["diverged"] or None not in wanted.values():
             break
-    start = jb.init_state(task, setup.make_optimizer(size), seed).params
+    start = setup.programs[size].begin(seed, None).params
     keep(run, "way_0", size, seed, start, {"epoch": 0.0, "updates": 0, "loss": setup.loss(start)})
     updates_to = {f"updates_to_{name}": updates for name, updates in wanted.items()}
     done = {"learning_rate": setup.rates[size], "updates": record["updates"], "diverged": record["diverged"]}

@@ -164,6 +164,21 @@ def test_the_same_program_is_found_again(monkeypatch):
     assert len(compiled) == 4 and compiled[:2] == compiled[2:]
 
 
+def test_one_curvature_compiles_once_for_many_parameters(monkeypatch):
+    compile_ahead, compiled, batch = curvature.compile_ahead, [], rows(3.0, 2.0, 1.0, -1.0)
+    monkeypatch.setattr(curvature, "compile_ahead", lambda *args: compiled.append(args) or compile_ahead(*args))
+    loss_fn = lambda w, x: 0.25 * (x * w[None] ** 4).sum(-1)
+    shared, at = curvature.Curvature(loss_fn, jnp.zeros(4), batch), jnp.arange(4.0)
+    first = shared.eigenvalues(jnp.ones(4), key=KEY, num_steps=3)
+    values, trace = shared.eigenvalues(at, 2, key=KEY, num_steps=3), shared.trace(at, 2, key=KEY)
+    assert len(compiled) == 2  # Lanczos' steps, and a product alone
+    shared.eigenvalues(at, key=KEY, num_steps=2)
+    assert len(compiled) == 3
+    wanted = jb.hessian_eigenvalues(loss_fn, at, batch, 2, key=KEY, num_steps=3)
+    assert jax.tree.all(jax.tree.map(np.array_equal, values, wanted)) and trace == jb.hessian_trace(loss_fn, at, batch, 2, key=KEY)
+    assert values.largest[0] != first.largest[0]
+
+
 def test_the_line_goes_through_both_ends_exactly():
     loss_fn, params, batch = make_problem(10)
     other = jax.tree.map(lambda leaf: leaf + 1, params)
