@@ -125,7 +125,7 @@ def measure(config: Config, task: Task, test_data, run: RunFolder, console: Cons
 def study(config: Config, console: Console) -> None:
     """Measures what is missing, then shows what the files hold."""
     task, test_data = load_choosing_task(config)
-    task = few_for_quick(config, task, 240)
+    task = few_for_quick(config, task, 200)  # three batches of 16 between two looks, always: one program
     config = resolve(config, task)
     run = open_study("sharpness", config, console, task)
     measure(config, task, test_data, run, console)

@@ -34,7 +34,7 @@ def solution(setup: Setup, identity: Record, read) -> list[Record]:
     gradient = jb.accumulated_gradient(setup.task.loss_fn, params, setup.train_data, size)
     rate = 1 / max(float(eigenvalues.largest[0]), 1e-12)
     loss, after = setup.losses(params, jax.tree.map(lambda p, g: p - rate * g, params, gradient), [0.0, 1.0])
-    start = setup.task.start(jax.random.key(seed))
+    start, _ = setup.start(jax.random.key(seed))
     more = {f"largest_{number}": float(value) for number, value in enumerate(eigenvalues.largest[1:], 2)}
     measured = {
         "trace": trace.value,

@@ -20,7 +20,7 @@ from jaxbatch.training.fitting import fit_with
 from jaxbatch.training.goals import as_goal, metric_names
 from jaxbatch.training.run_programs import Once, RunPrograms
 from jaxbatch.training.tasks import Task
-from jaxbatch.training.train_state import start_shapes
+from jaxbatch.training.train_state import compile_start, start_shapes
 
 WAY = (0.125, 0.25, 0.5)  # of --epochs, where curvature is measured on the way
 COMPARISONS = ("epochs", "loss")
@@ -41,6 +41,7 @@ class Setup:
         losses = lambda params, batch: {"loss": task.loss_fn(params, batch)}
         self._train_loss = jb.make_evaluate(losses, task.num_examples, self.microbatch_size or choose_evaluation_size(task))
         self.curvature = Curvature(task.loss_fn, start_shapes(task), self.train_data, self.microbatch_size)
+        self.start = compile_start(task)
         untested, of_task = task._replace(test_data=None), Once()  # the study judges its runs itself
         self.programs = {size: RunPrograms(untested, make_optimizer(config)(rate), of_task) for size, rate in rates.items()}
 
