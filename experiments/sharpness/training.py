@@ -13,6 +13,7 @@ from experiments.harness import in_flight
 from experiments.harness.optimizers import make_optimizer
 from experiments.harness.task import prepared_once
 from jaxbatch.gradients.curvature import Curvature
+from jaxbatch.gradients.loss_line import LossLine
 from jaxbatch.results.records import Record, RunFolder
 from jaxbatch.training.cut import choose_evaluation_size
 from jaxbatch.training.evaluation import make_task_evaluate
@@ -40,7 +41,8 @@ class Setup:
         self._evaluate = {kind: make_task_evaluate(task, data) for kind, data in self._held_out.items()}
         losses = lambda params, batch: {"loss": task.loss_fn(params, batch)}
         self._train_loss = jb.make_evaluate(losses, task.num_examples, self.microbatch_size or choose_evaluation_size(task))
-        self.curvature = Curvature(task.loss_fn, start_shapes(task), self.train_data, self.microbatch_size)
+        of_loss = (task.loss_fn, start_shapes(task), self.train_data, self.microbatch_size)
+        self.curvature, self._line = Curvature(*of_loss), LossLine(*of_loss)
         self.start = compile_start(task)
         untested, of_task = task._replace(test_data=None), Once()  # the study judges its runs itself
         self.programs = {size: RunPrograms(untested, make_optimizer(config)(rate), of_task) for size, rate in rates.items()}
@@ -51,8 +53,7 @@ class Setup:
 
     def losses(self, params, other, points) -> list[float]:
         """The mean training loss along a line."""
-        line_losses = jb.loss_along_line(self.task.loss_fn, params, other, self.train_data, points, microbatch_size=self.microbatch_size)
-        return [float(value) for value in line_losses]
+        return [float(value) for value in self._line(params, other, points)]
 
     def metrics(self, kind: str, params) -> dict[str, float]:
         """The metrics on the validation part, or the test set."""

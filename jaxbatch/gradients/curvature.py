@@ -7,8 +7,8 @@ products over microbatches, the spaces that end early, and what the results may 
 Axes: B examples, P parameters, k steps, n eigenvalues, S samples.
 """
 
-from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from jaxbatch.gradients.groups import LossFn, check_loss
 from jaxbatch.gradients.lanczos import lanczos, operator, outside, tridiagonal
 from jaxbatch.intervals import Interval, interval
 from jaxbatch.kinds import checked
-from jaxbatch.machine.compiling import compile_ahead, take_out_constants
+from jaxbatch.machine.compiling import KeptPrograms
 from jaxbatch.sums import widen
 
 
@@ -144,7 +144,7 @@ class Curvature:
     def __init__(self, loss_fn: LossFn, params: PyTree, batch: PyTree, microbatch_size: int | None = None, has_aux: bool = False):
         self._loss, _ = check_loss(loss_fn, params, batch, has_aux)
         self._batch, self._microbatch_size = batch, microbatch_size
-        self._programs = dict[Hashable, Callable[..., Any]]()
+        self._kept = KeptPrograms()
 
     def eigenvalues(self, params: PyTree, count: int = 1, *, key: Key[Array, ""], num_steps: int = 40) -> HessianEigenvalues:
         """See :func:`hessian_eigenvalues`."""
@@ -159,7 +159,7 @@ class Curvature:
             steps = min(num_steps, size - len(spaces))
             start = outside(spaces, jax.random.normal(jax.random.fold_in(key, number), (size,), first.dtype))
             arguments = (params, self._batch, spaces, start)
-            space, matrix, rest = self._run(("lanczos", steps), lanczos(self._loss, self._microbatch_size, steps), *arguments)
+            space, matrix, rest = self._kept(("lanczos", steps), lanczos(self._loss, self._microbatch_size, steps), *arguments)
             known = max((abs(value) for value, _ in ritz), default=0.0)
             small, ended = tridiagonal(np.asarray(matrix, float), float(rest), np.asarray(space @ space.T), known)
             if not np.isfinite(small).all():
@@ -190,13 +190,4 @@ class Curvature:
     def _multiplication(self, params: PyTree) -> Callable[[Array], Array]:
         """``v -> Hv`` as one compiled program."""
         multiply = lambda p, b, v: operator(self._loss, p, b, self._microbatch_size)[1](v)
-        return lambda vector: self._run("multiply", multiply, params, self._batch, vector)
-
-    def _run(self, name: Hashable, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What ``function`` returns; ``name`` and the shapes of the arguments tell its program."""
-        key = (name, jax.tree.structure(arguments), *map(jax.typeof, jax.tree.leaves(arguments)))
-        if key not in self._programs:
-            run, constants = take_out_constants(function, *arguments)
-            program = compile_ahead(jax.jit(run), constants, *arguments)
-            self._programs[key] = lambda *arguments: program(constants, *arguments)
-        return self._programs[key](*arguments)
+        return lambda vector: self._kept("multiply", multiply, params, self._batch, vector)
