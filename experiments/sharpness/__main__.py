@@ -62,7 +62,8 @@ def resolve(config: Config, task: Task) -> Config:
         raise ValueError("--train-loss is needed with --task: a mean training loss that both batch sizes reach.")
     usual, quick = kind_of(config).rates, config.quick
     short = {"lanczos_steps": 6, "trace_samples": 4, "points": 13, "continue_epochs": 1, "seeds": 2, "epochs": 4, "max_epochs": 40}
-    config = for_quick(config, **short, learning_rates=usual[3:5], train_loss=1.5)
+    few = config.model != "mlp"  # few_for_quick: a loss that the huge batch reaches on few examples too
+    config = for_quick(config, **short, learning_rates=usual[3:5], train_loss=1.5 if few else 0.5)
     own_target, config = config.target, fill_target(config, task)
     goal = as_goal(config.target or "")
     if quick and own_target is None and goal.metric == "accuracy":  # a few epochs of a huge batch do not reach the usual one
