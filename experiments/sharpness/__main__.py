@@ -61,7 +61,7 @@ def resolve(config: Config, task: Task) -> Config:
     if config.task and config.train_loss is None:
         raise ValueError("--train-loss is needed with --task: a mean training loss that both batch sizes reach.")
     usual, quick = kind_of(config).rates, config.quick
-    short = {"lanczos_steps": 6, "trace_samples": 4, "points": 13, "continue_epochs": 1, "seeds": 2, "epochs": 4, "max_epochs": 40}
+    short = {"lanczos_steps": 4, "trace_samples": 3, "points": 13, "continue_epochs": 1, "seeds": 2, "epochs": 4, "max_epochs": 40}
     few = config.model != "mlp"  # few_for_quick: a loss that the huge batch reaches on few examples too
     config = for_quick(config, **short, learning_rates=usual[3:5], train_loss=1.5 if few else 0.5)
     own_target, config = config.target, fill_target(config, task)
@@ -128,7 +128,7 @@ def measure(config: Config, task: Task, test_data, run: RunFolder, console: Cons
 def study(config: Config, console: Console) -> None:
     """Measures what is missing, then shows what the files hold."""
     task, test_data = load_choosing_task(config)
-    task = few_for_quick(config, task, 200)  # three batches of 16 between two looks, always: one program
+    task = few_for_quick(config, task, 128)  # two batches of 16 between two looks, always: one program
     config = resolve(config, task)
     run = open_study("sharpness", config, console, task)
     measure(config, task, test_data, run, console)

@@ -24,6 +24,7 @@ from jaxbatch.training.tasks import Task
 from jaxbatch.training.train_state import compile_start, start_shapes
 
 WAY = (0.125, 0.25, 0.5)  # of --epochs, where curvature is measured on the way
+QUICK_WAY = WAY[-1:]  # with --quick
 COMPARISONS = ("epochs", "loss")
 
 
@@ -32,6 +33,7 @@ class Setup:
 
     def __init__(self, config, task: Task, test_data, rates: dict[int, float]):
         self.config, self.task, self.rates = config, task, rates
+        self.way_parts = QUICK_WAY if config.quick else WAY
         self.train_data = prepared_once(task).train_data
         self.microbatch_size = task.examples_at_a_time
         goal, names = as_goal(config.target), metric_names(task)
@@ -97,7 +99,7 @@ def train(setup: Setup, size: int, seed: int, run: RunFolder) -> list[Record]:
     per_epoch = max(1, min(4, task.num_examples // size))
     settings = jb.FitConfig(None, size, jb.epochs(config.max_epochs), seed=seed, evaluations_per_epoch=per_epoch)
     identity = {"batch_size": size, "seed": seed}
-    milestones, wanted, rows, next_row = [part * config.epochs for part in WAY], dict.fromkeys(COMPARISONS), [], 0.0
+    milestones, wanted, rows, next_row = [part * config.epochs for part in setup.way_parts], dict.fromkeys(COMPARISONS), [], 0.0
     for record in fit_with(setup.programs[size], settings, None):
         params, epoch = record["state"].params, record["epoch"]
         loss = math.nan if record["diverged"] else setup.loss(params)
@@ -106,7 +108,7 @@ def train(setup: Setup, size: int, seed: int, run: RunFolder) -> list[Record]:
             rows.append({"kind": "curve", **identity, **at})
             next_row = max(1.1 * epoch, epoch + 0.25)
         while milestones and epoch >= milestones[0] - 1e-9:
-            keep(run, f"way_{WAY[-len(milestones)]}", size, seed, params, at)
+            keep(run, f"way_{setup.way_parts[-len(milestones)]}", size, seed, params, at)
             milestones.pop(0)
         for name, reached in (("epochs", epoch >= config.epochs - 1e-9), ("loss", loss <= config.train_loss)):
             if wanted[name] is None and reached and not record["diverged"]:
@@ -142,7 +144,9 @@ def find_states(run: RunFolder, setup: Setup, what: str) -> list[tuple[Record, C
 
     pairs = [(size, seed) for seed in seeds for size in sizes]
     if what == "curvature on the way":
-        stages = [(part, size, seed) for size, seed in pairs for part in (0, *WAY) if part or size == sizes[0]]  # both start from the same
+        stages = [
+            (part, size, seed) for size, seed in pairs for part in (0, *setup.way_parts) if part or size == sizes[0]
+        ]  # both start from the same
         candidates = [({"kind": "way", "stage": part, "batch_size": size, "seed": seed}, f"way_{part}", size, seed) for part, size, seed in stages]
     elif what == "lines":
         return [
