@@ -85,7 +85,7 @@ def shorten(config: Config) -> Config:
     """What --quick sets. There are two batch sizes, because each is compiled several times; the deep networks see few examples, too."""
     deep = config.task is None and config.model in DEEP
     rates = usual_rates(config)[1][1:3]
-    few = {"num_examples": 64, "batch_size": 8, "max_batch_size": 16, "seeds": 1, "tuned_rates": rates[:1]} if deep else {"seeds": 2}
+    few = {"num_examples": 32, "batch_size": 8, "max_batch_size": 16, "seeds": 1, "tuned_rates": rates[:1]} if deep else {"seeds": 2}
     return for_quick(config, **{"epochs": 2, "rounds": 2, "tuned_rates": rates} | few)
 
 

@@ -19,7 +19,7 @@ from experiments.harness.schedules import ScheduleFlags, fill_schedule, make_for
 from experiments.harness.speed import SpeedConfig, measure_missing_speed
 from experiments.harness.study import check_positive, open_study, run_study, show_results
 from experiments.harness.target import TargetConfig, num_updates, resolve_target
-from experiments.harness.task import load_choosing_task
+from experiments.harness.task import DEEP, load_choosing_task
 from jaxbatch.advice.probes import last_without
 from jaxbatch.augment import batch_shapes
 from jaxbatch.results.records import Record, RunFolder
@@ -52,6 +52,7 @@ class Config(ScheduleFlags, TargetConfig):
     """Rounds in which an iteration with loading is timed."""
 
     own_lengths = True
+    long_to_compile = (*DEEP, "simple_cnn")  # two sizes at two rates, with a grid before and the times of an iteration
 
 
 def resolve(config: Config, task: Task) -> Config:

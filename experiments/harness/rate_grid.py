@@ -75,7 +75,7 @@ def measure_size(task: Task, config: GridConfig, batch_size: int, run: RunFolder
         after=after,
     )
     bar = progress.add_task(f"B = {batch_size}, {shape[0] * shape[1]} runs", rate="")
-    before = after["batches"] if after else 0
+    before, names = after["batches"] if after else 0, metric_names(task)  # traces the task
     for record in records:
         for cell, (rate, seed) in zip(np.ndindex(shape), itertools.product(config.learning_rates, range(config.seeds)), strict=True):
             yield {
@@ -86,7 +86,7 @@ def measure_size(task: Task, config: GridConfig, batch_size: int, run: RunFolder
                 "updates": record["batches"],
                 "epoch": record["epoch"],
                 "loss": float(record["loss"][cell]),
-                **{f"validation_{name}": float(record[f"test_{name}"][cell]) for name in metric_names(task)},
+                **{f"validation_{name}": float(record[f"test_{name}"][cell]) for name in names},
                 "diverged_at_update": int(record["diverged_at_batch"][cell]),
             }
         rest = {key: record[key] for key in ("batches", "diverged_at_batch", "updates_to_goal")}

@@ -50,6 +50,7 @@ class StudyConfig:
     """The fields whose flags are given, which --quick does not change; no flag itself."""
 
     trains: ClassVar[bool] = True  # whether what is compiled is there to be run
+    long_to_compile: ClassVar[tuple[str, ...]] = DEEP  # networks whose few examples take less time with --quick than the compiler
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,13 +221,13 @@ def show_results(console: Console, config: StudyConfig, run: RunFolder, report: 
 
 @contextlib.contextmanager
 def quick_to_compile(config: StudyConfig) -> Iterator[None]:
-    """Within it, --quick compiles the deep networks for a CPU without most optimizations.
+    """Within it, --quick compiles the networks that take long to compile for a CPU without most optimizations.
 
     Their few examples take less time than the compiler, which is three times as fast. Where memory is asked for, programs are compiled as they are.
     """
     before = jax.config.read("jax_disable_most_optimizations")
-    deep = getattr(config, "model", None) in DEEP and getattr(config, "task", None) is None and config.trains
-    if config.quick and deep and jax.default_backend() == "cpu":
+    long = getattr(config, "model", None) in config.long_to_compile and getattr(config, "task", None) is None and config.trains
+    if config.quick and long and jax.default_backend() == "cpu":
         jax.config.update("jax_disable_most_optimizations", True)
     try:
         yield

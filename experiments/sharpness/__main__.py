@@ -10,7 +10,7 @@ from experiments.harness.optimizers import kind_of
 from experiments.harness.resuming import append_missing, is_whole
 from experiments.harness.study import check_positive, open_study, run_study, show_results
 from experiments.harness.target import GoalConfig, fill_target
-from experiments.harness.task import few_for_quick, load_choosing_task, refuse_model_state
+from experiments.harness.task import DEEP, few_for_quick, load_choosing_task, refuse_model_state
 from experiments.sharpness import __doc__ as question
 from experiments.sharpness import figure, report
 from experiments.sharpness.measures import continued, line, solution, way_point
@@ -52,6 +52,8 @@ class Config(GoalConfig):
     continue_epochs: int = 10
     """Epochs of further training from each solution with the small batch. With the large batch, from its own solution, it is --epochs."""
 
+    long_to_compile = (*DEEP, "simple_cnn")  # curvature, lines and runs have a dozen programs, and nothing is timed
+
 
 def resolve(config: Config, task: Task) -> Config:
     """Fills in what depends on the data set, shrinks for --quick, and checks."""
@@ -59,8 +61,9 @@ def resolve(config: Config, task: Task) -> Config:
     if config.task and config.train_loss is None:
         raise ValueError("--train-loss is needed with --task: a mean training loss that both batch sizes reach.")
     usual, quick = kind_of(config).rates, config.quick
-    short = {"lanczos_steps": 6, "trace_samples": 4, "points": 13, "continue_epochs": 1, "seeds": 2, "epochs": 4, "max_epochs": 40}
-    config = for_quick(config, **short, learning_rates=usual[3:5], train_loss=0.5)
+    short = {"lanczos_steps": 4, "trace_samples": 3, "points": 13, "continue_epochs": 1, "seeds": 2, "epochs": 4, "max_epochs": 40}
+    few = config.model != "mlp"  # few_for_quick: a loss that the huge batch reaches on few examples too
+    config = for_quick(config, **short, learning_rates=usual[3:5], train_loss=1.5 if few else 0.5)
     own_target, config = config.target, fill_target(config, task)
     goal = as_goal(config.target or "")
     if quick and own_target is None and goal.metric == "accuracy":  # a few epochs of a huge batch do not reach the usual one
@@ -125,7 +128,7 @@ def measure(config: Config, task: Task, test_data, run: RunFolder, console: Cons
 def study(config: Config, console: Console) -> None:
     """Measures what is missing, then shows what the files hold."""
     task, test_data = load_choosing_task(config)
-    task = few_for_quick(config, task, 240)
+    task = few_for_quick(config, task, 128)  # two batches of 16 between two looks, always: one program
     config = resolve(config, task)
     run = open_study("sharpness", config, console, task)
     measure(config, task, test_data, run, console)

@@ -11,6 +11,7 @@ from experiments.sharpness.training import Setup
 from jaxbatch.augment import prepared_for_metrics
 from jaxbatch.results.records import Record
 from jaxbatch.sums import squared_norm
+from jaxbatch.training.fitting import fit_with
 from jaxbatch.training.tasks import count_examples
 
 COUNT = 3  # eigenvalues at each end of a solution's spectrum
@@ -28,14 +29,12 @@ def solution(setup: Setup, identity: Record, read) -> list[Record]:
     """Curvature, gradient, an exact gradient step of 1 / the largest eigenvalue, and all metrics; the test set is looked at here."""
     (params, at), seed = read, identity["seed"]
     eigenvalues = _eigenvalues(setup, params, seed, COUNT)
-    key = jax.random.key(seed)
-    settings = {"key": key, "microbatch_size": setup.microbatch_size}
-    trace = jb.hessian_trace(setup.task.loss_fn, params, setup.train_data, setup.config.trace_samples, **settings)
+    trace = setup.curvature.trace(params, setup.config.trace_samples, key=jax.random.key(seed))
     size = setup.microbatch_size or len(jax.tree.leaves(setup.train_data)[0])
     gradient = jb.accumulated_gradient(setup.task.loss_fn, params, setup.train_data, size)
     rate = 1 / max(float(eigenvalues.largest[0]), 1e-12)
     loss, after = setup.losses(params, jax.tree.map(lambda p, g: p - rate * g, params, gradient), [0.0, 1.0])
-    start = setup.task.start(jax.random.key(seed))
+    start, _ = setup.start(jax.random.key(seed))
     more = {f"largest_{number}": float(value) for number, value in enumerate(eigenvalues.largest[1:], 2)}
     measured = {
         "trace": trace.value,
@@ -67,14 +66,14 @@ def continued(setup: Setup, identity: Record, read) -> list[Record]:
 
     With the large batch it goes on for as many epochs as the first comparison takes, because it makes few updates in one.
     """
-    (params, _), config, task, size = read, setup.config, setup.task, identity["with_batch_size"]
-    optimizer, seed = setup.make_optimizer(size), identity["seed"] + FURTHER
-    state = jb.init_state(task, optimizer, seed)._replace(params=params)
+    (params, _), config, size = read, setup.config, identity["with_batch_size"]
+    programs, seed = setup.programs[size], identity["seed"] + FURTHER
+    state = programs.begin(seed, None)._replace(params=params)
     small = size == config.small_batch_size
     epochs, per_epoch = (config.continue_epochs, 2) if small else (config.epochs, 1)
     rows = [identity | {"epoch": 0.0, "loss": setup.loss(params), **setup.metrics("validation", params)}]
-    settings = jb.FitConfig(optimizer, size, jb.epochs(epochs), seed=seed, evaluations_per_epoch=per_epoch)
-    for record in jb.fit(task, settings, state=state):
+    settings = jb.FitConfig(None, size, jb.epochs(epochs), seed=seed, evaluations_per_epoch=per_epoch)
+    for record in fit_with(programs, settings, state):
         now = record["state"].params
         rows.append(identity | {"epoch": record["epoch"], "loss": setup.loss(now), **setup.metrics("validation", now)})
     rows[-1]["last"] = True
@@ -84,8 +83,7 @@ def continued(setup: Setup, identity: Record, read) -> list[Record]:
 def _eigenvalues(setup: Setup, params, seed: int, count: int) -> jb.HessianEigenvalues:
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     count = min(count, size, setup.config.lanczos_steps)
-    settings = {"key": jax.random.key(seed), "num_steps": setup.config.lanczos_steps, "microbatch_size": setup.microbatch_size}
-    return jb.hessian_eigenvalues(setup.task.loss_fn, params, setup.train_data, count, **settings)
+    return setup.curvature.eigenvalues(params, count, key=jax.random.key(seed), num_steps=setup.config.lanczos_steps)
 
 
 def _first(eigenvalues: jb.HessianEigenvalues) -> Record:

@@ -12,13 +12,19 @@ import jaxbatch as jb
 from experiments.harness import in_flight
 from experiments.harness.optimizers import make_optimizer
 from experiments.harness.task import prepared_once
+from jaxbatch.gradients.curvature import Curvature
+from jaxbatch.gradients.loss_line import LossLine
 from jaxbatch.results.records import Record, RunFolder
 from jaxbatch.training.cut import choose_evaluation_size
 from jaxbatch.training.evaluation import make_task_evaluate
+from jaxbatch.training.fitting import fit_with
 from jaxbatch.training.goals import as_goal, metric_names
+from jaxbatch.training.run_programs import Once, RunPrograms
 from jaxbatch.training.tasks import Task
+from jaxbatch.training.train_state import compile_start, start_shapes
 
 WAY = (0.125, 0.25, 0.5)  # of --epochs, where curvature is measured on the way
+QUICK_WAY = WAY[-1:]  # with --quick
 COMPARISONS = ("epochs", "loss")
 
 
@@ -27,6 +33,7 @@ class Setup:
 
     def __init__(self, config, task: Task, test_data, rates: dict[int, float]):
         self.config, self.task, self.rates = config, task, rates
+        self.way_parts = QUICK_WAY if config.quick else WAY
         self.train_data = prepared_once(task).train_data
         self.microbatch_size = task.examples_at_a_time
         goal, names = as_goal(config.target), metric_names(task)
@@ -36,10 +43,11 @@ class Setup:
         self._evaluate = {kind: make_task_evaluate(task, data) for kind, data in self._held_out.items()}
         losses = lambda params, batch: {"loss": task.loss_fn(params, batch)}
         self._train_loss = jb.make_evaluate(losses, task.num_examples, self.microbatch_size or choose_evaluation_size(task))
-
-    def make_optimizer(self, size: int):
-        """The optimizer at the best rate of a batch size."""
-        return make_optimizer(self.config)(self.rates[size])
+        of_loss = (task.loss_fn, start_shapes(task), self.train_data, self.microbatch_size)
+        self.curvature, self._line = Curvature(*of_loss), LossLine(*of_loss)
+        self.start = compile_start(task)
+        untested, of_task = task._replace(test_data=None), Once()  # the study judges its runs itself
+        self.programs = {size: RunPrograms(untested, make_optimizer(config)(rate), of_task) for size, rate in rates.items()}
 
     def loss(self, params) -> float:
         """The mean training loss."""
@@ -47,8 +55,7 @@ class Setup:
 
     def losses(self, params, other, points) -> list[float]:
         """The mean training loss along a line."""
-        line_losses = jb.loss_along_line(self.task.loss_fn, params, other, self.train_data, points, microbatch_size=self.microbatch_size)
-        return [float(value) for value in line_losses]
+        return [float(value) for value in self._line(params, other, points)]
 
     def metrics(self, kind: str, params) -> dict[str, float]:
         """The metrics on the validation part, or the test set."""
@@ -90,10 +97,10 @@ def train(setup: Setup, size: int, seed: int, run: RunFolder) -> list[Record]:
     """Trains until the epochs are over and the loss is reached; keeps parameters in the run folder, and returns the records."""
     config, task = setup.config, setup.task
     per_epoch = max(1, min(4, task.num_examples // size))
-    settings = jb.FitConfig(setup.make_optimizer(size), size, jb.epochs(config.max_epochs), seed=seed, evaluations_per_epoch=per_epoch)
+    settings = jb.FitConfig(None, size, jb.epochs(config.max_epochs), seed=seed, evaluations_per_epoch=per_epoch)
     identity = {"batch_size": size, "seed": seed}
-    milestones, wanted, rows, next_row = [part * config.epochs for part in WAY], dict.fromkeys(COMPARISONS), [], 0.0
-    for record in jb.fit(task, settings):
+    milestones, wanted, rows, next_row = [part * config.epochs for part in setup.way_parts], dict.fromkeys(COMPARISONS), [], 0.0
+    for record in fit_with(setup.programs[size], settings, None):
         params, epoch = record["state"].params, record["epoch"]
         loss = math.nan if record["diverged"] else setup.loss(params)
         at = {"epoch": epoch, "updates": record["updates"], "loss": loss}
@@ -101,7 +108,7 @@ def train(setup: Setup, size: int, seed: int, run: RunFolder) -> list[Record]:
             rows.append({"kind": "curve", **identity, **at})
             next_row = max(1.1 * epoch, epoch + 0.25)
         while milestones and epoch >= milestones[0] - 1e-9:
-            keep(run, f"way_{WAY[-len(milestones)]}", size, seed, params, at)
+            keep(run, f"way_{setup.way_parts[-len(milestones)]}", size, seed, params, at)
             milestones.pop(0)
         for name, reached in (("epochs", epoch >= config.epochs - 1e-9), ("loss", loss <= config.train_loss)):
             if wanted[name] is None and reached and not record["diverged"]:
@@ -109,7 +116,7 @@ def train(setup: Setup, size: int, seed: int, run: RunFolder) -> list[Record]:
                 keep(run, name, size, seed, params, at)
         if record["diverged"] or None not in wanted.values():
             break
-    start = jb.init_state(task, setup.make_optimizer(size), seed).params
+    start = setup.programs[size].begin(seed, None).params
     keep(run, "way_0", size, seed, start, {"epoch": 0.0, "updates": 0, "loss": setup.loss(start)})
     updates_to = {f"updates_to_{name}": updates for name, updates in wanted.items()}
     done = {"learning_rate": setup.rates[size], "updates": record["updates"], "diverged": record["diverged"]}
@@ -137,7 +144,9 @@ def find_states(run: RunFolder, setup: Setup, what: str) -> list[tuple[Record, C
 
     pairs = [(size, seed) for seed in seeds for size in sizes]
     if what == "curvature on the way":
-        stages = [(part, size, seed) for size, seed in pairs for part in (0, *WAY) if part or size == sizes[0]]  # both start from the same
+        stages = [
+            (part, size, seed) for size, seed in pairs for part in (0, *setup.way_parts) if part or size == sizes[0]
+        ]  # both start from the same
         candidates = [({"kind": "way", "stage": part, "batch_size": size, "seed": seed}, f"way_{part}", size, seed) for part, size, seed in stages]
     elif what == "lines":
         return [

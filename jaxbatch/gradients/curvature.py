@@ -8,20 +8,20 @@ Axes: B examples, P parameters, k steps, n eigenvalues, S samples.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key, PyTree
-from matfree import decomp, stochtrace
+from matfree import stochtrace
 
-from jaxbatch.gradients.groups import Loss, LossFn, check_loss
-from jaxbatch.gradients.hessian import product
+from jaxbatch.gradients.groups import LossFn, check_loss
+from jaxbatch.gradients.lanczos import lanczos, operator, outside, tridiagonal
 from jaxbatch.intervals import Interval, interval
 from jaxbatch.kinds import checked
-from jaxbatch.machine.compiling import compile_ahead, take_out_constants
+from jaxbatch.machine.compiling import KeptPrograms
 from jaxbatch.sums import widen
 
 
@@ -84,38 +84,7 @@ def hessian_eigenvalues(
         Golub and Van Loan, *Matrix Computations*, 4th edition, sections 10.1 and 8.1; Parlett, *The Symmetric Eigenvalue Problem*,
         sections 4.5 and 13.
     """
-    loss, _ = check_loss(loss_fn, params, batch, has_aux)
-    first, _ = ravel_pytree(widen(params))
-    size = first.size
-    if not 1 <= count <= size:
-        raise ValueError(f"count={count} must be between 1 and the number of parameters, {size}.")
-    if num_steps < count:
-        raise ValueError(f"num_steps={num_steps} must be at least count={count}.")
-    spaces, ritz = jnp.zeros((0, size), first.dtype), list[tuple[float, Array]]()
-    for number in range(count):
-        steps = min(num_steps, size - len(spaces))
-        start = _outside(spaces, jax.random.normal(jax.random.fold_in(key, number), (size,), first.dtype))
-        arguments = (params, batch, spaces, start)
-        space, matrix, rest = _compiled(_lanczos(loss, microbatch_size, steps), *arguments)(*arguments)
-        known = max((abs(value) for value, _ in ritz), default=0.0)
-        small, ended = _tridiagonal(np.asarray(matrix, float), float(rest), np.asarray(space @ space.T), known)
-        if not np.isfinite(small).all():
-            return HessianEigenvalues(*(np.full(count, np.nan) for _ in range(4)))
-        values, vectors = np.linalg.eigh(small)
-        space = space[: len(small)]
-        ritz += [(value, jnp.asarray(vectors[:, index], first.dtype) @ space) for index, value in enumerate(values)]
-        spaces = jnp.concatenate([spaces, space])
-        if not ended or len(spaces) == size:
-            break
-    ritz.sort(key=lambda pair: -pair[0])
-    multiply, pairs = _multiplication(loss, params, batch, microbatch_size), []
-    for _, vector in (*ritz[:count], *ritz[: -count - 1 : -1]):
-        vector = vector / jnp.linalg.norm(vector)
-        turned = multiply(vector)
-        value = vector @ turned
-        pairs.append((float(value), float(jnp.linalg.norm(turned - value * vector))))
-    values, residuals = np.array(pairs).T
-    return HessianEigenvalues(values[:count], residuals[:count], values[count:], residuals[count:])
+    return Curvature(loss_fn, params, batch, microbatch_size, has_aux).eigenvalues(params, count, key=key, num_steps=num_steps)
 
 
 @checked
@@ -155,81 +124,70 @@ def hessian_trace(
     References:
         Hutchinson, *A stochastic estimator of the trace of the influence matrix*, 1989.
     """
-    loss, _ = check_loss(loss_fn, params, batch, has_aux)
-
-    multiply, (flat, _) = _multiplication(loss, params, batch, microbatch_size), ravel_pytree(widen(params))
-    draw, sample = stochtrace.sampler_signs(flat, num=1), stochtrace.monte_carlo_trace()
-    values = np.array([float(sample(multiply, draw(one)[0])) for one in jax.random.split(key, num_samples)])
-    return interval(values)
+    return Curvature(loss_fn, params, batch, microbatch_size, has_aux).trace(params, num_samples, key=key)
 
 
-def _compiled(function: Callable[..., Any], *arguments: Any) -> Callable[..., Any]:
-    """The compiled ``function``, or its program from an earlier call."""
-    run, constants = take_out_constants(function, *arguments)
-    program = compile_ahead(jax.jit(run), constants, *arguments)
-    return lambda *arguments: program(constants, *arguments)
-
-
-def _multiplication(loss: Loss, params: PyTree, batch: PyTree, microbatch_size: int | None) -> Callable[[Array], Array]:
-    """``v -> Hv`` as one compiled program."""
-    flat, _ = ravel_pytree(widen(params))
-    program = _compiled(lambda p, b, v: _operator(loss, p, b, microbatch_size)[1](v), params, batch, flat)
-    return lambda vector: program(params, batch, vector)
-
-
-def _operator(loss: Loss, params: PyTree, batch: PyTree, microbatch_size: int | None):
-    """The parameters as one vector, and the function that multiplies such a vector by the Hessian."""
-    flat, unravel = ravel_pytree(widen(params))
-
-    def multiply(vector):
-        turned = product(loss, unravel(flat), unravel(vector), batch, microbatch_size)
-        return ravel_pytree(turned)[0].astype(flat.dtype)
-
-    return flat, multiply
-
-
-def _outside(spaces: Float[Array, "k P"], vector: Float[Array, "P"]) -> Float[Array, "P"]:
-    """The part of a vector orthogonal to the rows of ``spaces``, computed twice because of rounding."""
-    for _ in range(2):
-        vector = vector - (spaces @ vector) @ spaces
-    return vector
-
-
-def _lanczos(loss: Loss, microbatch_size: int | None, steps: int):
-    """``(params, batch, spaces, start) -> (orthogonal vectors (k, P), the Hessian among them (k, k), how much is left)``, outside of ``spaces``."""
-
-    def run(params, batch, spaces, start):
-        _, multiply = _operator(loss, params, batch, microbatch_size)
-        outside = lambda vector: _outside(spaces, multiply(vector))
-        # matfree's tridiag_sym is this with the two off-diagonals averaged, which hides where a space ends.
-        basis = decomp.hessenberg(steps, reortho="full", custom_vjp=False)(outside, start)
-        return basis.Q_tall, basis.J_small, jnp.linalg.norm(basis.residual)
-
-    return run
-
-
-def _tridiagonal(matrix: np.ndarray, rest: float, products: np.ndarray, known: float) -> tuple[np.ndarray, bool]:
-    """The symmetric matrix among the vectors up to where their space ends, and whether it has ended.
-
-    After its end, what is left to make the next vector of is rounding errors, or nothing, which gives NaN.
+class Curvature:
+    """The curvature of one loss over one batch at many parameters, with programs that are traced and compiled at their first use.
 
     Args:
-        matrix: the Hessian among the vectors, with what was left for the next one below the diagonal.
-        rest: what was left after the last one.
-        products: of the vectors with each other.
-        known: the largest absolute eigenvalue of earlier spaces, whose rounding errors are in this one.
+        loss_fn, batch, microbatch_size, has_aux: as :func:`jaxbatch.hessian_vector_product` takes them. What the loss closes over is
+            read once, so it must not change.
+        params: of which only the shapes are used.
 
     Example:
-        >>> small, ended = _tridiagonal(np.array([[2.0, 1.0, 0.4], [1.0, 3.0, 0.4], [0.0, 1e-20, 5.0]]), 0.3, np.eye(3), 0.0)
-        >>> small.tolist(), ended
-        ([[2.0, 1.0], [1.0, 3.0]], True)
+        >>> of_loss = Curvature(lambda w, x: 0.25 * (x * w[None] ** 4).sum(-1), jnp.zeros(1), jnp.ones((2, 1)))
+        >>> [of_loss.eigenvalues(jnp.array([at]), key=jax.random.key(0)).largest.tolist() for at in (1.0, 2.0)]
+        [[3.0], [12.0]]
     """
-    eps = np.finfo(products.dtype).eps
-    left = np.append(np.diag(matrix, -1), rest)
-    diagonal = np.diag(matrix)
-    for length in range(1, len(matrix) + 1):
-        scale = max(known, np.abs(diagonal[:length]).max(), np.abs(left[: length - 1]).max(initial=0))
-        following = products[length, : length + 1] - np.eye(length + 1)[length] if length < len(matrix) else np.zeros(1)
-        if ended := bool(not left[length - 1] > eps**0.75 * scale or not np.abs(following).max() <= eps**0.5):
-            break
-    return np.diag(diagonal[:length]) + np.diag(left[: length - 1], 1) + np.diag(left[: length - 1], -1), ended
+
+    def __init__(self, loss_fn: LossFn, params: PyTree, batch: PyTree, microbatch_size: int | None = None, has_aux: bool = False):
+        self._loss, _ = check_loss(loss_fn, params, batch, has_aux)
+        self._batch, self._microbatch_size = batch, microbatch_size
+        self._kept = KeptPrograms()
+
+    def eigenvalues(self, params: PyTree, count: int = 1, *, key: Key[Array, ""], num_steps: int = 40) -> HessianEigenvalues:
+        """See :func:`hessian_eigenvalues`."""
+        first, _ = ravel_pytree(widen(params))
+        size = first.size
+        if not 1 <= count <= size:
+            raise ValueError(f"count={count} must be between 1 and the number of parameters, {size}.")
+        if num_steps < count:
+            raise ValueError(f"num_steps={num_steps} must be at least count={count}.")
+        spaces, ritz = jnp.zeros((0, size), first.dtype), list[tuple[float, Array]]()
+        for number in range(count):
+            steps = min(num_steps, size - len(spaces))
+            start = outside(spaces, jax.random.normal(jax.random.fold_in(key, number), (size,), first.dtype))
+            arguments = (params, self._batch, spaces, start)
+            space, matrix, rest = self._kept(("lanczos", steps), lanczos(self._loss, self._microbatch_size, steps), *arguments)
+            known = max((abs(value) for value, _ in ritz), default=0.0)
+            small, ended = tridiagonal(np.asarray(matrix, float), float(rest), np.asarray(space @ space.T), known)
+            if not np.isfinite(small).all():
+                return HessianEigenvalues(*(np.full(count, np.nan) for _ in range(4)))
+            values, vectors = np.linalg.eigh(small)
+            space = space[: len(small)]
+            ritz += [(value, jnp.asarray(vectors[:, index], first.dtype) @ space) for index, value in enumerate(values)]
+            spaces = jnp.concatenate([spaces, space])
+            if not ended or len(spaces) == size:
+                break
+        ritz.sort(key=lambda pair: -pair[0])
+        multiply, pairs = self._multiplication(params), []
+        for _, vector in (*ritz[:count], *ritz[: -count - 1 : -1]):
+            vector = vector / jnp.linalg.norm(vector)
+            turned = multiply(vector)
+            value = vector @ turned
+            pairs.append((float(value), float(jnp.linalg.norm(turned - value * vector))))
+        values, residuals = np.array(pairs).T
+        return HessianEigenvalues(values[:count], residuals[:count], values[count:], residuals[count:])
+
+    def trace(self, params: PyTree, num_samples: int = 32, *, key: Key[Array, ""]) -> Interval:
+        """See :func:`hessian_trace`."""
+        multiply, (flat, _) = self._multiplication(params), ravel_pytree(widen(params))
+        draw, sample = stochtrace.sampler_signs(flat, num=1), stochtrace.monte_carlo_trace()
+        values = np.array([float(sample(multiply, draw(one)[0])) for one in jax.random.split(key, num_samples)])
+        return interval(values)
+
+    def _multiplication(self, params: PyTree) -> Callable[[Array], Array]:
+        """``v -> Hv`` as one compiled program."""
+        multiply = lambda p, b, v: operator(self._loss, p, b, self._microbatch_size)[1](v)
+        return lambda vector: self._kept("multiply", multiply, params, self._batch, vector)

@@ -6,6 +6,7 @@ and a run that must wait for it at a change of size stalls.
 
 import collections
 import concurrent.futures
+import functools
 import hashlib
 import os
 import pathlib
@@ -136,6 +137,27 @@ def take_out_constants(function: Callable[..., Any], *arguments: Any) -> tuple[C
         return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
     return run, closed.consts
+
+
+class KeptPrograms:
+    """Compiled programs by name and the shapes of their arguments; each is traced once, so the functions of a name must be the same.
+
+    Example:
+        >>> kept = KeptPrograms()
+        >>> [kept("double", lambda x: 2 * x, jax.numpy.array(value)).item() for value in (1.0, 3.0)]
+        [2.0, 6.0]
+    """
+
+    def __init__(self) -> None:
+        self._programs = dict[Hashable, Callable[..., Any]]()
+
+    def __call__(self, name: Hashable, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What ``function`` returns."""
+        key = (name, jax.tree.structure(arguments), *map(jax.typeof, jax.tree.leaves(arguments)))
+        if key not in self._programs:
+            run, constants = take_out_constants(function, *arguments)
+            self._programs[key] = functools.partial(compile_ahead(jax.jit(run), constants, *arguments), constants)
+        return self._programs[key](*arguments)
 
 
 class Program(NamedTuple):

@@ -19,10 +19,11 @@ from jaxbatch.batches import Duration, check_seed, epoch_order, in_examples
 from jaxbatch.data.streams import is_stream
 from jaxbatch.gradients.groups import check_num_groups
 from jaxbatch.gradients.run_lengths import for_length, takes_num_steps
-from jaxbatch.gradients.updates import Optimizer, check_make_optimizer, takes_traced
+from jaxbatch.gradients.updates import Optimizer, check_make_optimizer, check_optimizer, takes_traced
 from jaxbatch.kinds import checked
 from jaxbatch.machine.compiling import Programs, call_compiled
 from jaxbatch.machine.cores import num_cores
+from jaxbatch.states import as_arrays
 from jaxbatch.training.cut import choose_cut, choose_evaluation_size
 from jaxbatch.training.cut_check import check_parts
 from jaxbatch.training.divergence import judge, make_is_finite, skips_nonfinite
@@ -40,7 +41,7 @@ from jaxbatch.training.sweep_programs import (
     stack_runs,
 )
 from jaxbatch.training.tasks import Task, check_data, tokens_seen, updates_of
-from jaxbatch.training.train_state import TrainState, init_state, start_shapes
+from jaxbatch.training.train_state import TrainState, compile_start, key_of_start, make_init_state, start_shapes
 
 
 @checked
@@ -193,7 +194,12 @@ def start_states(task: Task, make_optimizer: Callable[[Any], Optimizer], setting
         >>> start_states(task, optax.sgd, jnp.array([0.1, 0.2, 0.3]), [0, 1, 2]).params.shape
         (3, 2)
     """
-    start = lambda setting, seed: init_state(task, make_optimizer(setting), seed)
     if not takes_traced(make_optimizer, of_run(settings, 0), start_shapes(task)):
-        return stack_runs([start(setting, seed) for setting, seed in zip(known_settings(settings), seeds, strict=True)])
-    return call_compiled(jax.vmap(start), settings, jnp.asarray(np.asarray(seeds, np.uint32)))
+        begin = make_init_state(task)
+        return stack_runs([begin(make_optimizer(setting), seed) for setting, seed in zip(known_settings(settings), seeds, strict=True)])
+    start = compile_start(task)  # by the program that a run alone begins with, for each seed once
+    begun = {seed: start(key_of_start(seed)) for seed in dict.fromkeys(seeds)}
+    check_optimizer(make_optimizer(of_run(settings, 0)), begun[seeds[0]][0])
+    params, model_state = stack_runs([begun[seed] for seed in seeds])
+    opt_state = call_compiled(jax.vmap(lambda setting, params: make_optimizer(setting).init(params)), settings, params)
+    return as_arrays(TrainState(params, opt_state, jnp.zeros(len(seeds), jnp.int32), model_state))

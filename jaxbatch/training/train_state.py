@@ -1,19 +1,20 @@
 """The state that training changes: how it begins, what steps take of it, and what it becomes after a batch."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int32, PyTree, UInt32
+from jaxtyping import Array, Int32, Key, PyTree, UInt32
 
 from jaxbatch.batches import check_seed
 from jaxbatch.gradients.cut import Cut
 from jaxbatch.gradients.part_norms import Metric, NoiseMonitor, WithNoise, check_monitor, statistics_of_parts
 from jaxbatch.gradients.updates import Optimizer, check_optimizer
 from jaxbatch.kinds import checked
-from jaxbatch.machine.compiling import take_out_constants
+from jaxbatch.machine.compiling import call_compiled, compile_ahead, take_out_constants
 from jaxbatch.states import as_arrays, difference, same_containers
 from jaxbatch.sums import Losses
 from jaxbatch.training.tasks import Task
@@ -81,22 +82,50 @@ def make_init_state(task: Task) -> Callable[[Any, Any], TrainState]:
         >>> all((begin(optax.sgd(0.1), seed).params == init_state(task, optax.sgd(0.1), seed).params).all() for seed in (0, 1))
         True
     """
-    start = None
+    start = compile_start(task)
 
     def begin(optimizer, seed):
-        nonlocal start
-        if not isinstance(seed, jax.Array):  # the seeds of a sweep are traced, and were checked before
-            check_seed(seed)
-        key = jax.random.fold_in(jax.random.key(seed), _INIT)
-        if start is None:
-            run, constants = take_out_constants(task.start, key)
-            compiled = jax.jit(run)
-            start = lambda key: compiled(constants, key)
-        params, model_state = (start(key), ()) if task.update_model_state is None else start(key)
+        params, model_state = start(key_of_start(seed))
         check_optimizer(optimizer, params)
         return as_arrays(TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), model_state))
 
     return begin
+
+
+def key_of_start(seed: Any) -> Key[Array, ""]:
+    """The key with which a run of this seed begins; a traced seed was checked before.
+
+    Example:
+        >>> bool(key_of_start(0) == jax.random.key(0))
+        False
+    """
+    if not isinstance(seed, jax.Array):
+        check_seed(seed)
+    return jax.random.fold_in(jax.random.key(seed), _INIT)
+
+
+def compile_start(task: Task) -> Callable[[Key[Array, ""]], tuple[PyTree, PyTree]]:
+    """``key -> (params, model_state)`` by one program for all keys, which runs and sweeps share because its text is the same.
+
+    Example:
+        >>> start = compile_start(Task(lambda key: jax.random.normal(key, (2,)), None, None, jnp.zeros((4, 1)), None))
+        >>> start(key_of_start(0))[0].shape, bool((start(key_of_start(0))[0] == start(key_of_start(1))[0]).any()), start(key_of_start(0))[1]
+        ((2,), False, ())
+    """
+    compiled = None
+
+    def start(key):
+        nonlocal compiled
+        if isinstance(key, jax.core.Tracer):  # of a program around this one
+            begun = call_compiled(task.start, key)
+        else:
+            if compiled is None:
+                run, constants = take_out_constants(task.start, key)
+                compiled = functools.partial(compile_ahead(jax.jit(run), constants, key), constants)
+            begun = compiled(key)
+        return (begun, ()) if task.update_model_state is None else begun
+
+    return start
 
 
 def start_state(task: Task, optimizer: Any, seed: Any, given: TrainState | None = None) -> TrainState:

@@ -17,6 +17,7 @@ import jaxbatch as jb
 from experiments.cross_check import __main__ as cross_check
 from experiments.harness.command_line import parse
 from experiments.harness.optimizers import KINDS, OptimizerFlags, code, fill_optimizer, follow, make_optimizer
+from experiments.harness.study import quick_to_compile
 from experiments.harness.task import few_for_quick
 from jaxbatch.results.records import RunFolder
 from tests.conftest import ROOT
@@ -103,6 +104,28 @@ def test_no_study_asks_for_quick_in_another_way():
     """A value that --quick changes goes through for_quick, which knows the flags that are given."""
     for name in NAMES:
         assert "min(config." not in inspect.getsource(STUDIES[name].resolve).replace("min(config.batch_sizes", ""), name
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "compiled_quickly"),
+    [
+        ("sharpness", ["--quick"], True),
+        ("sharpness", [], False),
+        ("sharpness", ["--quick", "--model", "mlp"], False),
+        ("convergence", ["--quick"], True),
+        ("learning_rate_grid", ["--quick"], False),
+        ("adabatch", ["--quick", "--model", "resnet20"], True),
+    ],
+)
+def test_quick_compiles_without_most_optimizations_what_takes_long_to_compile(name, flags, compiled_quickly):
+    read, before = lambda: jax.config.read("jax_disable_most_optimizations"), jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    try:
+        with quick_to_compile(parse(STUDIES[name].Config, "", flags)):
+            assert read() is compiled_quickly
+        assert read() is False
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
 
 
 TRAINING = [name for name in NAMES if issubclass(STUDIES[name].Config, OptimizerFlags)]

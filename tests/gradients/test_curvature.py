@@ -8,6 +8,7 @@ from jax.flatten_util import ravel_pytree
 
 import jaxbatch as jb
 from jaxbatch.gradients import curvature
+from jaxbatch.machine import compiling
 from tests.conftest import make_problem, make_weighted
 from tests.reference import dense_hessian
 
@@ -158,10 +159,25 @@ def test_products_that_are_not_finite_give_nan():
 
 def test_the_same_program_is_found_again(monkeypatch):
     compiled = []
-    monkeypatch.setattr(curvature, "compile_ahead", lambda function, *args: compiled.append(function.lower(*args).as_text()) or function)
+    monkeypatch.setattr(compiling, "compile_ahead", lambda function, *args: compiled.append(function.lower(*args).as_text()) or function)
     for key, shift in ((0, 0.0), (1, 1.0)):
         jb.hessian_eigenvalues(lambda w, x: quadratic(w, x), jnp.full(3, shift), rows(3.0, 2.0, 1.0), key=jax.random.key(key))
     assert len(compiled) == 4 and compiled[:2] == compiled[2:]
+
+
+def test_one_curvature_compiles_once_for_many_parameters(monkeypatch):
+    compile_ahead, compiled, batch = compiling.compile_ahead, [], rows(3.0, 2.0, 1.0, -1.0)
+    monkeypatch.setattr(compiling, "compile_ahead", lambda *args: compiled.append(args) or compile_ahead(*args))
+    loss_fn = lambda w, x: 0.25 * (x * w[None] ** 4).sum(-1)
+    shared, at = curvature.Curvature(loss_fn, jnp.zeros(4), batch), jnp.arange(4.0)
+    first = shared.eigenvalues(jnp.ones(4), key=KEY, num_steps=3)
+    values, trace = shared.eigenvalues(at, 2, key=KEY, num_steps=3), shared.trace(at, 2, key=KEY)
+    assert len(compiled) == 2  # Lanczos' steps, and a product alone
+    shared.eigenvalues(at, key=KEY, num_steps=2)
+    assert len(compiled) == 3
+    wanted = jb.hessian_eigenvalues(loss_fn, at, batch, 2, key=KEY, num_steps=3)
+    assert jax.tree.all(jax.tree.map(np.array_equal, values, wanted)) and trace == jb.hessian_trace(loss_fn, at, batch, 2, key=KEY)
+    assert values.largest[0] != first.largest[0]
 
 
 def test_the_line_goes_through_both_ends_exactly():

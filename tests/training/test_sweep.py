@@ -7,6 +7,8 @@ import optax
 import pytest
 
 import jaxbatch as jb
+from jaxbatch.machine import compiling
+from jaxbatch.training.sweeps import start_states
 from tests.data.test_streams import Arrays
 from tests.gradients.test_gradients import assert_close
 from tests.gradients.test_moments import batch_norm_task
@@ -130,3 +132,14 @@ def test_a_loss_that_needs_several_examples(runs):
     rates = jnp.array([0.1, 1e30])  # the second diverges
     *_, last = jb.sweep(task, optax.sgd, rates, [0, 0], batch_size=4, duration=jb.steps(6), runs=runs)
     assert np.isfinite(last["loss"][0]) and last["diverged_at_batch"].tolist()[0] == -1 < last["diverged_at_batch"][1]
+
+
+def test_sweeps_and_runs_begin_by_one_program(monkeypatch):
+    texts, compile_once = [], compiling._compile_once
+    monkeypatch.setattr(compiling, "_compile_once", lambda lowered, where: texts.append(lowered.as_text()) or compile_once(lowered, where))
+    small = lambda: jb.Task(lambda key: jax.random.normal(key, (3,)), lambda w, x: x @ w, None, jnp.ones((4, 3)), None)
+    states = start_states(small(), optax.adam, jnp.array([0.1, 0.2, 0.1]), SEEDS)
+    for index, seed in enumerate(SEEDS):
+        alone = jb.init_state(small(), optax.adam(0.1), seed)
+        jax.tree.map(lambda mine, theirs, index=index: np.testing.assert_array_equal(mine[index], theirs), states, alone)
+    assert len(texts) == 4 and len(set(texts)) == 1
