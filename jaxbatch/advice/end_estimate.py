@@ -21,6 +21,7 @@ FEWEST_UPDATES = 16  # of a short run, below which it tells nothing of a long on
 NOISE = 1.96  # standard deviations from run to run: between so many below and above the mean lie 95% of runs
 SURE = 0.9  # the chance with which a size is named as one that ends within a band
 _UNSEEN = 0.5  # added to the value of a setting without a whole run, in standard deviations from run to run; less with each that was made
+_LOST = math.log(8)  # the logarithm of how many times the data count as a setting that is lost
 _MOST = 12.0  # the largest logarithm of a ratio of data that is told
 
 
@@ -57,8 +58,38 @@ class EndEstimate(NamedTuple):
     @property
     def expected(self) -> Float[np.ndarray, "S R"]:
         """The mean value; runs that diverge end where they began, or where the worst run ended if the start is not known."""
-        lost = self.fitted.start if math.isfinite(self.fitted.start) else self.fitted.values.max()
-        return (self.value + self.lost * np.maximum(lost - self.value, 0)).mean(0)
+        return self.costs().mean(0)
+
+    def costs(self) -> Float[np.ndarray, "D S R"]:
+        """Draws of the mean value, in which runs that diverge count as such."""
+        return self._with_lost(self.value, self.lost)
+
+    def regrets(self, doubt: Float[np.ndarray, "S R"] | float = 0.0) -> Float[np.ndarray, "D S R"]:
+        """Draws of the logarithm of how many times the data each setting needs to end where the best one does, at most that of 8.
+
+        Args:
+            doubt: by how much a setting is taken to end worse than it is expected to.
+        """
+        worse = self.costs() + doubt
+        data = end_law.data_for(self.fitted.draws, worse.reshape(len(worse), -1)).reshape(worse.shape)
+        data = np.clip(data, -_MOST, _MOST)
+        return np.minimum(data.max((1, 2), keepdims=True) - data, _LOST)
+
+    def costs_of(self, space: EndSpace, num_steps: Mapping[int, int], row: int) -> Float[np.ndarray, "D R"]:
+        """The same for runs of other lengths, of one size.
+
+        Args:
+            space: the settings.
+            num_steps: updates of these runs, by batch size.
+            row: the index of the size.
+        """
+        size = space.batch_sizes[row]
+        settings = np.array([(size, rate, np.log(num_steps[size] * size / space.length)) for rate in space.learning_rates])
+        return self._with_lost(predict_values(self.fitted, settings), predict_divergence(self.fitted, settings))
+
+    def _with_lost(self, value: np.ndarray, lost: np.ndarray) -> np.ndarray:
+        worst = self.fitted.start if math.isfinite(self.fitted.start) else self.fitted.values.max()
+        return value + lost * np.maximum(worst - value, 0)
 
     @property
     def rates(self) -> Int[np.ndarray, "S"]:
@@ -74,16 +105,15 @@ class EndEstimate(NamedTuple):
 
     @property
     def behind(self) -> Float[np.ndarray, "D S"]:
-        """How much worse each size ends than the best one, in standard deviations from run to run."""
-        values = self.best_of_sizes
-        return (values - values.min(1, keepdims=True)) / self.fitted.sigma[:, None]
+        """How much worse each size ends at its rate than the best setting of all, in standard deviations from run to run."""
+        return (self.best_of_sizes - self.value.min((1, 2))[:, None]) / self.fitted.sigma[:, None]
 
     @property
     def more_data(self) -> Float[np.ndarray, "D S"]:
-        """The logarithm of how many times the data each size needs to end where the best one does."""
-        data = end_law.data_for(self.fitted.draws, self.best_of_sizes)
-        data = np.clip(data, -_MOST, _MOST)
-        return data.max(1, keepdims=True) - data
+        """The logarithm of how many times the data each size needs at its rate to end where the best setting of all does."""
+        values = np.column_stack([self.best_of_sizes, self.value.min((1, 2))])
+        data = np.clip(end_law.data_for(self.fitted.draws, values), -_MOST, _MOST)
+        return data[:, -1:] - data[:, :-1]
 
     def within(self, band: float | None) -> Bool[np.ndarray, "D S"]:
         """Which sizes end, as a mean, within a band of the best: of the noise (None: what holds 95% of its runs), or of so much more data."""
@@ -105,7 +135,7 @@ def make_estimate(endings: Sequence[Ending], space: EndSpace, *, seed: int = 0, 
     value, lost = predict_values(fitted, grid).reshape(shape), predict_divergence(fitted, grid).reshape(shape)
     first = EndEstimate(fitted, value, lost, (0, 0))
     whole = count_whole(endings, space)
-    doubtful = first.expected + _UNSEEN * float(np.median(fitted.sigma)) / (1 + whole)
+    doubtful = first.regrets(_UNSEEN * float(np.median(fitted.sigma)) / (1 + whole)).mean(0)
     if final and whole.any() and space.num_steps == space.payable_steps:
         doubtful = np.where(whole > 0, doubtful, np.inf)
     size, rate = np.unravel_index(doubtful.argmin(), doubtful.shape)

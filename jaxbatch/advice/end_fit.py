@@ -19,13 +19,28 @@ from scipy.optimize import minimize
 from scipy.special import expit, ndtr
 
 from jaxbatch.advice import end_law
-from jaxbatch.advice.end_law import BEND, BETA, CLIFF, CRITICAL, GAMMA, NAMES, POWER, RATE, SIGMA, SLOPE, Y0, A, C, Scale
+from jaxbatch.advice.end_law import BEND, BETA, CLIFF, CRITICAL, EARLY, GAMMA, NAMES, POWER, RATE, SIGMA, SLOPE, SMALL, Y0, A, C, Scale
 from jaxbatch.advice.ending import Ending
 
 # Priors. The first and the rate are centred on the best run.
-_MEAN = {Y0: 0.0, SLOPE: np.log(0.3), BEND: 0.3, CRITICAL: np.log(128.0), BETA: 0.4, RATE: 0.0, GAMMA: 0.15, POWER: 0.75}
-_MEAN |= {A: np.log(0.8), C: np.log(1.2), SIGMA: np.log(0.05), CLIFF: np.log(5.0)}
-_SPREAD = {Y0: 1.5, SLOPE: 1.2, BEND: 0.4, CRITICAL: 2.0, BETA: 0.25, RATE: 3.0, GAMMA: 0.25, POWER: 0.25, A: 0.5, C: 0.6, SIGMA: 1.2, CLIFF: 1.0}
+_MEAN = {Y0: 0.0, SLOPE: np.log(0.3), BEND: 0.15, CRITICAL: np.log(128.0), BETA: 0.45, RATE: 0.0, GAMMA: 0.2, POWER: 0.85}
+_MEAN |= {A: np.log(1.0), C: np.log(2.0), SIGMA: np.log(0.045), CLIFF: np.log(5.0), SMALL: np.log(0.5), EARLY: np.log(0.03)}
+_SPREAD = {
+    Y0: 1.5,
+    SLOPE: 1.2,
+    BEND: 0.3,
+    CRITICAL: 1.5,
+    BETA: 0.35,
+    RATE: 3.0,
+    GAMMA: 0.22,
+    POWER: 0.3,
+    A: 0.5,
+    C: 0.6,
+    SIGMA: 0.7,
+    CLIFF: 1.0,
+    SMALL: 1.5,
+    EARLY: 1.5,
+}
 _PRIOR_MEAN, _PRIOR_SPREAD = (np.array([of[key] for key in range(len(NAMES))]) for of in (_MEAN, _SPREAD))
 LEARNED = 0.1  # on the law's scale; a run that is better than before training by so much has begun to learn
 _CHAINS, _ITERATIONS, _KEPT_FROM, _KEPT_EVERY = 100, 240, 120, 30
@@ -33,13 +48,14 @@ _FAR = 0.1, 0.1  # the parts of a run's distance to the best value of its length
 _ROUGHNESS = 0.7  # the standard deviation of the Gaussian process ÷ sigma
 _WIDTHS = np.array([2.0 * np.log(2), 0.6 * np.log(10), 2.0 * np.log(2)])  # of the Gaussian process: in log B, log rate, log D
 _CLIFF_WIDTH = 0.2  # how much log r differs between the runs that begin to diverge
+_SHORTER = 0.15  # runs that are n times shorter differ by chance n ** _SHORTER times as much
 _OUTLIER = 0.02  # the chance of a run for which the model does not hold
 
 
 class Fitted(NamedTuple):
     """Draws of the law's parameters given the runs."""
 
-    draws: Float[np.ndarray, "D 12"]
+    draws: Float[np.ndarray, "D 14"]
     settings: Float[np.ndarray, "N 3"]  # batch size, learning rate, logarithm of the length, of the runs that ended
     values: Float[np.ndarray, "N"]  # of these runs, on the law's scale
     start: float  # the value before training, on the law's scale
@@ -157,7 +173,7 @@ def predict_values(fitted: Fitted, settings: Float[np.ndarray, "M 3"], *, seed: 
     if smooth:
         return law
     residual = fitted.values - law_values(fitted, fitted.settings)
-    sigma, far = fitted.sigma, _trusted_to(fitted.values, fitted.settings[:, 2])
+    sigma, far, chance = fitted.sigma, _trusted_to(fitted.values, fitted.settings[:, 2]), _by_chance(fitted.settings[:, 2])
     own = _kernel(fitted.settings, fitted.settings)
     across, among = _kernel(settings, fitted.settings), _kernel(settings, settings)
     noise = np.random.default_rng(seed).standard_normal((len(law), len(settings)))
@@ -166,7 +182,7 @@ def predict_values(fitted: Fitted, settings: Float[np.ndarray, "M 3"], *, seed: 
     order = np.argsort(sigma)
     for group in np.array_split(order, min(24, len(order))):
         variance = float(np.median(sigma[group])) ** 2
-        gain = np.linalg.solve(variance * (own + np.eye(len(own))) + np.diag(far**2), variance * across.T).T
+        gain = np.linalg.solve(variance * (own + np.diag(chance**2)) + np.diag(far**2), variance * across.T).T
         covariance = variance * among - gain @ (variance * across.T)
         root = np.linalg.cholesky(covariance + (1e-6 * variance + 1e-14) * np.eye(len(settings)))
         drawn[group] = law[group] + residual[group] @ gain.T + noise[group] @ root.T
@@ -203,6 +219,11 @@ def _trusted_to(values: np.ndarray, log_lengths: np.ndarray) -> np.ndarray:
     return _FAR[0] * (values - best) + _FAR[1] * (values - values.min())
 
 
+def _by_chance(log_lengths: np.ndarray) -> np.ndarray:
+    """The standard deviation between runs ÷ that of runs of the length that is asked about."""
+    return np.exp(-_SHORTER * log_lengths)
+
+
 class _Runs(NamedTuple):
     """Runs by what they show."""
 
@@ -221,6 +242,7 @@ def _make_log_posterior(runs: _Runs, values: np.ndarray, start: float, length: f
     settings = _settings([*ended, *behind, *lost], length)
     count, finite = len(ended), len(ended) + len(behind)
     bound, far = np.min(values), _trusted_to(values, settings[:count, 2])
+    chance = np.hypot(_by_chance(settings[:count, 2]), _ROUGHNESS)
     sign = np.repeat([1.0, -1.0], [count, len(lost)])
     longest = max(ending.examples for ending in ended)
     best = int(np.argmin(np.where([ending.examples >= 0.9 * longest for ending in ended], values, np.inf)))
@@ -233,7 +255,7 @@ def _make_log_posterior(runs: _Runs, values: np.ndarray, start: float, length: f
         sigma = np.exp(np.clip(draws[:, [SIGMA]], -9, 2))
         ratio = end_law.log_ratio(draws, *settings.T)
         law = end_law.value_of(draws, end_law.log_effective(draws, settings[:finite, 0], settings[:finite, 2], ratio[:, :finite]), start)
-        spread = np.hypot(sigma * np.hypot(1, _ROUGHNESS), far)
+        spread = np.hypot(sigma * chance, far)
         away = (values - law[:, :count]) / spread
         usual = np.exp(-0.5 * np.minimum(away**2, 600)) / spread
         total = np.log((1 - _OUTLIER) * usual + _OUTLIER * 0.1 / (1 + away**2)).sum(1)  # any run may be one for which the law does not hold
@@ -241,7 +263,9 @@ def _make_log_posterior(runs: _Runs, values: np.ndarray, start: float, length: f
             total += _log_product(ndtr((law[:, count:] - bound) / np.hypot(sigma, 0.02)))
         threshold = np.concatenate([ratio[:, :count], ratio[:, finite:]], 1)
         total += _log_product(expit(sign * (draws[:, [CLIFF]] - threshold) / _CLIFF_WIDTH))
-        return total - 0.5 * (((draws - center) / _PRIOR_SPREAD) ** 2).sum(1)
+        off = draws - center
+        off[:, SIGMA] -= off[:, SLOPE]  # where runs differ more by their settings, they differ more by chance
+        return total - 0.5 * ((off / _PRIOR_SPREAD) ** 2).sum(1)
 
     return log_posterior, center
 

@@ -3,8 +3,8 @@ r"""The law of what a run ends with: its metric after :math:`D` examples with ba
 A larger batch and a rate beside the best one act as if the run had seen fewer examples,
 
 .. math::
-    D_\text{eff} = \frac{D}{(1 + B / B_c)\, h(r)},\qquad h(r) = \frac{c\,r^{-a} + a\,r^{c}}{a + c},\qquad
-    r = \frac{\eta}{\eta_\max} \left(1 + \frac{B_c}{B}\right)^{p},
+    D_\text{eff} = \frac{D}{(1 + B / B_c) (1 + B_s / B)\, h(r)},\qquad h(r) = \frac{c\,r^{-a} + a\,r^{c}}{a + c},\qquad
+    r = \frac{\eta}{\eta_\max} \left(1 + \frac{B_c(D_0)}{B}\right)^{p},
 
 the law of the critical batch size solved for the data (McCandlish et al., 2018, eq. 2.7; :mod:`jaxbatch.advice.updates_model` has the
 same factors for the updates to a goal). What a run ends with falls with the data by a power law that may level off or steepen,
@@ -12,8 +12,8 @@ same factors for the updates to a goal). What a run ends with falls with the dat
 .. math::
     y = y_0 + k\,\frac{(D_\text{eff} / D_0)^{-\alpha} - 1}{\alpha},
 
-and is never above its value before training. :math:`B_c` grows as :math:`D^\beta` and :math:`\eta_\max` falls as :math:`D^{-\gamma}`
-(Bergsma et al., 2025, arXiv 2505.13738; Li et al., 2025, arXiv 2503.04715, have such powers), so that short runs tell of long ones.
+and is never above its value before training. :math:`B_c` grows as :math:`D^\beta` (Bergsma et al., 2025, arXiv 2505.13738) and :math:`\eta_\max` falls as :math:`D^{-\gamma}` (Bjorck et
+al., 2024, arXiv 2409.19913), so that short runs tell of long ones. The best rate of a size changes with the length by :math:`\gamma` alone.
 :math:`y` is the logarithm of a metric, see :class:`Scale`.
 
 Axes: D draws, N runs.
@@ -26,8 +26,24 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-NAMES = ("y0", "log_slope", "bend", "log_critical", "beta", "log_rate", "gamma", "power", "log_a", "log_c", "log_sigma", "cliff")
-Y0, SLOPE, BEND, CRITICAL, BETA, RATE, GAMMA, POWER, A, C, SIGMA, CLIFF = range(len(NAMES))
+NAMES = (
+    "y0",
+    "log_slope",
+    "bend",
+    "log_critical",
+    "beta",
+    "log_rate",
+    "gamma",
+    "power",
+    "log_a",
+    "log_c",
+    "log_sigma",
+    "cliff",
+    "log_small",
+    "log_early",
+)
+Y0, SLOPE, BEND, CRITICAL, BETA, RATE, GAMMA, POWER, A, C, SIGMA, CLIFF, SMALL, EARLY = range(len(NAMES))
+_EARLIER = 0.8  # the power by which the best rate falls with the length while runs are short, beside gamma
 _SHARP = 20.0  # how sharply the value before training caps the law, in units of 1 / y
 
 
@@ -95,8 +111,9 @@ def choose_scale(above: bool, start: float, values: list[float], num_tests: int)
 
 def log_ratio(draws: np.ndarray, sizes: np.ndarray, rates: np.ndarray, log_length: np.ndarray) -> np.ndarray:
     """The logarithm of each rate ÷ the best one at its size and length ``(D, N)``; ``log_length`` is of D / D_0."""
-    noise = np.log1p(np.exp(np.minimum(_log_critical(draws, log_length), 60)) / sizes)
-    return np.log(rates) - draws[:, [RATE]] + draws[:, [GAMMA]] * log_length + draws[:, [POWER]] * noise
+    noise = np.log1p(np.exp(np.minimum(draws[:, [CRITICAL]], 60)) / sizes)
+    early = _EARLIER * np.log1p(np.exp(np.clip(draws[:, [EARLY]] - log_length, -60, 30)))
+    return np.log(rates) - draws[:, [RATE]] + draws[:, [GAMMA]] * log_length - early + draws[:, [POWER]] * noise
 
 
 def log_effective(draws: np.ndarray, sizes: np.ndarray, log_length: np.ndarray, ratio: np.ndarray) -> np.ndarray:
@@ -108,8 +125,10 @@ def log_effective(draws: np.ndarray, sizes: np.ndarray, log_length: np.ndarray, 
 
 
 def log_batch_cost(draws: np.ndarray, sizes: np.ndarray, log_length: np.ndarray) -> np.ndarray:
-    """The logarithm of 1 + B / B_c ``(D, N)``."""
-    return np.log1p(sizes * np.exp(-np.clip(_log_critical(draws, log_length), -30, 60)))
+    """The logarithm of (1 + B / B_c) (1 + B_s / B) ``(D, N)``."""
+    growth = draws[:, [BETA]] * log_length
+    large, small = draws[:, [CRITICAL]] + growth, draws[:, [SMALL]] + growth
+    return np.log1p(sizes * np.exp(-np.clip(large, -30, 60))) + np.log1p(np.exp(np.clip(small, -60, 30)) / sizes)
 
 
 def value_of(draws: np.ndarray, log_data: np.ndarray, start: float) -> np.ndarray:
@@ -123,7 +142,7 @@ def data_for(draws: np.ndarray, y: np.ndarray) -> np.ndarray:
     """The logarithm of the effective data D_eff / D_0 with which the law has the value ``y``; infinite where no data suffice.
 
     Example:
-        >>> draws = np.array([[0.0, np.log(0.5), 0.3, *[0.0] * 9]])
+        >>> draws = np.array([[0.0, np.log(0.5), 0.3, *[0.0] * 11]])
         >>> data = np.array([[-1.0, 0.0, 2.0]])
         >>> np.allclose(data_for(draws, value_of(draws, data, 9.0)), data)
         True
@@ -138,7 +157,3 @@ def data_for(draws: np.ndarray, y: np.ndarray) -> np.ndarray:
 def _bend(draws: np.ndarray) -> np.ndarray:
     bend = np.clip(draws[:, [BEND]], -0.6, 2.5)
     return np.where(np.abs(bend) < 1e-4, 1e-4, bend)
-
-
-def _log_critical(draws: np.ndarray, log_length: np.ndarray) -> np.ndarray:
-    return draws[:, [CRITICAL]] + draws[:, [BETA]] * log_length

@@ -232,14 +232,17 @@ def check_known_ends(known: Sequence[Ending], space: EndSpace) -> None:
 
 
 def first_size(num_steps: Mapping[int, int]) -> int:
-    """The size of the first, shortest runs: 64, or the largest below whose runs of a sixteenth of the length have updates enough.
+    """The size of the first, shortest runs: 64, or the largest below whose runs of a sixteenth of the length have updates enough, or of a quarter.
 
     Args:
         num_steps: updates of the longest run, by batch size.
 
     Example:
-        >>> first_size({16: 800, 64: 200, 256: 50}), first_size({16: 2000, 64: 500, 256: 125}), first_size({64: 9, 128: 4})
-        (16, 64, 64)
+        >>> first_size({16: 800, 64: 200, 256: 50}), first_size({8: 120, 16: 60}), first_size({64: 9, 128: 4})
+        (16, 8, 64)
     """
-    enough = [size for size, steps in num_steps.items() if size <= 64 and steps >= RACE * FEWEST_UPDATES]
-    return max(enough, default=min(num_steps))
+    for part in (RACE, 4):
+        enough = [size for size, steps in num_steps.items() if size <= 64 and steps >= part * FEWEST_UPDATES]
+        if enough:
+            return max(enough)
+    return min(num_steps)

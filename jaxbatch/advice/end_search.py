@@ -17,7 +17,6 @@ from jaxbatch.advice.ending import Ending
 REPEATS = 2  # runs that repeat the best setting
 _STAGES = ((0.2, 8), (0.36, 4), (1.0, 1))  # up to this part of the budget, runs of this part of the longest length
 _STRIDE = 4  # how many times larger or smaller than the sizes that were run another one may be
-_OPTIMISM = 0.5
 _TOGETHER = 3  # short runs that are chosen from one fit
 
 
@@ -108,7 +107,7 @@ def choose_next(endings: Sequence[Ending], space: EndSpace, first_size: int, mos
     while not has_ended(endings[: len(endings) - chosen], space):
         chosen -= 1
     estimate = fits.first(endings, len(endings) - chosen)
-    if part > 1:
+    if part > 1 or space.num_steps != space.payable_steps:  # at a horizon no run is one of those that are asked about
         size, rate = _explore(endings, space, estimate, part)
         return Next(space.batch_sizes[size], space.learning_rates[rate], short_steps(space, space.batch_sizes[size], part))
     space = space.suited_to(endings)
@@ -127,24 +126,26 @@ def has_ended(endings: Sequence[Ending], space: EndSpace) -> bool:
 
 
 def race_next(endings: Sequence[Ending], space: EndSpace, first_size: int, most: float) -> Next | None:
-    """The next of the shortest runs: every second rate at one size, and all of them again with twice the length while none has learned.
+    """The next of the shortest runs: every second rate at one size, and those about the best again with twice the length while none has learned.
 
     Where runs are so short that this would cost more than half of the whole, fewer rates begin.
     """
-    rates, part, dear = space.learning_rates[::2], RACE, short_steps(space, first_size, RACE) / space.payable_steps[first_size]
-    while len(rates) > 2 and len(rates) * dear > most / 2:
+    rates, part, first = list(space.learning_rates[::2]), RACE, 0
+    while len(rates) > 2 and len(rates) * short_steps(space, first_size, RACE) / space.payable_steps[first_size] > most / 2:
         rates = rates[::2]
-    for first in range(0, len(endings) + 1, len(rates)):
-        heat = endings[first : first + len(rates)]
-        steps, scale = short_steps(space, first_size, part), space.suited_to(endings[: first + len(rates)]).scale
+    while True:
+        heat, steps = endings[first : first + len(rates)], short_steps(space, first_size, part)
+        scale = space.suited_to(endings[: first + len(rates)]).scale
         if first and sum(cost_of(ending, space) for ending in endings[:first]) + len(rates) * steps / space.payable_steps[first_size] > most / 2:
             return None
         if len(heat) < len(rates):
             return Next(first_size, rates[len(heat)], steps)
         if steps >= space.payable_steps[first_size] or any(one.ended and scale.write(one.value) < scale.write(space.start) - LEARNED for one in heat):
             return None
-        part //= 2
-    return None
+        values = [scale.write(one.value) if one.ended else math.inf for one in heat]
+        best = int(np.argmin(values))
+        near = [rate for rate, value in zip(rates[max(best - 2, 0) : best + 3], values[max(best - 2, 0) : best + 3], strict=True) if value < math.inf]
+        rates, first, part = near or rates, first + len(heat), part // 2
 
 
 def _whole(space: EndSpace, cell: tuple[int, int], repeat: bool) -> Next:
@@ -159,25 +160,28 @@ def short_steps(space: EndSpace, batch_size: int, part: int) -> int:
 
 
 def _explore(endings: Sequence[Ending], space: EndSpace, estimate: EndEstimate, part: int) -> tuple[int, int]:
-    """The setting that may be the best, or, every second time, the one that says most of how large a batch may be."""
-    sigma = float(np.median(estimate.fitted.sigma))
-    hopeful = estimate.expected - _OPTIMISM * estimate.value.std(0)
-    tried = np.zeros(hopeful.shape)
-    for ending in endings:
-        if ending.num_steps >= short_steps(space, ending.batch_size, part):
-            tried[space.batch_sizes.index(ending.batch_size), space.learning_rates.index(ending.learning_rate)] += 1
+    """The setting that one draw of the law holds for the best, or, every second time, one that says most of how large a batch may be.
+
+    The size is the best one at the length that is asked about, and its rate the best one at the length of the run, which differs from that
+    at the end: a rate that is best for a long run says little in a short one. A draw takes each setting as often as it may be the best
+    (Thompson, 1933).
+    """
     seen = {ending.batch_size for ending in endings if ending.ended}
-    near = np.array([min(seen) <= _STRIDE * size and size <= _STRIDE * max(seen) for size in space.batch_sizes])
-    hopeful = np.where(near[:, None], hopeful + tried * sigma, math.inf)  # the law is not trusted far from what it has seen
-    at_length = sum(ending.num_steps == short_steps(space, ending.batch_size, part) for ending in endings)
+    near = np.array([min(seen) <= _STRIDE * size and size <= _STRIDE * max(seen) for size in space.batch_sizes])  # the law is not trusted far off
+    steps = {size: short_steps(space, size, part) for size in space.batch_sizes}
+    draw = int(np.random.default_rng(len(endings)).integers(len(estimate.value)))
+    of_sizes = np.where(near, estimate.costs()[draw].min(1), math.inf)
+    size = int(of_sizes.argmin())
+    tried = np.zeros(len(space.batch_sizes))
+    for ending in endings:
+        tried[space.batch_sizes.index(ending.batch_size)] += ending.num_steps >= steps[ending.batch_size]
+    at_length = sum(ending.num_steps == steps[ending.batch_size] for ending in endings)
     if at_length % 2 and len(space.batch_sizes) > 1:
         chance = np.stack([estimate.within(None).mean(0), estimate.within(0.05).mean(0)]).mean(0)
-        doubt = np.where(near, chance * (1 - chance) / (1 + tried.sum(1)), -1.0)
+        doubt = np.where(near, chance * (1 - chance) / (1 + tried), -1.0)
         if doubt.max() > 0.02:
             size = int(doubt.argmax())
-            return size, int(hopeful[size].argmin())
-    best = np.unravel_index(hopeful.argmin(), hopeful.shape)
-    return int(best[0]), int(best[1])
+    return size, int(estimate.costs_of(space, steps, size)[draw].argmin())
 
 
 def run_ahead(runs: EndRuns, space: EndSpace, following: Next, endings: Sequence[Ending], seed: int) -> Ending | None:
