@@ -3,28 +3,27 @@ r"""Fits the law of endings (:mod:`jaxbatch.advice.end_law`) to runs, and tells 
 A run that was made whole shows its value: the law's, a Gaussian process for what the law does not catch, and the noise from run to
 run with standard deviation sigma. Far above the best value the law is only trusted to a part of the distance. A run that was ended
 early, because it was behind, shows that it ends above a bound. A run that diverged shows that its rate is near or above a threshold.
-The posterior is drawn by differential-evolution Markov chains (ter Braak, *A Markov Chain Monte Carlo version of the genetic
-algorithm Differential Evolution*, 2006).
+The posterior is drawn by :mod:`jaxbatch.advice.end_draws`.
 
 Axes: D draws, N runs, M settings.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy.optimize import minimize
 from scipy.special import expit, ndtr
 
 from jaxbatch.advice import end_law
+from jaxbatch.advice.end_draws import draw_posterior
 from jaxbatch.advice.end_law import BEND, BETA, CLIFF, CRITICAL, EARLY, GAMMA, NAMES, POWER, RATE, SIGMA, SLOPE, SMALL, Y0, A, C, Scale
 from jaxbatch.advice.ending import Ending
 
 # Priors. The first and the rate are centred on the best run.
 _MEAN = {Y0: 0.0, SLOPE: np.log(0.3), BEND: 0.15, CRITICAL: np.log(128.0), BETA: 0.45, RATE: 0.0, GAMMA: 0.2, POWER: 0.85}
-_MEAN |= {A: np.log(1.0), C: np.log(2.0), SIGMA: np.log(0.045), CLIFF: np.log(5.0), SMALL: np.log(0.5), EARLY: np.log(0.03)}
+_MEAN |= {A: np.log(1.0), C: np.log(2.0), SIGMA: np.log(0.054), CLIFF: np.log(5.0), SMALL: np.log(0.5), EARLY: np.log(0.03)}
 _SPREAD = {
     Y0: 1.5,
     SLOPE: 1.2,
@@ -43,7 +42,6 @@ _SPREAD = {
 }
 _PRIOR_MEAN, _PRIOR_SPREAD = (np.array([of[key] for key in range(len(NAMES))]) for of in (_MEAN, _SPREAD))
 LEARNED = 0.1  # on the law's scale; a run that is better than before training by so much has begun to learn
-_CHAINS, _ITERATIONS, _KEPT_FROM, _KEPT_EVERY = 100, 240, 120, 30
 _FAR = 0.1, 0.1  # the parts of a run's distance to the best value of its length, and of all runs, by which the law may be wrong
 _ROUGHNESS = 0.7  # the standard deviation of the Gaussian process ÷ sigma
 _WIDTHS = np.array([2.0 * np.log(2), 0.6 * np.log(10), 2.0 * np.log(2)])  # of the Gaussian process: in log B, log rate, log D
@@ -92,48 +90,10 @@ def _fit(endings: tuple[Ending, ...], scale: Scale, start: float, length: float,
         raise ValueError(f"endings: none of {len(endings)} runs has come to its end, and the law needs one at least.")
     values = np.minimum([scale.write(ending.value) for ending in ended], before)  # how much worse than before training says nothing more
     log_posterior, center = _make_log_posterior(_Runs(ended, *_others(endings, lost)), values, before, length)
-    random, size = np.random.default_rng(seed), len(center)
-    chains = _draws_near_mode(log_posterior, center, random)
-    heights, kept, pairs = log_posterior(chains), [], np.tile(np.arange(_CHAINS), (2, 1))
-    for iteration in range(_ITERATIONS):
-        others = random.permuted(pairs, axis=1)
-        # Every tenth jump is a whole difference, by which chains change between separate maxima.
-        factor = 1.0 if iteration % 10 == 0 else 2.38 / np.sqrt(2 * size) * random.uniform(0.3, 1.0, (_CHAINS, 1))
-        proposed = chains + factor * (chains[others[0]] - chains[others[1]]) + 1e-3 * random.standard_normal(chains.shape)
-        new = log_posterior(proposed)
-        accepted = np.log(random.uniform(size=_CHAINS)) < new - heights
-        chains, heights = np.where(accepted[:, None], proposed, chains), np.where(accepted, new, heights)
-        if iteration >= _KEPT_FROM and iteration % _KEPT_EVERY == 0:
-            kept.append(chains)
-    return Fitted(np.concatenate(kept), _settings(ended, length), values, before, length)
-
-
-def _draws_near_mode(log_posterior: Callable[[np.ndarray], np.ndarray], center: np.ndarray, random: np.random.Generator) -> Float[np.ndarray, "D P"]:
-    """Draws from a normal distribution about the mode, with the curvature there: chains that begin far off would need thousands of steps."""
-    size, step = len(center), 1e-4 * _PRIOR_SPREAD
-    steps = np.diag(step)
-
-    def cost(z: np.ndarray) -> tuple[float, np.ndarray]:
-        point = center + z * _PRIOR_SPREAD
-        heights = log_posterior(np.concatenate([point[None], point + steps, point - steps]))
-        return -heights[0], -(heights[1 : size + 1] - heights[size + 1 :]) / 2e-4
-
-    modes = [minimize(cost, start, jac=True, method="L-BFGS-B", options={"maxiter": 200, "ftol": 1e-7}) for start in _starts(size)]
-    mode = center + min(modes, key=lambda one: one.fun).x * _PRIOR_SPREAD
-    wide = 10 * steps  # for second differences
-    shifts = np.array([mode + wide[i] * s + wide[j] * t for i in range(size) for j in range(size) for s in (1, -1) for t in (1, -1)])
-    heights = log_posterior(shifts).reshape(size, size, 2, 2)
-    hessian = -(heights[..., 0, 0] - heights[..., 0, 1] - heights[..., 1, 0] + heights[..., 1, 1]) / 4e-6  # in units of the priors' spreads
-    curvatures, directions = np.linalg.eigh((hessian + hessian.T) / 2)
-    widths = 1 / np.sqrt(np.maximum(curvatures, 1.0))  # no direction is wider than its prior
-    return mode + random.standard_normal((_CHAINS, size)) * widths @ directions.T * _PRIOR_SPREAD
-
-
-def _starts(size: int) -> list[np.ndarray]:
-    """Where the search for the mode begins, in units of the priors' spreads: the middle, with little and with much noise."""
-    starts = [np.zeros(size), np.zeros(size)]
-    starts[0][SIGMA], starts[1][SIGMA] = -1.5, 1.0
-    return starts
+    shifts = np.zeros((2, len(center)))  # the search for the mode begins with little and with much noise
+    shifts[:, SIGMA] = -1.5, 1.0
+    draws = draw_posterior(log_posterior, center, _PRIOR_SPREAD, shifts, np.random.default_rng(seed))
+    return Fitted(draws, _settings(ended, length), values, before, length)
 
 
 def which_are_lost(endings: Sequence[Ending], scale: Scale, start: float) -> list[bool]:

@@ -4,16 +4,18 @@ A larger batch and a rate beside the best one act as if the run had seen fewer e
 
 .. math::
     D_\text{eff} = \frac{D}{(1 + B / B_c) (1 + B_s / B)\, h(r)},\qquad h(r) = \frac{c\,r^{-a} + a\,r^{c}}{a + c},\qquad
-    r = \frac{\eta}{\eta_\max} \left(1 + \frac{B_c(D_0)}{B}\right)^{p},
+    r = \frac{\eta}{\eta_\max (1 + D_e / D)^{0.8}} \left(1 + \frac{B_c(D_0)}{B}\right)^{p},
 
 the law of the critical batch size solved for the data (McCandlish et al., 2018, eq. 2.7; :mod:`jaxbatch.advice.updates_model` has the
-same factors for the updates to a goal). What a run ends with falls with the data by a power law that may level off or steepen,
+same factors for the updates to a goal), with a price of small batches, too. What a run ends with falls with the data by a power law that
+may level off or steepen,
 
 .. math::
     y = y_0 + k\,\frac{(D_\text{eff} / D_0)^{-\alpha} - 1}{\alpha},
 
-and is never above its value before training. :math:`B_c` grows as :math:`D^\beta` (Bergsma et al., 2025, arXiv 2505.13738) and :math:`\eta_\max` falls as :math:`D^{-\gamma}` (Bjorck et
-al., 2024, arXiv 2409.19913), so that short runs tell of long ones. The best rate of a size changes with the length by :math:`\gamma` alone.
+and is never above its value before training. :math:`B_c` and :math:`B_s` grow as :math:`D^\beta` (Bergsma et al., 2025, arXiv 2505.13738), and
+:math:`\eta_\max` falls as :math:`D^{-\gamma}` (Bjorck et al., 2024, arXiv 2409.19913), so that short runs tell of long ones. Where runs are
+shorter than :math:`D_e`, the best rate falls faster with the length: they end before noise matters, and all that counts is how far they get.
 :math:`y` is the logarithm of a metric, see :class:`Scale`.
 
 Axes: D draws, N runs.
@@ -43,7 +45,7 @@ NAMES = (
     "log_early",
 )
 Y0, SLOPE, BEND, CRITICAL, BETA, RATE, GAMMA, POWER, A, C, SIGMA, CLIFF, SMALL, EARLY = range(len(NAMES))
-_EARLIER = 0.8  # the power by which the best rate falls with the length while runs are short, beside gamma
+_EARLIER = 0.8  # the power by which the best rate falls with the length while runs are short, beside gamma; see scripts/within_building.py
 _SHARP = 20.0  # how sharply the value before training caps the law, in units of 1 / y
 
 

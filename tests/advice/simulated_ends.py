@@ -28,10 +28,11 @@ class EndLaw:
         self.small = rough * random.uniform(0, 0.3) * random.integers(0, 2)
         self.waves = 0.04 * rough * random.normal(size=(3, 4))
         self.start = self.y0 + random.uniform(1.5, 3.5)
+        self.early = rough * math.exp(random.uniform(math.log(0.003), math.log(0.3)))
 
     def log_ratio(self, size, rate, length):
-        noise = math.log1p(self.critical * math.exp(self.beta * length) / size)
-        return math.log(rate / self.rate) + self.gamma * length + self.power * noise
+        early = 0.8 * math.log1p(self.early * math.exp(-length))
+        return math.log(rate / self.rate) + self.gamma * length - early + self.power * math.log1p(self.critical / size)
 
     def log_data(self, size, rate, length):
         ratio = self.log_ratio(size, rate, length)

@@ -21,7 +21,15 @@ from jaxbatch.advice.ending import Ending
 from tests.advice.simulated_ends import RATES, SIZES, EndLaw, SimulatedEnds, advised, space_of
 
 LAW = {"y0": -1.0, "log_slope": math.log(0.3), "bend": 0.3, "log_critical": math.log(100), "beta": 0.5, "log_rate": math.log(0.1), "gamma": 0.2}
-LAW |= {"power": 0.8, "log_a": math.log(0.8), "log_c": math.log(1.5), "log_sigma": math.log(0.01), "cliff": 5.0}
+LAW |= {
+    "power": 0.8,
+    "log_a": math.log(0.8),
+    "log_c": math.log(1.5),
+    "log_sigma": math.log(0.01),
+    "cliff": 5.0,
+    "log_small": -30.0,
+    "log_early": -30.0,
+}
 DRAW = np.array([[LAW[name] for name in NAMES]])
 
 
@@ -32,7 +40,7 @@ def law_value(size, rate, length, start=9.0):
 
 
 def best_rate(size, length):
-    return 0.1 * math.exp(-0.2 * length) / (1 + 100 * math.exp(0.5 * length) / size) ** 0.8
+    return 0.1 * math.exp(-0.2 * length) / (1 + 100 / size) ** 0.8
 
 
 def test_at_the_critical_batch_size_a_run_is_worth_half_its_data():
@@ -45,6 +53,18 @@ def test_at_the_critical_batch_size_a_run_is_worth_half_its_data():
 def test_the_best_rate_is_the_best(size, length):
     best = best_rate(size, length)
     assert law_value(size, best, length) < min(law_value(size, factor * best, length) for factor in (0.8, 0.9, 1.1, 1.25))
+
+
+def test_short_runs_want_a_rate_that_falls_faster_with_the_length():
+    draws = np.array([[(LAW | {"log_early": 3.0})[name] for name in NAMES]])
+    settings = np.full(2, 1e6), np.full(2, 0.1)
+    one, other = end_law.log_ratio(draws, *settings, np.array([-4.0, -5.0]))[0]
+    assert one - other == pytest.approx(0.2 + 0.8, abs=1e-3)
+
+
+def test_a_batch_as_small_as_the_small_size_is_worth_half_its_data():
+    draws = np.array([[(LAW | {"log_small": math.log(8), "log_critical": 30.0})[name] for name in NAMES]])
+    assert end_law.log_batch_cost(draws, np.array([8.0]), np.array([0.0]))[0, 0] == pytest.approx(math.log(2))
 
 
 def test_no_run_is_worse_than_before_training():

@@ -64,6 +64,7 @@ def test_reports_make_intervals_by_these_functions_alone():
         ("scripts/advice_promises.py", "Interval("),  # reads what was written; without ends
         ("scripts/kept_numbers.py", "Interval("),  # without ends
         ("scripts/score_advice.py", "Interval("),  # without ends
+        ("scripts/within_building.py", "quantile("),  # of the advised sizes, as advise_within does
         ("scripts/within_curve.py", "Interval("),  # without ends
         ("scripts/within_curve.py", "quantile("),  # of a mean that is read on a curve, both drawn anew
     }
