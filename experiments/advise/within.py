@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 import jaxbatch as jb
-from experiments.advise import within_figure, within_records, within_report
+from experiments.advise import laws, within_figure, within_records, within_report
 from experiments.advise.lengths import read_length
 from experiments.advise.report import print_code
 from experiments.harness.command_line import for_quick
@@ -15,10 +15,11 @@ from experiments.harness.optimizers import OptimizerFlags, fill_optimizer, is_na
 from experiments.harness.schedules import ScheduleFlags, fill_schedule, make_scheduled, scheduled_code
 from experiments.harness.study import TaskConfig, check_positive, open_study, run_study, show_results
 from experiments.harness.target import PROTOCOLS
-from experiments.harness.task import Network, few_for_quick, load_choosing_task
+from experiments.harness.task import SEQUENCE_LENGTH, Network, few_for_quick, load_choosing_task
 from jaxbatch.advice.end_advising import EndEvent, EndRan, answer_within
 from jaxbatch.advice.end_request import EndQuestion, Seconds, as_metric
 from jaxbatch.advice.request import LEARNING_RATES
+from jaxbatch.data import TEXTS
 from jaxbatch.gradients.run_lengths import takes_num_steps
 from jaxbatch.results.records import RunFolder
 from jaxbatch.results.report import progress_bar
@@ -136,6 +137,9 @@ def study(config: Config, console: Console) -> None:
     show_results(console, config, run, within_report, within_figure)
     advice = within_report.read_advice(config, run.records)
     if advice.batch_size is not None:
+        if config.task is None and config.dataset in TEXTS:
+            num_tokens = next(one.num_steps * one.batch_size for one in advice.choices if one.batch_size == advice.batch_size) * SEQUENCE_LENGTH
+            console.print(laws.beside(task, num_tokens, SEQUENCE_LENGTH), soft_wrap=True)
         print_code(console, advice.snippet(scheduled_code(config), with_steps=takes_num_steps(make_scheduled(config))))
 
 

@@ -13,6 +13,7 @@ from jaxbatch.results.records import Record
 from jaxbatch.sums import squared_norm
 from jaxbatch.training.fitting import fit_with
 from jaxbatch.training.tasks import count_examples
+from jaxbatch.training.train_state import key_of_start
 
 COUNT = 3  # eigenvalues at each end of a solution's spectrum
 FURTHER = 2000  # added to a seed, for the order of examples in further training
@@ -34,7 +35,7 @@ def solution(setup: Setup, identity: Record, read) -> list[Record]:
     gradient = jb.accumulated_gradient(setup.task.loss_fn, params, setup.train_data, size)
     rate = 1 / max(float(eigenvalues.largest[0]), 1e-12)
     loss, after = setup.losses(params, jax.tree.map(lambda p, g: p - rate * g, params, gradient), [0.0, 1.0])
-    start, _ = setup.start(jax.random.key(seed))
+    start, _ = setup.start(key_of_start(seed))  # where the run of this seed began
     more = {f"largest_{number}": float(value) for number, value in enumerate(eigenvalues.largest[1:], 2)}
     measured = {
         "trace": trace.value,

@@ -64,6 +64,11 @@ class Fitted(NamedTuple):
         """Draws of the standard deviation from run to run, on the law's scale."""
         return np.exp(np.clip(self.draws[:, SIGMA], -9, 2))
 
+    @property
+    def sigma_of_one(self) -> Float[np.ndarray, "D"]:
+        """Draws of how far one run lies from the law: by chance, and by what the law does not catch, which runs of one setting cannot tell from it."""
+        return self.sigma * np.hypot(1, _ROUGHNESS)
+
 
 def fit_endings(endings: Sequence[Ending], scale: Scale, start: float, length: float, *, seed: int = 0) -> Fitted:
     """The posterior of the law given runs, of which at least one has ended.

@@ -15,7 +15,7 @@ from jaxbatch.advice.end_fit import law_values, which_are_lost
 from jaxbatch.advice.ending import Ending
 from jaxbatch.intervals import Interval, around
 
-_PRIOR_RUNS = 6  # the weight of the spread of all runs against that of one setting's
+_PRIOR_RUNS = 4  # the weight of the spread of all runs against that of one setting's
 
 
 class EndChoice(NamedTuple):
@@ -37,7 +37,7 @@ def rows_of(estimate: EndEstimate, space: EndSpace, endings: Sequence[Ending]) -
     """A row for each batch size, in ascending order."""
     space = space.suited_to(endings)
     rates, values, more = estimate.rates, estimate.best_of_sizes, np.exp(estimate.more_data)
-    sigma, random, rows = estimate.fitted.sigma, np.random.default_rng(1), []
+    sigma, random, rows = estimate.fitted.sigma_of_one, np.random.default_rng(1), []
     lost = {number for number, is_lost in enumerate(which_are_lost(endings, space.scale, space.start)) if is_lost}
     for row, size in enumerate(space.batch_sizes):
         rate = space.learning_rates[rates[row]]
@@ -79,7 +79,7 @@ def typical_value(
     grid = space.grid().reshape(len(space.batch_sizes), len(space.learning_rates), 3)
     law = law_values(estimate.fitted, grid[cell][None])[:, 0]
     seen = np.array([space.scale.write(ending.value) for ending in repeats])
-    random, count, sigma = np.random.default_rng(3), len(repeats), estimate.fitted.sigma
+    random, count, sigma = np.random.default_rng(3), len(repeats), estimate.fitted.sigma_of_one
     squares = ((seen - seen.mean()) ** 2).sum() + _PRIOR_RUNS * sigma**2
     spread = np.sqrt(squares / random.chisquare(_PRIOR_RUNS + count - 1, len(sigma)))
     center = (law + seen.sum()) / (1 + count)

@@ -1,14 +1,17 @@
 """The study of sharpness: its report on known records, and as a user runs it."""
 
+import math
 import subprocess
 import sys
 from types import SimpleNamespace
 
+import flax.serialization
 import pytest
 
 from experiments.sharpness.__main__ import append_new
 from experiments.sharpness.report import barriers, further, is_no_minimum, ratio, solutions, stability_limit, verdict
 from jaxbatch.results.records import open_run, read_records
+from jaxbatch.states import unpack
 
 CONFIG = SimpleNamespace(
     optimizer="momentum", target="accuracy>0.9", epochs=30, train_loss=0.02, small_batch_size=16, large_batch_size=1024, continue_epochs=5
@@ -122,6 +125,10 @@ def test_the_study_answers_and_goes_on(tmp_path):
         place = {"kind": "line", "comparison": name, "seed": 1, "point": float(size == 1024)}
         (end,) = (one for one in found if place.items() <= one.items())
         assert end["loss"] == pytest.approx(row["loss"], rel=1e-4)
+    leaves = lambda name: unpack(flax.serialization.msgpack_restore((path.parent / f"{name}.msgpack").read_bytes())["state"])
+    (row,) = (row for row in found if row["kind"] == "solution" and (row["comparison"], row["batch_size"], row["seed"]) == ("epochs", 16, 1))
+    squares = sum(((end - start) ** 2).sum() for end, start in zip(leaves("epochs_16_1"), leaves("way_0_16_1"), strict=True))
+    assert row["distance"] == pytest.approx(math.sqrt(squares), rel=1e-4)  # from the weights that the run began with
     before = path.read_text()
     assert "Continuing from" in study(*flags).stdout
     assert path.read_text() == before

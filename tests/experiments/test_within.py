@@ -49,6 +49,13 @@ def test_killed_and_called_again(made, tmp_path, kept):
     assert run(tmp_path)[1] == records
 
 
+@pytest.mark.slow
+def test_published_rules_stand_beside_the_answer_for_a_text(tmp_path, capsys):
+    flags = ["--dataset", "generated", "--quick", "--model", "transformer", "--batch-sizes", "8,32", "--learning-rates", "0.003,0.01,0.03"]
+    main(["--within", "300examples", *flags, "--full-runs", "2", "--no-check-backend", "--output-dir", str(tmp_path)])
+    assert re.search(r"Published rules say .* sequences for [0-9,]+ parameters and [0-9]+,[0-9]+ tokens", capsys.readouterr().out)
+
+
 def test_records_are_read_as_they_were_written():
     setting = {
         "kind": "setting",
