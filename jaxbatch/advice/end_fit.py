@@ -66,7 +66,7 @@ class Fitted(NamedTuple):
 
     @property
     def sigma_of_one(self) -> Float[np.ndarray, "D"]:
-        """Draws of how far one run lies from the law: by chance, and by what the law does not catch, which runs of one setting cannot tell from it."""
+        """Draws of how far one run lies from the law: by chance, and by what the law does not catch, which no single run can tell apart."""
         return self.sigma * np.hypot(1, _ROUGHNESS)
 
 
