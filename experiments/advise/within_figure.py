@@ -79,7 +79,7 @@ def _draw_lengths(axes, advice: EndAdvice) -> None:
 
 
 def _draw_data(axes, advice: EndAdvice) -> None:
-    axes.set(title="How many times the data a size needs to end where the best does", ylabel="data ÷ data of the best size")
+    axes.set(title="How many times the data a size needs to end where the best setting does", ylabel="data ÷ data of the best setting")
     if advice.batch_size is None:
         return
     sizes = [choice.batch_size for choice in advice.choices]

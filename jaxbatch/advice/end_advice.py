@@ -23,7 +23,7 @@ class EndAdvice(NamedTuple):
     start: float  # the metric before training
     choices: tuple[EndChoice, ...]  # every batch size that was considered, in ascending order
     best_size: Interval  # the best batch size; its ends hold it with 90%
-    largest_in_noise: int | None  # the largest size that ends in the range of 95% of the best size's runs, with a chance of 90% or more
+    largest_in_noise: int | None  # the largest size that ends in the range of 95% of the best setting's runs, with a chance of at least 90%
     largest_within: tuple[int | None, ...]  # the largest that does so with 1%, 2%, 5% more data, likewise
     growth: Interval  # beta: the critical batch size grows as the run's length to this power
     cost_in_runs: float  # what all runs cost, in runs of the length that the answer is for
@@ -88,7 +88,7 @@ class EndAdvice(NamedTuple):
         largest = self.choices[-1]
         lost = largest.more_data.value
         need = f"{lost:.3g} times the data" if math.isfinite(lost) and lost < 1e4 else "more data than any run here tells of"
-        price = f"B = {largest.batch_size} needs {need} to end where the best size does." if largest.batch_size != self.batch_size else ""
+        price = f"B = {largest.batch_size} needs {need} to end where the best setting of all does." if largest.batch_size != self.batch_size else ""
         parts = [part for part in (noise, f"It is likely to end as well: {', '.join(sure)}." if sure else "", price) if part]
         return [" ".join(parts)] if parts else []
 

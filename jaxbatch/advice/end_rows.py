@@ -26,8 +26,8 @@ class EndChoice(NamedTuple):
     num_steps: int  # updates of that run
     value: Interval  # the metric at its end, the mean over runs
     next_run: Interval  # that of one more run: 95% of runs lie between these ends
-    more_data: Interval  # how many times the data it needs to end where the best size does, which is not always the advised one
-    chances: tuple[float, ...]  # that it ends within the noise of the best size, and within each of BANDS of its data
+    more_data: Interval  # how many times the data it needs to end where the best setting of all does, be it known which one that is or not
+    chances: tuple[float, ...]  # that it ends within the noise of the best setting, and within each of BANDS of its data
     runs: int  # runs of this size, of any rate and length
     whole: int  # those of this rate and the longest length, that were made to the end
     lost: int  # runs of this rate that diverged, or ended as if they had learned nothing
