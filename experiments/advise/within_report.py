@@ -50,8 +50,9 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
         columns = ["B", "rate", "updates", advice.metric.name, "of one run", "times the data", "in the noise", "in 5% more data", "runs", "whole"]
         print_table(console, title, columns, rows)
         console.print(
-            "times the data: what it needs to end where the best setting does, whichever that is. In the noise, in 5% more data: the chance to end within the range "
-            "of 95% of the best setting's runs, and within 5% more data. Runs: of any length and rate; whole: of this rate, to the end.",
+            "times the data: what it needs to end where the best setting does, whichever that is. In the noise, in 5% more data: the chance to end "
+            "within the range of 95% of the best setting's runs, and within 5% more data. Runs: of any length and rate; whole: of this rate, to "
+            "the end.",
             soft_wrap=True,
         )
 
