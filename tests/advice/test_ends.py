@@ -12,11 +12,11 @@ import pytest
 import jaxbatch as jb
 from jaxbatch.advice import end_law
 from jaxbatch.advice.end_advising import advise_within, answer_within
-from jaxbatch.advice.end_estimate import count_whole, make_estimate
+from jaxbatch.advice.end_estimate import RACE, count_whole, make_estimate
 from jaxbatch.advice.end_fit import fit_endings, which_are_lost
 from jaxbatch.advice.end_law import NAMES, Scale, choose_scale
 from jaxbatch.advice.end_request import EndQuestion
-from jaxbatch.advice.end_search import Fits, Next, choose_next, cost_of, race_next, run_ahead, search_endings
+from jaxbatch.advice.end_search import Fits, Next, choose_next, cost_of, race_next, run_ahead, search_endings, short_steps
 from jaxbatch.advice.ending import Ending
 from tests.advice.simulated_ends import RATES, SIZES, EndLaw, SimulatedEnds, advised, space_of
 
@@ -164,6 +164,29 @@ def test_the_next_run_depends_on_the_runs_alone():
     endings = search_endings(SimulatedEnds(law), space, first_size=64, most=2.6, seed=3)
     first = choose_next(endings[:5], space, 64, 2.6, Fits(space))
     assert first == choose_next(endings[:5], space, 64, 2.6, Fits(space)) and first.batch_size == endings[5].batch_size
+
+
+def test_a_second_race_leaves_out_rates_that_are_lost_or_far_from_the_best():
+    space = space_of(EndLaw(1))
+    rates, (steps, longer) = space.learning_rates[::2], [short_steps(space, 64, part) for part in (RACE, RACE // 2)]
+    value = lambda number: space.start * (0.97 if number == 6 else 0.99)  # none has learned
+    heat = [Ending(64, rate, number, steps, steps, number > 7, value(number), ()) for number, rate in enumerate(rates)]
+    again = []
+    while (following := race_next([*heat, *again], space, 64, 8.0)) is not None and following.num_steps == longer:
+        again.append(Ending(64, following.learning_rate, 0, longer, longer, False, space.start * 0.99, ()))
+    assert tuple(ending.learning_rate for ending in again) == rates[4:8]
+
+
+@pytest.mark.slow
+def test_at_a_horizon_the_rates_suit_the_runs_that_are_made():
+    law = EndLaw(3, rough=False)
+    law.gamma, law.cliff = 0.5, 9.0
+    space = space_of(law, times=16)
+    endings = search_endings(SimulatedEnds(law), space, first_size=64, most=12.0)
+    of_longest = [ending for ending in endings if ending.num_steps == space.payable_steps[ending.batch_size]]
+    best = lambda size, length: math.log(min(RATES, key=lambda rate: law.value(size, rate, length)))
+    off = lambda length: np.mean([abs(math.log(one.learning_rate) - best(one.batch_size, length)) for one in of_longest[2:]])
+    assert len(of_longest) >= 6 and off(-math.log(16)) < off(0.0)
 
 
 def mean_task(dimensions=64, num_examples=8192):
