@@ -28,6 +28,7 @@ import numpy as np
 import within_cases
 from within_cases import SHORT
 from within_curve import Regrets, group_ends
+from within_exponents import exponents, print_exponents
 from within_table import Scored, print_score
 
 import jaxbatch as jb
@@ -219,7 +220,9 @@ def main() -> None:
     jb.keep_compiled_programs()
     folders = [Folder(options.output, name) for name in options.cases]
     if options.stage == "table":
-        print_score([score(folder) for folder in folders if is_judged(folder)])
+        judged = [folder for folder in folders if is_judged(folder)]
+        print_score([score(folder) for folder in judged])
+        print_exponents({folder.name: exponents(folder.read("sweep"), SHORT, folder.case.sign) for folder in judged})
     for folder in folders if options.stage != "table" else []:
         STAGES[options.stage](folder)
         print(f"{folder.name}: {options.stage} done", flush=True)

@@ -66,6 +66,7 @@ def test_reports_make_intervals_by_these_functions_alone():
         ("scripts/score_advice.py", "Interval("),  # without ends
         ("scripts/within_building.py", "quantile("),  # of the advised sizes, as advise_within does
         ("scripts/within_curve.py", "Interval("),  # without ends
+        ("scripts/within_exponents.py", "quantile("),  # of the place of a minimum, whose values are drawn anew
         ("scripts/within_curve.py", "quantile("),  # of a mean that is read on a curve, both drawn anew
     }
     paths = [path for folder in ("experiments", "scripts") for path in sorted((ROOT / folder).rglob("*.py")) if path.name != "coverage.py"]

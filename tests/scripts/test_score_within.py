@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import score_within
 import within_cases
 import within_curve
+import within_exponents
 import within_table
 
 SPREAD = np.linspace(-0.002, 0.002, 10)
@@ -34,6 +35,7 @@ REGRETS = within_curve.Regrets(power_law(), ends_of(1.0))
 
 def test_examples():
     outcome = doctest.testmod(within_curve)
+    assert doctest.testmod(within_exponents).failed == 0
     assert outcome.attempted and not outcome.failed
 
 
@@ -130,3 +132,30 @@ def test_stages_skip_what_they_find(tmp_path, monkeypatch, capsys):
     assert result.regret("best") == 1.0 and result.regret("fixed") == pytest.approx(4, rel=0.05) and result.runs == 18
     within_table.print_score([result])
     assert "| mean |" in capsys.readouterr().out
+
+
+def test_intervals_of_exponents_hold_known_powers():
+    """Ends with a known best size and rate, and noise; the sizes and rates are a grid, and so are the powers."""
+    random, inside = np.random.default_rng(0), []
+    for _ in range(60):
+        rows = [
+            {"part": part, "batch_size": size, "learning_rate": rate, "value": cost + 0.1 * random.standard_normal()}
+            for part, best_size, best_rate in ((1 / 8, 8, 0.4), (1, 16, 0.2))
+            for size in (2, 4, 8, 16, 32, 64)
+            for rate in (0.05, 0.1, 0.2, 0.4, 0.8)
+            for cost in [0.1 * np.log2(size / best_size) ** 2 + 0.2 * np.log2(rate / best_rate) ** 2]
+            for _ in range(3)
+        ]
+        found = within_exponents.exponents(rows, 1 / 8, 1.0)
+        inside.append([of.low - 1e-9 <= truth <= of.high + 1e-9 for of, truth in zip(found, (1 / 3, -1 / 3, -1 / 3), strict=True)])
+    assert (np.mean(inside, 0) >= 0.9).all(), np.mean(inside, 0)
+
+
+def test_a_setting_that_diverged_is_not_the_best():
+    rows = [
+        {"part": part, "batch_size": size, "learning_rate": 0.1 * size, "value": None if size == 4 and seed == 0 else float(size != 2)}
+        for part in (1 / 8, 1)
+        for size in (2, 4)
+        for seed in range(3)
+    ]
+    assert within_exponents.exponents(rows, 1 / 8, 1.0).size.value == 0
