@@ -66,6 +66,8 @@ class Config(ScheduleFlags, OptimizerFlags, TaskConfig):
     """Memory that a step may need, such as 8GiB. Default: what the device has."""
     budget: float | None = None
     """Largest number of seconds from the call on; when they are over, no further run begins."""
+    seeds: int = 1
+    """Always 1: the search gives every run a seed of its own."""
     validation_seed: int = 0
     """Seed by which a sixth of the training set is held out for validation."""
 
@@ -80,6 +82,8 @@ def resolve(config: Config, task: jb.Task) -> Config:
     if not is_named(config) and takes_num_steps(kind_of(config).make):
         config = dataclasses.replace(config, schedule="constant")  # it has its own
     config = fill_schedule(config)
+    if config.seeds != 1:
+        raise ValueError(f"--seeds {config.seeds}: the search gives every run a seed of its own; leave the flag out.")
     check_positive(config, "full_runs", "budget", "batch_sizes", "learning_rates")
     names = metric_names(task)
     usual = None if config.task else PROTOCOLS[config.dataset][1]
