@@ -258,7 +258,7 @@ def test_advice_on_simulated_laws_is_good():
     assert np.median(more_data) <= 1.06, more_data
     assert np.mean(np.array(behind) <= 4) >= 0.85, behind
     named = [is_in for is_in in in_noise if is_in is not None]
-    assert len(named) >= 18 and np.mean(named) >= 0.75, named
+    assert len(named) >= 12 and np.mean(named) >= 0.9, named
     assert np.mean(holds) >= 0.85
 
 
