@@ -8,7 +8,7 @@ reaches the goal soonest (or with the fewest examples). Runs are judged on a six
     python -m experiments.advise                      about a minute
     python -m experiments.advise --dataset mnist --model mlp --optimizer adamw
     python -m experiments.advise --verify             about 10 minutes
-    python -m experiments.advise --within 5epochs --schedule cosine    about 4 minutes; --help with it lists its flags
+    python -m experiments.advise --within 5epochs --schedule cosine    about 2 minutes; --help with it lists its flags
     python -m experiments.advise --laws --num-parameters 124e6 --num-tokens 2.5e9 --sequence-length 1024    seconds
 
 --within asks another question: the length of the run is fixed, which batch size and rate end best, and how large may the batch be?
