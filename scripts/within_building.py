@@ -178,9 +178,9 @@ def ask(table: Table, times: int, seed: int) -> dict:
         values = [table.case.sign * value if value is not None else math.inf for value in table.ends[best[0], best[1], space.num_steps[best[0]]]]
         spread = 1.96 * float(np.std(values, ddof=1))
         held = table.mean(largest, space.learning_rates[int(estimate.rates[sizes.index(largest)])]) <= table.mean(*best) + spread
-    found = {"advised": (size, rate), "best": best, "regret": table.regret(size, rate)}
-    found |= {"holds_size": bool(min(low, size) <= best[0] <= max(high, size)), "largest": largest, "held": held}
-    return found | {"cost": sum(cost_of(ending, space) for ending in endings) / times, "runs": len(endings)}
+    record = {"advised": (size, rate), "best": best, "regret": table.regret(size, rate)}
+    record |= {"holds_size": bool(min(low, size) <= best[0] <= max(high, size)), "largest": largest, "held": held}
+    return record | {"cost": sum(cost_of(ending, space) for ending in endings) / times, "runs": len(endings)}
 
 
 def usual(table: Table, times: int) -> dict[str, float]:

@@ -101,18 +101,18 @@ def _interval(of: list[np.ndarray], short: float) -> Interval:
     return around(value / scale, min(float(low), value) / scale, max(float(high), value) / scale, DRAWS)
 
 
-def print_exponents(found: dict[str, Exponents]) -> None:
+def print_exponents(exponents: dict[str, Exponents]) -> None:
     """A table in Markdown, and how many intervals hold each published power.
 
     Args:
-        found: by case.
+        exponents: by case.
     """
     print("\n| case | best size grows as length to the power | rate of the best setting | best rate of a size |\n|---|---|---|---|")
-    for case, of in found.items():
+    for case, of in exponents.items():
         print(f"| {case} | " + " | ".join(f"{one.value:.2f} [{one.low:.2f}, {one.high:.2f}]" for one in of) + " |")
     print()
     for (what, published), field in zip(PUBLISHED.items(), Exponents._fields, strict=True):
-        intervals = [getattr(of, field) for of in found.values()]
+        intervals = [getattr(of, field) for of in exponents.values()]
         for name, power in published.items():
             inside = sum(one.low <= power <= one.high for one in intervals)
             print(f"power of the {what}: {power} ({name}) lies in the interval of {inside} of {len(intervals)} cases")
