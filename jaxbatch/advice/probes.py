@@ -18,7 +18,7 @@ from jaxbatch.batches import Duration
 from jaxbatch.gradients.part_norms import NoiseMonitor
 from jaxbatch.gradients.run_lengths import for_length, takes_num_steps
 from jaxbatch.gradients.updates import Optimizer, call_update, takes_traced
-from jaxbatch.machine.compiling import take_out_constants
+from jaxbatch.machine.constants import take_out_constants
 from jaxbatch.states import as_arrays
 from jaxbatch.training.fitting import fit_with
 from jaxbatch.training.goals import Goal, until_reached

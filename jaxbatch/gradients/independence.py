@@ -20,7 +20,8 @@ from jaxbatch.batches import even_part
 from jaxbatch.data.streams import is_stream
 from jaxbatch.gradients.groups import Loss
 from jaxbatch.gradients.tried import known_pairs, without_zeros
-from jaxbatch.machine.compiling import compile_ahead, take_out_constants
+from jaxbatch.machine.compiling import compile_ahead
+from jaxbatch.machine.constants import take_out_constants
 from jaxbatch.part_lengths import part_slices
 from jaxbatch.states import is_key
 

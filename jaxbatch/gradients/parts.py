@@ -17,7 +17,8 @@ from jaxtyping import PyTree
 
 from jaxbatch.gradients.groups import LossFn, leading_axis, vary_along, varying_axes
 from jaxbatch.layers import loops_are_slow
-from jaxbatch.machine.compiling import compile_ahead, take_out_constants
+from jaxbatch.machine.compiling import compile_ahead
+from jaxbatch.machine.constants import take_out_constants
 from jaxbatch.machine.platform import compiled_platform
 from jaxbatch.part_lengths import part_lengths
 from jaxbatch.sums import add, widen, zero_sum

@@ -16,6 +16,7 @@ from jaxtyping import PyTree
 
 from jaxbatch.gradients.groups import LossFn
 from jaxbatch.kinds import checked
+from jaxbatch.machine.constants import open_jitted
 
 Keep = Literal["everything", "products", "segments"]
 KEEPS: tuple[Keep, ...] = ("everything", "products", "segments")
@@ -53,7 +54,7 @@ def recompute(loss_fn: LossFn, keep: Keep) -> LossFn:
 
 def _in_segments(loss_fn: LossFn, params: PyTree, batch: PyTree):
     closed, shapes = jax.make_jaxpr(loss_fn, return_shape=True)(params, batch)
-    jaxpr, constants = _open_jitted(closed)
+    jaxpr, constants = open_jitted(closed)
     leaves = jax.tree.leaves((params, batch))
     known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*constants, *leaves)))
     for number, (start, stop) in enumerate(cuts := _cut(jaxpr)):
@@ -70,24 +71,6 @@ def _in_segments(loss_fn: LossFn, params: PyTree, batch: PyTree):
         known |= dict(zip(kept, run(*(known[one] for one in given))))
     results = [one.val if isinstance(one, core.Literal) else known[one] for one in jaxpr.outvars]
     return jax.tree.unflatten(jax.tree.structure(shapes), results)
-
-
-def _open_jitted(closed):
-    """The operations inside, where nearly all of a function is one call of a jitted function."""
-    jaxpr, constants = closed.jaxpr, closed.consts
-    while len(jaxpr.eqns) == 1 and "jaxpr" in jaxpr.eqns[0].params and jaxpr.eqns[0].primitive.name in ("jit", "pjit"):
-        (call,) = jaxpr.eqns
-        inner, same = call.params["jaxpr"], list(jaxpr.outvars) == list(call.outvars)
-        if not same or any(isinstance(one, core.Literal) for one in call.invars):
-            break
-        order = [(*jaxpr.constvars, *jaxpr.invars).index(one) for one in call.invars]
-        if order != list(range(len(jaxpr.constvars) + len(jaxpr.invars))):
-            break
-        names = inner.jaxpr.invars
-        first = len(jaxpr.constvars)
-        constants = [*inner.consts, *constants]
-        jaxpr = inner.jaxpr.replace(constvars=[*inner.jaxpr.constvars, *names[:first]], invars=list(names[first:]))
-    return jaxpr, constants
 
 
 def _cut(jaxpr) -> list[tuple[int, int]]:

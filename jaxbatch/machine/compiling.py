@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxbatch.kinds import checked
+from jaxbatch.machine.constants import take_out_constants
 from jaxbatch.paths import cache_folder, local_path
 
 
@@ -105,38 +106,6 @@ def _compile_once(lowered: Any, where: str) -> Any:
         while len(_compiled) > _KEPT:
             _compiled.popitem(last=False)
     return program
-
-
-def call_compiled(function: Callable[..., Any], *arguments: Any) -> Any:
-    """``jax.jit(function)(*arguments)``, but arrays that ``function`` closes over become arguments of the program.
-
-    Otherwise such arrays, for example the parameters of a pretrained model, would be constants in the program and be compiled.
-
-    Example:
-        >>> pretrained = jax.numpy.ones(3)
-        >>> call_compiled(lambda scale: scale * pretrained, 2.0)
-        Array([2., 2., 2.], dtype=float32)
-    """
-    run, constants = take_out_constants(function, *arguments)
-    return jax.jit(run)(constants, *arguments)
-
-
-def take_out_constants(function: Callable[..., Any], *arguments: Any) -> tuple[Callable[..., Any], list[Any]]:
-    """``run(constants, *arguments)`` and the arrays ``constants`` that ``function`` closes over.
-
-    Example:
-        >>> pretrained = jax.numpy.ones(3)
-        >>> run, constants = take_out_constants(lambda scale: scale * pretrained, 2.0)
-        >>> run(constants, 3.0), len(constants)
-        (Array([3., 3., 3.], dtype=float32), 1)
-    """
-    closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
-
-    def run(constants, *arguments):
-        leaves = jax.core.eval_jaxpr(closed.jaxpr, constants, *jax.tree.leaves(arguments))
-        return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
-
-    return run, closed.consts
 
 
 class KeptPrograms:

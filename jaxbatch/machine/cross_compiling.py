@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 from jax import export
 
-from jaxbatch.machine.compiling import take_out_constants
+from jaxbatch.machine.constants import take_out_constants
 from jaxbatch.machine.platform import compiling_for, is_installed
 from jaxbatch.machine.target_process import CompilationError, ask_compiler
 from jaxbatch.machine.targets import Target

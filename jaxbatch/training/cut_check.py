@@ -20,7 +20,7 @@ from jaxbatch.gradients.groups import is_weighted
 from jaxbatch.gradients.independence import in_parts_differ, whole_and_in_parts, with_copies
 from jaxbatch.gradients.tried import some_examples
 from jaxbatch.layers.masking import held_moments
-from jaxbatch.machine.compiling import call_compiled
+from jaxbatch.machine.constants import call_compiled
 from jaxbatch.machine.platform import compiling_for
 from jaxbatch.training.cut import choose_cut
 from jaxbatch.training.devices import AXIS, alone

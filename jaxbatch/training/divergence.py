@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Num, PyTree
 
 from jaxbatch.gradients.updates import Optimizer, update
-from jaxbatch.machine.compiling import call_compiled
+from jaxbatch.machine.constants import call_compiled
 from jaxbatch.sums import Losses, Weighted
 
 

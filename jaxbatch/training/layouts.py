@@ -5,6 +5,7 @@ A program takes its examples by their indices, whole batches or each part when i
 Axes: S steps, B examples in a batch, N devices.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from jaxbatch.gradients.cut import Cut
 from jaxbatch.gradients.groups import leading_axis
 from jaxbatch.gradients.part_norms import WithNoise
 from jaxbatch.machine.compiling import compile_ahead
+from jaxbatch.machine.constants import inlined, take_out_constants
 from jaxbatch.sums import Losses, loss_of_batch
 from jaxbatch.training.devices import Parallel, over_devices
 
@@ -91,9 +93,18 @@ class Layout(NamedTuple):
         return over_devices(self.function, devices, parallel, self.is_split, donate=self.donated)
 
     def compile(self, devices: Sequence[jax.Device], parallel: Parallel) -> tuple[Callable[..., Any], Callable[..., tuple]]:
-        """The compiled program over devices that are here, and what moves its arguments there."""
+        """The compiled program over devices that are here, and what moves its arguments there.
+
+        On one device, arrays that the function closes over become arguments: a pretrained model is not compiled, and steps whose
+        schedules differ in their numbers alone are one program.
+        """
         program, put = self.over(devices, parallel)
-        return compile_ahead(program, *self.arguments.values(), devices=devices), put
+        if len(devices) > 1 or jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+            return compile_ahead(program, *self.arguments.values(), devices=devices), put
+        run, constants = take_out_constants(self.function, *self.arguments.values())
+        lifted = jax.jit(run, donate_argnums=tuple(number + 1 for number in self.donated))
+        compiled = functools.partial(compile_ahead(lifted, constants, *self.arguments.values(), devices=devices), constants)
+        return lambda *arguments: (program if jax.config.jax_disable_jit else compiled)(*arguments), put  # type: ignore[attr-defined]
 
 
 def lay_out_step(step: Step, state: Any, data: PyTree, cut: Cut, *, prepare: Prepare | None = None, num_steps: int | None = None) -> Layout:
@@ -105,6 +116,7 @@ def lay_out_step(step: Step, state: Any, data: PyTree, cut: Cut, *, prepare: Pre
         ((4,), None, ('state',))
     """
     alone = cut.num_devices == 1
+    step = inlined(step) if alone else step  # for Layout.compile, which takes constants out
 
     def one(state, data, index, mask, seed_epoch):
         given = () if alone else (mask if cut.has_fillers else None,)

@@ -24,7 +24,7 @@ from jaxbatch.gradients.noise import GradientStatistics, gradient_noise_scale
 from jaxbatch.gradients.part_norms import NoiseMonitor
 from jaxbatch.gradients.spreads import layers_of
 from jaxbatch.intervals import Interval, fieller
-from jaxbatch.machine.compiling import call_compiled
+from jaxbatch.machine.constants import call_compiled
 from jaxbatch.sums import Losses
 from jaxbatch.training.cut import choose_cut
 from jaxbatch.training.cut_check import asked_of, passes_once

@@ -21,7 +21,8 @@ from jaxbatch.gradients.groups import check_num_groups
 from jaxbatch.gradients.run_lengths import for_length, takes_num_steps
 from jaxbatch.gradients.updates import Optimizer, check_make_optimizer, check_optimizer, takes_traced
 from jaxbatch.kinds import checked
-from jaxbatch.machine.compiling import Programs, call_compiled
+from jaxbatch.machine.compiling import Programs
+from jaxbatch.machine.constants import call_compiled
 from jaxbatch.machine.cores import num_cores
 from jaxbatch.states import as_arrays
 from jaxbatch.training.cut import choose_cut, choose_evaluation_size

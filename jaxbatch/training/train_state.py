@@ -14,7 +14,8 @@ from jaxbatch.gradients.cut import Cut
 from jaxbatch.gradients.part_norms import Metric, NoiseMonitor, WithNoise, check_monitor, statistics_of_parts
 from jaxbatch.gradients.updates import Optimizer, check_optimizer
 from jaxbatch.kinds import checked
-from jaxbatch.machine.compiling import call_compiled, compile_ahead, take_out_constants
+from jaxbatch.machine.compiling import compile_ahead
+from jaxbatch.machine.constants import call_compiled, take_out_constants
 from jaxbatch.states import as_arrays, difference, same_containers
 from jaxbatch.sums import Losses
 from jaxbatch.training.tasks import Task

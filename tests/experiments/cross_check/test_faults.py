@@ -127,7 +127,7 @@ import jax
 from experiments.cross_check.cases import library
 from experiments.cross_check.cases import run
 from experiments.cross_check.cases.all import all_cases
-from jaxbatch.gradients import accumulation
+from jaxbatch.gradients import accumulators
 
 def bad():
     cases = [case for case in all_cases() if "several devices" in case.name]
@@ -136,8 +136,8 @@ def bad():
 
 before = bad()
 library._shared_train.cache_clear()
-real = accumulation.mean_of_sum
-accumulation.mean_of_sum = lambda total, count, like: real(total, count + 1, like)
+real = accumulators.mean_of_sum
+accumulators.mean_of_sum = lambda total, count, like: real(total, count + 1, like)
 print(len(before), sorted(bad()))
 """
 
