@@ -80,7 +80,7 @@ def sweep(folder: Folder) -> None:
         batch_sizes=[size for size in case.batch_sizes if size <= task.num_examples],
         learning_rates=case.learning_rates,
         seeds=SEEDS,
-        epochs=case.max_epochs,
+        longest=jb.epochs(case.max_epochs),
         evaluations_per_epoch=case.evaluations_per_epoch,
         known=folder.read("sweep"),
         write=write,
@@ -169,7 +169,7 @@ def judge(folder: Folder) -> None:
         size, rate = row["batch_size"], row["learning_rate"]
         if size is not None and not is_whole_setting(folder.read("judged"), size, rate):
             looks = even_looks(max(1, task.num_examples // size), case.evaluations_per_epoch)  # as the runs of the advice look
-            settings: dict[str, Any] = {"epochs": case.max_epochs, "evaluations_per_epoch": looks}
+            settings: dict[str, Any] = {"longest": jb.epochs(case.max_epochs), "evaluations_per_epoch": looks}
             judged = sweep_size(task, case.make_optimizer, jb.as_goal(case.goal), size, [rate], JUDGING, **settings)
             for fresh in missing(folder.read("judged"), judged, RUN):
                 folder.append("judged", fresh)

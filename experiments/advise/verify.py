@@ -29,7 +29,7 @@ def verify(config, task: jb.Task, make_optimizer: Callable[[Any], Any], advice: 
     """Makes the sweep and the judging runs that are not in the run folder yet."""
     sizes = [size for size in SIZES if size <= task.num_examples] if config.batch_sizes is None else config.batch_sizes
     rates = config.learning_rates or kind_of(config).rates
-    common: dict[str, Any] = {"epochs": config.epochs, "evaluations_per_epoch": config.evaluations_per_epoch}
+    common: dict[str, Any] = {"longest": jb.epochs(config.epochs), "evaluations_per_epoch": config.evaluations_per_epoch}
     with progress_bar(console) as progress:
         bar = progress.add_task("sweep", total=len(sizes) * len(rates) * config.seeds, completed=len(run.find(kind="sweep")), rate="")
 

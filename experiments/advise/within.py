@@ -8,9 +8,9 @@ from rich.console import Console
 
 import jaxbatch as jb
 from experiments.advise import laws, within_figure, within_records, within_report
-from experiments.advise.lengths import read_length
 from experiments.advise.report import print_code
 from experiments.harness.command_line import for_quick
+from experiments.harness.lengths import read_length
 from experiments.harness.optimizers import OptimizerFlags, fill_optimizer, is_named, kind_of
 from experiments.harness.schedules import ScheduleFlags, fill_schedule, make_scheduled, scheduled_code
 from experiments.harness.study import TaskConfig, check_positive, open_study, run_study, show_results

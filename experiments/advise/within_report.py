@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from experiments.advise import within_records
-from experiments.advise.lengths import read_length
+from experiments.harness.lengths import read_length
 from experiments.harness.schedules import rate_words
 from experiments.harness.study import describe_setting, size_cell
 from jaxbatch.advice.end_advice import EndAdvice, in_words

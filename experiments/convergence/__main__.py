@@ -96,7 +96,7 @@ def measure_run(shared: RunPrograms, config: Config, key_fields: Record, test: C
     fit_config = jb.FitConfig(
         shared.optimizer,
         batch_size,
-        jb.steps(num_updates(config, task.num_examples, batch_size)),
+        jb.steps(num_updates(config, task, batch_size)),
         seed=seed,
         evaluations_per_epoch=config.evaluations_per_epoch,
     )
@@ -187,7 +187,7 @@ def measure(config: Config, task: Task, test_data, rates: dict[str, dict[int, fl
         for table, by_size in rates.items():
             for batch_size, rate in sorted(by_size.items(), reverse=True):
                 note_rate(run, table, batch_size, rate)
-                updates = num_updates(config, task.num_examples, batch_size)
+                updates = num_updates(config, task, batch_size)
                 shared = of_task.with_optimizer(make_for_length(config, updates)(rate))
                 for seed in range(config.seeds):
                     key_fields = {"table": table, "batch_size": batch_size, "seed": seed, "learning_rate": rate}

@@ -7,6 +7,7 @@ import numpy as np
 from rich.console import Console
 
 from experiments.harness.goal_words import has_collapsed, heading, in_short, in_words, is_share, show
+from experiments.harness.lengths import length_words
 from experiments.harness.schedules import rate_words
 from experiments.harness.sentences import between_looks
 from experiments.harness.speed import has_loading, times
@@ -117,7 +118,7 @@ def stretches(records: Sequence[Record], goal: Goal) -> dict[tuple[float, float]
 
 def print_tables(console: Console, config, records: Sequence[Record], provenance: Record) -> None:
     """Prints both tables on reaching the target, then the noise scale."""
-    setting = f"{rate_words(config)}, up to {config.epochs} epochs or {config.max_updates:,} updates"
+    setting = f"{rate_words(config)}, up to {length_words(config)} or {config.max_updates:,} updates"
     describe_setting(console, config, provenance, setting)
     goal, loaded = as_goal(config.target), has_loading(records)
     for table, name in NAMES.items():

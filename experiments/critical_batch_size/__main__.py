@@ -11,6 +11,7 @@ import jaxbatch as jb
 from experiments.critical_batch_size import __doc__ as question
 from experiments.critical_batch_size import report
 from experiments.harness.command_line import for_quick
+from experiments.harness.lengths import WithinFlag, check_within, longest_run
 from experiments.harness.optimizers import follow, kind_of, make_optimizer
 from experiments.harness.resuming import append_missing
 from experiments.harness.schedules import ScheduleFlags, fill_schedule, is_scheduled, make_for_length, make_scheduled, rate_at
@@ -30,7 +31,7 @@ STAGES = (0.25, 0.5, 1.0)  # of the updates to the target, where branches begin
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(ScheduleFlags, GoalConfig):
+class Config(ScheduleFlags, WithinFlag, GoalConfig):
     """Flags of the study."""
 
     examples: int | None = None
@@ -54,6 +55,7 @@ class Config(ScheduleFlags, GoalConfig):
 
 def resolve(config: Config, task: jb.Task) -> Config:
     """Fills in target and rates, shrinks for --quick, and checks."""
+    check_within(config, task)
     short = {"learning_rates": kind_of(config).rates[2::2], "batch_sizes": SIZES[1::2], "factors": (2, 8), "seeds": 2, "epochs": 8}
     config = fill_schedule(fill_target(for_quick(config, **short, evaluations_per_epoch=4), task))
     settings = {"learning_rates": config.learning_rates or kind_of(config).rates, "batch_sizes": config.batch_sizes or SIZES}
@@ -70,7 +72,7 @@ def resolve(config: Config, task: jb.Task) -> Config:
 
 def measure_run(config: Config, task: jb.Task, rate: float, seed: int, updates: int) -> Iterator[Record]:
     """The noise at every evaluation of a run at the base size, and branches from its states at a quarter, a half, and the end."""
-    longest = updates_of(task, jb.epochs(config.epochs), config.base_batch_size)
+    longest = updates_of(task, longest_run(config), config.base_batch_size)
     fit_config = jb.FitConfig(
         make_for_length(config, longest)(rate),
         config.base_batch_size,
@@ -136,7 +138,7 @@ def measure(config: Config, task: jb.Task, run: RunFolder, console: Console) -> 
             run.append({"kind": "sweep", **row})
             progress.update(bar, advance=1)
 
-        settings: dict[str, Any] = {"batch_sizes": config.batch_sizes, "learning_rates": rates, "seeds": config.seeds, "epochs": config.epochs}
+        settings: dict[str, Any] = {"batch_sizes": config.batch_sizes, "learning_rates": rates, "seeds": config.seeds, "longest": longest_run(config)}
         settings["evaluations_per_epoch"] = config.evaluations_per_epoch
         run_sweep(task, make_scheduled(config), goal, known=known, write=write, **settings)
         best = best_rates(run.find(kind="sweep"))

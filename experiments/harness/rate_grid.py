@@ -55,7 +55,7 @@ def file_of(run: RunFolder, batch_size: int) -> pathlib.Path:
 def measure_size(task: Task, config: GridConfig, batch_size: int, run: RunFolder, progress) -> Iterator[dict]:
     """Trains all rates and seeds at one batch size; keeps in the run folder what is needed to continue."""
     shape = (len(config.learning_rates), config.seeds)
-    updates = num_updates(config, task.num_examples, batch_size)
+    updates = num_updates(config, task, batch_size)
     by_rate = make_for_length(config, updates)
     path, after = file_of(run, batch_size), None
     if path.exists():

@@ -74,7 +74,7 @@ class SizesConfig(OptimizerFlags, TaskConfig):
     sgd_momentum = 0.5
 
 
-_SINCE = {"schedule": "constant", "warmup": "0"}  # flags that are newer than run folders, and what these were made with
+_SINCE = {"schedule": "constant", "warmup": "0", "within": None}  # flags that are newer than run folders, and what these were made with
 _NOT_RESULTS = ("given", "data_dir", "output_dir", "resume", "overwrite", "keep_compiled", "check_backend")  # change no number
 
 

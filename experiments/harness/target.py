@@ -5,11 +5,12 @@ from typing import TypeVar
 
 import jaxbatch as jb
 from experiments.harness.command_line import for_quick
+from experiments.harness.lengths import WithinFlag, check_within, longest_run
 from experiments.harness.optimizers import OptimizerFlags, fill_optimizer
 from experiments.harness.study import SizesConfig, TaskConfig, check_positive, resolve_sizes
 from experiments.harness.task import Network
-from jaxbatch.batches import steps_per_epoch
 from jaxbatch.training.goals import metric_names
+from jaxbatch.training.tasks import updates_of
 
 Config = TypeVar("Config", bound="TargetConfig")
 # data set: (epochs, target), chosen so that a good batch size reaches the target well before the end
@@ -27,7 +28,7 @@ EPOCHS = 15  # of a task of the user's own
 
 
 @dataclasses.dataclass(frozen=True)
-class TargetConfig(SizesConfig):
+class TargetConfig(WithinFlag, SizesConfig):
     """The flags of studies that train at several batch sizes until a target."""
 
     epochs: int | None = None
@@ -67,6 +68,7 @@ def resolve_target(config: Config, task: jb.Task) -> Config:
     Raises:
         ValueError: also for a target that the task does not have.
     """
+    check_within(config, task)
     config = for_quick(config, epochs=3, evaluations_per_epoch=2, max_updates=200)
     config = fill_target(resolve_sizes(config, task.num_examples), task)
     check_positive(config, "epochs", "max_updates", "evaluations_per_epoch")
@@ -98,6 +100,6 @@ def fill_target(config: Config, task: jb.Task) -> Config:
     return dataclasses.replace(config, epochs=epochs if config.epochs is None else config.epochs, target=text)
 
 
-def num_updates(config: TargetConfig, num_examples: int, batch_size: int) -> int:
-    """``epochs`` passes over the data in updates, or ``max_updates`` if those are fewer."""
-    return min(config.epochs * steps_per_epoch(num_examples, batch_size), config.max_updates)
+def num_updates(config: TargetConfig, task: jb.Task, batch_size: int) -> int:
+    """The longest run in updates, or ``max_updates`` if those are fewer."""
+    return min(updates_of(task, longest_run(config), batch_size), config.max_updates)

@@ -9,6 +9,7 @@ from rich.console import Console
 
 import jaxbatch as jb
 from experiments.harness.command_line import for_quick
+from experiments.harness.lengths import WithinFlag, check_within, longest_run
 from experiments.harness.optimizers import OptimizerFlags, fill_optimizer, kind_of
 from experiments.harness.resuming import append_missing, is_whole
 from experiments.harness.schedules import ScheduleFlags, fill_schedule
@@ -23,7 +24,7 @@ from jaxbatch.results.records import RunFolder
 from jaxbatch.results.report import progress_bar
 from jaxbatch.schedules.named_rates import RateName
 from jaxbatch.training.goals import metric_names
-from jaxbatch.training.tasks import first_examples
+from jaxbatch.training.tasks import first_examples, updates_of
 
 OTHER_SEEDS = 1000  # added to the seeds of the runs that are reported, so that no rate is judged by the runs that chose it
 # data set: (huge batch, small batch, epochs, longest), so that an epoch has few updates
@@ -34,7 +35,7 @@ QUICK_DEEP = ("cosine",)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(ScheduleFlags, OptimizerFlags, TaskConfig):
+class Config(ScheduleFlags, WithinFlag, OptimizerFlags, TaskConfig):
     """Flags of the study."""
 
     schedule: RateName = "constant"
@@ -52,6 +53,9 @@ class Config(ScheduleFlags, OptimizerFlags, TaskConfig):
     """Updates from one huge batch in the arm "split". Default: the divisor of the batch nearest to 10."""
     epochs: int | None = None
     """Passes over the training set. Default: 15 for CIFAR, 10 for the others."""
+    within: str | None = None
+    """The data that every arm may see, in another unit than epochs: 50000examples or 1e6tokens, of which whole passes over the training set
+    are made, rounded down. Default: --epochs."""
     longest: float | None = None
     """The arm "longer" trains for at most this many times the epochs. Default: 25 for digits, 4 for the others."""
     examples: int | None = None
@@ -77,8 +81,26 @@ class Config(ScheduleFlags, OptimizerFlags, TaskConfig):
     """Seed by which a sixth of the training set is held out for the choice of the rates."""
 
 
+def epochs_within(config: Config, task: jb.Task) -> int | None:
+    """The whole passes over the training set that ``--within`` allows; without it ``--epochs``.
+
+    Raises:
+        ValueError: ``--within`` counts updates, which the arms differ in, or is shorter than a pass.
+    """
+    check_within(config, task)
+    if config.within is None:
+        return config.epochs
+    if longest_run(config).unit == "steps":
+        raise ValueError(f"--within {config.within}: the arms make different numbers of updates from the same data; give examples, tokens or epochs.")
+    passes = updates_of(task, longest_run(config), 1) // task.num_examples
+    if passes < 1:
+        raise ValueError(f"--within {config.within} is less than one pass over the {task.num_examples} training examples that are left.")
+    return passes
+
+
 def resolve(config: Config, task: jb.Task) -> Config:
     """Fills in what depends on the data, shrinks for --quick, and checks."""
+    config = dataclasses.replace(config, epochs=epochs_within(config, task))
     rates = kind_of(config).rates
     few = {"arms": QUICK} if config.task or config.model == "mlp" else {"arms": QUICK_DEEP, "pairs": False}  # others compile long
     config = fill_optimizer(for_quick(config, epochs=2, longest=2.0, seeds=2, tune_seeds=1, learning_rates=rates[2:5:2], **few))

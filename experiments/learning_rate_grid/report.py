@@ -7,6 +7,7 @@ import numpy as np
 from rich.console import Console
 
 from experiments.harness.goal_words import heading, in_short, in_words, is_share, show
+from experiments.harness.lengths import length_words
 from experiments.harness.rate_grid import best_rates, results
 from experiments.harness.schedules import rate_words
 from experiments.harness.sentences import BETWEEN
@@ -21,7 +22,7 @@ from jaxbatch.training.goals import as_goal
 
 def print_tables(console: Console, config, records: Sequence[Record], provenance: Record) -> None:
     """Prints the best rate of each size, its results, and the rates at which a run diverged."""
-    describe_setting(console, config, provenance, f"{rate_words(config)}, up to {config.epochs} epochs")
+    describe_setting(console, config, provenance, f"{rate_words(config)}, up to {length_words(config)}")
     rows, goal = [], as_goal(config.target)
     for size, result in results(config, records).items():
         rate = result.best

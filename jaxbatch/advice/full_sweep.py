@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxbatch.advice.critical import crossing
 from jaxbatch.advice.learning_rates import tune_learning_rate
-from jaxbatch.batches import epochs as in_epochs
+from jaxbatch.batches import Duration
 from jaxbatch.results.records import Record
 from jaxbatch.training.goals import Goal
 from jaxbatch.training.tasks import Task
@@ -28,7 +28,7 @@ def sweep_size(
     learning_rates: Sequence[float],
     seeds: Sequence[int],
     *,
-    epochs: float,
+    longest: Duration,
     evaluations_per_epoch: int,
     most_examples: float = np.inf,
 ) -> list[Record]:
@@ -44,7 +44,7 @@ def sweep_size(
         batch_size: of all runs.
         learning_rates: those that are tried.
         seeds: those of each rate.
-        epochs: the longest run, in passes over the training set.
+        longest: the length of a run that does not reach the goal.
         evaluations_per_epoch: how often the goal is looked for.
         most_examples: of a run, after which no longer one is made.
 
@@ -55,7 +55,7 @@ def sweep_size(
     Raises:
         ValueError: what :func:`jaxbatch.tune_learning_rate` refuses.
     """
-    limits: dict[str, Any] = {"duration": in_epochs(epochs), "evaluations_per_epoch": evaluations_per_epoch, "goal": goal}
+    limits: dict[str, Any] = {"duration": longest, "evaluations_per_epoch": evaluations_per_epoch, "goal": goal}
     looks = [0]
     for record in tune_learning_rate(task, make_optimizer, learning_rates, batch_size=batch_size, seeds=seeds, **limits):
         result = record["result"]
@@ -166,7 +166,7 @@ def run_sweep(
     batch_sizes: Sequence[int],
     learning_rates: Sequence[float],
     seeds: int,
-    epochs: float,
+    longest: Duration,
     evaluations_per_epoch: int,
     known: Sequence[Record],
     write: Callable[[Record], None],
@@ -176,13 +176,13 @@ def run_sweep(
     A size of which some runs are known is trained again whole, because its runs end together, and only the others are written.
 
     Args:
-        task: see :func:`sweep_size`, as for ``make_optimizer``, ``goal``, ``learning_rates``, ``epochs`` and ``evaluations_per_epoch``.
+        task: see :func:`sweep_size`, as for ``make_optimizer``, ``goal``, ``learning_rates``, ``longest`` and ``evaluations_per_epoch``.
         make_optimizer: learning rate -> optimizer, or (learning rate, updates of the longest run) -> optimizer.
         goal: the metric to reach.
         batch_sizes: those that are tried.
         learning_rates: those that are tried at each.
         seeds: the number of seeds of each rate.
-        epochs: the longest run.
+        longest: the length of a run that does not reach the goal.
         evaluations_per_epoch: how often the goal is looked for.
         known: the rows that there are.
         write: gets each new row.
@@ -192,7 +192,7 @@ def run_sweep(
     whole = {size for size, of in by_size.items() if wanted[size] <= of.keys()}
     rows = [row for row in known if row["batch_size"] in whole]
     for size in sorted(set(batch_sizes) - whole, key=lambda size: abs(np.log(size / 48))):
-        settings: dict[str, Any] = {"epochs": epochs, "evaluations_per_epoch": evaluations_per_epoch}
+        settings: dict[str, Any] = {"longest": longest, "evaluations_per_epoch": evaluations_per_epoch}
         most = 4 * fewest_examples(rows)
         fresh = sweep_size(task, make_optimizer, goal, size, learning_rates, range(seeds), most_examples=most, **settings)
         for row in fresh:

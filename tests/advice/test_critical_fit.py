@@ -66,7 +66,7 @@ def test_a_row_of_a_sweep_says_between_which_looks_it_met_the_goal():
     data = jnp.linspace(0.5, 1.5, 40)
     loss_fn = lambda w, x: 0.5 * (x - w) ** 2
     task = jb.Task(lambda key: jnp.array(0.0), loss_fn, lambda w, x: {"loss": loss_fn(w, x)}, data, data)
-    settings = {"epochs": 4, "evaluations_per_epoch": 2}
+    settings = {"longest": jb.epochs(4), "evaluations_per_epoch": 2}
     rows = sweep_size(task, optax.sgd, jb.as_goal("loss<0.1"), 4, [0.02, 0.1], [0], **settings)
     (slow, fast), looks = sorted(rows, key=lambda row: row["learning_rate"]), range(0, 41, 5)
     assert fast["updates"] in looks and fast["more_than"] == fast["updates"] - 5 and reached_at(fast) == fast["updates"] - 2

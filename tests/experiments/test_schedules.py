@@ -111,7 +111,7 @@ def test_the_grid_is_trained_with_the_schedule(tmp_path):
     config = learning_rate_grid.resolve(config, task)
     run = open_study("learning_rate_grid", config, Console(), task)
     measure_grid(config, task, run, Console(quiet=True))
-    updates = num_updates(config, task.num_examples, 60)
+    updates = num_updates(config, task, 60)
     optimizer = optax.sgd(jb.stretched_schedule("linear", 0.1, updates, warmup=0.2), momentum=0.5)
     *_, last = jb.fit(task, jb.FitConfig(optimizer, 60, jb.steps(updates)))
     row = run.find(kind="run")[-1]

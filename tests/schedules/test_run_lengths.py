@@ -99,7 +99,7 @@ def test_a_rate_alone_is_as_it_was():
 
 
 def test_a_full_sweep_stretches_the_schedule_to_its_longest_run():
-    settings = {"learning_rates": [0.1], "seeds": [0], "epochs": 3, "evaluations_per_epoch": 1}
+    settings = {"learning_rates": [0.1], "seeds": [0], "longest": jb.epochs(3), "evaluations_per_epoch": 1}
     (row,) = sweep_size(TASK, MAKERS["cosine"], jb.as_goal(f"loss<{end_of_fit('cosine', 0.1, 8, 3) + 1e-6}"), 8, **settings)
     assert row["updates"] == 12
 
