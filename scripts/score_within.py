@@ -204,7 +204,8 @@ def score(folder: Folder) -> Scored:
     regrets = Regrets(group_ends(folder.read("curve"), case.sign), ends["best"])
     runs = sum(row["part"] == 1 for row in folder.read("sweep"))
     known = {name: regrets.regret(values) for name, values in ends.items()}
-    return Scored(folder.name, case.building, case.sign, settings, ends, known, {row["question"]: row for row in folder.read("advice")}, runs)
+    advice = {row["question"]: row for row in folder.read("advice")}
+    return Scored(folder.name, case.building, case.sign, settings, ends, known, advice, runs, regrets.of_an_equal())
 
 
 STAGES = {"sweep": sweep, "advise": advise, "judge": judge}

@@ -97,6 +97,12 @@ class Regrets:
         drawn = np.array(values, float)[self._random.integers(len(values), size=(DRAWS, len(values)))].mean(1)
         return np.r_[np.mean(np.array(values, float)), drawn]
 
+    def of_an_equal(self) -> np.ndarray:
+        """Draws of the regret that a setting exactly as good as the sweep's best would be judged to have, by as many runs of its own."""
+        if not self._curves:
+            return np.full(DRAWS, np.nan)
+        return np.array([_ratio(*of) for of in zip(self._curves, self._means(self._best), self._at_whole, strict=True)][1:])
+
     def regret(self, mine: Sequence[float | None]) -> Interval:
         """How many times the data a setting needs.
 

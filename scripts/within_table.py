@@ -24,6 +24,7 @@ class Scored(NamedTuple):
     regrets: dict[str, Interval]  # in data, against the sweep's best
     advice: dict[str, dict]  # by question
     runs: int  # of the sweep at the whole length
+    equal: np.ndarray  # draws of the regret that a setting exactly as good as the sweep's best would be judged to have
 
     def regret(self, name: str) -> float:
         """The regret of a setting; infinite where there was no advice."""
@@ -74,6 +75,13 @@ def print_score(rows: Sequence[Scored]) -> None:
         values = [row.regret(name) for row in scored]
         words = {"fixed": "advice for the length", "horizon": "advice for the horizon"}.get(name, name)
         print(f"{words}: median regret {_cell(float(np.median(values)))}, worst {_cell(max(values))}, over {len(values)} scored cases")
+    equal = np.array([row.equal for row in scored])
+    middle, worst = np.median(equal, axis=0), equal.max(0)
+    print(
+        f"a setting exactly as good as the sweep's best in every case: worst regret {np.median(worst):.2f} (median), above "
+        f"{np.quantile(worst, 0.9):.2f} in one of ten; at most 1.15 in {100 * (worst <= 1.15).mean():.0f}% and at most 1.3 in "
+        f"{100 * (worst <= 1.3).mean():.0f}%; median regret at most 1.03 in {100 * (middle <= 1.03).mean():.0f}%"
+    )
     print(f"the sweeps: {np.median([row.runs for row in scored]):.0f} whole runs each (median)")
     for question in QUESTIONS:
         print_promises(question, scored)

@@ -65,7 +65,7 @@ def scored(fixed=1.0, best=1.0, largest=1.0, sign=1.0):
     ends = {"best": ends_of(best), "fixed": ends_of(fixed), "fixed within noise": ends_of(largest)}
     settings = {"best": (16, 0.2), "fixed": (8, 0.1), "fixed within noise": (32, 0.3)}
     regrets = {name: REGRETS.regret(values) for name, values in ends.items()}
-    return within_table.Scored("case", False, sign, settings, ends, regrets, {"fixed": advice, "horizon": advice}, 90)
+    return within_table.Scored("case", False, sign, settings, ends, regrets, {"fixed": advice, "horizon": advice}, 90, np.ones(4))
 
 
 def test_promises_are_held_against_the_judged_runs():
@@ -159,3 +159,14 @@ def test_a_setting_that_diverged_is_not_the_best():
         for seed in range(3)
     ]
     assert within_exponents.exponents(rows, 1 / 8, 1.0).size.value == 0
+
+
+def test_a_setting_as_good_as_the_best_is_judged_about_one_and_worse_the_more_runs_differ():
+    def draws(spread):
+        best = list(1 + spread * np.random.default_rng(0).standard_normal(10))
+        return within_curve.Regrets({0.5: {0.1: [2.0] * 3}, 2.0: {0.1: [0.5] * 3}}, best).of_an_equal()
+
+    quiet, noisy = draws(0.01), draws(0.1)
+    assert np.median(quiet) == pytest.approx(1, abs=0.01) and np.median(noisy) == pytest.approx(1, abs=0.05)
+    assert len(quiet) == within_curve.DRAWS and np.quantile(quiet, 0.95) < 1.02 < np.quantile(noisy, 0.95)
+    assert np.isnan(within_curve.Regrets({0.5: {0.1: [2.0]}}, [1.0, None]).of_an_equal()).all()
