@@ -39,7 +39,7 @@ class Scored(NamedTuple):
         """Whether the largest size in the noise really ends there.
 
         Its mean is not worse than the better one of the sweep's best and the advised setting by more than 1.96 standard deviations of that
-        setting's runs. None: no size was named.
+        setting's runs. None: no size was named, or runs of both diverged.
         """
         name = f"{question} within noise"
         if name not in self.ends:
@@ -47,6 +47,8 @@ class Scored(NamedTuple):
         if None in self.ends[name]:
             return False
         known = [self.ends[other] for other in ("best", "fixed") if other in self.ends and None not in self.ends[other]]
+        if not known:
+            return None
         best = min(known, key=np.mean)
         return bool(np.mean(self.ends[name]) - np.mean(best) <= NOISE * np.std(best, ddof=1))
 
@@ -76,7 +78,7 @@ def print_score(rows: Sequence[Scored]) -> None:
         words = {"fixed": "advice for the length", "horizon": "advice for the horizon"}.get(name, name)
         print(f"{words}: median regret {_cell(float(np.median(values)))}, worst {_cell(max(values))}, over {len(values)} scored cases")
     equal = np.array([row.equal for row in scored])
-    middle, worst = np.median(equal, axis=0), equal.max(0)
+    middle, worst = np.nanmedian(equal, axis=0), np.nanmax(equal, axis=0)
     print(
         f"a setting exactly as good as the sweep's best in every case: worst regret {np.median(worst):.2f} (median), above "
         f"{np.quantile(worst, 0.9):.2f} in one of ten; at most 1.15 in {100 * (worst <= 1.15).mean():.0f}% and at most 1.3 in "

@@ -7,11 +7,11 @@ import numpy as np
 from rich.console import Console
 
 from experiments.harness.goal_words import has_collapsed, heading, in_short, in_words, is_share, show
-from experiments.harness.lengths import length_words
 from experiments.harness.schedules import rate_words
 from experiments.harness.sentences import between_looks
 from experiments.harness.speed import has_loading, times
 from experiments.harness.study import describe_setting, size_cell
+from experiments.harness.target import bound_words
 from jaxbatch.advice.critical import CriticalFit, critical_batch_size
 from jaxbatch.advice.full_sweep import reached_at
 from jaxbatch.gradients.noise import GradientStatistics, gradient_noise_scale
@@ -118,7 +118,7 @@ def stretches(records: Sequence[Record], goal: Goal) -> dict[tuple[float, float]
 
 def print_tables(console: Console, config, records: Sequence[Record], provenance: Record) -> None:
     """Prints both tables on reaching the target, then the noise scale."""
-    setting = f"{rate_words(config)}, up to {length_words(config)} or {config.max_updates:,} updates"
+    setting = f"{rate_words(config)}, {bound_words(config)}"
     describe_setting(console, config, provenance, setting)
     goal, loaded = as_goal(config.target), has_loading(records)
     for table, name in NAMES.items():

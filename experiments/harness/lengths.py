@@ -12,7 +12,7 @@ from jaxbatch.batches import Duration
 from jaxbatch.training.tasks import updates_of
 
 LENGTHS = {"epochs": jb.epochs, "examples": jb.examples, "tokens": jb.tokens, "steps": jb.steps, "seconds": jb.seconds}
-_LENGTH = re.compile(r"\s*([0-9.,_e+]+)\s*(epochs?|examples?|tokens?|steps?|seconds?)\s*", re.IGNORECASE)
+_LENGTH = re.compile(r"\s*(\d{1,3}(?:[,_]\d{3})+|\d*\.?\d+(?:e[+-]?\d+)?|\d+\.)\s*(epochs?|examples?|tokens?|steps?|seconds?)\s*", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ def read_length(text: str, flag: str) -> Duration | Seconds:
         flag: its name, for the error.
 
     Raises:
-        ValueError: it has another form.
+        ValueError: it has another form, or is no length of its unit.
 
     Example:
         >>> read_length("5epochs", "--within"), read_length("1e6 tokens", "--within").amount
@@ -79,14 +79,15 @@ def read_length(text: str, flag: str) -> Duration | Seconds:
         >>> read_length("5", "--within")
         Traceback (most recent call last):
         ValueError: --within 5 must be a number with its unit, as 5epochs, 50000examples, 1e6tokens, 2000steps or 600seconds.
+        >>> read_length("2,000steps", "--within").amount, read_length("1e-1epochs", "--within").amount
+        (2000, 0.1)
     """
     match = _LENGTH.fullmatch(text)
-    try:
-        if match is None:
-            raise ValueError
-        amount, unit = float(match[1].replace(",", "").replace("_", "")), match[2].lower().rstrip("s") + "s"
-        length = LENGTHS[unit](amount)
-    except (ValueError, OverflowError):
+    if match is None:
         form = "as 5epochs, 50000examples, 1e6tokens, 2000steps or 600seconds"
-        raise ValueError(f"{flag} {text} must be a number with its unit, {form}.") from None
-    return length
+        raise ValueError(f"{flag} {text} must be a number with its unit, {form}.")
+    amount, unit = float(match[1].replace(",", "").replace("_", "")), match[2].lower().rstrip("s") + "s"
+    try:
+        return LENGTHS[unit](amount)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{flag} {text}: {error}") from None

@@ -4,8 +4,8 @@ import dataclasses
 from typing import TypeVar
 
 import jaxbatch as jb
-from experiments.harness.command_line import for_quick
-from experiments.harness.lengths import WithinFlag, check_within, longest_run
+from experiments.harness.command_line import for_quick, is_given
+from experiments.harness.lengths import WithinFlag, check_within, length_words, longest_run
 from experiments.harness.optimizers import OptimizerFlags, fill_optimizer
 from experiments.harness.study import SizesConfig, TaskConfig, check_positive, resolve_sizes
 from experiments.harness.task import Network
@@ -25,6 +25,7 @@ PROTOCOLS = {
     "tiny_shakespeare": (15, "bits_per_token<3.2"),
 }
 EPOCHS = 15  # of a task of the user's own
+UNBOUNDED = 2**31 - 1  # updates, that an optimizer counts to
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,7 @@ class TargetConfig(WithinFlag, SizesConfig):
     epochs: int | None = None
     """Largest number of passes over the training set. Default: 30 for digits, 15 for the others."""
     max_updates: int = 180_000
-    """Largest number of updates. On MNIST, batch size 1 reaches it after 3 epochs."""
+    """Largest number of updates. On MNIST, batch size 1 reaches it after 3 epochs. Default: with --within, none."""
     target: str | None = None
     """Metric to reach on the validation part, with its direction, such as "accuracy>0.98" or "loss<0.4" (quoted, because of the
     shell). Default: accuracy>0.95 for digits, accuracy>0.98 for mnist. Needed with --task."""
@@ -69,7 +70,10 @@ def resolve_target(config: Config, task: jb.Task) -> Config:
         ValueError: also for a target that the task does not have.
     """
     check_within(config, task)
-    config = for_quick(config, epochs=3, evaluations_per_epoch=2, max_updates=200)
+    short = {"epochs": 3, "evaluations_per_epoch": 2} | ({"max_updates": 200} if config.within is None else {})  # a length that is given holds
+    if config.within is not None and not is_given(config, "max_updates"):
+        config = dataclasses.replace(config, max_updates=UNBOUNDED)
+    config = for_quick(config, **short)
     config = fill_target(resolve_sizes(config, task.num_examples), task)
     check_positive(config, "epochs", "max_updates", "evaluations_per_epoch")
     return config
@@ -103,3 +107,14 @@ def fill_target(config: Config, task: jb.Task) -> Config:
 def num_updates(config: TargetConfig, task: jb.Task, batch_size: int) -> int:
     """The longest run in updates, or ``max_updates`` if those are fewer."""
     return min(updates_of(task, longest_run(config), batch_size), config.max_updates)
+
+
+def bound_words(config: TargetConfig) -> str:
+    """The bounds of a run in words.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> bound_words(SimpleNamespace(within=None, epochs=3, max_updates=200))
+        'up to 3 epochs or 200 updates'
+    """
+    return f"up to {length_words(config)}" + (f" or {config.max_updates:,} updates" if config.max_updates < UNBOUNDED else "")

@@ -7,11 +7,11 @@ import numpy as np
 from rich.console import Console
 
 from experiments.harness.goal_words import heading, in_short, in_words, is_share, show
-from experiments.harness.lengths import length_words
 from experiments.harness.rate_grid import best_rates, results
 from experiments.harness.schedules import rate_words
 from experiments.harness.sentences import BETWEEN
 from experiments.harness.study import describe_setting, setting_of, size_cell, size_label
+from experiments.harness.target import bound_words
 from jaxbatch.advice.learning_rates import rate_exponent
 from jaxbatch.intervals import interval
 from jaxbatch.results import plots
@@ -22,7 +22,7 @@ from jaxbatch.training.goals import as_goal
 
 def print_tables(console: Console, config, records: Sequence[Record], provenance: Record) -> None:
     """Prints the best rate of each size, its results, and the rates at which a run diverged."""
-    describe_setting(console, config, provenance, f"{rate_words(config)}, up to {length_words(config)}")
+    describe_setting(console, config, provenance, f"{rate_words(config)}, {bound_words(config)}")
     rows, goal = [], as_goal(config.target)
     for size, result in results(config, records).items():
         rate = result.best

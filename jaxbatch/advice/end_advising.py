@@ -25,7 +25,7 @@ from jaxbatch.advice.end_request import (
 from jaxbatch.advice.end_rows import rows_of
 from jaxbatch.advice.end_runs import EndRunner
 from jaxbatch.advice.end_search import has_ended, search_endings
-from jaxbatch.advice.ending import Ending
+from jaxbatch.advice.ending import Ending, as_written
 from jaxbatch.advice.probes import ProbePrograms, make_adjustable
 from jaxbatch.advice.request import LEARNING_RATES
 from jaxbatch.advice.rules import rules_for
@@ -145,7 +145,7 @@ def advise_within(
         elif isinstance(event, str) and on_progress is not None:
             on_progress(event)
 
-    return answer_within(task, question, on_event, EndBegun(throughput, None, tuple(known)))
+    return answer_within(task, question, on_event, EndBegun(throughput, None, tuple(map(as_written, known))))
 
 
 def answer_within(task: Task, question: EndQuestion, on_event: Callable[[EndEvent], None], begun: EndBegun = EndBegun()) -> EndAdvice:

@@ -42,7 +42,7 @@ def doubts_of_ends(
         if len(values) > 1 and index in (0, len(values) - 1):
             side = "smallest" if index == 0 else "largest"
             if not (name == "batch size" and index == 0 and values[0] <= 2):
-                bound = largest_that_fits if name == "batch size" and index else None
+                bound = largest_that_fits if name == "batch size" and index and 2 * values[index] > (largest_that_fits or 0) else None
                 more = f"memory holds at most {bound}" if bound else f"try {flag} beyond it"
                 doubts.append(f"The {name} {values[index]:g} is the {side} that was considered: {more}.")
     if (worse := worse_with_length(endings, space, float(np.median(estimate.fitted.sigma)))) is not None:

@@ -37,3 +37,14 @@ class Ending(NamedTuple):
         """
         seen = [value for updates, value in self.looks if updates <= part * self.num_steps]
         return seen[-1] if seen else math.nan
+
+
+def as_written(ending: Ending) -> Ending:
+    """The run with Python's numbers and tuples, which a file or an array may have made others of.
+
+    Example:
+        >>> as_written(Ending(8, 0.1, 0, 9, 9, False, 0.3, [[9, 0.3]])).looks
+        ((9, 0.3),)
+    """
+    looks = tuple((int(updates), float(value)) for updates, value in ending.looks)
+    return ending._replace(value=float(ending.value), looks=looks)

@@ -31,7 +31,7 @@ def check_independent_losses(loss: Loss, params: PyTree, batch: PyTree) -> None:
 
     The check computes the losses of two examples in a batch of both, and each in a batch with a copy of itself, and compares
     them. The two differ in every array of the batch that is not the same for all examples; where no two do, there are several pairs.
-    Parameters that are all zeros, as those of a last layer at its start, hide a dependence, so it is looked for with random ones in
+    Parameters that are zero, as those of a last layer at its start, hide a dependence, so it is looked for with random ones in
     their place too. Within ``jit`` there are no examples yet, so random ones of the same shapes are used. If a loss is not
     finite, or if the function closes over values that are not known yet, the check passes. Of :class:`jaxbatch.Weighted` losses
     totals and weights are compared; it passes too if both examples have the weight 0.
@@ -145,7 +145,7 @@ def whole_and_in_parts(
 ) -> Iterator[tuple[PyTree, list[PyTree]]]:
     """The results of ``function(params, batch)`` for batches whole and for parts of them, one batch after another, on the host.
 
-    Parameters that are all zeros, as those of a last layer at its start, hide a dependence: results with random ones in their place follow.
+    Parameters that are zero, as those of a last layer at its start, hide a dependence: results with random ones in their place follow.
     There are none for a function that closes over values that are not known yet.
 
     Args:
@@ -163,7 +163,7 @@ def whole_and_in_parts(
     programs: dict[tuple, Callable[..., PyTree]] = {}
 
     def results(function, params, batch):
-        key = function, jax.tree.leaves(batch)[0].shape[:1]
+        key = id(function), jax.tree.leaves(batch)[0].shape[:1]
         if key not in programs:
             run, constants = take_out_constants(function, params, batch)
             if any(isinstance(constant, jax.core.Tracer) for constant in constants):

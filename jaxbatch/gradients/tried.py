@@ -89,19 +89,19 @@ def _is_here(leaf) -> bool:
 
 
 def without_zeros(params: PyTree) -> PyTree | None:
-    """Parameters with random numbers in place of leaves that are all zeros, which hide what they multiply; None if there are none.
+    """Parameters with random numbers in place of zeros, which hide what they multiply; None if there are none.
 
     Example:
-        >>> changed = without_zeros((jnp.ones(1), jnp.zeros(1)))
-        >>> changed[0].item(), bool(changed[1].any()), without_zeros(jnp.ones(1))
-        (1.0, True, None)
+        >>> changed = without_zeros((jnp.ones(1), jnp.array([0.0, 2.0])))
+        >>> changed[0].item(), (changed[1] != 0).tolist(), changed[1][1].item(), without_zeros(jnp.ones(1))
+        (1.0, [True, True], 2.0, None)
     """
     random = np.random.default_rng(0)
 
     def not_zeros(leaf):
-        if leaf.size == 0 or not jnp.issubdtype(leaf.dtype, jnp.floating) or np.asarray(leaf).any():
+        if not jnp.issubdtype(leaf.dtype, jnp.floating) or not (zeros := np.asarray(leaf) == 0).any():
             return leaf
-        return (0.1 * random.normal(size=leaf.shape)).astype(leaf.dtype)
+        return jnp.where(zeros, (0.1 * random.normal(size=leaf.shape)).astype(leaf.dtype), leaf)
 
     changed = jax.tree.map(not_zeros, params)
     same = all(new is old for new, old in zip(jax.tree.leaves(changed), jax.tree.leaves(params), strict=True))

@@ -109,7 +109,7 @@ def _compile_once(lowered: Any, where: str) -> Any:
 
 
 class KeptPrograms:
-    """Compiled programs by name and the shapes of their arguments; each is traced once, so the functions of a name must be the same.
+    """Compiled programs by name and the shapes and devices of their arguments; each is traced once, so the functions of a name must be the same.
 
     Example:
         >>> kept = KeptPrograms()
@@ -122,7 +122,9 @@ class KeptPrograms:
 
     def __call__(self, name: Hashable, function: Callable[..., Any], *arguments: Any) -> Any:
         """What ``function`` returns."""
-        key = (name, jax.tree.structure(arguments), *map(jax.typeof, jax.tree.leaves(arguments)))
+        leaves = jax.tree.leaves(arguments)
+        where = tuple(str(leaf.sharding) for leaf in leaves if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer))
+        key = (name, jax.tree.structure(arguments), *map(jax.typeof, leaves), where)
         if key not in self._programs:
             run, constants = take_out_constants(function, *arguments)
             self._programs[key] = functools.partial(compile_ahead(jax.jit(run), constants, *arguments), constants)

@@ -1,12 +1,15 @@
 """Arrays that a function closes over: as constants of its program they would be compiled, so they become arguments.
 
-A pretrained model is then not part of the program, and functions that differ in such arrays alone share one.
+A pretrained model is then not part of the program, and functions that differ in such arrays alone share one. Python's numbers, and
+what jitted functions inside close over, stay in the program.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import Literal
 
 
@@ -27,6 +30,9 @@ def call_compiled(function: Callable[..., Any], *arguments: Any) -> Any:
 def take_out_constants(function: Callable[..., Any], *arguments: Any) -> tuple[Callable[..., Any], list[Any]]:
     """``run(constants, *arguments)`` and the arrays ``constants`` that ``function`` closes over.
 
+    Arrays of NumPy are copied to the default device once: who changes them later changes no program, and no call moves them again. Those
+    that a jitted function inside closes over are not found; they stay in the program.
+
     Example:
         >>> pretrained = jax.numpy.ones(3)
         >>> run, constants = take_out_constants(lambda scale: scale * pretrained, 2.0)
@@ -39,7 +45,26 @@ def take_out_constants(function: Callable[..., Any], *arguments: Any) -> tuple[C
         leaves = jax.core.eval_jaxpr(closed.jaxpr, constants, *jax.tree.leaves(arguments))
         return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
-    return run, closed.consts
+    with jax.ensure_compile_time_eval():
+        return run, [constant if isinstance(constant, jax.Array) else _of_jax(constant) for constant in closed.consts]
+
+
+def _of_jax(constant: Any) -> Any:
+    """A copy of an array of NumPy; anything else, such as a reference to an array that programs change, as it is."""
+    return jnp.array(np.asarray(constant), copy=True) if hasattr(constant, "__array__") else constant
+
+
+def copies_on(device: jax.Device, constants: list[Any]) -> list[Any]:
+    """Copies of arrays on a device: a program of this device takes them, and the memory of its other arguments may be reused.
+
+    Example:
+        >>> table = jax.numpy.ones(2)
+        >>> (copy,) = copies_on(jax.devices()[0], [table])
+        >>> copy.unsafe_buffer_pointer() == table.unsafe_buffer_pointer(), copy.tolist()
+        (False, [1.0, 1.0])
+    """
+    with jax.ensure_compile_time_eval():
+        return [jax.device_put(jnp.copy(one), device) if isinstance(one, jax.Array) else one for one in constants]
 
 
 def open_jitted(closed: Any) -> tuple[Any, list[Any]]:

@@ -21,7 +21,7 @@ from jaxbatch.gradients.cut import Cut
 from jaxbatch.gradients.groups import leading_axis
 from jaxbatch.gradients.part_norms import WithNoise
 from jaxbatch.machine.compiling import compile_ahead
-from jaxbatch.machine.constants import inlined, take_out_constants
+from jaxbatch.machine.constants import copies_on, inlined, take_out_constants
 from jaxbatch.sums import Losses, loss_of_batch
 from jaxbatch.training.devices import Parallel, over_devices
 
@@ -95,14 +95,15 @@ class Layout(NamedTuple):
     def compile(self, devices: Sequence[jax.Device], parallel: Parallel) -> tuple[Callable[..., Any], Callable[..., tuple]]:
         """The compiled program over devices that are here, and what moves its arguments there.
 
-        On one device, arrays that the function closes over become arguments: a pretrained model is not compiled, and steps whose
-        schedules differ in their numbers alone are one program.
+        On one device, arrays that the function closes over become arguments: a pretrained model is not compiled, and steps that differ in
+        such arrays alone, as by rates of :func:`jaxbatch.coupled_learning_rate`, are one program.
         """
         program, put = self.over(devices, parallel)
         if len(devices) > 1 or jax.config.jax_disable_jit:  # type: ignore[attr-defined]
             return compile_ahead(program, *self.arguments.values(), devices=devices), put
         run, constants = take_out_constants(self.function, *self.arguments.values())
         lifted = jax.jit(run, donate_argnums=tuple(number + 1 for number in self.donated))
+        constants = copies_on(devices[0], constants)
         compiled = functools.partial(compile_ahead(lifted, constants, *self.arguments.values(), devices=devices), constants)
         return lambda *arguments: (program if jax.config.jax_disable_jit else compiled)(*arguments), put  # type: ignore[attr-defined]
 

@@ -1,5 +1,6 @@
 """Advice for runs of a fixed length where a metric, a length or the runs are unusual."""
 
+import json
 import math
 import re
 
@@ -13,7 +14,7 @@ from jaxbatch.advice.end_estimate import EndSpace, make_estimate
 from jaxbatch.advice.end_law import Scale, choose_scale
 from jaxbatch.advice.end_request import Metric, check_known_ends
 from jaxbatch.advice.end_search import cost_of, has_ended, race_next
-from jaxbatch.advice.ending import Ending
+from jaxbatch.advice.ending import Ending, as_written
 
 RATES = (0.001, 0.01, 0.1, 1.0)
 
@@ -101,6 +102,27 @@ def test_a_horizon_as_long_as_the_runs_is_none():
     assert f"The batch size {advice.batch_size}" in words and ("memory holds at most 40" in words) == (advice.batch_size == 32)
     assert "where the advised setting does" not in words
     assert all(advice.sentences()) and ("No larger batch" not in words or advice.batch_size == 8)
+
+
+def test_memory_is_named_only_where_it_is_the_bound():
+    def words(largest_that_fits):
+        better_large = [
+            run(size, rate, 0.5 + 0.3 * abs(math.log10(rate) + 1) - 0.1 * (size == 32), seed=n) for n, (size, rate) in enumerate(_cells())
+        ]
+        setting = settled()._replace(largest_batch_size=largest_that_fits)
+        return " ".join(conclude_within(jb.steps(64), None, setting, None, better_large).sentences())
+
+    assert (
+        "memory holds at most 40" in words(40) and "memory" not in words(1000) and "32 is the largest that was considered: try sizes" in words(1000)
+    )
+
+
+def test_runs_from_a_file_are_taken():
+    def conclude(change):
+        return conclude_within(jb.steps(64), None, settled(), None, [change(one) for one in runs_of(lambda off: 0.5 + 0.3 * off)])
+
+    listed = conclude(lambda one: as_written(Ending(**json.loads(json.dumps(one._asdict())))))
+    assert listed.choices == conclude(lambda one: one).choices
 
 
 def test_runs_that_end_without_a_number_did_not_diverge():

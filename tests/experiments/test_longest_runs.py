@@ -13,7 +13,7 @@ from experiments.harness.command_line import parse
 from experiments.harness.lengths import check_within, longest_run
 from experiments.harness.rate_grid import measure_grid
 from experiments.harness.study import open_study
-from experiments.harness.target import num_updates
+from experiments.harness.target import bound_words, num_updates
 from experiments.harness.task import load_choosing_task
 from experiments.large_batch import __main__ as large_batch
 from experiments.learning_rate_grid import __main__ as learning_rate_grid
@@ -36,10 +36,12 @@ def flags_of(folder, study):
         (["--within", "5"], "--within 5 must be a number with its unit"),
         (["--within", "60seconds"], "--within 60seconds must be above 0 and in epochs, examples, tokens or steps"),
         (["--within", "0steps"], "--within 0steps must be above 0"),
+        (["--within", "1,5epochs"], "--within 1,5epochs must be a number with its unit"),
+        (["--within", "2000.5steps"], "--within 2000.5steps: steps=2000.5"),
         (["--within", "500tokens"], "tokens_per_example"),
         (["--within", "60examples", "--epochs", "2"], "--within 60examples and --epochs both give the longest run: give one."),
     ],
-    ids=["unit", "seconds", "zero", "tokens", "both"],
+    ids=["unit", "seconds", "zero", "comma", "half", "tokens", "both"],
 )
 def test_wrong_lengths_are_one_line(study, flags, message, tmp_path, capsys):
     assert message in ended(study.main, [*flags_of(tmp_path, study), *flags, "--output-dir", str(tmp_path)], capsys)
@@ -70,6 +72,13 @@ def test_the_length_counts_for_every_size(tmp_path):
     critical = parse(critical_batch_size.Config, "", ["--within", "48examples"])
     check_within(critical, TASK)
     assert updates_of(TASK, longest_run(critical), 6) == 8
+
+
+@pytest.mark.parametrize(("flags", "most"), [([], 500_000), (["--max-updates", "300"], 300), (["--quick"], 500_000)])
+def test_a_length_that_is_given_is_not_cut_in_silence(flags, most):
+    config = learning_rate_grid.resolve(parse(learning_rate_grid.Config, "", ["--within", "500000steps", "--target", "loss<1", *flags]), TASK)
+    assert num_updates(config, TASK, 6) == most
+    assert bound_words(config) == "up to 500,000 steps" + (" or 300 updates" if most == 300 else "")
 
 
 def test_arms_of_the_huge_batch_see_whole_passes():

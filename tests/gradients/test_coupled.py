@@ -1,5 +1,7 @@
 """Gradients of losses that couple the batch, against those of the whole batch in one piece; memory; refusals."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -158,6 +160,19 @@ def test_an_encoder_that_couples_examples_is_refused():
     with pytest.raises(ValueError, match=r"encode\[1\]: the representation"):
         encoders, both = (lambda p, x: x, encode), (jnp.ones(1), variables["params"])
         jax.jit(lambda p: jb.coupled_gradient(lambda p, z: z[0][:, 0], encoders, p, (x, x), 2))(both)
+
+
+def test_an_encoder_may_be_an_object_without_a_hash():
+    @dataclasses.dataclass  # with eq, and so without a hash
+    class Linear:
+        scale: float
+
+        def __call__(self, w, x):
+            return self.scale * x @ w
+
+    w, x, loss = jnp.ones((3, 2)), jnp.arange(12.0).reshape(4, 3), lambda _, z: (z[:, 0] - z.mean(0)[1]) ** 2
+    of = lambda encode: jb.coupled_gradient(loss, encode, w, x, 2)
+    jax.tree.map(np.testing.assert_array_equal, of(Linear(2.0)), of(lambda w, x: 2.0 * x @ w))
 
 
 def test_slips_are_named():

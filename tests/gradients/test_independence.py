@@ -101,6 +101,7 @@ TAKEN = {
 }
 COUPLED = {
     "mean": (lambda w, x: (x - x.mean(0, keepdims=True)) @ w, jnp.ones(3), X),
+    "a weight of zero": (lambda w, x: x @ w[:3] + w[3] * (x[:, 0] - x[:, 0].mean()), jnp.array([1.0, 2.0, 3.0, 0.0]), X),
     "one example": (lambda w, x: (x - x.mean(0, keepdims=True)) @ w, jnp.ones(3), X[:1]),
     "bfloat16": (lambda w, x: (x - x.mean(0, keepdims=True)) @ w, jnp.ones(3, jnp.bfloat16), X.astype(jnp.bfloat16)),
     "contrastive": (lambda w, x: -jnp.diag(jax.nn.log_softmax((x * w[None]) @ x.T)), jnp.ones(3), X),
@@ -127,8 +128,7 @@ def test_coupled_losses_are_refused(name, compiled):
 
 
 def test_a_loss_that_closes_over_what_is_not_known_yet_is_taken():
-    run = jax.jit(lambda scale: jb.per_example_gradients(lambda w, x: scale * (x @ w), jnp.ones(3), X))
-    np.testing.assert_allclose(run(2.0), 2 * X)
+    np.testing.assert_allclose(jax.jit(lambda scale: jb.per_example_gradients(lambda w, x: scale * (x @ w), jnp.ones(3), X))(2.0), 2 * X)
 
 
 def test_what_was_checked_is_not_kept_alive():
