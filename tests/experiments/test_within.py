@@ -113,7 +113,7 @@ def test_the_report_follows_from_the_records(horizon, tmp_path, capsys):
     [
         (["--within", "5epochs", "--seeds", "3"], "--seeds 3: the search gives every run a seed of its own; leave the flag out."),
         (["--within", "5"], "--within 5 must be a number with its unit, as 5epochs, 50000examples, 1e6tokens, 2000steps or 600seconds."),
-        (["--within", "1.5steps"], "--within 1.5steps must be a number with its unit"),
+        (["--within", "1.5steps"], "--within 1.5steps: steps=1.5 must be a finite whole number of at least 0."),
         (["--within", "1epochs", "--target", "loss<0.1"], "--target loss<0.1 must name a metric and its direction without a value"),
         (["--within", "1epochs", "--target", "error<"], "--target error<: the metrics are accuracy, loss."),
         (
