@@ -40,7 +40,7 @@ def test_rows_of_some(name):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # all are run, those that optax has deprecated too
+@pytest.mark.filterwarnings("ignore")  # all are run, those that optax has deprecated or warns of too
 def test_the_table_is_what_runs():
     assert [row for name in factories() for row in measure(name)] == ROWS
 
