@@ -39,9 +39,14 @@ def test_rows_of_some(name):
     assert measure(name) == [row for row in ROWS if row.name == name]
 
 
-@pytest.mark.slow
 # All are run, those too that optax itself calls in a form that it has deprecated, or wants called in another one.
-@pytest.mark.filterwarnings('ignore:"seed" is deprecated', "ignore:inject_stateful_hyperparams is deprecated", "ignore:Specifying a key will be required")
+@pytest.mark.slow
+@pytest.mark.filterwarnings(
+    'ignore:"seed" is deprecated',
+    "ignore:inject_stateful_hyperparams is deprecated",
+    "ignore:Specifying a key will be required",
+    "ignore:`optimistic_adam` is deprecated",
+)
 def test_the_table_is_what_runs():
     assert [row for name in factories() for row in measure(name)] == ROWS
 
