@@ -9,6 +9,7 @@ from jaxbatch.advice.end_advising import advise_within
 from jaxbatch.advice.end_request import seconds
 from jaxbatch.advice.largest_batch import find_largest_batch, max_batch_size
 from jaxbatch.advice.learning_rates import RateResult, rate_exponent, tune_learning_rate
+from jaxbatch.advice.looks import Look, OutOfMemory
 from jaxbatch.advice.memory import memory_profile
 from jaxbatch.advice.memory_parts import Memory
 from jaxbatch.advice.memory_plan import memory_plan
@@ -106,8 +107,10 @@ __all__ = [
     "ImageDataset",
     "IndexBatches",
     "Interval",
+    "Look",
     "Memory",
     "NoiseMonitor",
+    "OutOfMemory",
     "PackedText",
     "PublishedRule",
     "PublishedRules",
