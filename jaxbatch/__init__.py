@@ -1,12 +1,14 @@
 """jaxbatch helps to choose a batch size and the learning rate for it, and to train with very large batches."""
 
 from jaxbatch.advice.advice import Advice
+from jaxbatch.advice.advise_runs import advise_runs
 from jaxbatch.advice.advising import advise
 from jaxbatch.advice.branches import Branches, branch
 from jaxbatch.advice.critical import CriticalFit, critical_batch_size
 from jaxbatch.advice.end_advice import EndAdvice
+from jaxbatch.advice.end_advise_runs import advise_runs_within
 from jaxbatch.advice.end_advising import advise_within
-from jaxbatch.advice.end_request import seconds
+from jaxbatch.advice.end_lengths import seconds
 from jaxbatch.advice.largest_batch import find_largest_batch, max_batch_size
 from jaxbatch.advice.learning_rates import RateResult, rate_exponent, tune_learning_rate
 from jaxbatch.advice.looks import Look, OutOfMemory
@@ -129,6 +131,8 @@ __all__ = [
     "adabatch_schedule",
     "additive_margin",
     "advise",
+    "advise_runs",
+    "advise_runs_within",
     "advise_within",
     "angular_margin",
     "as_goal",

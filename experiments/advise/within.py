@@ -17,7 +17,8 @@ from experiments.harness.study import TaskConfig, check_positive, open_study, ru
 from experiments.harness.target import PROTOCOLS
 from experiments.harness.task import SEQUENCE_LENGTH, Network, few_for_quick, load_choosing_task
 from jaxbatch.advice.end_advising import EndEvent, EndRan, answer_within
-from jaxbatch.advice.end_request import EndQuestion, Seconds, as_metric
+from jaxbatch.advice.end_lengths import Seconds
+from jaxbatch.advice.end_request import EndQuestion, as_metric
 from jaxbatch.advice.request import LEARNING_RATES
 from jaxbatch.data import TEXTS
 from jaxbatch.gradients.run_lengths import takes_num_steps

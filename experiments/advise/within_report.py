@@ -10,7 +10,7 @@ from experiments.harness.schedules import rate_words
 from experiments.harness.study import describe_setting, size_cell
 from jaxbatch.advice.end_advice import EndAdvice, in_words
 from jaxbatch.advice.end_advising import conclude_within
-from jaxbatch.advice.end_request import Seconds
+from jaxbatch.advice.end_lengths import Seconds
 from jaxbatch.results.records import Record
 from jaxbatch.results.report import print_table
 

@@ -7,7 +7,7 @@ from typing import Any
 import jaxbatch as jb
 from experiments.harness.command_line import is_given
 from jaxbatch.advice.end_advice import in_words
-from jaxbatch.advice.end_request import Seconds
+from jaxbatch.advice.end_lengths import Seconds
 from jaxbatch.batches import Duration
 from jaxbatch.training.tasks import updates_of
 

@@ -3,10 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-import numpy as np
-
 from jaxbatch.advice.advice import Advice
 from jaxbatch.advice.choices import Objective
+from jaxbatch.advice.estimates import middle_size
 from jaxbatch.advice.probes import MakeOptimizer, Probe, Prober
 from jaxbatch.advice.request import LEARNING_RATES, Question, check_known, check_limits
 from jaxbatch.advice.search import search
@@ -150,7 +149,7 @@ def answer(task: Task, question: Question, on_event: Callable[[Event], None], be
     outcome = search(
         WatchedRuns(prober, watch),
         setting.space(throughput),
-        first_size=_middle(setting.batch_sizes),
+        first_size=middle_size(setting.batch_sizes),
         max_probes=question.max_probes,
         tolerance=question.tolerance,
         prefer=setting.prefer,
@@ -160,9 +159,3 @@ def answer(task: Task, question: Question, on_event: Callable[[Event], None], be
         within_budget=lambda probes: watch.grant(),
     )
     return watch.confess(conclude(setting, throughput, outcome.probes))
-
-
-def _middle(sizes: Sequence[int]) -> int:
-    """The size nearest to 64, or to the middle of the sizes if that is smaller."""
-    aim = min(64.0, float(np.sqrt(sizes[0] * sizes[-1])) * 2)
-    return min(sizes, key=lambda size: abs(np.log(size / aim)))

@@ -4,7 +4,7 @@ Axes: D draws, S batch sizes, R learning rates.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -58,8 +58,12 @@ def summarize(
     prefer: str,
     evaluations_per_epoch: int,
     num_examples: int,
+    looks: Mapping[int, int] | None = None,
 ) -> dict[str, Any]:
-    """The fields of :class:`jaxbatch.advice.advice.Advice` that follow from an estimate."""
+    """The fields of :class:`jaxbatch.advice.advice.Advice` that follow from an estimate.
+
+    With ``looks``, the updates between two looks by batch size, evaluations are not counted by epochs.
+    """
     expected = estimate.log_cost.mean(0)
     seconds = draw_seconds(throughput, space.batch_sizes, len(estimate.log_cost))
     unit = cost_from_seconds(objective, space.batch_sizes, seconds)
@@ -73,13 +77,12 @@ def summarize(
         runs = [probe for probe in probes if (probe.batch_size, probe.learning_rate) == (size, space.learning_rates[rate])]
         steps_per_epoch = max(1, num_examples // size)
         evaluations = even_looks(steps_per_epoch, evaluations_per_epoch)
+        look = math.ceil(steps_per_epoch / evaluations) if looks is None else looks[size]
         choices.append(
             Choice(
                 batch_size=size,
                 learning_rate=space.learning_rates[rate],
-                **_expected_of_runs(
-                    estimate.posterior, seconds[:, row], runs, (size, space.learning_rates[rate]), math.ceil(steps_per_epoch / evaluations)
-                ),
+                **_expected_of_runs(estimate.posterior, seconds[:, row], runs, (size, space.learning_rates[rate]), look),
                 relative_cost=_spread(np.exp(log_cost[:, row, rate] - chosen), len(runs)),
                 chance=float(near[:, row].mean()),
                 probes=sum(probe.batch_size == size for probe in probes),

@@ -4,7 +4,8 @@ import math
 from typing import NamedTuple
 
 from jaxbatch.advice.end_estimate import BANDS
-from jaxbatch.advice.end_request import Metric, Seconds
+from jaxbatch.advice.end_lengths import Seconds
+from jaxbatch.advice.end_request import Metric
 from jaxbatch.advice.end_rows import EndChoice
 from jaxbatch.advice.ending import Ending
 from jaxbatch.advice.throughput import Throughput

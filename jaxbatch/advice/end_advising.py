@@ -10,18 +10,8 @@ from jaxbatch.advice.end_advice import EndAdvice
 from jaxbatch.advice.end_doubts import doubts_of_ends, why_no_end
 from jaxbatch.advice.end_estimate import BANDS, EndSpace, largest_within, make_estimate
 from jaxbatch.advice.end_law import BETA
-from jaxbatch.advice.end_request import (
-    EndQuestion,
-    Metric,
-    Seconds,
-    check_earlier,
-    check_end_question,
-    check_known_ends,
-    checked_budget,
-    choose_sizes,
-    first_size,
-    make_space,
-)
+from jaxbatch.advice.end_lengths import Seconds, checked_budget
+from jaxbatch.advice.end_request import EndQuestion, Metric, check_earlier, check_end_question, check_known_ends, choose_sizes, first_size, make_space
 from jaxbatch.advice.end_rows import rows_of
 from jaxbatch.advice.end_runs import EndRunner
 from jaxbatch.advice.end_search import has_ended, search_endings

@@ -1,6 +1,5 @@
 """What :func:`jaxbatch.advise_within` is asked, checked and settled before anything runs."""
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,37 +9,17 @@ import jax
 from jaxbatch.advice.doubts import check_finite_data
 from jaxbatch.advice.end_estimate import FEWEST_UPDATES, RACE, EndSpace
 from jaxbatch.advice.end_law import choose_scale
+from jaxbatch.advice.end_lengths import Seconds, check_full_runs, check_lengths
 from jaxbatch.advice.ending import Ending
 from jaxbatch.advice.estimates import usual_sizes
 from jaxbatch.advice.request import LEARNING_RATES, check_question
 from jaxbatch.advice.throughput import Throughput
-from jaxbatch.batches import Duration, check_duration, num_steps
+from jaxbatch.batches import Duration, num_steps
 from jaxbatch.training.goals import metric_names
 from jaxbatch.training.tasks import Task
 
 _FORM = re.compile(r"\s*([A-Za-z_]\w*)\s*([<>])\s*")
-_FEWEST_STEPS = 8  # updates of a whole run, below which a batch size is not considered
-
-
-class Seconds(NamedTuple):
-    """A length of training in seconds, without compilation and evaluation."""
-
-    amount: float
-
-
-def seconds(amount: float) -> Seconds:
-    """A budget in seconds of training, for :func:`jaxbatch.advise_within`; compilation and evaluation do not count.
-
-    Raises:
-        ValueError: it is not a finite number above 0.
-
-    Example:
-        >>> seconds(600)
-        Seconds(amount=600)
-    """
-    if isinstance(amount, bool) or not isinstance(amount, int | float) or not (amount > 0 and math.isfinite(amount)):
-        raise ValueError(f"seconds={amount!r} must be a finite number above 0.")
-    return Seconds(amount)
+FEWEST_STEPS = 8  # updates of a whole run, below which a batch size is not considered
 
 
 class Metric(NamedTuple):
@@ -102,45 +81,16 @@ def check_end_question(task: Any, question: EndQuestion) -> Metric:
     """
     check_question(task, None, question.batch_sizes, question.learning_rates, 1, question.seed)
     metric, names = as_metric(question.goal), metric_names(task) if isinstance(question.within, Duration | Seconds) else []
-    for name, value in (("within", question.within), ("horizon", question.horizon)):
-        if value is None and name == "horizon":
-            continue
-        if isinstance(value, Seconds) and name == "within" and question.horizon is None:
-            seconds(value.amount)
-        elif not isinstance(value, Duration):
-            other = ", or jaxbatch.seconds(600)" if name == "within" and question.horizon is None else ""
-            raise ValueError(f"{name}={value!r} has no unit. Give jaxbatch.epochs(10), examples, tokens, steps{other}.")
-        else:
-            check_duration(value)
-            if not value.amount > 0:
-                raise ValueError(f"{name}={value.unit}({value.amount}) must be above 0: no run would make an update.")
+    check_lengths(question.within, question.horizon, may_be_seconds=True)
     if not names:
         raise ValueError(f"goal={str(metric)!r} needs a task with metrics_fn and test_data, on which its metric is taken.")
     if metric.name not in names:
         raise ValueError(f"goal={str(metric)!r}: the task's metrics are {', '.join(names)}.")
     if not list(question.learning_rates):
         raise ValueError(f"learning_rates={question.learning_rates!r} must hold at least one rate.")
-    full_runs = question.full_runs
-    if isinstance(full_runs, bool) or not isinstance(full_runs, int | float) or not 2 <= full_runs < math.inf:
-        raise ValueError(f"full_runs={full_runs!r} must be a number of at least 2: what all runs together may cost, in runs of the whole length.")
+    check_full_runs(question.full_runs)
     check_finite_data(task)
     return metric
-
-
-def checked_budget(budget: Any) -> float | None:
-    """A budget that is checked before its clock begins.
-
-    Raises:
-        ValueError: it is no number of seconds.
-
-    Example:
-        >>> checked_budget("1h")
-        Traceback (most recent call last):
-        ValueError: budget='1h' must be a number of seconds of at least 0, or None for no limit.
-    """
-    if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int | float) or not budget >= 0):
-        raise ValueError(f"budget={budget!r} must be a number of seconds of at least 0, or None for no limit.")
-    return budget
 
 
 def choose_sizes(task: Task, batch_sizes: Sequence[int] | None) -> tuple[int, ...]:
@@ -175,9 +125,9 @@ def make_space(
     payable = steps_of(task, question.within, batch_sizes, throughput)
     asked = payable if question.horizon is None else steps_of(task, question.horizon, batch_sizes, throughput)
     if question.batch_sizes is None:
-        batch_sizes = [size for size in batch_sizes if payable[size] >= _FEWEST_STEPS]
+        batch_sizes = [size for size in batch_sizes if payable[size] >= FEWEST_STEPS]
     if not batch_sizes:
-        raise ValueError(f"within={question.within} has fewer than {_FEWEST_STEPS} updates at every batch size: give more.")
+        raise ValueError(f"within={question.within} has fewer than {FEWEST_STEPS} updates at every batch size: give more.")
     if any(asked[size] < payable[size] for size in batch_sizes):
         raise ValueError(f"horizon={question.horizon} must not be shorter than within={question.within}, the longest run that may be made.")
     tests = len(jax.tree.leaves(task.test_data)[0]) if hasattr(jax.tree.leaves(task.test_data)[0], "__len__") else 10_000

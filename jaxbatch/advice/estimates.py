@@ -38,6 +38,17 @@ def usual_sizes(num_examples: int) -> tuple[int, ...]:
     return tuple(2**power for power in range(1, 25) if 2**power <= max(4, num_examples // 2))
 
 
+def middle_size(sizes: Sequence[int]) -> int:
+    """The size nearest to 64, or to the middle of the sizes if that is smaller: where a search begins.
+
+    Example:
+        >>> middle_size((4, 8, 16, 32)), middle_size((16, 64, 256))
+        (32, 64)
+    """
+    aim = min(64.0, float(np.sqrt(sizes[0] * sizes[-1])) * 2)
+    return min(sizes, key=lambda size: abs(np.log(size / aim)))
+
+
 class Estimate(NamedTuple):
     """What the model says of every setting: draws of the logarithm of the cost to the goal, axes (D, S, R).
 

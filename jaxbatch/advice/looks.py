@@ -68,12 +68,14 @@ def checked_look(look: Any, before: int) -> Look:
     if not isinstance(look, tuple) or not 4 <= len(look) <= 5:
         raise ValueError(f"run gave {look!r}, which is no look. Let it yield jaxbatch.Look(updates, examples, seconds, value).")
     updates, examples, seconds, value, loss = Look(*look)
-    for name, number, may_lack in (("updates", updates, False), ("examples", examples, True), ("seconds", seconds, True)):
-        if not (number is None and may_lack) and not (_is_number(number) and number >= 0 and math.isfinite(number)):
-            raise ValueError(f"run gave a look with {name}={number!r}, which must be a finite number of at least 0{', or None' if may_lack else ''}.")
-    for name, number, may_lack in (("value", value, False), ("loss", loss, True)):
-        if not (number is None and may_lack) and not _is_number(number):
-            raise ValueError(f"run gave a look with {name}={number!r}, which must be a number{', or None' if may_lack else ''}.")
+    for name, number in (("updates", updates), ("examples", examples), ("seconds", seconds)):
+        if number is None and name != "updates":
+            continue
+        if number is None or not (_is_number(number) and number >= 0 and math.isfinite(number)):
+            lacking = "" if name == "updates" else ", or None"
+            raise ValueError(f"run gave a look with {name}={number!r}, which must be a finite number of at least 0{lacking}.")
+    if not _is_number(value) or not (loss is None or _is_number(loss)):
+        raise ValueError(f"run gave a look with value={value!r} and loss={loss!r}, which must be numbers; loss may be None.")
     if int(updates) != updates or (examples is not None and int(examples) != examples):
         raise ValueError(f"run gave a look with updates={updates!r} and examples={examples!r}, which must be whole numbers.")
     if updates <= before:

@@ -58,15 +58,29 @@ def check_question(task: Any, goal: Any, batch_sizes: Any, learning_rates: Any, 
         raise ValueError(f"task is of type {type(task).__name__}, and must be a jaxbatch.Task, as from jaxbatch.classification_task.")
     if isinstance(goal, Goal) and not (isinstance(goal.metric, str) and _is_number(goal.value)):
         raise ValueError(f"goal={goal!r} must name a metric and a finite number to reach.")
+    if batch_sizes is None and task.num_examples < _FEWEST:
+        raise ValueError(f"task has {task.num_examples} training examples: too few to choose a batch size. At least {_FEWEST} are needed.")
+    check_lists(batch_sizes, learning_rates)
+    _check_whole("evaluations_per_epoch", evaluations_per_epoch, 1)
+    check_seed(seed)
+
+
+def check_lists(batch_sizes: Any, learning_rates: Any) -> None:
+    """Checks what is chosen from.
+
+    Raises:
+        ValueError: one is no list of numbers that it may hold.
+
+    Example:
+        >>> check_lists(None, [0.1, -0.1])
+        Traceback (most recent call last):
+        ValueError: learning_rates=[0.1, -0.1] must be a list of finite numbers above 0, as [0.001, 0.01, 0.1].
+    """
     if batch_sizes is not None:
         sizes = "must be a list of whole numbers of at least 1, as [16, 64, 256]."
         _check_list("batch_sizes", batch_sizes, lambda size: _is_whole(size) and size >= 1, sizes)
-    elif task.num_examples < _FEWEST:
-        raise ValueError(f"task has {task.num_examples} training examples: too few to choose a batch size. At least {_FEWEST} are needed.")
     rates = "must be a list of finite numbers above 0, as [0.001, 0.01, 0.1]."
     _check_list("learning_rates", learning_rates, lambda rate: _is_number(rate) and rate > 0, rates)
-    _check_whole("evaluations_per_epoch", evaluations_per_epoch, 1)
-    check_seed(seed)
 
 
 def check_limits(
@@ -87,6 +101,29 @@ def check_limits(
     Raises:
         ValueError: one is of another kind or out of range.
     """
+    check_spending(longest, budget, max_probes, tolerance, seed)
+    if not isinstance(measure_noise, bool | np.bool_):
+        raise ValueError(f"measure_noise={measure_noise!r} must be True or False.")
+    if throughput is not None and not isinstance(throughput, Throughput):
+        raise ValueError(
+            f"throughput is of type {type(throughput).__name__}, and must come from jaxbatch.measure_throughput; None: it is measured here."
+        )
+    if not isinstance(known, Sequence) or isinstance(known, str) or not all(isinstance(probe, Probe) for probe in known):
+        raise ValueError(f"known must be the probes of an earlier call, as on_probe got them, and is a {type(known).__name__} of something else.")
+    check_functions(on_probe=on_probe, on_progress=on_progress)
+
+
+def check_spending(longest: Any, budget: Any, max_probes: Any, tolerance: Any, seed: Any) -> None:
+    """Checks what a search may spend.
+
+    Raises:
+        ValueError: one is of another kind or out of range.
+
+    Example:
+        >>> check_spending(epochs(3), -1, 30, 0.05, 0)
+        Traceback (most recent call last):
+        ValueError: budget=-1 must be a number of seconds of at least 0, or None for no limit.
+    """
     if not isinstance(longest, Duration):
         raise ValueError(f"longest={longest!r} has no unit. Give a duration, as jaxbatch.epochs(30) or jaxbatch.steps(1000).")
     check_duration(longest)
@@ -97,18 +134,23 @@ def check_limits(
     _check_whole("max_probes", max_probes, 1)
     if not (_is_number(tolerance) and tolerance >= 0):
         raise ValueError(f"tolerance={tolerance!r} must be a finite number of at least 0, as 0.05 for a twentieth.")
-    if not isinstance(measure_noise, bool | np.bool_):
-        raise ValueError(f"measure_noise={measure_noise!r} must be True or False.")
     check_seed(seed)
     if seed + max_probes > 2**32:
         raise ValueError(f"seed={seed} leaves no seeds for max_probes={max_probes} runs below {2**32}. Take a smaller seed.")
-    if throughput is not None and not isinstance(throughput, Throughput):
-        raise ValueError(
-            f"throughput is of type {type(throughput).__name__}, and must come from jaxbatch.measure_throughput; None: it is measured here."
-        )
-    if not isinstance(known, Sequence) or isinstance(known, str) or not all(isinstance(probe, Probe) for probe in known):
-        raise ValueError(f"known must be the probes of an earlier call, as on_probe got them, and is a {type(known).__name__} of something else.")
-    for name, function in (("on_probe", on_probe), ("on_progress", on_progress)):
+
+
+def check_functions(**functions: Any) -> None:
+    """Checks functions that are called with what happens; ``on_progress`` may be None.
+
+    Raises:
+        ValueError: one is no function.
+
+    Example:
+        >>> check_functions(on_probe=3)
+        Traceback (most recent call last):
+        ValueError: on_probe=3 must be a function.
+    """
+    for name, function in functions.items():
         if not callable(function) and not (function is None and name == "on_progress"):
             raise ValueError(f"{name}={function!r} must be a function{' or None' if name == 'on_progress' else ''}.")
 

@@ -16,9 +16,9 @@ from jaxbatch.advice.estimates import Estimate, Space, cost_of_best, count_reach
 from jaxbatch.advice.probes import Probe
 
 CONFIRMED = 3  # so many runs that repeat the advised setting reach the goal, if the number of probes allows
-_PATIENCE = 1.5  # a probe may cost so many times the best one before it ends
-_LONG_PATIENCE = 4.0  # likewise, of one that repeats the best setting: how much runs differ is to be seen
-_SPARE = 15  # one of so many runs is kept for repeating another setting
+PATIENCE = 1.5  # a probe may cost so many times the best one before it ends
+LONG_PATIENCE = 4.0  # likewise, of one that repeats the best setting: how much runs differ is to be seen
+SPARE = 15  # one of so many runs is kept for repeating another setting
 _STRIDE = 8  # a probe's size is within this factor of sizes that have reached the goal
 _OPTIMISM = 1.0  # standard deviations by which an unknown setting may be better than expected
 
@@ -79,7 +79,7 @@ def search(
             elif probe.updates > probes[same].updates:  # a budget had cut it short; it counts once
                 on_probe(probe, same)
                 probes[same] = probe
-    for rate in _rates_beside(probes, _racers(space, max_probes), space):  # none, if a racer reached the goal
+    for rate in rates_beside(probes, _racers(space, max_probes), space.learning_rates):  # none, if a racer reached the goal
         if len(probes) < max_probes and within_budget(probes) and not any(probe.reached for probe in probes):
             *_, probe = prober.run(first_size, rate, seed + len(probes))
             on_probe(probe, len(probes))
@@ -89,8 +89,8 @@ def search(
     estimate = make_estimate(probes, space, prefer)
     while len(probes) < max_probes and within_budget(probes) and not is_settled(probes, space, estimate, tolerance, max_probes - len(probes)):
         # Some runs are left for another setting, should those that repeat the first one show that it is worse than it looked.
-        (size, rate), repeat = choose_next(probes, space, estimate, tolerance, max_probes - len(probes) - max_probes // _SPARE)
-        most = (_LONG_PATIENCE if repeat else _PATIENCE) * cost_of_best(probes, space, estimate)
+        (size, rate), repeat = choose_next(probes, space, estimate, tolerance, max_probes - len(probes) - max_probes // SPARE)
+        most = (LONG_PATIENCE if repeat else PATIENCE) * cost_of_best(probes, space, estimate)
         probe = run_capped(prober, space, size, rate, seed + len(probes), most)._replace(repeat=repeat)
         on_probe(probe, len(probes))
         probes.append(probe)
@@ -129,12 +129,12 @@ def _racers(space: Space, most: int) -> tuple[float, ...]:
     return tuple(rates[round((number + 0.5) * len(rates) / most - 0.5)] for number in range(most))
 
 
-def _rates_beside(probes: Sequence[Probe], racers: Sequence[float], space: Space) -> list[float]:
+def rates_beside(probes: Sequence[Probe], racers: Sequence[float], rates: Sequence[float]) -> list[float]:
     """Where no racer reached the goal, the rates beside the one with the least loss that have not been tried: they lie between the racers."""
     raced = [probe for probe in probes if probe.learning_rate in racers]
     if not raced or any(probe.reached for probe in raced):
         return []
-    rates, tried = space.learning_rates, {probe.learning_rate for probe in probes}
+    tried = {probe.learning_rate for probe in probes}
     best = rates.index(min(raced, key=_order).learning_rate)
     return [rates[index] for index in (best + 1, best - 1) if 0 <= index < len(rates) and rates[index] not in tried]
 

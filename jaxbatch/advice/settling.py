@@ -1,6 +1,6 @@
 """What is settled before the first run of a search, and what is concluded after the last."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
@@ -37,6 +37,7 @@ class Setting(NamedTuple):
     largest_batch_size: int | None  # that memory holds; None: every size that is considered fits; 0: not known
     rules: tuple[str, ...]
     run_lengths: tuple[int, ...] | None = None  # updates of the longest run at each size, for an optimizer whose schedule goes over them
+    looks: Mapping[int, int] | None = None  # updates between two looks by batch size; None: they follow from evaluations_per_epoch
 
     @property
     def prefer(self) -> str:
@@ -110,6 +111,7 @@ def conclude(setting: Setting, throughput: Throughput, probes: Sequence[Probe]) 
         prefer=setting.prefer,
         evaluations_per_epoch=setting.evaluations_per_epoch,
         num_examples=setting.num_examples,
+        looks=setting.looks,
     )
     if setting.run_lengths is not None:
         fields["run_length"] = setting.run_lengths[setting.batch_sizes.index(fields["batch_size"])]

@@ -107,8 +107,8 @@ def fit_throughput(rounds: Mapping[int, Sequence[float] | np.ndarray]) -> Throug
     sizes = sorted(rounds)
     table = np.stack([np.asarray(rounds[size], float) for size in sizes], 1)  # (R, sizes)
     medians = np.median(table, 0)
-    values = _lines(sizes, medians)
-    alpha, beta, knee = (_median_of_rounds(value, of_rounds) for value, of_rounds in zip(values, _lines(sizes, table), strict=True))
+    values = line_through(sizes, medians)
+    alpha, beta, knee = (_median_of_rounds(value, of_rounds) for value, of_rounds in zip(values, line_through(sizes, table), strict=True))
     error = float(np.abs((values[0] + values[1] * np.array(sizes)) / medians - 1).max())
     return Throughput(alpha, beta, knee, {size: interval(rounds[size], np.median, scale="log") for size in sizes}, error)
 
@@ -174,7 +174,7 @@ def check_sizes(batch_sizes: Iterable[int], num_examples: int | None = None) -> 
     return sizes
 
 
-def _lines(sizes: Sequence[int], seconds: np.ndarray) -> np.ndarray:
+def line_through(sizes: Sequence[int], seconds: np.ndarray) -> np.ndarray:
     """``[alpha, beta, alpha / beta]`` of least squared relative error, neither below 0, for times ``(..., sizes)``: ``(3, ...)``."""
     size = np.array(sizes) / sizes[-1]
     one, two = 1 / seconds, size / seconds  # the columns; the line is to be near 1 times them

@@ -1,0 +1,225 @@
+"""Which batch size and learning rate a training run wants that is not JAX's: any function that makes runs, in any framework."""
+
+import math
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, NamedTuple, get_args
+
+from jaxbatch.advice.advice import Advice
+from jaxbatch.advice.any_runs import AnyRuns, MakeRun, Shown, check_run, must_have_length
+from jaxbatch.advice.choices import Objective
+from jaxbatch.advice.estimates import usual_sizes
+from jaxbatch.advice.request import LEARNING_RATES, check_functions, check_lists, check_spending
+from jaxbatch.advice.run_search import RunQuestion, fails_always, search_runs, sizes_that_fit, times_of
+from jaxbatch.advice.settling import Setting, conclude
+from jaxbatch.advice.watch import Watch, print_progress
+from jaxbatch.batches import Duration, num_steps
+from jaxbatch.kinds import check_kind
+from jaxbatch.training.goals import Goal, as_goal
+
+SIZES = tuple(2**power for power in range(3, 11))  # 8 to 1,024, where neither sizes nor the number of examples are given
+
+
+def advise_runs(
+    run: MakeRun,
+    goal: str | Goal,
+    *,
+    objective: Objective = "time",
+    batch_sizes: Sequence[int] | None = None,
+    learning_rates: Sequence[float] = LEARNING_RATES,
+    longest: Duration | None = None,
+    num_examples: int | None = None,
+    budget: float | None = None,
+    max_probes: int = 40,
+    tolerance: float = 0.05,
+    seed: int = 0,
+    known: Sequence[Shown] = (),
+    on_run: Callable[[Shown, int], None] = lambda shown, number: None,
+    on_progress: Callable[[str], None] | None = print_progress,
+) -> Advice:
+    """Recommends a batch size and a learning rate for runs that a function makes, in PyTorch, Keras, NumPy or whatever it likes.
+
+    It is the search of :func:`jaxbatch.advise`; what differs is in :mod:`jaxbatch.advice.run_search`. One run is made at a time.
+
+    Args:
+        run: ``run(batch_size, learning_rate, seed)``, called by name, that yields a :class:`jaxbatch.Look` now and then, with the metric of
+            the goal as its ``value``. It is a generator: it is closed where the run need not go on, which is its moment to clean up. An
+            error that it raises is a run that failed; :class:`jaxbatch.OutOfMemory`, or the framework's own error for that, means that the
+            batch does not fit, and larger ones are not tried. If it takes ``num_steps``, it gets the updates of ``longest``.
+        goal: such as ``"val_loss<0.4"``, see :func:`jaxbatch.as_goal`.
+        objective: ``"time"``, ``"examples"`` or ``"balanced"``, see :func:`jaxbatch.advise`.
+        batch_sizes: to choose from; ``None``: powers of two from 8 to 1,024, or up to half of ``num_examples``.
+        learning_rates: to choose from.
+        longest: the longest run; ``None``: a run goes on until it ends by itself. In epochs only with ``num_examples``.
+        num_examples: in the training set.
+        budget: seconds from the call on; when they are over, a run ends at its next look, and what is known by then is the answer.
+        max_probes: the largest number of runs.
+        tolerance: the search ends when the setting is expected to cost less than this fraction more than the best.
+        seed: the seed of the first run; each later one has its own.
+        known: runs of an earlier call that was stopped; they are not made again.
+        on_run: called after each run with what it showed and its number, for records.
+        on_progress: called with a line on what is going on; by default it is printed to standard error. ``None``: nothing is said.
+
+    Returns:
+        An :class:`Advice`. If no run reaches the goal, it holds no batch size, and its ``doubts`` say why.
+
+    Raises:
+        ValueError: an argument is of another kind or out of range, or ``run`` lacks an argument.
+
+    Example:
+        >>> def run(batch_size, learning_rate, seed):  # stands for a training loop
+        ...     for updates in range(10, 2000, 10):
+        ...         gained = updates * min(learning_rate, 0.1) / (1 + 32 / batch_size)
+        ...         yield Look(updates, updates * batch_size, updates * (0.01 + 0.0001 * batch_size), 1 / (1 + gained))
+        >>> from jaxbatch.advice.looks import Look
+        >>> advice = advise_runs(run, "error<0.1", batch_sizes=[8, 32, 128], max_probes=16, on_progress=None)
+        >>> advice.batch_size
+        32
+    """
+    limits: dict[str, Any] = {"max_probes": max_probes, "tolerance": tolerance, "seed": seed}
+    check_run(run)
+    goal = as_goal(goal)
+    check_spending(Duration(1, "steps") if longest is None else longest, budget, max_probes, tolerance, seed)
+    check_functions(on_run=on_run, on_progress=on_progress)
+    if not isinstance(known, Sequence) or not all(isinstance(shown, Shown) for shown in known):
+        raise ValueError("known must be the runs of an earlier call, as on_run got them.")
+    question = ask_runs(run, batch_sizes, learning_rates, longest, num_examples, objective, **limits)
+    return answer_runs(AnyRuns(run, goal, question.num_steps), question, Watch(budget, on_progress), on_run, known)
+
+
+def ask_runs(
+    run: MakeRun,
+    batch_sizes: Sequence[int] | None,
+    learning_rates: Sequence[float],
+    longest: Duration | None,
+    num_examples: int | None,
+    objective: Objective,
+    **limits: Any,
+) -> RunQuestion:
+    """The question of :func:`advise_runs`, checked but for its limits.
+
+    Raises:
+        ValueError: see there.
+    """
+    check_lists(batch_sizes, learning_rates)
+    check_kind("num_examples", num_examples, int | None)
+    if num_examples is not None and num_examples < 1:
+        raise ValueError(f"num_examples={num_examples} must be at least 1.")
+    if objective not in get_args(Objective):
+        raise ValueError(f"objective={objective!r} must be 'time', 'examples' or 'balanced'.")
+    usual = SIZES if num_examples is None else usual_sizes(num_examples)
+    sizes = tuple(sorted(set(map(int, usual if batch_sizes is None else batch_sizes))))
+    rates = tuple(sorted({float(rate) for rate in learning_rates}))
+    if len(rates) < 3:
+        raise ValueError(f"learning_rates={list(rates)} must hold at least 3 different finite numbers above 0.")
+    if num_examples is not None and sizes[-1] > num_examples:
+        raise ValueError(f"batch_sizes={list(sizes)} must hold sizes up to num_examples={num_examples}.")
+    if longest is None and must_have_length(run):
+        raise ValueError("run takes num_steps, the updates of its whole length: give longest, as jaxbatch.steps(5000).")
+    return RunQuestion(objective, sizes, rates, steps_at(longest, sizes, num_examples), num_examples, **limits)
+
+
+def steps_at(length: Duration | None, batch_sizes: Sequence[int], num_examples: int | None) -> dict[int, float]:
+    """The updates of a run of a length, by batch size; infinite without a length.
+
+    Raises:
+        ValueError: it is in epochs, and the number of examples is not known; or in tokens.
+
+    Example:
+        >>> from jaxbatch import epochs, examples
+        >>> steps_at(examples(100), [8, 64], None), steps_at(None, [8], 50), steps_at(epochs(2), [8], 50)
+        ({8: 13, 64: 2}, {8: inf}, {8: 12})
+    """
+    if length is None:
+        return dict.fromkeys(batch_sizes, math.inf)
+    if length.unit == "epochs" and num_examples is None:
+        raise ValueError(f"longest=epochs({length.amount}) needs num_examples, the examples in the training set; or give steps or examples.")
+    if length.unit == "tokens":
+        raise ValueError("longest is in tokens: give examples, which are sequences, or steps.")
+    if length.unit == "examples":
+        return {size: math.ceil(length.amount / size) for size in batch_sizes}
+    return {size: num_steps(length, num_examples=num_examples or 2**62, batch_size=size) for size in batch_sizes}
+
+
+def answer_runs(
+    runs: AnyRuns, question: RunQuestion, watch: Watch, on_run: Callable[[Shown, int], None] = lambda shown, number: None, known: Sequence[Shown] = ()
+) -> Advice:
+    """The search behind :func:`advise_runs`."""
+
+    def report(shown: Shown, number: int) -> None:
+        watch.say(f"run {number + 1}: {describe_run(shown)}")
+        on_run(shown, number)
+
+    made = search_runs(WatchedShow(runs, watch), question, known=known, on_run=report, is_over=lambda: watch.is_over)
+    return watch.confess(conclude_runs(runs.goal, question, made))
+
+
+class WatchedShow(NamedTuple):
+    """Runs that say now and then how far they are."""
+
+    runs: AnyRuns
+    watch: Watch
+
+    def show(self, batch_size: int, learning_rate: float, seed: int) -> Generator[Shown, None, None]:
+        """The run so far at each look."""
+        looks = self.runs.show(batch_size, learning_rate, seed)
+        try:
+            for shown in looks:
+                probe = shown.probe
+                self.watch.say_sometimes(f"B = {batch_size}, learning rate {learning_rate:.3g}: {probe.updates} updates, {probe.value:.4g}")
+                yield shown
+        finally:
+            looks.close()
+
+
+def describe_run(shown: Shown) -> str:
+    """A run in a line.
+
+    Example:
+        >>> from jaxbatch.advice.probes import Probe
+        >>> describe_run(Shown(Probe(8, 0.1, 0, 30, True, False, 20, 0.9, 0.9, 0.1), 0.01, 10, 3))
+        'B = 8, learning rate 0.1: reached the goal after 30 updates'
+    """
+    probe = shown.probe
+    end = "diverged" if probe.diverged else "reached the goal" if probe.reached else "ended without the goal"
+    failed = f"does not fit: {shown.failure}" if not shown.fits else f"failed: {shown.failure}" if shown.failure else ""
+    return f"B = {probe.batch_size}, learning rate {probe.learning_rate:.3g}: {failed or f'{end} after {probe.updates} updates'}"
+
+
+def conclude_runs(goal: Goal, question: RunQuestion, made: Sequence[Shown]) -> Advice:
+    """The advice that follows from runs. Nothing is run."""
+    sizes = sizes_that_fit(made, question.batch_sizes)
+    inside = [shown for shown in made if shown.probe.batch_size in sizes]
+    counted = [shown for shown in inside if shown.counts]
+    start = next((shown.start for shown in made if math.isfinite(shown.start)), math.nan)
+    largest = _largest(made, question.batch_sizes, sizes)
+    setting = Setting(goal, question.objective, sizes, question.learning_rates, 1, question.num_examples or 1, start, largest, ())
+    looks = {size: _look_at(counted, size) for size in sizes}
+    advice = conclude(setting._replace(looks=looks), times_of(made, sizes), [shown.probe for shown in counted])
+    doubts = list(advice.doubts)
+    if advice.batch_size is None and sizes and not counted:
+        doubts = []
+    failed = [shown for shown in made if shown.failure and shown.fits]
+    unfit = [shown for shown in made if not shown.fits]
+    if not sizes:
+        doubts = [f"No batch size fits into memory: {unfit[-1].failure}"]
+    elif unfit:
+        doubts.append(f"B = {min(shown.probe.batch_size for shown in unfit)} did not fit into memory, and larger ones were not tried.")
+    if failed:
+        ended = " one after another, so the search ended" if fails_always(made) else ""
+        doubts.append(f"{len(failed)} of {len(made)} runs failed{ended}; the last one: {failed[-1].failure}")
+    return advice._replace(doubts=tuple(doubts))
+
+
+def _largest(made: Sequence[Shown], batch_sizes: Sequence[int], sizes: Sequence[int]) -> int | None:
+    """The largest size that was seen to fit where a larger one was not; None if the largest of all ran; 0 if none shows it."""
+    if len(sizes) < len(batch_sizes):
+        return sizes[-1] if sizes else 0
+    return None if any(shown.looks and shown.probe.batch_size == batch_sizes[-1] for shown in made) else 0
+
+
+def _look_at(counted: Sequence[Shown], size: int) -> int:
+    """The updates between two looks at a size, from the runs of the nearest size that was run."""
+    rows = [(abs(math.log(shown.probe.batch_size / size)), shown.look) for shown in counted if shown.look]
+    nearest = min((distance for distance, _ in rows), default=0.0)
+    near = sorted(look for distance, look in rows if distance == nearest)
+    return near[len(near) // 2] if near else 1

@@ -1,0 +1,228 @@
+"""Which batch size and learning rate end best at a fixed length, for runs that any function makes."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from jaxbatch.advice.advise_runs import SIZES, steps_at
+from jaxbatch.advice.any_runs import AnyEndRuns, MakeRun, check_run, takes_length
+from jaxbatch.advice.end_advice import EndAdvice
+from jaxbatch.advice.end_advising import EndSetting, conclude_within
+from jaxbatch.advice.end_estimate import EndSpace
+from jaxbatch.advice.end_law import choose_scale
+from jaxbatch.advice.end_lengths import check_full_runs, check_lengths, checked_budget
+from jaxbatch.advice.end_request import FEWEST_STEPS, Metric, as_metric, check_known_ends, first_size
+from jaxbatch.advice.end_search import EndRuns, search_endings
+from jaxbatch.advice.ending import Ending, as_written
+from jaxbatch.advice.estimates import usual_sizes
+from jaxbatch.advice.looks import OutOfMemory
+from jaxbatch.advice.request import LEARNING_RATES, check_functions, check_lists
+from jaxbatch.advice.watch import Watch, print_progress
+from jaxbatch.batches import Duration, check_seed
+
+_FAILURES = 3  # runs that fail end the search
+
+
+class Failed(NamedTuple):
+    """A run that failed, or whose batch does not fit into memory."""
+
+    batch_size: int
+    learning_rate: float
+    seed: int
+    reason: str
+    fits: bool
+
+
+def advise_runs_within(
+    run: MakeRun,
+    goal: str | Metric,
+    within: Duration,
+    *,
+    horizon: Duration | None = None,
+    batch_sizes: Sequence[int] | None = None,
+    learning_rates: Sequence[float] = LEARNING_RATES,
+    num_examples: int | None = None,
+    start: float | None = None,
+    full_runs: float = 8.0,
+    budget: float | None = None,
+    seed: int = 0,
+    known: Sequence[Ending | Failed] = (),
+    on_run: Callable[[Ending | Failed, int], None] = lambda ending, number: None,
+    on_progress: Callable[[str], None] | None = print_progress,
+) -> EndAdvice:
+    """Recommends the batch size and rate whose run of a fixed length ends best, for runs that a function makes in any framework.
+
+    It is the search of :func:`jaxbatch.advise_within`, over the runs of :func:`jaxbatch.advise_runs`.
+
+    Args:
+        run: ``run(batch_size, learning_rate, seed, num_steps)`` that yields :class:`jaxbatch.Look` as for :func:`jaxbatch.advise_runs`, up to
+            ``num_steps`` updates, over which its schedule is to be stretched.
+        goal: a metric and its direction, as ``"val_loss<"``; the looks hold it.
+        within: the length of a whole run: steps, examples, or epochs with ``num_examples``.
+        horizon: the length that the answer is for, if it is too long to be made; see :func:`jaxbatch.advise_within`.
+        batch_sizes: to choose from; ``None``: powers of two from 8 to 1,024, or up to half of ``num_examples``, with at least 8 updates.
+        learning_rates: to choose from.
+        num_examples: in the training set.
+        start: the metric before training, if it is known.
+        full_runs: what all runs together may cost, in runs of the length ``within``.
+        budget: seconds from the call on. When they are over, no further run begins.
+        seed: the seed of the first run; each later one has its own.
+        known: what an earlier call that was stopped gave to its ``on_run``; it is not made again.
+        on_run: called after each run with what it showed and its number.
+        on_progress: called with a line on what is going on. ``None``: nothing is said.
+
+    Returns:
+        An :class:`EndAdvice`. After three runs that failed, it rests on the others, and its ``doubts`` say why they did.
+
+    Raises:
+        ValueError: an argument is of another kind or out of range, or ``run`` does not take ``num_steps``.
+
+    Example:
+        >>> from jaxbatch import Look, steps
+        >>> def run(batch_size, learning_rate, seed, num_steps):  # stands for a training loop
+        ...     gained = num_steps * min(learning_rate, 0.01 / learning_rate) / (1 + 64 / batch_size)
+        ...     yield Look(num_steps, num_steps * batch_size, None, 1 / (1 + gained) + 1e-3 * (seed % 3))
+        >>> advice = advise_runs_within(run, "error<", steps(200), batch_sizes=[16, 64], full_runs=4, start=1.0, on_progress=None)
+        >>> advice.batch_size, advice.learning_rate
+        (64, 0.1)
+    """
+    check_run(run)
+    if not takes_length(run):
+        raise ValueError("run must take num_steps, the updates of the whole run, over which its schedule is stretched and after which it ends.")
+    check_lists(batch_sizes, learning_rates)
+    check_lengths(within, horizon)
+    check_full_runs(full_runs)
+    check_functions(on_run=on_run, on_progress=on_progress)
+    check_seed(seed)
+    watch = Watch(checked_budget(budget), on_progress)
+    setting = settle_runs(as_metric(goal), within, horizon, batch_sizes, learning_rates, num_examples, start)
+    made = search_any_endings(AnyEndRuns(run), setting.space, full_runs, seed, known, on_run, watch)
+    return conclude_any(within, horizon, setting, made)
+
+
+def settle_runs(
+    metric: Metric,
+    within: Duration,
+    horizon: Duration | None,
+    batch_sizes: Sequence[int] | None,
+    learning_rates: Sequence[float],
+    num_examples: int | None,
+    start: float | None,
+) -> EndSetting:
+    """What is settled before the first run."""
+    usual = SIZES if num_examples is None else usual_sizes(num_examples)
+    sizes = sorted(set(map(int, usual if batch_sizes is None else batch_sizes)))
+    payable = steps_at(within, sizes, num_examples)
+    if batch_sizes is None:
+        sizes = [size for size in sizes if payable[size] >= FEWEST_STEPS]
+    if not sizes:
+        raise ValueError(f"within={within} has fewer than {FEWEST_STEPS} updates at every batch size: give more.")
+    asked = payable if horizon is None else steps_at(horizon, sizes, num_examples)
+    if any(asked[size] < payable[size] for size in sizes):
+        raise ValueError(f"horizon={horizon} must not be shorter than within={within}, the longest run that may be made.")
+    begun, middle = math.nan if start is None else float(start), sizes[len(sizes) // 2]
+    space = EndSpace(
+        tuple(sizes),
+        tuple(sorted({float(rate) for rate in learning_rates})),
+        {size: int(asked[size]) for size in sizes},
+        {size: int(payable[size]) for size in sizes},
+        choose_scale(metric.above, begun, [], 1000),
+        begun,
+        float(asked[middle] * middle),
+    )
+    return EndSetting(metric, space, num_examples or 2**62, 0, ())
+
+
+def search_any_endings(
+    runs: AnyEndRuns,
+    space: EndSpace,
+    full_runs: float,
+    seed: int,
+    known: Sequence[Ending | Failed],
+    on_run: Callable[[Ending | Failed, int], None],
+    watch: Watch,
+) -> tuple[Ending | Failed, ...]:
+    """Makes run after run. A size that does not fit is out, with all that are larger; what was learned of them is left aside."""
+    made = list(known)
+    while True:
+        inside = space_that_fits(made, space)
+        endings = [as_written(one) for one in made if isinstance(one, Ending) and one.batch_size in inside.batch_sizes]
+        if not inside.batch_sizes or sum(isinstance(one, Failed) and one.fits for one in made) >= _FAILURES:
+            return tuple(made)
+        check_known_ends(endings, inside)
+
+        def report(one: Ending | Failed) -> None:
+            watch.say(f"run {len(made) + 1}: {describe_ending(one)}")
+            on_run(one, len(made))
+            made.append(one)
+
+        counted = CountedRuns(runs, seed, made)
+        try:
+            search_endings(
+                counted,
+                inside,
+                first_size=first_size(inside.payable_steps),
+                most=full_runs,
+                known=endings,
+                on_ending=lambda ending, _: report(ending),
+                within_budget=lambda: not watch.is_over,
+            )
+            return tuple(made)
+        except (OutOfMemory, RuntimeError) as error:
+            report(counted.failed(error))
+
+
+class CountedRuns(EndRuns):
+    """Runs whose seeds go on from run to run, those that failed included."""
+
+    def __init__(self, runs: AnyEndRuns, seed: int, made: Sequence[Ending | Failed]):
+        self._runs, self._seed, self._made = runs, seed, made
+        self._last = (0, 0.0, 0)
+
+    def run(self, batch_size: int, learning_rate: float, num_steps: int, seed: int):
+        """The run so far at each look; its seed is counted here."""
+        self._last = batch_size, learning_rate, self._seed + len(self._made)
+        yield from self._runs.run(batch_size, learning_rate, num_steps, self._last[2])
+
+    def failed(self, error: Exception) -> Failed:
+        """The last run, which ended with an error."""
+        return Failed(*self._last, str(error), not isinstance(error, OutOfMemory))
+
+
+def space_that_fits(made: Sequence[Any], space: EndSpace) -> EndSpace:
+    """The settings whose sizes are below the smallest that did not fit."""
+    least = min((one.batch_size for one in made if isinstance(one, Failed) and not one.fits), default=math.inf)
+    sizes = tuple(size for size in space.batch_sizes if size < least)
+    asked, payable = ({size: steps[size] for size in sizes} for steps in (space.num_steps, space.payable_steps))
+    return space._replace(batch_sizes=sizes, num_steps=asked, payable_steps=payable)
+
+
+def describe_ending(one: Ending | Failed) -> str:
+    """A run in a line.
+
+    Example:
+        >>> describe_ending(Ending(8, 0.1, 0, 100, 100, False, 0.3, ()))
+        'B = 8, learning rate 0.1, 100 updates: ended with 0.3'
+    """
+    setting = f"B = {one.batch_size}, learning rate {one.learning_rate:.3g}"
+    if isinstance(one, Failed):
+        return f"{setting}: {'failed' if one.fits else 'does not fit'}: {one.reason}"
+    part = f"{one.updates} of {one.num_steps} updates" if one.updates < one.num_steps else f"{one.updates} updates"
+    return f"{setting}, {part}: {'diverged' if one.diverged else f'ended with {one.value:.4g}'}"
+
+
+def conclude_any(within: Duration, horizon: Duration | None, setting: EndSetting, made: Sequence[Ending | Failed]) -> EndAdvice:
+    """The advice that follows from runs. Nothing is run."""
+    space = space_that_fits(made, setting.space)
+    failed = [one for one in made if isinstance(one, Failed)]
+    unfit = [one for one in failed if not one.fits]
+    if unfit:
+        setting = setting._replace(space=space, largest_batch_size=space.batch_sizes[-1] if space.batch_sizes else 0)
+    endings = [one for one in made if isinstance(one, Ending) and one.batch_size in space.batch_sizes]
+    doubts = [f"B = {min(one.batch_size for one in unfit)} did not fit into memory, and larger ones were not tried."] if unfit else []
+    broken = [one for one in failed if one.fits]
+    if broken:
+        ended = ", so the search ended" if len(broken) >= _FAILURES else ""
+        doubts.append(f"{len(broken)} of {len(made)} runs failed{ended}; the last one: {broken[-1].reason}")
+    advice = conclude_within(within, horizon, setting, None, endings)
+    return advice._replace(doubts=(*advice.doubts, *doubts))
