@@ -165,7 +165,8 @@ class WatchedShow(NamedTuple):
         try:
             for shown in looks:
                 probe = shown.probe
-                self.watch.say_sometimes(f"B = {batch_size}, learning rate {learning_rate:.3g}: {probe.updates} updates, {probe.value:.4g}")
+                if not shown.failure:
+                    self.watch.say_sometimes(f"B = {batch_size}, learning rate {learning_rate:.3g}: {probe.updates} updates, {probe.value:.4g}")
                 yield shown
         finally:
             looks.close()

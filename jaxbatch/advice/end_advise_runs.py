@@ -96,6 +96,7 @@ def advise_runs_within(
     check_seed(seed)
     watch = Watch(checked_budget(budget), on_progress)
     setting = settle_runs(as_metric(goal), within, horizon, batch_sizes, learning_rates, num_examples, start)
+    check_known_ends([one for one in known if isinstance(one, Ending)], setting.space)
     made = search_any_endings(AnyEndRuns(run), setting.space, full_runs, seed, known, on_run, watch)
     return conclude_any(within, horizon, setting, made)
 
@@ -149,7 +150,6 @@ def search_any_endings(
         endings = [as_written(one) for one in made if isinstance(one, Ending) and one.batch_size in inside.batch_sizes]
         if not inside.batch_sizes or sum(isinstance(one, Failed) and one.fits for one in made) >= _FAILURES:
             return tuple(made)
-        check_known_ends(endings, inside)
 
         def report(one: Ending | Failed) -> None:
             watch.say(f"run {len(made) + 1}: {describe_ending(one)}")

@@ -160,7 +160,7 @@ def _race(inside: Sequence[Shown], question: RunQuestion, size: int) -> NextRun 
     """
     here, longest = [shown for shown in inside if shown.probe.batch_size == size], question.num_steps[size]
     in_epoch = 0 if question.num_examples is None else question.num_examples / size / 8
-    length = max(_FEWEST, in_epoch, longest / _HEATS if math.isfinite(longest) else 0)
+    length = math.ceil(max(_FEWEST, in_epoch, longest / _HEATS if math.isfinite(longest) else 0))
     rates = list(question.learning_rates[::2]) if len(question.learning_rates) > 3 else list(question.learning_rates)
     while len(rates) > max(2, question.max_probes // 2):
         rates = rates[::2]

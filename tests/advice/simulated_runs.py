@@ -18,7 +18,7 @@ class Script:
     """Runs of a law; the value falls from 1 to the goal 0.1 at the updates that the law says, in a straight line of its logarithm."""
 
     def __init__(self, law=None, sigma=0.15, look=None, largest=math.inf, startup=0.5):
-        self.law, self.spread, self.look, self.largest, self.startup = law or Law(), Spread(sigma), look, largest, startup
+        self.law, self.spread, self.look, self.largest, self.startup = law or Law(cliff=5.0), Spread(sigma), look, largest, startup
         self.begun, self.closed, self.updates = 0, 0, 0
 
     def run(self, batch_size, learning_rate, seed):
