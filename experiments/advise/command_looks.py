@@ -46,7 +46,7 @@ def fields_for(metric: str, names: str | None = None) -> Fields:
         if field not in Fields._fields or not name:
             raise ValueError(f"fields={part!r} must be FIELD=NAME, where FIELD is one of {', '.join(Fields._fields)}, such as step=iter.")
         fields = fields._replace(**{field: name if field == "metric" else (name,)})
-    return fields._replace(loss=tuple(name for name in fields.loss if name != fields.metric))
+    return fields
 
 
 def json_row(line: str, metric: str) -> Row | None:
@@ -146,7 +146,8 @@ def look_from(row: Row, fields: Fields, batch_size: int, num_examples: int | Non
     if step is None and examples is None:
         return None
     updates = round(examples / batch_size if step is None else step)
-    loss = next((number for name in fields.loss if (number := _number(row.get(name))) is not None), None)
+    losses = (_number(row.get(name)) for name in fields.loss if name != fields.metric)
+    loss = next((number for number in losses if number is not None), None)
     return Look(updates, None if examples is None else round(examples), _count(row, fields.seconds), value, loss)
 
 
@@ -187,8 +188,7 @@ class Looks:
         """
         waiting = None
         for line in self.tail.lines(final):
-            row = self._row_of(line)
-            look = None if row is None else self._to_look(row)
+            look = self._look(line, any_before=self.num_looks > 0 or waiting is not None)
             if look is None or look.updates == self._before:
                 continue
             if look.updates < max(self._before, -1 if waiting is None else waiting.updates):
@@ -199,6 +199,15 @@ class Looks:
             waiting = look
         if waiting is not None:
             yield self._taken(waiting)
+
+    def _look(self, line: str, any_before: bool) -> Look | None:
+        row = self._row_of(line)
+        try:
+            return None if row is None else self._to_look(row)
+        except ValueError:
+            if any_before:  # a summary at the end, such as the best value of the run
+                return None
+            raise
 
     def _taken(self, look: Look) -> Look:
         self._before, self.num_looks = look.updates, self.num_looks + 1
