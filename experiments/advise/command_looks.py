@@ -11,6 +11,7 @@ from experiments.harness.tail import Tail
 from jaxbatch.advice.looks import Look
 
 Row = Mapping[str, Any]
+_DECODER = json.JSONDecoder()
 _OBJECTS_OF_A_LINE = 8  # that are tried, so that a line of braces costs no time
 VALUE = "value"  # the group of a pattern that stands for a metric whose name is no name of a group, such as eval/loss
 
@@ -56,12 +57,14 @@ def json_row(line: str, metric: str) -> Row | None:
         >>> json_row('10%|#   | {"step": 3, "loss": NaN} saved', "loss"), json_row('{"step": 3}', "loss"), json_row("{loss", "loss")
         ({'step': 3, 'loss': nan}, None, None)
     """
-    start, decoder = line.find("{"), json.JSONDecoder()
-    for _ in range(_OBJECTS_OF_A_LINE if metric in line or not metric.isascii() else 0):
+    if metric not in line and metric.isascii():  # others may be written as escapes
+        return None
+    start = line.find("{")
+    for _ in range(_OBJECTS_OF_A_LINE):
         if start < 0:
             break
         try:
-            row, end = decoder.raw_decode(line, start)
+            row, end = _DECODER.raw_decode(line, start)
         except (ValueError, RecursionError):
             end = start + 1
         else:
@@ -186,17 +189,20 @@ class Looks:
         Args:
             final: whether nothing more will come.
         """
-        waiting = None
+        waiting, has_fallen = None, False
         for line in self.tail.lines(final):
             look = self._look(line, any_before=self.num_looks > 0 or waiting is not None)
-            if look is None or look.updates == self._before:
+            if look is None:
                 continue
-            if look.updates < max(self._before, -1 if waiting is None else waiting.updates):
-                self.num_back += 1
-                continue
-            if waiting is not None and look.updates > waiting.updates:
-                yield self._taken(waiting)
-            waiting = look
+            last = self._before if waiting is None else waiting.updates
+            if look.updates > last:
+                if waiting is not None:
+                    yield self._taken(waiting)
+                waiting, has_fallen = look, False
+            elif look.updates < last:
+                self.num_back, has_fallen = self.num_back + 1, True
+            elif waiting is not None and not has_fallen:
+                waiting = look
         if waiting is not None:
             yield self._taken(waiting)
 

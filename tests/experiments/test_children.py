@@ -198,8 +198,12 @@ def test_without_the_extras_of_linux_the_group_is_ended(tmp_path, mark, monkeypa
     (tmp_path / "supervise.py").write_text(script)
     monkeypatch.setattr(children, "_SUPERVISOR", tmp_path / "supervise.py")
     # The command waits for what it has started, as nobody else does for sure: what has ended and was not waited for counts as one of the group.
-    wait = "signal.signal(signal.SIGTERM, lambda *_: (other.wait(), sys.exit(7)))"
-    script = f"import signal, subprocess, sys, time; other = subprocess.Popen({family(tmp_path, mark, depth=0)}); {wait}; time.sleep(60)"
+    script = f"""
+import signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, lambda *_: (other.wait(), sys.exit(7)))
+other = subprocess.Popen({family(tmp_path, mark, depth=0)})
+time.sleep(60)
+"""
     with start([sys.executable, "-S", "-c", script], tmp_path / "log", grace=20) as child:
         assert wait_until(lambda: is_grown(tmp_path, mark, depth=0)) and child.pid in processes_with(mark)
         assert child.stop() == 7
