@@ -19,9 +19,10 @@ from jaxbatch.advice.looks import Look, OutOfMemory, speaks_of_memory
 
 RATES = ("learning_rate", "lr")
 PER_RUN = ("batch_size", *RATES, "seed", "num_steps", "run", "log")  # what stands for a setting of the run in a command; `run` is its number
-FIRST_PAUSE, LAST_PAUSE = 0.05, 0.5  # seconds between two looks at the files
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.05, 0.5  # seconds between two looks at the files
+LATE = 0.1  # how late a look may be seen, in the time since something was said; its time may be taken from when it is seen
 WITHOUT_LOOK = 10  # times `silence` in which a child that does say something must say something that counts
-KILLED = 128 + signal.SIGKILL
+KILLED = 137  # the exit code of what SIGKILL has ended
 _LAST_LINES, _LAST_BYTES, _SHOWN = 50, 1 << 16, 300  # of a log: what is searched for words about memory; how many characters are shown
 _CONTROLS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")  # colours and the like
 
@@ -131,7 +132,7 @@ class CommandRuns:
 
     def _followed(self, child: Child, looks: Looks, log: pathlib.Path) -> Iterator[Look]:
         """The looks of a child until it ends."""
-        pause, num_bytes, silence = FIRST_PAUSE, 0, self.settings.silence
+        num_bytes, silence = 0, self.settings.silence
         heard = looked = time.monotonic()
         while True:
             ended = child.poll() is not None  # before the files are read, so that nothing is missed that was written before the end
@@ -143,13 +144,12 @@ class CommandRuns:
             now, before = time.monotonic(), num_bytes
             num_bytes = looks.tail.num_bytes + log.stat().st_size
             if num_bytes != before:
-                heard, pause = now, FIRST_PAUSE
+                heard = now
             if now - heard > silence:
                 raise RuntimeError(f"silent for {silence:g} s{_last_words(log)}")
             if now - looked > WITHOUT_LOOK * silence:
                 raise RuntimeError(f"without a look for {WITHOUT_LOOK * silence:g} s: {self._wanted(looks)}{_last_words(log)}")
-            time.sleep(pause)
-            pause = min(LAST_PAUSE, 1.5 * pause)
+            time.sleep(min(LONGEST_PAUSE, max(SHORTEST_PAUSE, LATE * (now - heard))))
 
     def _check_end(self, code: int, looks: Looks, log: pathlib.Path) -> None:
         """Raises what is to be said of a run that has ended by itself, unless all is well."""
@@ -196,7 +196,9 @@ def _checked_template(settings: CommandSettings) -> list[str]:
     if settings.metrics is None and any("{metrics}" in word for word in words):
         raise ValueError(f"command={settings.command!r} holds {{metrics}}, but there is no such file. Give metrics, or leave it out.")
     if "{" not in words[0] and shutil.which(words[0]) is None:
-        raise ValueError(f"command={settings.command!r}: there is no program {words[0]!r}. Give one that is on the PATH, or its path.")
+        raise ValueError(
+            f"command={settings.command!r}: there is no program {words[0]!r}. Give one that is on the PATH, or its path; what a shell must read, as sh -c '...'."
+        )
     return words
 
 

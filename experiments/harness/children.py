@@ -113,14 +113,9 @@ def marked(mark: str) -> list[int]:
     processes = []
     for process in filter(str.isdigit, os.listdir("/proc") if sys.platform == "linux" else ()):
         with contextlib.suppress(OSError), open(f"/proc/{process}/environ", "rb") as file:
-            if mark.encode() in file.read() and not _has_ended(process):
+            if mark.encode() in file.read():  # of one that has ended it is empty
                 processes.append(int(process))
     return processes
-
-
-def _has_ended(process: str) -> bool:
-    with open(f"/proc/{process}/stat", "rb") as file:
-        return file.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
 
 
 @atexit.register
