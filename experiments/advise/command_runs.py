@@ -61,8 +61,8 @@ class CommandRuns:
 
     def run(self, batch_size: int, learning_rate: float, seed: int, num_steps: int | None = None) -> Iterator[Look]:
         """A run, for ``jaxbatch.advise_runs``: it begins with the first look that is asked for, and ends with the generator."""
-        words = self.words(batch_size, learning_rate, seed, num_steps)  # at once, so that what is wrong is said at once
-        return self._looks(words, int(batch_size), float(learning_rate), int(seed), num_steps)
+        self.words(batch_size, learning_rate, seed, num_steps)  # so that what is wrong is said at once
+        return self._looks(int(batch_size), float(learning_rate), int(seed), num_steps)
 
     def words(self, batch_size: int, learning_rate: float, seed: int, num_steps: int | None = None, number: int | None = None) -> list[str]:
         """The words of a run's command, as its ``number`` fills them in; by default that of the next run."""
@@ -77,7 +77,7 @@ class CommandRuns:
         names = {name: str(value) for name, value in zip(PER_RUN, values, strict=True) if value is not None}
         return names | ({} if self.settings.metrics is None else {"metrics": _filled(self.settings.metrics, names)})
 
-    def _looks(self, words: list[str], batch_size: int, learning_rate: float, seed: int, num_steps: int | None) -> Iterator[Look]:
+    def _looks(self, batch_size: int, learning_rate: float, seed: int, num_steps: int | None) -> Iterator[Look]:
         with self._lock:
             self._number += 1
             number = self._number
@@ -161,10 +161,9 @@ class CommandRuns:
                 raise OutOfMemory(_shortened(about_memory[-1]))
             if code == KILLED:
                 raise OutOfMemory(f"ended by SIGKILL, as by a system that is out of memory{_last_words(log)}")
-            if code > 128:
-                raise RuntimeError(f"ended by {_signal_name(code - 128)}{_last_words(log)}")
             if code != 0:
-                raise RuntimeError(f"exit code {code}{_last_words(log)}")
+                reason = f"ended by {signal.Signals(code - 128).name}" if code - 128 in set(signal.Signals) else f"exit code {code}"
+                raise RuntimeError(reason + _last_words(log))
             raise RuntimeError(f"ended without a look: {self._wanted(looks)}{_last_words(log)}")
         if looks.num_back > looks.num_looks:
             raise RuntimeError(
@@ -196,9 +195,8 @@ def _checked_template(settings: CommandSettings) -> list[str]:
     if settings.metrics is None and any("{metrics}" in word for word in words):
         raise ValueError(f"command={settings.command!r} holds {{metrics}}, but there is no such file. Give metrics, or leave it out.")
     if "{" not in words[0] and shutil.which(words[0]) is None:
-        raise ValueError(
-            f"command={settings.command!r}: there is no program {words[0]!r}. Give one that is on the PATH, or its path; what a shell must read, as sh -c '...'."
-        )
+        advice = "Give one that is on the PATH, or its path; what a shell must read, as sh -c '...'."
+        raise ValueError(f"command={settings.command!r}: there is no program {words[0]!r}. {advice}")
     return words
 
 
@@ -228,7 +226,3 @@ def _last_words(log: pathlib.Path) -> str:
 
 def _shortened(text: str) -> str:
     return text if len(text) <= _SHOWN else "…" + text[-_SHOWN:]
-
-
-def _signal_name(number: int) -> str:
-    return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"

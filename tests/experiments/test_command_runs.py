@@ -121,6 +121,7 @@ def test_a_script_that_fails_shows_its_last_lines(runs):
     message = failure(runs("say(step=1, val_loss=1)\nprint('\\x1b[31mred\\x1b[0m')\nraise KeyError('no such\\tlayer')"))
     assert message.startswith("exit code 1; it said last: ") and message.endswith("KeyError: 'no such\\tlayer'") and "\x1b" not in message
     assert failure(runs("print('x' * 1000)\nsys.exit(4)")) == f"exit code 4; it said last: …{'x' * 300}"
+    assert failure(runs("sys.exit(-1)")) == "exit code 255; it said nothing"
     assert failure(runs("os.kill(os.getpid(), 11)")) == "ended by SIGSEGV; it said nothing"
     no_script = runs("")
     os.remove(no_script.words(1, 0.1, 0)[2])
