@@ -11,6 +11,9 @@ reaches the goal soonest (or with the fewest examples). Runs are judged on a six
     python -m experiments.advise --within 5epochs --schedule cosine    about 2 minutes; --help with it lists its flags
     python -m experiments.advise --laws --num-parameters 124e6 --num-tokens 2.5e9 --sequence-length 1024    seconds
 
+--command asks for a training script in any framework: --command "python train.py --batch-size {batch_size} --lr {learning_rate}
+--seed {seed}" --target "val_loss<0.4". The script prints one JSON object a line now and then; docs/any_script.md shows it.
+
 --within asks another question: the length of the run is fixed, which batch size and rate end best, and how large may the batch be?
 
 --laws trains nothing: it shows what published rules say of a language model, and how far they disagree.

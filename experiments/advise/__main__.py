@@ -8,7 +8,7 @@ from rich.console import Console
 
 import jaxbatch as jb
 from experiments.advise import __doc__ as question
-from experiments.advise import figure, laws, records, report, within
+from experiments.advise import command, figure, laws, records, report, within
 from experiments.advise import verify as advise_verify
 from experiments.harness.command_line import for_quick
 from experiments.harness.schedules import ScheduleFlags, fill_schedule, make_scheduled, scheduled_code
@@ -112,10 +112,12 @@ def study(config: Config, console: Console) -> None:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """The command line; --laws, which trains nothing, and --within have other flags."""
+    """The command line; --laws, which trains nothing, --command and --within have other flags."""
     given = sys.argv[1:] if args is None else args
     if "--laws" in given:
         laws.main(args)
+    elif any(flag.partition("=")[0] == "--command" for flag in given):
+        command.main(args)
     elif any(flag.partition("=")[0] in ("--within", "--horizon") for flag in given):
         within.main(args)
     else:

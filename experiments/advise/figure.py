@@ -16,7 +16,12 @@ from jaxbatch.results.records import Record
 
 def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> pathlib.Path:
     """Cost by batch size, updates with their law, the time of an update with its knee, and the rates that were tried."""
-    advice = read_advice(records)
+    setting = f"{setting_of(config)}, {rate_words(config)}"
+    return draw_advice(read_advice(records), setting, folder)
+
+
+def draw_advice(advice: Advice, setting: str, folder: pathlib.Path) -> pathlib.Path:
+    """The figure of an advice; ``setting`` says what is trained."""
     figure, ((cost, updates), (seconds, rates)) = plots.subplots(2, 2, figsize=(12, 8.5))
     _draw_cost(cost, advice)
     _draw_updates(updates, advice)
@@ -29,7 +34,7 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=9)
     answer = "no advice" if advice.batch_size is None else f"advised: B = {advice.batch_size}, rate {advice.learning_rate:.3g}"
-    figure.suptitle(f"{setting_of(config)}, {rate_words(config)}, to {advice.goal}, objective {config.objective}; {answer}")
+    figure.suptitle(f"{setting}, to {advice.goal}, objective {advice.objective}; {answer}")
     return plots.save(figure, folder)
 
 
@@ -78,6 +83,8 @@ def _draw_updates(axes, advice: Advice) -> None:
 def _draw_seconds(axes, advice: Advice) -> None:
     throughput = advice.throughput
     sizes = np.array(sorted(throughput.seconds))
+    if not len(sizes):
+        return
     values = np.array([throughput.seconds[size].value for size in sizes])
     x = np.geomspace(sizes[0], sizes[-1], 100)
     line = float(throughput.seconds_per_update) + float(throughput.seconds_per_example) * x

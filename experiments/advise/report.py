@@ -1,6 +1,7 @@
 """Tables and answer of the study that advises, from its records alone."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
@@ -8,6 +9,7 @@ from experiments.advise.records import read_advice
 from experiments.advise.verify import read_verification
 from experiments.harness.schedules import rate_words
 from experiments.harness.study import describe_setting, size_cell
+from jaxbatch.advice.advice import Advice
 from jaxbatch.results.records import Record
 from jaxbatch.results.report import print_table
 
@@ -16,13 +18,32 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
     """What is expected of every batch size; with --verify, the sweep's best against it."""
     advice = read_advice(records)
     describe_setting(console, config, provenance, rate_words(config), f"to {advice.goal}, objective {config.objective}")
+    print_choices(console, advice, functools.partial(size_cell, config))
+    verification = read_verification(config, records)
+    if verification is not None:
+        title = f"The full sweep, judged on {config.seeds} other seeds: cost to {advice.goal}, objective {config.objective}"
+        rows = [
+            [name, size_cell(config, size), f"{rate:.3g}", f"{updates:,.0f}", f"{regret:.2f}"]
+            for name, size, rate, updates, regret in verification.rows
+        ]
+        print_table(console, title, ["setting", "B", "rate", "updates", "cost ÷ sweep's best"], rows)
+
+
+def print_choices(console: Console, advice: Advice, cell: Callable[[int], str]) -> None:
+    """What is expected of every batch size, as a table.
+
+    Args:
+        console: to print on.
+        advice: whose choices are shown.
+        cell: a batch size as it is written.
+    """
     rows = []
     for choice in advice.choices:
         mark = " ←" if choice.batch_size == advice.batch_size else ""
         one_run = f"{choice.next_run.low:,.0f} to {choice.next_run.high:,.0f}"
         numbers = f"{choice.updates:,.0f}", one_run, f"{choice.examples:,.0f}", f"{choice.seconds:.3g}", f"{choice.relative_cost:.2f}"
         row = [
-            f"{size_cell(config, choice.batch_size)}{mark}",
+            f"{cell(choice.batch_size)}{mark}",
             f"{choice.learning_rate:.3g}",
             *numbers,
             f"{100 * choice.chance:.0f}%",
@@ -36,14 +57,6 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
         columns = ["B", "rate", "updates", "of one run", "examples", "seconds", "cost ÷ advised", "chance to be within 10% of the best", "runs"]
         columns.append("reached at this rate")
         print_table(console, title, columns, rows)
-    verification = read_verification(config, records)
-    if verification is not None:
-        title = f"The full sweep, judged on {config.seeds} other seeds: cost to {advice.goal}, objective {config.objective}"
-        rows = [
-            [name, size_cell(config, size), f"{rate:.3g}", f"{updates:,.0f}", f"{regret:.2f}"]
-            for name, size, rate, updates, regret in verification.rows
-        ]
-        print_table(console, title, ["setting", "B", "rate", "updates", "cost ÷ sweep's best"], rows)
 
 
 def verdict(config, records: Sequence[Record]) -> list[str]:

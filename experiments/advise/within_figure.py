@@ -17,7 +17,11 @@ from jaxbatch.results.records import Record
 
 def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> pathlib.Path:
     """What runs end with by batch size, with the band of what loses nothing; by length; the data that a size needs; rates."""
-    advice = read_advice(config, records)
+    return draw_advice(read_advice(config, records), f"{setting_of(config)}, {rate_words(config)}", folder)
+
+
+def draw_advice(advice: EndAdvice, setting: str, folder: pathlib.Path) -> pathlib.Path:
+    """The figure of an advice; ``setting`` says what is trained."""
     figure, ((value, length), (data, rates)) = plots.subplots(2, 2, figsize=(12, 8.5))
     _draw_values(value, advice)
     _draw_lengths(length, advice)
@@ -32,7 +36,7 @@ def draw_figure(config, records: Sequence[Record], folder: pathlib.Path) -> path
             axes.legend(fontsize=9)
     answer = "no advice" if advice.batch_size is None else f"advised: B = {advice.batch_size}, rate {advice.learning_rate:.3g}"
     asked = in_words(advice.within if advice.horizon is None else advice.horizon)
-    figure.suptitle(f"{setting_of(config)}, {rate_words(config)}, {asked}; {answer}")
+    figure.suptitle(f"{setting}, {asked}; {answer}")
     return plots.save(figure, folder)
 
 

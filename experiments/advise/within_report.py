@@ -1,6 +1,7 @@
 """Table and answer of advice for runs of a fixed length, from its records alone."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
@@ -28,12 +29,24 @@ def print_tables(console: Console, config, records: Sequence[Record], provenance
     advice = read_advice(config, records)
     length = in_words(advice.within if advice.horizon is None else advice.horizon)
     describe_setting(console, config, provenance, rate_words(config), f"{length}, {advice.metric}")
+    print_choices(console, advice, functools.partial(size_cell, config))
+
+
+def print_choices(console: Console, advice: EndAdvice, cell: Callable[[int], str]) -> None:
+    """What a run of every batch size is expected to end with, as a table.
+
+    Args:
+        console: to print on.
+        advice: whose choices are shown.
+        cell: a batch size as it is written.
+    """
+    length = in_words(advice.within if advice.horizon is None else advice.horizon)
     rows = []
     for choice in advice.choices:
         mark = " ←" if choice.batch_size == advice.batch_size else ""
         rows.append(
             [
-                f"{size_cell(config, choice.batch_size)}{mark}",
+                f"{cell(choice.batch_size)}{mark}",
                 f"{choice.learning_rate:.3g}",
                 f"{choice.num_steps:,}",
                 f"{choice.value:.4g}",
