@@ -35,7 +35,7 @@ Every run is your command, with a batch size, a rate and a seed filled in. Let i
     python -m experiments.advise --command "python train.py --batch-size {batch_size} --lr {learning_rate} --seed {seed}" --target "val_loss<0.4"
     python -m experiments.advise --command "python train.py --bs {batch_size} --lr {lr} --steps {num_steps}" --target "val_loss<" --within 2000steps
 """
-_NOT_RESULTS = ("given", "silence", "grace", "budget", "output_dir", "resume", "overwrite", "dry_run")  # change no number
+_NOT_RESULTS = ("given", "devices", "silence", "grace", "budget", "output_dir", "resume", "overwrite", "dry_run")  # change no number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +70,10 @@ class Config:
     """Seconds without output after which a run is given up."""
     grace: float = 10.0
     """Seconds from SIGTERM to SIGKILL, where a run is ended."""
+    jobs: int = 1
+    """Runs at a time, without --within. The next ones begin when all have ended."""
+    devices: tuple[str, ...] = ()
+    """With --jobs, the device that each run sees, as CUDA_VISIBLE_DEVICES names it: 0 1 2 3."""
     max_probes: int = 40
     """Largest number of runs, without --within."""
     full_runs: float = 8.0
@@ -90,13 +94,17 @@ class Config:
 
 def resolve(config: Config) -> Config:
     """Checks the flags that no later part checks."""
-    check_positive(config, "silence", "grace", "max_probes", "full_runs", "budget", "batch_sizes", "learning_rates", "num_examples")  # type: ignore[arg-type]
+    check_positive(config, "jobs", "silence", "grace", "max_probes", "full_runs", "budget", "batch_sizes", "learning_rates", "num_examples")  # type: ignore[arg-type]
     if config.horizon is not None and config.within is None:
         raise ValueError(f"--horizon {config.horizon} needs --within, the longest run that may be made.")
     if config.within is not None and "{num_steps}" not in config.command:
         raise ValueError("--command must hold {num_steps}, the updates of a run, where --within fixes its length.")
     if config.within is not None and config.longest is not None:
         raise ValueError("--longest and --within exclude each other: with --within, every run has that length.")
+    if config.jobs > 1 and config.within is not None:
+        raise ValueError(f"--jobs {config.jobs} and --within exclude each other: the search over runs of a fixed length makes one at a time.")
+    if config.devices and len(config.devices) < config.jobs:
+        raise ValueError(f"--devices names {len(config.devices)} devices for --jobs {config.jobs} runs at a time.")
     return dataclasses.replace(config, learning_rates=config.learning_rates or LEARNING_RATES)
 
 
@@ -126,16 +134,19 @@ def measure(config: Config, runs: CommandRuns, run: RunFolder, console: Console)
             run.append(command_report.write(one, number))
             board.add(one, number)
 
-        shared |= {"known": command_report.read_runs(run.records), "on_run": on_run, "on_progress": board.say}
-        for number, one in enumerate(shared["known"]):
+        known = command_report.read_runs(run.records)
+        shared |= {"on_run": on_run, "on_progress": board.say}
+        for number, one in known.items():
             board.add(one, number)
         if config.within is None:
             question: dict[str, Any] = {"objective": config.objective, "longest": length_of(config, "longest"), "max_probes": config.max_probes}
-            advise_runs(runs.run, config.target, **question, **shared)
+            advise_runs(runs.run, config.target, jobs=config.jobs, known=known, **question, **shared)
         else:
             lengths = length_of(config, "within"), length_of(config, "horizon")
             assert lengths[0] is not None
-            advise_runs_within(runs.run, config.target, lengths[0], horizon=lengths[1], full_runs=config.full_runs, **shared)
+            advise_runs_within(
+                runs.run, config.target, lengths[0], horizon=lengths[1], full_runs=config.full_runs, known=list(known.values()), **shared
+            )
 
 
 def first_command(config: Config, runs: CommandRuns) -> str:
@@ -155,7 +166,9 @@ def study(config: Config, console: Console) -> None:
     """Makes the runs that are missing, then shows what the files hold."""
     config = resolve(config)
     metric = as_goal(config.target).metric if config.within is None else as_metric(config.target).name
-    settings: dict[str, Any] = {name: getattr(config, name) for name in ("metrics", "pattern", "fields", "silence", "grace", "num_examples")}
+    settings: dict[str, Any] = {
+        name: getattr(config, name) for name in ("metrics", "pattern", "fields", "silence", "grace", "num_examples", "devices")
+    }
     if config.dry_run:
         console.print(first_command(config, CommandRuns(CommandSettings(config.command, metric, ".", **settings))), soft_wrap=True, markup=False)
         return

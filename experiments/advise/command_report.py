@@ -37,8 +37,8 @@ def write(one: Shown | Ending | Failed, number: int) -> Record:
     return {"kind": kind, "number": number, **fields}
 
 
-def read_runs(records: Sequence[Record]) -> tuple[Any, ...]:
-    """The runs of records in their order."""
+def read_runs(records: Sequence[Record]) -> dict[int, Any]:
+    """The runs of records by number, in their order."""
     known = lambda value: math.nan if value is None else value
 
     def read(row: Record) -> Shown | Ending | Failed:
@@ -49,7 +49,7 @@ def read_runs(records: Sequence[Record]) -> tuple[Any, ...]:
         probe = Probe(**{name: known(row[name]) for name in Probe._fields})
         return Shown(probe, **{name: known(row[name]) for name in Shown._fields if name != "probe"})
 
-    return tuple(read(row) for row in sorted(records, key=lambda row: row["number"]))
+    return {row["number"]: read(row) for row in sorted(records, key=lambda row: row["number"])}
 
 
 def setting_of_lengths(config: Any) -> EndSetting:
@@ -132,7 +132,7 @@ class Board:
 
 def show(console: Console, config: Any, run: RunFolder, runs: Any) -> None:
     """Table, figure, answer, and the command that trains with it."""
-    advice, cell = conclude(config, read_runs(run.records)), lambda size: f"{size:,}"
+    advice, cell = conclude(config, list(read_runs(run.records).values())), lambda size: f"{size:,}"
     console.print(f"\n{config.command}; {config.target}, {len(run.records)} runs", soft_wrap=True, markup=False)
     title = "a command"
     if isinstance(advice, EndAdvice):

@@ -1,7 +1,7 @@
 """Which batch size and learning rate a training run wants that is not JAX's: any function that makes runs, in any framework."""
 
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, NamedTuple, get_args
 
 from jaxbatch.advice.advice import Advice
@@ -32,7 +32,8 @@ def advise_runs(
     max_probes: int = 40,
     tolerance: float = 0.05,
     seed: int = 0,
-    known: Sequence[Shown] = (),
+    jobs: int = 1,
+    known: Mapping[int, Shown] | Sequence[Shown] = (),
     on_run: Callable[[Shown, int], None] = lambda shown, number: None,
     on_progress: Callable[[str], None] | None = print_progress,
 ) -> Advice:
@@ -55,7 +56,8 @@ def advise_runs(
         max_probes: the largest number of runs.
         tolerance: the search ends when the setting is expected to cost less than this fraction more than the best.
         seed: the seed of the first run; each later one has its own.
-        known: runs of an earlier call that was stopped; they are not made again.
+        jobs: how many runs are made at a time, each in a thread of its own; for functions that start processes or wait for another machine.
+        known: runs of an earlier call that was stopped, in their order or by the number that ``on_run`` got; they are not made again.
         on_run: called after each run with what it showed and its number, for records.
         on_progress: called with a line on what is going on; by default it is printed to standard error. ``None``: nothing is said.
 
@@ -80,10 +82,14 @@ def advise_runs(
     goal = as_goal(goal)
     check_spending(Duration(1, "steps") if longest is None else longest, budget, max_probes, tolerance, seed)
     check_functions(on_run=on_run, on_progress=on_progress)
-    if not isinstance(known, Sequence) or not all(isinstance(shown, Shown) for shown in known):
+    check_kind("jobs", jobs, int)
+    if jobs < 1:
+        raise ValueError(f"jobs={jobs} must be at least 1.")
+    earlier = known.values() if isinstance(known, Mapping) else known
+    if not isinstance(known, Sequence | Mapping) or not all(isinstance(shown, Shown) for shown in earlier):
         raise ValueError("known must be the runs of an earlier call, as on_run got them.")
     question = ask_runs(run, batch_sizes, learning_rates, longest, num_examples, objective, **limits)
-    return answer_runs(AnyRuns(run, goal, question.num_steps), question, Watch(budget, on_progress), on_run, known)
+    return answer_runs(AnyRuns(run, goal, question.num_steps), question, Watch(budget, on_progress), on_run, known, jobs)
 
 
 def ask_runs(
@@ -141,7 +147,12 @@ def steps_at(length: Duration | None, batch_sizes: Sequence[int], num_examples: 
 
 
 def answer_runs(
-    runs: AnyRuns, question: RunQuestion, watch: Watch, on_run: Callable[[Shown, int], None] = lambda shown, number: None, known: Sequence[Shown] = ()
+    runs: AnyRuns,
+    question: RunQuestion,
+    watch: Watch,
+    on_run: Callable[[Shown, int], None],
+    known: Mapping[int, Shown] | Sequence[Shown],
+    jobs: int,
 ) -> Advice:
     """The search behind :func:`advise_runs`."""
 
@@ -149,7 +160,7 @@ def answer_runs(
         watch.say(f"run {number + 1}: {describe_run(shown)}")
         on_run(shown, number)
 
-    made = search_runs(WatchedShow(runs, watch), question, known=known, on_run=report, is_over=lambda: watch.is_over)
+    made = search_runs(WatchedShow(runs, watch), question, jobs=jobs, known=known, on_run=report, is_over=lambda: watch.is_over)
     return watch.confess(conclude_runs(runs.goal, question, made))
 
 

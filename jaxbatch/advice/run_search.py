@@ -3,9 +3,10 @@
 The same search as :mod:`jaxbatch.advice.search`, for runs that cannot be kept waiting beside each other and of which little is known
 beforehand: the race makes its runs one after another, first short ones of many rates, then longer ones of the better half; the time of
 an update comes from the runs themselves; and a size whose run does not fit into memory is out, with all that are larger. What comes next
-depends on the runs before it alone, so a search that was stopped goes on to the same answer.
+depends on the runs before it alone, and several at a time on those before all of them, so a search that was stopped goes on to the same answer.
 """
 
+import concurrent.futures
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
@@ -16,6 +17,7 @@ import numpy as np
 from jaxbatch.advice.any_runs import Shown
 from jaxbatch.advice.choices import Objective, cost_from_seconds
 from jaxbatch.advice.estimates import Space, cost_of_best, make_estimate, middle_size
+from jaxbatch.advice.probes import Probe
 from jaxbatch.advice.run_times import throughput_of_runs
 from jaxbatch.advice.search import LONG_PATIENCE, PATIENCE, SPARE, choose_next, is_settled, rates_beside
 from jaxbatch.advice.throughput import NOT_TIMED, Throughput
@@ -23,6 +25,7 @@ from jaxbatch.advice.throughput import NOT_TIMED, Throughput
 _LONGER = 4  # how many times longer the runs of the next heat are
 _FEWEST = 8  # updates of the shortest runs
 _HEATS = 1024  # the longest run ÷ the shortest at most, where the longest is known
+_PENDING = "is being made"
 _FAILURES = 3  # runs that fail without a look, one after another, end the search
 
 
@@ -66,25 +69,51 @@ def search_runs(
     runs: ShownRuns,
     question: RunQuestion,
     *,
-    known: Sequence[Shown] = (),
+    jobs: int = 1,
+    known: Mapping[int, Shown] | Sequence[Shown] = (),
     on_run: Callable[[Shown, int], None] = lambda shown, number: None,
     is_over: Callable[[], bool] = lambda: False,
 ) -> tuple[Shown, ...]:
-    """Makes run after run.
+    """Makes run after run, or several at a time: as many as ``jobs`` are chosen from the same runs, and the next ones when all have ended.
 
     Args:
         runs: makes a run.
         question: what to choose from.
-        known: the runs of an earlier call that was stopped, in their order; they are not made again.
+        jobs: how many runs are made at a time, each in a thread of its own.
+        known: the runs of an earlier call that was stopped, by number, or in their order; they are not made again.
         on_run: called with each new run and its number.
         is_over: whether no time is left; then a run ends at its next look, and none begins.
     """
-    made = list(known)
-    while not is_over() and (following := next_run(made, question)) is not None:
-        shown = make_run(runs, following, question.seed + len(made), is_over)
-        on_run(shown, len(made))
-        made.append(shown)
-    return tuple(made)
+    kept = dict(known) if isinstance(known, Mapping) else dict(enumerate(known))
+    made = list[Shown]()
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        while following := next_runs(made, question, jobs):
+            numbers = range(len(made), len(made) + len(following))
+            lacking = [(number, one) for number, one in zip(numbers, following, strict=True) if number not in kept]
+            if lacking and is_over():
+                break
+            make = lambda number, one: make_run(runs, one, question.seed + number, is_over)
+            if jobs == 1:
+                for number, one in lacking:
+                    kept[number] = make(number, one)
+                    on_run(kept[number], number)
+            else:
+                begun = {pool.submit(make, number, one): number for number, one in lacking}
+                for ended in concurrent.futures.as_completed(begun):
+                    kept[begun[ended]] = ended.result()
+                    on_run(ended.result(), begun[ended])
+            made += [kept[number] for number in numbers]
+    return (*made, *(kept[number] for number in sorted(kept) if number >= len(made)))
+
+
+def next_runs(made: Sequence[Shown], question: RunQuestion, jobs: int) -> list[NextRun]:
+    """The runs to make next, at a time; none if the search is over. One that is chosen counts as tried for those after it."""
+    chosen, tried = list[NextRun](), list(made)
+    while len(chosen) < jobs and (following := next_run(tried, question, len(made))) is not None:
+        chosen.append(following)
+        pending = Probe(following.batch_size, following.learning_rate, 0, 0, False, False, 0, math.nan, math.nan, math.nan)
+        tried.append(Shown(pending, math.nan, 0, 0, failure=_PENDING))
+    return chosen
 
 
 def make_run(runs: ShownRuns, following: NextRun, seed: int, is_over: Callable[[], bool]) -> Shown:
@@ -103,21 +132,29 @@ def make_run(runs: ShownRuns, following: NextRun, seed: int, is_over: Callable[[
     return shown._replace(probe=shown.probe._replace(repeat=following.repeat))
 
 
-def next_run(made: Sequence[Shown], question: RunQuestion) -> NextRun | None:
-    """The run to make next; None if the search is over."""
-    sizes = sizes_that_fit(made, question.batch_sizes)
-    if len(made) >= question.max_probes or not sizes or fails_always(made):
+def next_run(made: Sequence[Shown], question: RunQuestion, ended: int | None = None) -> NextRun | None:
+    """The run to make next; None if the search is over, or waits for those that are being made.
+
+    Args:
+        made: the runs, in their order.
+        question: what to choose from.
+        ended: how many of them have ended; those after them are being made. None: all.
+    """
+    whole = made[:ended]
+    sizes = sizes_that_fit(whole, question.batch_sizes)
+    if len(made) >= question.max_probes or not sizes or fails_always(whole):
         return None
     inside = [shown for shown in made if shown.probe.batch_size in sizes]
     probes = [shown.probe for shown in inside if shown.counts]
     if not any(probe.reached for probe in probes):
         return _race(inside, question, middle_size(sizes))
-    space = space_of(made, question)
+    space = space_of(whole, question)
     estimate, tried = make_estimate(probes, space, question.prefer), [shown.probe for shown in inside]
     left = question.max_probes - len(made)
     if is_settled(probes, space, estimate, question.tolerance, left):
         return None
-    (size, rate), repeat = choose_next(tried, space, estimate, question.tolerance, left - question.max_probes // SPARE)
+    spare = left - question.max_probes // SPARE
+    (size, rate), repeat = choose_next(tried, space, estimate, question.tolerance, spare)
     most = (LONG_PATIENCE if repeat else PATIENCE) * cost_of_best(probes, space, estimate) / space.cost_of_update[size]
     return NextRun(size, rate, max(1, math.ceil(most)), True, repeat)
 
@@ -169,6 +206,8 @@ def _race(inside: Sequence[Shown], question: RunQuestion, size: int) -> NextRun 
         heat = here[first : first + len(rates)]
         if len(heat) < len(rates):
             return NextRun(size, rates[len(heat)], min(length, longest))
+        if any(shown.failure == _PENDING for shown in heat):
+            return None  # the next heat depends on how these end
         updates = max(shown.probe.updates for shown in heat)
         if updates < length or length >= longest:  # none goes on
             break

@@ -10,8 +10,7 @@ import jaxbatch as jb
 from jaxbatch.advice.any_runs import AnyRuns, Shown, looks_of, reason_of
 from jaxbatch.advice.looks import checked_look, does_not_fit
 from jaxbatch.advice.probes import Probe
-from jaxbatch.advice.run_search import NextRun, RunQuestion, make_run, next_run, sizes_that_fit, times_of
-from jaxbatch.advice.run_times import throughput_of_runs
+from jaxbatch.advice.run_search import NextRun, RunQuestion, make_run, next_run, next_runs
 from jaxbatch.training.goals import as_goal
 from tests.advice.simulated import Law
 from tests.advice.simulated_runs import RATES, SIZES, Script, regret, seconds_of
@@ -118,6 +117,28 @@ def test_a_search_that_was_stopped_goes_on_to_the_same_answer():
         assert second.probes == first.probes and second.choices == first.choices and second.doubts == first.doubts
 
 
+def test_several_at_a_time_give_one_answer_however_they_end():
+    kept = {}
+    whole = Script(law_of(2))
+    first = ask(whole, jobs=3, max_probes=16, on_run=lambda shown, number: kept.__setitem__(number, shown))
+    assert sorted(kept) == list(range(len(first.probes))) and regret(whole, first) < 1.5
+    some = {number: shown for number, shown in kept.items() if number not in (4, 11, len(kept) - 1)}  # killed while others were being made
+    again = Script(law_of(2))
+    second = ask(again, jobs=3, max_probes=16, known=some)
+    assert again.begun == 3 and second.probes == first.probes and second.choices == first.choices
+
+
+def test_runs_at_a_time_are_chosen_as_if_those_before_were_tried():
+    question = RunQuestion("time", (64,), RATES, {64: 10_000})
+    first = next_runs([], question, 4)
+    assert [one.learning_rate for one in first] == list(RATES[:8:2]) and next_runs([], question, 99) == [
+        next_runs([], question, 10)[n] for n in range(10)
+    ]
+    reached = [Shown(Probe(64, rate, n, 100 + n, True, False, 90, 0.05, 0.05, 0.05), 0.01, 10, 9) for n, rate in enumerate(RATES[8:11])]
+    several = next_runs(reached, question, 3)
+    assert len({one.learning_rate for one in several}) >= 2
+
+
 def test_a_budget_ends_a_run_at_its_next_look():
     script = Script(look=1)
     advice = jb.advise_runs(script.run, "loss<1e-9", batch_sizes=[64], budget=0.0, on_progress=None)
@@ -185,6 +206,7 @@ def test_what_is_no_look(look, message):
         ({"objective": "money"}, "objective='money'"),
         ({"max_probes": 0}, "max_probes=0"),
         ({"known": [3]}, "known must be the runs"),
+        ({"jobs": 0}, "jobs=0 must be at least 1"),
         ({"on_run": 3}, "on_run=3 must be a function"),
     ],
 )
@@ -218,26 +240,3 @@ def test_the_race_keeps_the_better_third_and_makes_its_runs_longer():
         made.append(Shown(Probe(64, following.learning_rate, len(made), updates, False, False, updates, 1.0, 1.0, rank), 0.01, 1, 9))
     assert [shown.probe.updates for shown in made] == [10] * 10 + [40] * 4 + [160] * 2 + [640] * 2
     assert {round(math.log10(shown.probe.learning_rate), 2) for shown in made[14:]} == {-2.0, -1.5} or made[14].probe.learning_rate == 0.01
-
-
-def test_times_of_runs_hold_the_truth_in_95_of_100():
-    random, inside = np.random.default_rng(0), {"seconds": 0, "knee": 0}
-    rounds = 400
-    for _ in range(rounds):
-        spread = random.choice([0.03, 0.1, 0.2])
-        seconds = {size: (seconds_of(size) * np.exp(spread * random.standard_normal(random.integers(2, 6)))).tolist() for size in (8, 64, 256)}
-        found = throughput_of_runs(seconds, SIZES)
-        inside["seconds"] += found.seconds[64].low <= seconds_of(64) <= found.seconds[64].high
-        inside["knee"] += found.knee.low <= 48 <= found.knee.high
-    assert all(count >= 0.93 * rounds for count in inside.values()), inside
-
-
-def test_runs_with_one_look_are_timed_only_where_there_are_no_others():
-    probe = Probe(8, 0.1, 0, 10, False, False, 10, 0.5, 0.5, 0.5)
-    one, several = Shown(probe, 5.0, 10, 1), Shown(probe, 0.02, 10, 4)
-    assert times_of([one], [8, 16]).seconds[8].value == pytest.approx(5.0)
-    assert times_of([one, several], [8, 16]).seconds[8].value == pytest.approx(0.02)
-    other = one._replace(probe=probe._replace(batch_size=16))
-    assert set(times_of([several, other], [8, 16]).seconds) == {8, 16}
-    assert times_of([several, other], [8, 16]).seconds[16].value == pytest.approx(0.03)
-    assert sizes_that_fit([several._replace(fits=False)], [4, 8, 16]) == (4,)
