@@ -1,5 +1,6 @@
 """Advice for a training script in any framework: each run is a command, whose looks are read from what it writes."""
 
+import contextlib
 import dataclasses
 import hashlib
 import math
@@ -13,6 +14,7 @@ from rich.console import Console
 
 from experiments.advise import command_report
 from experiments.advise.command_runs import CommandRuns, CommandSettings
+from experiments.harness.children import stop_all
 from experiments.harness.command_line import one_line_errors, parse
 from experiments.harness.lengths import read_length
 from experiments.harness.study import check_positive
@@ -99,6 +101,8 @@ def resolve(config: Config) -> Config:
         raise ValueError(f"--horizon {config.horizon} needs --within, the longest run that may be made.")
     if config.within is not None and "{num_steps}" not in config.command:
         raise ValueError("--command must hold {num_steps}, the updates of a run, where --within fixes its length.")
+    if "{num_steps}" in config.command and config.within is None and config.longest is None:
+        raise ValueError("--command holds {num_steps}, the updates of a run: give --longest, such as 5000steps, or leave it out.")
     if config.within is not None and config.longest is not None:
         raise ValueError("--longest and --within exclude each other: with --within, every run has that length.")
     if config.jobs > 1 and config.within is not None:
@@ -128,7 +132,9 @@ def identity(config: Config) -> dict[str, Any]:
 def measure(config: Config, runs: CommandRuns, run: RunFolder, console: Console) -> None:
     """Makes the runs that are not in the run folder yet."""
     shared: dict[str, Any] = {name: getattr(config, name) for name in ("batch_sizes", "learning_rates", "num_examples", "budget")}
-    with command_report.Board(console, config) as board:
+    with contextlib.ExitStack() as ends:
+        ends.callback(stop_all)  # before the threads of --jobs, which wait for their commands, are waited for
+        board = ends.enter_context(command_report.Board(console, config))
 
         def on_run(one: Any, number: int) -> None:
             run.append(command_report.write(one, number))

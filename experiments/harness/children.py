@@ -119,8 +119,8 @@ def marked(mark: str) -> list[int]:
 
 
 @atexit.register
-def _stop_all() -> None:
-    """Tells all at once, then waits for each."""
+def stop_all() -> None:
+    """Ends all commands that run: tells all at once, then waits for each."""
     for child in list(_running):
         child._supervisor.stdin.close()
     for child in list(_running):

@@ -66,12 +66,10 @@ class AnyRuns(NamedTuple):
                 if reached or lost or look.updates >= longest:
                     return
         except Exception as error:
-            none = Probe(batch_size, learning_rate, seed, 0, False, False, 0, math.nan, math.nan, math.nan)
-            last = shown or Shown(none, math.nan, 0, 0, start)
-            yield last._replace(failure=reason_of(error), fits=not does_not_fit(error))
+            yield (shown or _nothing(batch_size, learning_rate, seed, start))._replace(failure=reason_of(error), fits=not does_not_fit(error))
         else:
             if shown is None:
-                raise ValueError("run gave no look after an update. Let it yield jaxbatch.Look(updates, examples, seconds, value) now and then.")
+                yield _nothing(batch_size, learning_rate, seed, start)._replace(failure="it gave no look after an update")
         finally:
             looks.close()
 
@@ -186,6 +184,11 @@ def reason_of(error: BaseException) -> str:
     text = " ".join(str(error).split())
     named = text if type(error) in (RuntimeError, OutOfMemory) and text else f"{type(error).__name__}: {text}" if text else type(error).__name__
     return named if len(named) <= 300 else f"{named[:150]} … {named[-145:]}"
+
+
+def _nothing(batch_size: int, learning_rate: float, seed: int, start: float) -> Shown:
+    """A run that has shown nothing."""
+    return Shown(Probe(batch_size, learning_rate, seed, 0, False, False, 0, math.nan, math.nan, math.nan), math.nan, 0, 0, start)
 
 
 def _pace(updates: Sequence[int], seconds: Sequence[float]) -> tuple[float, int]:

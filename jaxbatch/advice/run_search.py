@@ -6,8 +6,8 @@ an update comes from the runs themselves; and a size whose run does not fit into
 depends on the runs before it alone, and several at a time on those before all of them, so a search that was stopped goes on to the same answer.
 """
 
-import concurrent.futures
 import math
+import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -18,6 +18,7 @@ from jaxbatch.advice.any_runs import Shown
 from jaxbatch.advice.choices import Objective, cost_from_seconds
 from jaxbatch.advice.estimates import Space, cost_of_best, make_estimate, middle_size
 from jaxbatch.advice.probes import Probe
+from jaxbatch.advice.run_pool import run_in_threads
 from jaxbatch.advice.run_times import throughput_of_runs
 from jaxbatch.advice.search import LONG_PATIENCE, PATIENCE, SPARE, choose_next, is_settled, rates_beside
 from jaxbatch.advice.throughput import NOT_TIMED, Throughput
@@ -86,22 +87,17 @@ def search_runs(
     """
     kept = dict(known) if isinstance(known, Mapping) else dict(enumerate(known))
     made = list[Shown]()
-    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+    stopped = threading.Event()
+    make = lambda number, one: make_run(runs, one, question.seed + number, lambda: stopped.is_set() or is_over())
+    with run_in_threads(jobs, stopped) as map_done:
         while following := next_runs(made, question, jobs):
             numbers = range(len(made), len(made) + len(following))
             lacking = [(number, one) for number, one in zip(numbers, following, strict=True) if number not in kept]
             if lacking and is_over():
                 break
-            make = lambda number, one: make_run(runs, one, question.seed + number, is_over)
-            if jobs == 1:
-                for number, one in lacking:
-                    kept[number] = make(number, one)
-                    on_run(kept[number], number)
-            else:
-                begun = {pool.submit(make, number, one): number for number, one in lacking}
-                for ended in concurrent.futures.as_completed(begun):
-                    kept[begun[ended]] = ended.result()
-                    on_run(ended.result(), begun[ended])
+            for number, shown in map_done(make, lacking):
+                kept[number] = shown
+                on_run(shown, number)
             made += [kept[number] for number in numbers]
     return (*made, *(kept[number] for number in sorted(kept) if number >= len(made)))
 

@@ -10,7 +10,7 @@ import jaxbatch as jb
 from jaxbatch.advice.any_runs import AnyRuns, Shown, looks_of, reason_of
 from jaxbatch.advice.looks import checked_look, does_not_fit
 from jaxbatch.advice.probes import Probe
-from jaxbatch.advice.run_search import NextRun, RunQuestion, make_run, next_run, next_runs
+from jaxbatch.advice.run_search import NextRun, RunQuestion, make_run, next_run
 from jaxbatch.training.goals import as_goal
 from tests.advice.simulated import Law
 from tests.advice.simulated_runs import RATES, SIZES, Script, regret, seconds_of
@@ -102,6 +102,11 @@ def test_runs_that_fail_now_and_then_are_said_and_do_not_stop_the_search():
     assert regret(script, advice) < 1.4 and re.search(r"^\d of \d+ runs failed; the last one: ValueError: disk full$", advice.doubts[-1])
 
 
+def test_a_run_without_a_look_has_failed():
+    advice = jb.advise_runs(lambda batch_size, learning_rate, seed: iter(()), GOAL, batch_sizes=[64], on_progress=None)
+    assert advice.doubts[-1].endswith("so the search ended; the last one: it gave no look after an update")
+
+
 def test_a_goal_that_no_run_reaches():
     advice = jb.advise_runs(Script().run, "loss<1e-30", batch_sizes=[64], longest=jb.steps(200), on_progress=None)
     assert advice.batch_size is None and advice.doubts[0].startswith("No run reached loss<1e-30: the best came to")
@@ -115,28 +120,6 @@ def test_a_search_that_was_stopped_goes_on_to_the_same_answer():
         second = ask(again, max_probes=18, known=kept[:count])
         assert again.begun == len(kept) - count
         assert second.probes == first.probes and second.choices == first.choices and second.doubts == first.doubts
-
-
-def test_several_at_a_time_give_one_answer_however_they_end():
-    kept = {}
-    whole = Script(law_of(2))
-    first = ask(whole, jobs=3, max_probes=16, on_run=lambda shown, number: kept.__setitem__(number, shown))
-    assert sorted(kept) == list(range(len(first.probes))) and regret(whole, first) < 1.5
-    some = {number: shown for number, shown in kept.items() if number not in (4, 11, len(kept) - 1)}  # killed while others were being made
-    again = Script(law_of(2))
-    second = ask(again, jobs=3, max_probes=16, known=some)
-    assert again.begun == 3 and second.probes == first.probes and second.choices == first.choices
-
-
-def test_runs_at_a_time_are_chosen_as_if_those_before_were_tried():
-    question = RunQuestion("time", (64,), RATES, {64: 10_000})
-    first = next_runs([], question, 4)
-    assert [one.learning_rate for one in first] == list(RATES[:8:2]) and next_runs([], question, 99) == [
-        next_runs([], question, 10)[n] for n in range(10)
-    ]
-    reached = [Shown(Probe(64, rate, n, 100 + n, True, False, 90, 0.05, 0.05, 0.05), 0.01, 10, 9) for n, rate in enumerate(RATES[8:11])]
-    several = next_runs(reached, question, 3)
-    assert len({one.learning_rate for one in several}) >= 2
 
 
 def test_a_budget_ends_a_run_at_its_next_look():

@@ -97,6 +97,23 @@ def test_killed_in_the_middle_of_a_run_it_goes_on(folder):
     assert [run["number"] for run in runs_of(folder)[1]] == [0, 1, 2, 3, 4]
 
 
+def test_several_at_a_time_end_with_ctrl_c(folder):
+    (folder / "train.py").write_text(
+        SCRIPT.replace("import json,", "import time, json,").replace("    print(json", "    time.sleep(9)\n    print(json")
+    )
+    going = subprocess.Popen(command(folder, *FLAGS, "--jobs", "2"), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    until, running = (
+        time.monotonic() + 60,
+        lambda: subprocess.run(["pgrep", "-fc", f"^{sys.executable} {folder}/train.py"], capture_output=True, text=True),
+    )
+    while time.monotonic() < until and int(running().stdout) < 2:
+        time.sleep(0.05)
+    going.send_signal(signal.SIGINT)
+    begun = time.monotonic()
+    _, text = going.communicate(timeout=60)
+    assert going.returncode == 130 and time.monotonic() - begun < 8 and "Traceback" not in text and int(running().stdout) == 0
+
+
 def test_the_first_command_alone(folder):
     done = call(folder, *FLAGS, "--dry-run")
     assert done.returncode == 0 and done.stdout == f"{sys.executable} {folder / 'train.py'} 32 0.001 0 20000\n"
@@ -108,12 +125,14 @@ def test_the_first_command_alone(folder):
     [
         ("true", FLAGS, "{batch_size}"),
         ("no-such-program-here {batch_size} {lr}", FLAGS, "no-such-program-here"),
-        (None, ["--target", "val_loss<"], "goal='val_loss<' must name a metric, a direction and a number"),
+        (None, ["--target", "val_loss<", "--longest", "9steps"], "goal='val_loss<' must name a metric, a direction and a number"),
         (None, ["--target", "val_loss<0.1", "--longest", "3epochs"], "num_examples"),
         (None, [*FLAGS, "--horizon", "9steps"], "--horizon 9steps needs --within"),
         (None, [*FLAGS, "--within", "9steps"], "--longest and --within exclude each other"),
         ("true {batch_size} {lr}", ["--target", "val_loss<", "--within", "90steps"], "{num_steps}"),
         (None, ["--target", "val_loss<", "--within", "90seconds"], "steps, examples or epochs"),
+        (None, ["--target", "val_loss<0.1"], "--command holds {num_steps}, the updates of a run: give --longest"),
+        (None, [*FLAGS, "--jobs", "2", "--devices", "0"], "--devices names 1 devices for --jobs 2"),
         (None, [*FLAGS, "--silence", "0"], "--silence 0.0 must be above 0"),
         (None, [*FLAGS, "--max-prob", "3"], "did you mean --max-probes?"),
         (None, FLAGS[2:], "--target is needed"),
