@@ -137,7 +137,7 @@ def whole(study):
     with tempfile.TemporaryDirectory() as folder:
         call(study, folder)
         found = records_in(pathlib.Path(folder))
-    assert sum(found.values()) >= 6 and max(found.values()) == 1  # told apart without their times
+    assert sum(found.values()) >= 5 and max(found.values()) == 1  # told apart without their times
     return found
 
 
@@ -159,7 +159,7 @@ def test_a_study_that_was_stopped_thrice_ends_in_the_same_records(name, tmp_path
     study = SHORT[name]
     half = sum(whole(study).values()) // 2
     # After the first, somewhere in the middle, shortly before the end.
-    check(study, tmp_path, [(1, False), (half, True), (half - 2, False)])
+    check(study, tmp_path, [(1, False), (half, True), (max(half - 2, 1), False)])
     found = records_in(tmp_path)
     call(study, tmp_path)
     assert records_in(tmp_path) == found  # nothing is measured again
