@@ -92,6 +92,11 @@ class Regrets:
         self._at_whole = means[lengths.index(1.0)]
         self._curves = [make_curve(lengths, drawn) for drawn in np.transpose(means)]
 
+    @property
+    def curve(self) -> Curve:
+        """The curve of the runs as they are."""
+        return self._curves[0]
+
     def _means(self, values: Sequence[float | None]) -> np.ndarray:
         """The mean of runs, and then the means of runs that are drawn anew, DRAWS times."""
         drawn = np.array(values, float)[self._random.integers(len(values), size=(DRAWS, len(values)))].mean(1)
@@ -101,7 +106,7 @@ class Regrets:
         """Draws of the regret that a setting exactly as good as the sweep's best would be judged to have, by as many runs of its own."""
         if not self._curves:
             return np.full(DRAWS, np.nan)
-        return np.array([_ratio(*of) for of in zip(self._curves, self._means(self._best), self._at_whole, strict=True)][1:])
+        return np.array([ratio(*of) for of in zip(self._curves, self._means(self._best), self._at_whole, strict=True)][1:])
 
     def regret(self, mine: Sequence[float | None]) -> Interval:
         """How many times the data a setting needs.
@@ -113,12 +118,12 @@ class Regrets:
             return Interval(np.inf if self._curves else np.nan, np.nan, np.nan, len(mine))
         if list(mine) == self._best:
             return around(1.0, 1.0, 1.0, len(mine))
-        value, *draws = map(_ratio, self._curves, self._means(mine), self._at_whole)
+        value, *draws = map(ratio, self._curves, self._means(mine), self._at_whole)
         low, high = np.quantile(draws, [0.025, 0.975], method="closest_observation")
         return around(value, min(float(low), value), max(float(high), value), len(mine))
 
 
-def _ratio(curve: Curve, mine: float, best: float) -> float:
+def ratio(curve: Curve, mine: float, best: float) -> float:
     """The regret on one curve."""
     length = curve.length(mine)
     return curve.length(best) / length if length else np.inf
