@@ -205,7 +205,13 @@ def score(folder: Folder) -> Scored:
     runs = sum(row["part"] == 1 for row in folder.read("sweep"))
     known = {name: regrets.regret(values) for name, values in ends.items()}
     advice = {row["question"]: row for row in folder.read("advice")}
-    return Scored(folder.name, case.building, case.sign, settings, ends, known, advice, runs, regrets.of_an_equal())
+    sweep_ends: dict[tuple[int, float], dict[int, float | None]] = {}
+    for row in folder.read("sweep"):
+        if row["part"] == 1:
+            value = None if row["value"] is None else case.sign * row["value"]
+            sweep_ends.setdefault((row["batch_size"], row["learning_rate"]), {})[row["seed"]] = value
+    alone = regrets.of_one_seed(sweep_ends)
+    return Scored(folder.name, case.building, case.sign, settings, ends, known, advice, runs, regrets.of_an_equal(), alone)
 
 
 STAGES = {"sweep": sweep, "advise": advise, "judge": judge}

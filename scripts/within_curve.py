@@ -108,6 +108,20 @@ class Regrets:
             return np.full(DRAWS, np.nan)
         return np.array([ratio(*of) for of in zip(self._curves, self._means(self._best), self._at_whole, strict=True)][1:])
 
+    def of_one_seed(self, ends: Mapping[tuple[int, float], Mapping[int, float | None]]) -> list[float]:
+        """The regrets of what a whole sweep with one seed chooses, judged by the sweep's other seeds; one for each seed.
+
+        Args:
+            ends: by batch size and rate, what the run of each seed ends with, less is better; None where it diverged.
+        """
+        regrets = []
+        for seed in sorted({seed for of in ends.values() for seed in of}):
+            seen = {setting: value for setting, of in ends.items() if (value := of.get(seed)) is not None}
+            others = [value for other, value in ends[min(seen, key=seen.__getitem__)].items() if other != seed]
+            lost = None in others or not self._curves
+            regrets.append(np.inf if lost else ratio(self.curve, float(np.mean(np.array(others, float))), float(self._at_whole[0])))
+        return regrets
+
     def regret(self, mine: Sequence[float | None]) -> Interval:
         """How many times the data a setting needs.
 

@@ -25,6 +25,7 @@ class Scored(NamedTuple):
     advice: dict[str, dict]  # by question
     runs: int  # of the sweep at the whole length
     equal: np.ndarray  # draws of the regret that a setting exactly as good as the sweep's best would be judged to have
+    one_seed: Sequence[float] = ()  # the regrets of what each seed of the sweep alone chooses, judged by the others
 
     def regret(self, name: str) -> float:
         """The regret of a setting; infinite where there was no advice."""
@@ -84,9 +85,20 @@ def print_score(rows: Sequence[Scored]) -> None:
         f"{np.quantile(worst, 0.9):.2f} in one of ten; at most 1.15 in {100 * (worst <= 1.15).mean():.0f}% and at most 1.3 in "
         f"{100 * (worst <= 1.3).mean():.0f}%; median regret at most 1.03 in {100 * (middle <= 1.03).mean():.0f}%"
     )
+    alone = [regret for row in scored for regret in row.one_seed]
+    if alone:
+        print(
+            f"what a sweep with one seed chooses, {np.median([row.runs / len(row.one_seed) for row in scored]):.0f} whole runs (median), judged by its "
+            f"other seeds: median regret {np.median(alone):.2f}, worst {_cell(max(alone))}; the least worst case of a seed {_cell(min(_worst_of(scored)))}"
+        )
     print(f"the sweeps: {np.median([row.runs for row in scored]):.0f} whole runs each (median)")
     for question in QUESTIONS:
         print_promises(question, scored)
+
+
+def _worst_of(rows: Sequence[Scored]) -> list[float]:
+    """By seed of the sweeps, the worst regret over cases of what it alone chooses."""
+    return [max(of) for of in zip(*(row.one_seed for row in rows), strict=True)]
 
 
 def print_promises(question: str, rows: Sequence[Scored]) -> None:

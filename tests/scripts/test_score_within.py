@@ -54,6 +54,14 @@ def test_regret_beyond_the_curve_and_without_an_end():
     assert np.isnan(within_curve.Regrets(power_law(), [None]).regret(ends_of(1.0)).value)
 
 
+def test_what_one_seed_chooses_is_judged_by_the_others():
+    ends = {(8, 0.1): {0: 0.9, 1: 2.0**0.5, 2: 2.0**0.5}, (16, 0.1): {0: 1.0, 1: 1.0, 2: 1.0}, (16, 0.2): {0: 0.5, 1: None, 2: 3.0}}
+    # Seed 0 takes a setting of which another run diverged; seeds 1 and 2 take the best.
+    assert REGRETS.of_one_seed(ends) == [np.inf, pytest.approx(1, rel=0.01), pytest.approx(1, rel=0.01)]
+    del ends[16, 0.2]
+    assert REGRETS.of_one_seed(ends)[0] == pytest.approx(2, rel=0.06)
+
+
 def test_what_longer_runs_lose_by_overfitting_does_not_count():
     overfits = {part: {0.1: [part**-0.5 if part <= 1 else part**0.5] * 3} for part in score_within.PARTS}
     assert within_curve.Regrets(overfits, ends_of(1.0)).regret(ends_of(2.0**0.5)).value == pytest.approx(2, rel=0.06)
@@ -79,9 +87,10 @@ def test_promises_are_held_against_the_judged_runs():
 
 
 def test_tables_are_printed(capsys):
-    within_table.print_score([scored(fixed=1.5**0.5), scored()._replace(building=True)])
+    within_table.print_score([scored(fixed=1.5**0.5)._replace(one_seed=[1.25, 2.0, 1.5]), scored()._replace(building=True)])
     printed = capsys.readouterr().out
     assert "| case (building) |" in printed and "advice for the length: median regret 1.4" in printed and "over 1 scored cases" in printed
+    assert "judged by its other seeds: median regret 1.50, worst 2.00; the least worst case of a seed 1.25" in printed
     assert "fixed: the interval of the best size holds the sweep's in 1 of 1" in printed
 
 
