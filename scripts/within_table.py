@@ -87,9 +87,10 @@ def print_score(rows: Sequence[Scored]) -> None:
     )
     alone = [regret for row in scored for regret in row.one_seed]
     if alone:
+        runs, least = np.median([row.runs / len(row.one_seed) for row in scored]), min(_worst_of(scored))
         print(
-            f"what a sweep with one seed chooses, {np.median([row.runs / len(row.one_seed) for row in scored]):.0f} whole runs (median), judged by its "
-            f"other seeds: median regret {np.median(alone):.2f}, worst {_cell(max(alone))}; the least worst case of a seed {_cell(min(_worst_of(scored)))}"
+            f"what a sweep with one seed chooses, {runs:.0f} whole runs (median), judged by its other seeds: median regret {np.median(alone):.2f}, "
+            f"worst {_cell(max(alone))}; the least worst case of a seed {_cell(least)}"
         )
     print(f"the sweeps: {np.median([row.runs for row in scored]):.0f} whole runs each (median)")
     for question in QUESTIONS:

@@ -4,7 +4,9 @@ import contextlib
 import dataclasses
 import hashlib
 import math
+import os
 import pathlib
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -18,11 +20,14 @@ from experiments.harness.children import stop_all
 from experiments.harness.command_line import one_line_errors, parse
 from experiments.harness.lengths import read_length
 from experiments.harness.study import check_positive
+from jaxbatch.advice.advice import Advice
 from jaxbatch.advice.advise_runs import advise_runs
 from jaxbatch.advice.choices import Objective
+from jaxbatch.advice.end_advice import EndAdvice
 from jaxbatch.advice.end_advise_runs import advise_runs_within
 from jaxbatch.advice.end_lengths import Seconds
 from jaxbatch.advice.end_request import as_metric, first_size
+from jaxbatch.advice.end_search import race_next
 from jaxbatch.advice.request import LEARNING_RATES
 from jaxbatch.advice.run_search import next_run
 from jaxbatch.batches import Duration
@@ -38,6 +43,7 @@ Every run is your command, with a batch size, a rate and a seed filled in. Let i
     python -m experiments.advise --command "python train.py --bs {batch_size} --lr {lr} --steps {num_steps}" --target "val_loss<" --within 2000steps
 """
 _NOT_RESULTS = ("given", "devices", "silence", "grace", "budget", "output_dir", "resume", "overwrite", "dry_run")  # change no number
+_PROGRAMS = (".py", ".sh", ".r", ".R", ".jl", ".lua", ".js", ".yaml", ".yml", ".toml", ".cfg", ".ini")  # files whose change makes another script
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +75,7 @@ class Config:
     fields: str | None = None
     """Names of fields that are not the usual ones, as step=iter,seconds=t."""
     silence: float = 600.0
-    """Seconds without output after which a run is given up."""
+    """Seconds without output after which a run is given up; ten times as many without a look."""
     grace: float = 10.0
     """Seconds from SIGTERM to SIGKILL, where a run is ended."""
     jobs: int = 1
@@ -107,6 +113,8 @@ def resolve(config: Config) -> Config:
         raise ValueError("--longest and --within exclude each other: with --within, every run has that length.")
     if config.jobs > 1 and config.within is not None:
         raise ValueError(f"--jobs {config.jobs} and --within exclude each other: the search over runs of a fixed length makes one at a time.")
+    if config.jobs > 1 and config.metrics is not None and not re.search(r"\{(run|log|seed)\}", config.metrics):
+        raise ValueError(f"--metrics {config.metrics} is one file for --jobs {config.jobs} runs at a time: let its name hold {{run}}.")
     if config.devices and len(config.devices) < config.jobs:
         raise ValueError(f"--devices names {len(config.devices)} devices for --jobs {config.jobs} runs at a time.")
     return dataclasses.replace(config, learning_rates=config.learning_rates or LEARNING_RATES)
@@ -124,13 +132,14 @@ def length_of(config: Config, name: str) -> Duration | None:
 def identity(config: Config) -> dict[str, Any]:
     """What names the run folder: the flags that change a result, and the files that the command names, since an edited script is another one."""
     fields = {key: value for key, value in dataclasses.asdict(config).items() if key not in _NOT_RESULTS}
-    named = [pathlib.Path(word) for word in shlex.split(config.command)[1:] if "{" not in word]
-    files = {str(path): hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in named if path.is_file() and path.stat().st_size < 1 << 20}
+    named = [word for word in shlex.split(config.command) if "{" not in word and word != config.metrics and os.path.isfile(word)]
+    programs = [pathlib.Path(word) for word in named if word.endswith(_PROGRAMS) and os.path.getsize(word) < 1 << 20]
+    files = {str(path): hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in programs}
     return fields | {"files": files}
 
 
-def measure(config: Config, runs: CommandRuns, run: RunFolder, console: Console) -> None:
-    """Makes the runs that are not in the run folder yet."""
+def measure(config: Config, runs: CommandRuns, run: RunFolder, console: Console) -> Advice | EndAdvice:
+    """Makes the runs that are not in the run folder yet; the advice that follows."""
     shared: dict[str, Any] = {name: getattr(config, name) for name in ("batch_sizes", "learning_rates", "num_examples", "budget")}
     with contextlib.ExitStack() as ends:
         ends.callback(stop_all)  # before the threads of --jobs, which wait for their commands, are waited for
@@ -140,19 +149,17 @@ def measure(config: Config, runs: CommandRuns, run: RunFolder, console: Console)
             run.append(command_report.write(one, number))
             board.add(one, number)
 
-        known = command_report.read_runs(run.records)
+        known = command_report.without_last_failures(command_report.read_runs(run.records))
         shared |= {"on_run": on_run, "on_progress": board.say}
         for number, one in known.items():
             board.add(one, number)
         if config.within is None:
             question: dict[str, Any] = {"objective": config.objective, "longest": length_of(config, "longest"), "max_probes": config.max_probes}
-            advise_runs(runs.run, config.target, jobs=config.jobs, known=known, **question, **shared)
-        else:
-            lengths = length_of(config, "within"), length_of(config, "horizon")
-            assert lengths[0] is not None
-            advise_runs_within(
-                runs.run, config.target, lengths[0], horizon=lengths[1], full_runs=config.full_runs, known=list(known.values()), **shared
-            )
+            return advise_runs(runs.run, config.target, jobs=config.jobs, known=known, **question, **shared)
+        lengths = length_of(config, "within"), length_of(config, "horizon")
+        assert lengths[0] is not None
+        shared |= {"horizon": lengths[1], "full_runs": config.full_runs, "known": list(known.values())}
+        return advise_runs_within(runs.run, config.target, lengths[0], **shared)
 
 
 def first_command(config: Config, runs: CommandRuns) -> str:
@@ -164,8 +171,9 @@ def first_command(config: Config, runs: CommandRuns) -> str:
         steps = question.num_steps[following.batch_size]
         return shlex.join(runs.words(following.batch_size, following.learning_rate, 0, None if math.isinf(steps) else int(steps)))
     space = command_report.setting_of_lengths(config).space
-    size = first_size(space.payable_steps)
-    return shlex.join(runs.words(size, space.learning_rates[0], 0, space.payable_steps[size]))
+    first = race_next([], space, first_size(space.payable_steps), config.full_runs)
+    assert first is not None
+    return shlex.join(runs.words(first.batch_size, first.learning_rate, 0, first.num_steps))
 
 
 def study(config: Config, console: Console) -> None:
@@ -183,8 +191,7 @@ def study(config: Config, console: Console) -> None:
     if run.records:
         console.print(f"Continuing from {len(run.records)} runs in {run.path}; --overwrite starts anew.", soft_wrap=True)
     runs = CommandRuns(CommandSettings(config.command, metric, run.path / "logs", **settings))
-    measure(config, runs, run, console)
-    command_report.show(console, config, run, runs)
+    command_report.show(console, config, run, runs, measure(config, runs, run, console))
 
 
 def main(args: Sequence[str] | None = None) -> None:

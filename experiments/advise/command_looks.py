@@ -20,10 +20,10 @@ class Fields(NamedTuple):
     """The names under which a script writes what a look needs; the first that is there counts."""
 
     metric: str
-    step: tuple[str, ...] = ("step", "steps", "updates", "update", "iteration", "iter", "global_step")
+    step: tuple[str, ...] = ("global_step", "step", "steps", "updates", "update", "iteration", "iter")
     examples: tuple[str, ...] = ("examples", "samples")
     seconds: tuple[str, ...] = ("seconds", "time", "elapsed")
-    loss: tuple[str, ...] = ("train_loss", "loss")
+    loss: tuple[str, ...] = ("train_loss", "loss", "val_loss", "eval_loss")
     epoch: tuple[str, ...] = ("epoch",)
 
 
@@ -108,7 +108,7 @@ def compiled_pattern(pattern: str, fields: Fields) -> re.Pattern:
         name = f"(?P<{fields.metric}>...) or " if fields.metric.isidentifier() else ""
         raise ValueError(f"pattern={pattern!r} lacks a group for the metric: write {name}(?P<{VALUE}>...) where its number stands.")
     if not set(groups) & {*fields.step, *fields.examples, *fields.epoch}:
-        raise ValueError(f"pattern={pattern!r} lacks a group for the number of updates: write (?P<{fields.step[0]}>...) where it stands.")
+        raise ValueError(f"pattern={pattern!r} lacks a group for the number of updates: write (?P<{'step' if 'step' in fields.step else fields.step[0]}>...) where it stands.")
     return compiled
 
 
@@ -180,8 +180,8 @@ class Looks:
     """
 
     def __init__(self, tail: Tail, row_of: Callable[[str], Row | None], to_look: Callable[[Row], Look | None]):
-        self.tail, self.num_looks, self.num_back = tail, 0, 0  # num_back: looks with fewer updates than one before
-        self._row_of, self._to_look, self._before = row_of, to_look, -1
+        self.tail, self.num_looks, self.num_back = tail, 0, 0  # num_back: looks whose updates were not more than those before
+        self._row_of, self._to_look, self._before, self._value = row_of, to_look, -1, math.nan
 
     def new(self, final: bool = False) -> Iterator[Look]:
         """The looks that have come since the last call; of several with the same updates among them, the last.
@@ -203,6 +203,8 @@ class Looks:
                 self.num_back, has_fallen = self.num_back + 1, True
             elif waiting is not None and not has_fallen:
                 waiting = look
+            elif waiting is None and look.value != self._value:
+                self.num_back += 1
         if waiting is not None:
             yield self._taken(waiting)
 
@@ -216,5 +218,5 @@ class Looks:
             raise
 
     def _taken(self, look: Look) -> Look:
-        self._before, self.num_looks = look.updates, self.num_looks + 1
+        self._before, self._value, self.num_looks = look.updates, look.value, self.num_looks + 1
         return look

@@ -3,27 +3,27 @@
 import math
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from experiments.advise import figure, report, within_figure, within_report
 from experiments.harness.lengths import read_length
 from jaxbatch.advice.advice import Advice
-from jaxbatch.advice.advise_runs import ask_runs, conclude_runs
+from jaxbatch.advice.advise_runs import ask_runs
 from jaxbatch.advice.any_runs import Shown
 from jaxbatch.advice.end_advice import EndAdvice
-from jaxbatch.advice.end_advise_runs import Failed, conclude_any, settle_runs
+from jaxbatch.advice.end_advise_runs import Failed, settle_runs
 from jaxbatch.advice.end_advising import EndSetting
 from jaxbatch.advice.end_request import as_metric
 from jaxbatch.advice.ending import Ending, as_written
 from jaxbatch.advice.probes import Probe
-from jaxbatch.advice.run_search import RunQuestion
+from jaxbatch.advice.run_race import RunQuestion
 from jaxbatch.results.records import Record, RunFolder
-from jaxbatch.training.goals import as_goal
 
 _SHOWN = 15  # runs on the board
 
@@ -52,18 +52,21 @@ def read_runs(records: Sequence[Record]) -> dict[int, Any]:
     return {row["number"]: read(row) for row in sorted(records, key=lambda row: row["number"])}
 
 
+def without_last_failures(runs: Mapping[int, Any]) -> dict[int, Any]:
+    """The runs but for those at the end that failed without a look: what was wrong with them may be mended, and they are made again."""
+    kept = dict(runs)
+    for number, one in sorted(runs.items(), reverse=True):
+        if not (isinstance(one, Failed) and one.fits) and not (isinstance(one, Shown) and one.failure and one.fits and not one.look):
+            break
+        del kept[number]
+    return kept
+
+
 def setting_of_lengths(config: Any) -> EndSetting:
     """What is settled before the first run of a fixed length."""
-    lengths: Any = [None if text is None else read_length(text, "--within") for text in (config.within, config.horizon)]
+    flags = {"--within": config.within, "--horizon": config.horizon}
+    lengths: Any = [None if text is None else read_length(text, flag) for flag, text in flags.items()]
     return settle_runs(as_metric(config.target), *lengths, config.batch_sizes, config.learning_rates, config.num_examples, None)
-
-
-def conclude(config: Any, made: Sequence[Any]) -> Advice | EndAdvice:
-    """The answer that follows from runs."""
-    if config.within is not None:
-        lengths: Any = [None if text is None else read_length(text, "--within") for text in (config.within, config.horizon)]
-        return conclude_any(*lengths, setting_of_lengths(config), made)
-    return conclude_runs(as_goal(config.target), question_of(config), made)
 
 
 def question_of(config: Any) -> RunQuestion:
@@ -122,17 +125,17 @@ class Board:
         seconds = time.perf_counter() - self._began
         left = "" if self._config.budget is None else f", at most {max(0.0, self._config.budget - seconds):,.0f} s left"
         most = "" if self._config.within else f" of at most {self._config.max_probes}"
-        table = Table(title=f"{len(self._rows)} runs{most}, {seconds:,.0f} s{left}", caption=self._now or None)
+        table = Table(title=f"{len(self._rows)} runs{most}, {seconds:,.0f} s{left}", caption=escape(self._now) or None)
         for name in ("run", "B", "rate", "updates", "value", ""):
             table.add_column(name, justify="left" if not name else "right")
         for row in self._rows[-_SHOWN:]:
-            table.add_row(*row)
+            table.add_row(*map(escape, row))  # a log may hold what rich would read as a style
         return table
 
 
-def show(console: Console, config: Any, run: RunFolder, runs: Any) -> None:
+def show(console: Console, config: Any, run: RunFolder, runs: Any, advice: Advice | EndAdvice) -> None:
     """Table, figure, answer, and the command that trains with it."""
-    advice, cell = conclude(config, list(read_runs(run.records).values())), lambda size: f"{size:,}"
+    cell = lambda size: f"{size:,}"
     console.print(f"\n{config.command}; {config.target}, {len(run.records)} runs", soft_wrap=True, markup=False)
     title = "a command"
     if isinstance(advice, EndAdvice):

@@ -165,9 +165,9 @@ class CommandRuns:
                 reason = f"ended by {signal.Signals(code - 128).name}" if code - 128 in set(signal.Signals) else f"exit code {code}"
                 raise RuntimeError(reason + _last_words(log))
             raise RuntimeError(f"ended without a look: {self._wanted(looks)}{_last_words(log)}")
-        if looks.num_back > looks.num_looks:
+        if looks.num_back > 1 and looks.num_back + 1 >= looks.num_looks:
             raise RuntimeError(
-                f"its number of updates fell {looks.num_back} times: it must count from the start of the run, not of an epoch. Another field "
+                f"its number of updates did not grow {looks.num_back} times: it must count from the start of the run, not of an epoch. Another field "
                 "may do so: fields='step=NAME'."
             )
 

@@ -44,12 +44,12 @@ class Tail:
             file = None
         if file is not None:
             with file:
-                header = file.readline(_LONGEST)
-                if not header.startswith(self.header) or os.fstat(file.fileno()).st_size < self._position:  # it was written anew
+                header, size = file.readline(_LONGEST), os.fstat(file.fileno()).st_size
+                if not header.startswith(self.header) or size < self._position:  # it was written anew
                     self._position, self._rest = 0, b""
                 self.header = header
                 file.seek(self._position)
-                while chunk := file.read(_CHUNK):
+                while chunk := file.read(min(_CHUNK, size - self._position)):  # what comes meanwhile is for the next call
                     self._position += len(chunk)
                     self.num_bytes += len(chunk)
                     *whole, rest = (self._rest + chunk).replace(b"\r", b"\n").split(b"\n")

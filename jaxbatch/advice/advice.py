@@ -100,6 +100,8 @@ class Advice(NamedTuple):
         else:
             memory = "How much memory the device has is not known."
         busy = f"The device is busy from B = {knee:,.0f} on ({how})."
+        if math.isinf(knee.value):
+            busy = f"An update takes the same time at every size ({how})."
         return [f"{busy}{saving}{noise}{theory} {memory}"]
 
     def changes(self) -> list[str]:

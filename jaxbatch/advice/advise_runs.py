@@ -7,16 +7,15 @@ from typing import Any, NamedTuple, get_args
 from jaxbatch.advice.advice import Advice
 from jaxbatch.advice.any_runs import AnyRuns, MakeRun, Shown, check_run, must_have_length
 from jaxbatch.advice.choices import Objective
-from jaxbatch.advice.estimates import usual_sizes
 from jaxbatch.advice.request import LEARNING_RATES, check_functions, check_lists, check_spending
-from jaxbatch.advice.run_search import RunQuestion, fails_always, search_runs, sizes_that_fit, times_of
+from jaxbatch.advice.run_race import RunQuestion
+from jaxbatch.advice.run_search import fails_always, search_runs, sizes_that_fit, times_of, without_shorter
+from jaxbatch.advice.run_sizes import sizes_to_choose, steps_at
 from jaxbatch.advice.settling import Setting, conclude
 from jaxbatch.advice.watch import Watch, print_progress
-from jaxbatch.batches import Duration, num_steps
+from jaxbatch.batches import Duration
 from jaxbatch.kinds import check_kind
 from jaxbatch.training.goals import Goal, as_goal
-
-SIZES = tuple(2**power for power in range(3, 11))  # 8 to 1,024, where neither sizes nor the number of examples are given
 
 
 def advise_runs(
@@ -39,7 +38,7 @@ def advise_runs(
 ) -> Advice:
     """Recommends a batch size and a learning rate for runs that a function makes, in PyTorch, Keras, NumPy or whatever it likes.
 
-    It is the search of :func:`jaxbatch.advise`; what differs is in :mod:`jaxbatch.advice.run_search`. One run is made at a time.
+    It is the search of :func:`jaxbatch.advise`; what differs is in :mod:`jaxbatch.advice.run_search`.
 
     Args:
         run: ``run(batch_size, learning_rate, seed)``, called by name, that yields a :class:`jaxbatch.Look` now and then, with the metric of
@@ -86,8 +85,9 @@ def advise_runs(
     if jobs < 1:
         raise ValueError(f"jobs={jobs} must be at least 1.")
     earlier = known.values() if isinstance(known, Mapping) else known
-    if not isinstance(known, Sequence | Mapping) or not all(isinstance(shown, Shown) for shown in earlier):
-        raise ValueError("known must be the runs of an earlier call, as on_run got them.")
+    numbered = not isinstance(known, Mapping) or all(isinstance(number, int) for number in known)
+    if not isinstance(known, Sequence | Mapping) or not numbered or not all(isinstance(shown, Shown) for shown in earlier):
+        raise ValueError("known must be the runs of an earlier call, as on_run got them, in their order or by their numbers.")
     question = ask_runs(run, batch_sizes, learning_rates, longest, num_examples, objective, **limits)
     return answer_runs(AnyRuns(run, goal, question.num_steps), question, Watch(budget, on_progress), on_run, known, jobs)
 
@@ -107,43 +107,15 @@ def ask_runs(
         ValueError: see there.
     """
     check_lists(batch_sizes, learning_rates)
-    check_kind("num_examples", num_examples, int | None)
-    if num_examples is not None and num_examples < 1:
-        raise ValueError(f"num_examples={num_examples} must be at least 1.")
     if objective not in get_args(Objective):
         raise ValueError(f"objective={objective!r} must be 'time', 'examples' or 'balanced'.")
-    usual = SIZES if num_examples is None else usual_sizes(num_examples)
-    sizes = tuple(sorted(set(map(int, usual if batch_sizes is None else batch_sizes))))
+    sizes = sizes_to_choose(batch_sizes, num_examples)
     rates = tuple(sorted({float(rate) for rate in learning_rates}))
     if len(rates) < 3:
         raise ValueError(f"learning_rates={list(rates)} must hold at least 3 different finite numbers above 0.")
-    if num_examples is not None and sizes[-1] > num_examples:
-        raise ValueError(f"batch_sizes={list(sizes)} must hold sizes up to num_examples={num_examples}.")
     if longest is None and must_have_length(run):
         raise ValueError("run takes num_steps, the updates of its whole length: give longest, as jaxbatch.steps(5000).")
     return RunQuestion(objective, sizes, rates, steps_at(longest, sizes, num_examples), num_examples, **limits)
-
-
-def steps_at(length: Duration | None, batch_sizes: Sequence[int], num_examples: int | None) -> dict[int, float]:
-    """The updates of a run of a length, by batch size; infinite without a length.
-
-    Raises:
-        ValueError: it is in epochs, and the number of examples is not known; or in tokens.
-
-    Example:
-        >>> from jaxbatch import epochs, examples
-        >>> steps_at(examples(100), [8, 64], None), steps_at(None, [8], 50), steps_at(epochs(2), [8], 50)
-        ({8: 13, 64: 2}, {8: inf}, {8: 12})
-    """
-    if length is None:
-        return dict.fromkeys(batch_sizes, math.inf)
-    if length.unit == "epochs" and num_examples is None:
-        raise ValueError(f"longest=epochs({length.amount}) needs num_examples, the examples in the training set; or give steps or examples.")
-    if length.unit == "tokens":
-        raise ValueError("longest is in tokens: give examples, which are sequences, or steps.")
-    if length.unit == "examples":
-        return {size: math.ceil(length.amount / size) for size in batch_sizes}
-    return {size: num_steps(length, num_examples=num_examples or 2**62, batch_size=size) for size in batch_sizes}
 
 
 def answer_runs(
@@ -200,33 +172,39 @@ def describe_run(shown: Shown) -> str:
 def conclude_runs(goal: Goal, question: RunQuestion, made: Sequence[Shown]) -> Advice:
     """The advice that follows from runs. Nothing is run."""
     sizes = sizes_that_fit(made, question.batch_sizes)
-    inside = [shown for shown in made if shown.probe.batch_size in sizes]
-    counted = [shown for shown in inside if shown.counts]
+    counted = without_shorter([shown for shown in made if shown.probe.batch_size in sizes and shown.counts])
     start = next((shown.start for shown in made if math.isfinite(shown.start)), math.nan)
     largest = _largest(made, question.batch_sizes, sizes)
-    setting = Setting(goal, question.objective, sizes, question.learning_rates, 1, question.num_examples or 1, start, largest, ())
     looks = {size: _look_at(counted, size) for size in sizes}
-    advice = conclude(setting._replace(looks=looks), times_of(made, sizes), [shown.probe for shown in counted])
-    doubts = list(advice.doubts)
-    if advice.batch_size is None and sizes and not counted:
-        doubts = []
-    failed = [shown for shown in made if shown.failure and shown.fits]
-    unfit = [shown for shown in made if not shown.fits]
+    setting = Setting(goal, question.objective, sizes, question.learning_rates, 1, question.num_examples or 0, start, largest, (), looks=looks)
+    if goal.reached(start):
+        counted = []
+    advice = conclude(setting, times_of(made, sizes), [shown.probe for shown in counted])
+    doubts, wrong = advice.doubts if counted or not made else (), _doubts(goal, start, made, question, sizes)
+    return advice._replace(doubts=(*wrong, *doubts) if advice.batch_size is None else (*doubts, *wrong))
+
+
+def _doubts(goal: Goal, start: float, made: Sequence[Shown], question: RunQuestion, sizes: Sequence[int]) -> list[str]:
+    """What went wrong with runs."""
+    failed, unfit = [shown for shown in made if shown.failure and shown.fits], [shown for shown in made if not shown.fits]
+    doubts = [f"{goal} is reached before training, at {start:.4g}. Take a goal that has to be learned."] if goal.reached(start) else []
     if not sizes:
-        doubts = [f"No batch size fits into memory: {unfit[-1].failure}"]
-    elif unfit:
-        doubts.append(f"B = {min(shown.probe.batch_size for shown in unfit)} did not fit into memory, and larger ones were not tried.")
+        doubts.append(f"No batch size fits into memory: {unfit[-1].failure}")
+    elif len(sizes) < len(question.batch_sizes):
+        doubts.append(f"B = {question.batch_sizes[len(sizes)]} did not fit into memory, and it and larger ones are left out.")
     if failed:
         ended = " one after another, so the search ended" if fails_always(made) else ""
         doubts.append(f"{len(failed)} of {len(made)} runs failed{ended}; the last one: {failed[-1].failure}")
-    return advice._replace(doubts=tuple(doubts))
+    if question.objective != "examples" and not goal.reached(start) and any(shown.counts for shown in made) and not any(shown.looks > 1 for shown in made):
+        doubts.append("No run gave two looks by which an update could be timed, so seconds hold the start of a run. Let it look more often.")
+    return doubts
 
 
 def _largest(made: Sequence[Shown], batch_sizes: Sequence[int], sizes: Sequence[int]) -> int | None:
-    """The largest size that was seen to fit where a larger one was not; None if the largest of all ran; 0 if none shows it."""
+    """The largest size that is considered where a larger one did not fit; None if the largest of all ran; 0 if no run shows it."""
     if len(sizes) < len(batch_sizes):
         return sizes[-1] if sizes else 0
-    return None if any(shown.looks and shown.probe.batch_size == batch_sizes[-1] for shown in made) else 0
+    return None if any(shown.look and shown.probe.batch_size == batch_sizes[-1] for shown in made) else 0
 
 
 def _look_at(counted: Sequence[Shown], size: int) -> int:

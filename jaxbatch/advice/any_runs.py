@@ -1,5 +1,6 @@
 """Runs that somebody else makes, in any framework, as what a search sees of them: probes to a goal, and endings of a fixed length."""
 
+import contextlib
 import inspect
 import math
 import statistics
@@ -13,6 +14,7 @@ from jaxbatch.advice.probes import Probe, last_without
 from jaxbatch.training.goals import Goal
 
 MakeRun = Callable[..., Iterable[Look]]  # batch_size, learning_rate, seed, and num_steps if it takes it
+_COUNTED = 0.5  # seconds from one look to another, from which on they are told by our clock
 _WHOLE = 0.9  # a run that ends by itself after this part of its updates was meant to end there
 
 
@@ -20,12 +22,13 @@ class Shown(NamedTuple):
     """What one run showed, and how it went."""
 
     probe: Probe
-    seconds_per_update: float  # between its first and its last look; with one look, since its start; NaN: it had none
+    seconds_per_update: float  # between looks, or since its start, see ``looks``; NaN: it had none
     look: int  # updates between two looks, the median; 0: it had none
-    looks: int  # how many it had
+    looks: int  # over how many its seconds were counted; 1: since its start
     start: float = math.nan  # the metric before training, if the run showed it
     failure: str = ""  # why it failed; nothing: it did not
     fits: bool = True  # whether its batch fits into memory
+    cut: bool = False  # whether it was ended before it had shown what it was to show, because the time was over
 
     @property
     def counts(self) -> bool:
@@ -42,9 +45,9 @@ class AnyRuns(NamedTuple):
 
     def show(self, batch_size: int, learning_rate: float, seed: int) -> Generator[Shown, None, None]:
         """The run so far at each look, until the goal, divergence, the longest run or its own end. It ends when this is closed."""
-        taken, seconds, values = list[int](), list[float](), list[float]()
+        taken, clock, own = list[int](), list[float](), list[float]()  # clock: the run's own seconds; own: ours
         best, better = (-math.inf, max) if self.goal.above else (math.inf, min)
-        start, shown = math.nan, None
+        start, shown, began = math.nan, None, time.perf_counter()
         longest = self.num_steps[batch_size]
         looks = looks_of(self.run, batch_size, learning_rate, seed, None if math.isinf(longest) else int(longest))
         try:
@@ -53,19 +56,19 @@ class AnyRuns(NamedTuple):
                     start = look.value
                     continue
                 taken.append(look.updates)
-                seconds.append(look.seconds or 0.0)
-                values.append(look.value)
+                clock.append(look.seconds or math.nan)
+                own.append(time.perf_counter() - began)
                 loss = look.loss if look.loss is not None else -look.value if self.goal.above else look.value
                 reached = self.goal.reached(look.value)
                 lost = not reached and not (math.isfinite(look.value) and math.isfinite(loss))
                 best = best if math.isnan(look.value) else better(best, look.value)
                 more_than = last_without(taken[-2] if len(taken) > 1 else 0, look.updates, reached)
                 probe = Probe(batch_size, learning_rate, seed, look.updates, reached, lost, more_than, look.value, best, loss)
-                shown = Shown(probe, *_pace(taken, seconds), len(taken), start)
+                shown = Shown(probe, *_pace(taken, clock, own), start)
                 yield shown
                 if reached or lost or look.updates >= longest:
                     return
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             yield (shown or _nothing(batch_size, learning_rate, seed, start))._replace(failure=reason_of(error), fits=not does_not_fit(error))
         else:
             if shown is None:
@@ -97,7 +100,7 @@ class AnyEndRuns(NamedTuple):
                 yield ending(seen[-1][0], lost)
                 if lost or look.updates >= num_steps:
                     return
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise (OutOfMemory if does_not_fit(error) else RuntimeError)(reason_of(error)) from error
         finally:
             looks.close()
@@ -109,7 +112,7 @@ class AnyEndRuns(NamedTuple):
 
 
 def looks_of(run: MakeRun, batch_size: int, learning_rate: float, seed: int, num_steps: int | None) -> Generator[Look, None, None]:
-    """The looks of a user's run, checked; seconds that are not given are those since it began. Closing this ends the run.
+    """The looks of a user's run, checked. Closing this ends the run.
 
     Args:
         run: the user's function.
@@ -119,16 +122,20 @@ def looks_of(run: MakeRun, batch_size: int, learning_rate: float, seed: int, num
         num_steps: updates of the whole run, for a function that takes them; None: until the run ends by itself.
     """
     settings: dict[str, Any] = {"batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
-    began, before = time.perf_counter(), -1
-    looks = iter(run(**settings, **({} if num_steps is None or not takes_length(run) else {"num_steps": num_steps})))
+    before, ended = None, False
+    made = run(**settings, **({} if num_steps is None or not takes_length(run) else {"num_steps": num_steps}))
+    if not isinstance(made, Iterable) or isinstance(made, Look):
+        raise ValueError(f"run returned {made!r}: let it yield each jaxbatch.Look, so that it is a generator.")
+    looks = iter(made)
     try:
         for one in looks:
-            look = checked_look(one, before)
-            before = look.updates
-            yield look if look.seconds is not None else look._replace(seconds=time.perf_counter() - began)
+            before = checked_look(one, before)
+            yield before
+        ended = True
     finally:
         if hasattr(looks, "close"):
-            looks.close()
+            with contextlib.nullcontext() if ended else contextlib.suppress(Exception, SystemExit):  # it was ended here, and has shown what it should
+                looks.close()
 
 
 def takes_length(run: MakeRun) -> bool:
@@ -191,9 +198,14 @@ def _nothing(batch_size: int, learning_rate: float, seed: int, start: float) -> 
     return Shown(Probe(batch_size, learning_rate, seed, 0, False, False, 0, math.nan, math.nan, math.nan), math.nan, 0, 0, start)
 
 
-def _pace(updates: Sequence[int], seconds: Sequence[float]) -> tuple[float, int]:
-    """Seconds of an update, without what came before the first look if there are two; and the updates between looks."""
-    steps = [after - before for before, after in zip([0, *updates], updates, strict=False)]
-    if len(updates) > 1 and seconds[-1] > seconds[0]:
-        return (seconds[-1] - seconds[0]) / (updates[-1] - updates[0]), int(statistics.median(steps[1:]))
-    return (seconds[-1] / updates[-1] if seconds[-1] > 0 else math.nan), int(statistics.median(steps))
+def _pace(updates: Sequence[int], clock: Sequence[float], own: Sequence[float]) -> tuple[float, int, int]:
+    """Seconds of an update, updates between looks, and of how many looks these seconds are.
+
+    The run's own clock counts where all looks have it, from the first look to the last. Ours counts over the same looks if half a second lies
+    between them: looks that were waiting come one upon the other. Else it counts from the start of the run, as over a single look.
+    """
+    look = int(statistics.median(after - before for before, after in zip([0, *updates], updates, strict=False)))
+    for seconds, least in ((clock, 0.0), (own, _COUNTED)):
+        if len(updates) > 1 and all(map(math.isfinite, seconds)) and seconds[-1] - seconds[0] > least:
+            return (seconds[-1] - seconds[0]) / (updates[-1] - updates[0]), look, len(updates)
+    return own[-1] / updates[-1], look, 1

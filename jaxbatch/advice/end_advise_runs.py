@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from jaxbatch.advice.advise_runs import SIZES, steps_at
 from jaxbatch.advice.any_runs import AnyEndRuns, MakeRun, check_run, takes_length
 from jaxbatch.advice.end_advice import EndAdvice
 from jaxbatch.advice.end_advising import EndSetting, conclude_within
@@ -14,11 +13,12 @@ from jaxbatch.advice.end_lengths import check_full_runs, check_lengths, checked_
 from jaxbatch.advice.end_request import FEWEST_STEPS, Metric, as_metric, check_known_ends, first_size
 from jaxbatch.advice.end_search import EndRuns, search_endings
 from jaxbatch.advice.ending import Ending, as_written
-from jaxbatch.advice.estimates import usual_sizes
 from jaxbatch.advice.looks import OutOfMemory
 from jaxbatch.advice.request import LEARNING_RATES, check_functions, check_lists
+from jaxbatch.advice.run_sizes import sizes_to_choose, steps_at
 from jaxbatch.advice.watch import Watch, print_progress
 from jaxbatch.batches import Duration, check_seed
+from jaxbatch.kinds import check_kind
 
 _FAILURES = 3  # runs that fail end the search
 
@@ -29,6 +29,7 @@ class Failed(NamedTuple):
     batch_size: int
     learning_rate: float
     seed: int
+    num_steps: int
     reason: str
     fits: bool
 
@@ -94,6 +95,9 @@ def advise_runs_within(
     check_full_runs(full_runs)
     check_functions(on_run=on_run, on_progress=on_progress)
     check_seed(seed)
+    check_kind("start", start, float | int | None)
+    if not isinstance(known, Sequence) or not all(isinstance(one, Ending | Failed) for one in known):
+        raise ValueError(f"known={known!r} must be a list of what an earlier call gave to on_run.")
     watch = Watch(checked_budget(budget), on_progress)
     setting = settle_runs(as_metric(goal), within, horizon, batch_sizes, learning_rates, num_examples, start)
     check_known_ends([one for one in known if isinstance(one, Ending)], setting.space)
@@ -111,14 +115,13 @@ def settle_runs(
     start: float | None,
 ) -> EndSetting:
     """What is settled before the first run."""
-    usual = SIZES if num_examples is None else usual_sizes(num_examples)
-    sizes = sorted(set(map(int, usual if batch_sizes is None else batch_sizes)))
-    payable = steps_at(within, sizes, num_examples)
+    sizes = list(sizes_to_choose(batch_sizes, num_examples))
+    payable = steps_at(within, sizes, num_examples, "within")
     if batch_sizes is None:
         sizes = [size for size in sizes if payable[size] >= FEWEST_STEPS]
     if not sizes:
         raise ValueError(f"within={within} has fewer than {FEWEST_STEPS} updates at every batch size: give more.")
-    asked = payable if horizon is None else steps_at(horizon, sizes, num_examples)
+    asked = payable if horizon is None else steps_at(horizon, sizes, num_examples, "horizon")
     if any(asked[size] < payable[size] for size in sizes):
         raise ValueError(f"horizon={horizon} must not be shorter than within={within}, the longest run that may be made.")
     begun, middle = math.nan if start is None else float(start), sizes[len(sizes) // 2]
@@ -147,8 +150,7 @@ def search_any_endings(
     made = list(known)
     while True:
         inside = space_that_fits(made, space)
-        endings = [as_written(one) for one in made if isinstance(one, Ending) and one.batch_size in inside.batch_sizes]
-        if not inside.batch_sizes or sum(isinstance(one, Failed) and one.fits for one in made) >= _FAILURES:
+        if not inside.batch_sizes or fails_always(made):
             return tuple(made)
 
         def report(one: Ending | Failed) -> None:
@@ -163,7 +165,7 @@ def search_any_endings(
                 inside,
                 first_size=first_size(inside.payable_steps),
                 most=full_runs,
-                known=endings,
+                known=endings_of(made, inside),
                 on_ending=lambda ending, _: report(ending),
                 within_budget=lambda: not watch.is_over,
             )
@@ -172,16 +174,32 @@ def search_any_endings(
             report(counted.failed(error))
 
 
+def endings_of(made: Sequence[Ending | Failed], space: EndSpace) -> list[Ending]:
+    """What a search sees of runs: those of the sizes that fit; one that failed counts as one that diverged, so that it is not made again."""
+    inside = [one for one in made if one.batch_size in space.batch_sizes]
+    lost = lambda one: Ending(one.batch_size, one.learning_rate, one.seed, one.num_steps, 0, True, math.nan, ())
+    return [lost(one) if isinstance(one, Failed) else as_written(one) for one in inside]
+
+
+def fails_always(made: Sequence[Ending | Failed]) -> bool:
+    """Whether runs fail for a reason that is not their setting, and not memory; see :func:`jaxbatch.advice.run_search.fails_always`."""
+    last = made[-_FAILURES:]
+    if len(last) < _FAILURES or not all(isinstance(one, Failed) and one.fits for one in last):
+        return False
+    ran = [one for one in made if isinstance(one, Ending)]
+    return not ran or all(any(one.learning_rate <= other.learning_rate and one.batch_size <= other.batch_size for other in ran) for one in last)
+
+
 class CountedRuns(EndRuns):
     """Runs whose seeds go on from run to run, those that failed included."""
 
     def __init__(self, runs: AnyEndRuns, seed: int, made: Sequence[Ending | Failed]):
         self._runs, self._seed, self._made = runs, seed, made
-        self._last = (0, 0.0, 0)
+        self._last = (0, 0.0, 0, 0)
 
     def run(self, batch_size: int, learning_rate: float, num_steps: int, seed: int):
         """The run so far at each look; its seed is counted here."""
-        self._last = batch_size, learning_rate, self._seed + len(self._made)
+        self._last = batch_size, learning_rate, self._seed + len(self._made), num_steps
         yield from self._runs.run(batch_size, learning_rate, num_steps, self._last[2])
 
     def failed(self, error: Exception) -> Failed:
@@ -190,8 +208,9 @@ class CountedRuns(EndRuns):
 
 
 def space_that_fits(made: Sequence[Any], space: EndSpace) -> EndSpace:
-    """The settings whose sizes are below the smallest that did not fit."""
-    least = min((one.batch_size for one in made if isinstance(one, Failed) and not one.fits), default=math.inf)
+    """The settings whose sizes are below the smallest that did not fit, where no run of that size or a larger one was made."""
+    ran = max((one.batch_size for one in made if isinstance(one, Ending)), default=0)
+    least = min((one.batch_size for one in made if isinstance(one, Failed) and not one.fits and one.batch_size > ran), default=math.inf)
     sizes = tuple(size for size in space.batch_sizes if size < least)
     asked, payable = ({size: steps[size] for size in sizes} for steps in (space.num_steps, space.payable_steps))
     return space._replace(batch_sizes=sizes, num_steps=asked, payable_steps=payable)
@@ -213,16 +232,18 @@ def describe_ending(one: Ending | Failed) -> str:
 
 def conclude_any(within: Duration, horizon: Duration | None, setting: EndSetting, made: Sequence[Ending | Failed]) -> EndAdvice:
     """The advice that follows from runs. Nothing is run."""
-    space = space_that_fits(made, setting.space)
-    failed = [one for one in made if isinstance(one, Failed)]
-    unfit = [one for one in failed if not one.fits]
-    if unfit:
-        setting = setting._replace(space=space, largest_batch_size=space.batch_sizes[-1] if space.batch_sizes else 0)
-    endings = [one for one in made if isinstance(one, Ending) and one.batch_size in space.batch_sizes]
-    doubts = [f"B = {min(one.batch_size for one in unfit)} did not fit into memory, and larger ones were not tried."] if unfit else []
-    broken = [one for one in failed if one.fits]
+    space, considered = space_that_fits(made, setting.space), setting.space.batch_sizes
+    sizes, failed = space.batch_sizes, [one for one in made if isinstance(one, Failed)]
+    unfit, broken = [one for one in failed if not one.fits], [one for one in failed if one.fits]
+    doubts = []
+    if not sizes:
+        doubts.append(f"No batch size fits into memory: {unfit[-1].reason}")
+    elif len(sizes) < len(considered):
+        setting = setting._replace(space=space, largest_batch_size=sizes[-1])
+        doubts.append(f"B = {considered[len(sizes)]} did not fit into memory, and it and larger ones are left out.")
     if broken:
-        ended = ", so the search ended" if len(broken) >= _FAILURES else ""
+        ended = " one after another, so the search ended" if fails_always(made) else ""
         doubts.append(f"{len(broken)} of {len(made)} runs failed{ended}; the last one: {broken[-1].reason}")
-    advice = conclude_within(within, horizon, setting, None, endings)
-    return advice._replace(doubts=(*advice.doubts, *doubts))
+    advice = conclude_within(within, horizon, setting, None, endings_of(made, space) if sizes else ())
+    first = () if advice.batch_size is None and failed else advice.doubts
+    return advice._replace(doubts=(*first, *doubts))

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 
 class Look(NamedTuple):
-    """What a run shows at one moment. Of ``examples`` and ``seconds`` either may be None: then they are counted here.
+    """What a run shows at one moment. Of ``examples`` and ``seconds`` either may be None: seconds are then counted here.
 
     Example:
         >>> Look(updates=200, examples=6400, seconds=1.5, value=0.93)
@@ -48,20 +48,20 @@ def does_not_fit(error: BaseException) -> bool:
     return any(kind.__name__ in _NAMES for kind in type(error).__mro__) or speaks_of_memory(str(error))
 
 
-def checked_look(look: Any, before: int) -> Look:
+def checked_look(look: Any, before: Look | None) -> Look:
     """A look with Python's numbers.
 
     Args:
         look: what a run gave.
-        before: the updates at its look before, which must be fewer; -1: there was none.
+        before: the look before it, at fewer updates and no later; None: it is the first.
 
     Raises:
-        ValueError: it is no look, or its updates do not grow.
+        ValueError: it is no look, its updates do not grow, or its seconds fall.
 
     Example:
-        >>> checked_look((8, None, None, 0.5), before=4)
+        >>> checked_look((8, None, None, 0.5), None)
         Look(updates=8, examples=None, seconds=None, value=0.5, loss=None)
-        >>> checked_look(Look(4, None, None, 0.5), before=4)
+        >>> checked_look(Look(4, None, None, 0.5), Look(4, None, None, 0.6))
         Traceback (most recent call last):
         ValueError: run gave a look at 4 updates after one at 4: updates are counted from the start of the run, and must grow from look to look.
     """
@@ -78,10 +78,15 @@ def checked_look(look: Any, before: int) -> Look:
         raise ValueError(f"run gave a look with value={value!r} and loss={loss!r}, which must be numbers; loss may be None.")
     if int(updates) != updates or (examples is not None and int(examples) != examples):
         raise ValueError(f"run gave a look with updates={updates!r} and examples={examples!r}, which must be whole numbers.")
-    if updates <= before:
+    if before is not None and updates <= before.updates:
         raise ValueError(
-            f"run gave a look at {int(updates)} updates after one at {before}: updates are counted from the start of the run, and must grow from "
-            "look to look."
+            f"run gave a look at {int(updates)} updates after one at {before.updates}: updates are counted from the start of the run, and must grow "
+            "from look to look."
+        )
+    if before is not None and seconds is not None and before.seconds is not None and seconds < before.seconds:
+        raise ValueError(
+            f"run gave a look with seconds={seconds:g} after one with {before.seconds:g}: seconds are counted from one moment on, and do not fall. "
+            "Where they are of an interval, leave them None."
         )
     as_float = lambda number: None if number is None else float(number)
     return Look(int(updates), None if examples is None else int(examples), as_float(seconds), float(value), as_float(loss))

@@ -8,54 +8,25 @@ depends on the runs before it alone, and several at a time on those before all o
 
 import math
 import threading
+import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from jaxbatch.advice.any_runs import Shown
-from jaxbatch.advice.choices import Objective, cost_from_seconds
+from jaxbatch.advice.choices import cost_from_seconds
 from jaxbatch.advice.estimates import Space, cost_of_best, make_estimate, middle_size
 from jaxbatch.advice.probes import Probe
 from jaxbatch.advice.run_pool import run_in_threads
+from jaxbatch.advice.run_race import PENDING, NextRun, RunQuestion, race_runs
 from jaxbatch.advice.run_times import throughput_of_runs
-from jaxbatch.advice.search import LONG_PATIENCE, PATIENCE, SPARE, choose_next, is_settled, rates_beside
+from jaxbatch.advice.search import CONFIRMED, LONG_PATIENCE, PATIENCE, SPARE, choose_next, is_settled
 from jaxbatch.advice.throughput import NOT_TIMED, Throughput
 
-_LONGER = 4  # how many times longer the runs of the next heat are
-_FEWEST = 8  # updates of the shortest runs
-_HEATS = 1024  # the longest run ÷ the shortest at most, where the longest is known
-_PENDING = "is being made"
-_FAILURES = 3  # runs that fail without a look, one after another, end the search
-
-
-class RunQuestion(NamedTuple):
-    """What a search over somebody else's runs chooses from, and when it ends."""
-
-    objective: Objective
-    batch_sizes: tuple[int, ...]
-    learning_rates: tuple[float, ...]
-    num_steps: Mapping[int, float]  # updates of the longest run, by batch size; infinite: not known
-    num_examples: int | None = None  # in the training set, if it is known
-    max_probes: int = 40
-    tolerance: float = 0.05
-    seed: int = 0
-
-    @property
-    def prefer(self) -> str:
-        """Which of two sizes to take that cost the same, see :class:`jaxbatch.advice.settling.Setting`."""
-        return "larger" if self.objective == "examples" else "smaller"
-
-
-class NextRun(NamedTuple):
-    """The run to make next, and when it ends if it has not reached the goal."""
-
-    batch_size: int
-    learning_rate: float
-    most: float  # updates, after which it ends at its next look
-    needs_progress: bool = False  # whether it ends at a quarter of these, too, if its loss has not fallen
-    repeat: bool = False  # whether it repeats the best setting
+_START = 1.0  # seconds until the first look, from which on a run of the race trains for as long
+_FAILURES = 3  # runs that fail, one after another, end the search
 
 
 @runtime_checkable
@@ -85,7 +56,8 @@ def search_runs(
         on_run: called with each new run and its number.
         is_over: whether no time is left; then a run ends at its next look, and none begins.
     """
-    kept = dict(known) if isinstance(known, Mapping) else dict(enumerate(known))
+    earlier = dict(known) if isinstance(known, Mapping) else dict(enumerate(known))
+    kept = {number: shown for number, shown in earlier.items() if not shown.cut}
     made = list[Shown]()
     stopped = threading.Event()
     make = lambda number, one: make_run(runs, one, question.seed + number, lambda: stopped.is_set() or is_over())
@@ -106,19 +78,27 @@ def next_runs(made: Sequence[Shown], question: RunQuestion, jobs: int) -> list[N
     """The runs to make next, at a time; none if the search is over. One that is chosen counts as tried for those after it."""
     chosen, tried = list[NextRun](), list(made)
     while len(chosen) < jobs and (following := next_run(tried, question, len(made))) is not None:
+        if sum(one[:2] == following[:2] and one.repeat for one in chosen) == CONFIRMED:
+            break  # whether more are needed depends on how these end
         chosen.append(following)
         pending = Probe(following.batch_size, following.learning_rate, 0, 0, False, False, 0, math.nan, math.nan, math.nan)
-        tried.append(Shown(pending, math.nan, 0, 0, failure=_PENDING))
+        tried.append(Shown(pending, math.nan, 0, 0, failure=PENDING))
     return chosen
 
 
 def make_run(runs: ShownRuns, following: NextRun, seed: int, is_over: Callable[[], bool]) -> Shown:
     """Makes a run, to the goal or until it need not go on."""
     shown = first = None
+    began, start = time.perf_counter(), 0.0  # start: until the first look
     with closing(runs.show(following.batch_size, following.learning_rate, seed)) as looks:
         for shown in looks:
-            probe = shown.probe
-            if probe.updates >= following.most or is_over():
+            probe, spent = shown.probe, time.perf_counter() - began
+            start = start or spent
+            too_early = not following.needs_progress and spent < 2 * start and start > _START  # it would have trained for less time than it began
+            if (probe.updates >= following.most and not too_early) or probe.reached or probe.diverged:
+                break
+            if is_over():
+                shown = shown._replace(cut=True)
                 break
             if first is None:
                 first = probe.loss  # there is nothing to compare it with yet
@@ -141,11 +121,12 @@ def next_run(made: Sequence[Shown], question: RunQuestion, ended: int | None = N
     if len(made) >= question.max_probes or not sizes or fails_always(whole):
         return None
     inside = [shown for shown in made if shown.probe.batch_size in sizes]
-    probes = [shown.probe for shown in inside if shown.counts]
+    once = without_shorter(inside)
+    probes = [shown.probe for shown in once if shown.counts]
     if not any(probe.reached for probe in probes):
-        return _race(inside, question, middle_size(sizes))
+        return race_runs(inside, question, middle_size(sizes))
     space = space_of(whole, question)
-    estimate, tried = make_estimate(probes, space, question.prefer), [shown.probe for shown in inside]
+    estimate, tried = make_estimate(probes, space, question.prefer), [shown.probe for shown in once]
     left = question.max_probes - len(made)
     if is_settled(probes, space, estimate, question.tolerance, left):
         return None
@@ -156,15 +137,44 @@ def next_run(made: Sequence[Shown], question: RunQuestion, ended: int | None = N
 
 
 def fails_always(made: Sequence[Shown]) -> bool:
-    """Whether several runs failed without a look, one after another, for other reasons than memory."""
+    """Whether runs fail for a reason that is not their setting, and not memory.
+
+    That is so where several failed, one after another, and either no run has gone well or each of them had a rate and a batch size that are not
+    larger than those of a run that had. A script may well stop with an error at a rate that is too large.
+    """
     last = made[-_FAILURES:]
-    return len(last) == _FAILURES and all(shown.failure and shown.fits and not shown.looks for shown in last)
+    if len(last) < _FAILURES or not all(shown.failure and shown.fits for shown in last):
+        return False
+    well = [shown.probe for shown in made if shown.counts]
+    smaller = lambda one: any(one.learning_rate <= probe.learning_rate and one.batch_size <= probe.batch_size for probe in well)
+    return not well or all(smaller(shown.probe) for shown in last)
 
 
 def sizes_that_fit(made: Sequence[Shown], batch_sizes: Sequence[int]) -> tuple[int, ...]:
-    """The sizes below the smallest whose run did not fit into memory."""
-    least = min((shown.probe.batch_size for shown in made if not shown.fits), default=math.inf)
+    """The sizes below the smallest whose run did not fit into memory.
+
+    Where a run of that size or a larger one has got as far, it was something else: another program on the device, or somebody who ended it.
+    """
+    ran = [shown.probe for shown in made if shown.counts]
+    fitted = lambda one: any(probe.batch_size >= one.batch_size and probe.updates > one.updates for probe in ran)
+    least = min((shown.probe.batch_size for shown in made if not shown.fits and not fitted(shown.probe)), default=math.inf)
     return tuple(size for size in batch_sizes if size < least)
+
+
+def without_shorter(made: Sequence[Shown]) -> list[Shown]:
+    """The runs, but for those of the race that were ended before the goal, where a longer one of the same setting says what they do."""
+    first = next((number for number, shown in enumerate(made) if shown.probe.reached), len(made))
+    longest: dict[tuple[int, float], tuple[int, int]] = {}
+    for number, shown in enumerate(made):
+        if shown.counts:
+            cell = shown.probe.batch_size, shown.probe.learning_rate
+            longest[cell] = max(longest.get(cell, (0, 0)), (shown.probe.updates, number))
+
+    def says_no_more(number: int, shown: Shown) -> bool:
+        ended = shown.counts and not shown.probe.reached and not shown.probe.diverged
+        return number < first and ended and longest[shown.probe.batch_size, shown.probe.learning_rate][1] != number
+
+    return [shown for number, shown in enumerate(made) if not says_no_more(number, shown)]
 
 
 def space_of(made: Sequence[Shown], question: RunQuestion) -> Space:
@@ -184,38 +194,3 @@ def times_of(made: Sequence[Shown], batch_sizes: Sequence[int]) -> Throughput:
         if several or (size not in paced and not paced):
             seconds.setdefault(size, []).append(value)
     return throughput_of_runs(seconds, batch_sizes) if seconds else NOT_TIMED
-
-
-def _race(inside: Sequence[Shown], question: RunQuestion, size: int) -> NextRun | None:
-    """The next of the runs that look for a rate that works, at one size: heat after heat, each longer and with fewer rates.
-
-    A heat begins with the rates that were best in the one before. The last one is as long as a run may be, or its runs end by themselves.
-    """
-    here, longest = [shown for shown in inside if shown.probe.batch_size == size], question.num_steps[size]
-    in_epoch = 0 if question.num_examples is None else question.num_examples / size / 8
-    length = math.ceil(max(_FEWEST, in_epoch, longest / _HEATS if math.isfinite(longest) else 0))
-    rates = list(question.learning_rates[::2]) if len(question.learning_rates) > 3 else list(question.learning_rates)
-    while len(rates) > max(2, question.max_probes // 2):
-        rates = rates[::2]
-    first = 0
-    while True:
-        heat = here[first : first + len(rates)]
-        if len(heat) < len(rates):
-            return NextRun(size, rates[len(heat)], min(length, longest))
-        if any(shown.failure == _PENDING for shown in heat):
-            return None  # the next heat depends on how these end
-        updates = max(shown.probe.updates for shown in heat)
-        if updates < length or length >= longest:  # none goes on
-            break
-        order = sorted(range(len(heat)), key=lambda number: _rank(heat[number]))
-        finite = [number for number in order if math.isfinite(_rank(heat[number]))]
-        if not finite:
-            break
-        keep = finite[: max(2, math.ceil(len(rates) / 3))]
-        first, rates, length = first + len(heat), [rates[number] for number in keep], _LONGER * max(length, updates)
-    beside = rates_beside([shown.probe for shown in here if shown.counts], question.learning_rates[::2], question.learning_rates)
-    return NextRun(size, beside[0], longest) if beside else None
-
-
-def _rank(shown: Shown) -> float:
-    return shown.probe.loss if shown.counts and not shown.probe.diverged and math.isfinite(shown.probe.loss) else math.inf

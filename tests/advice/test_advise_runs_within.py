@@ -55,8 +55,8 @@ def test_what_was_stopped_goes_on_and_what_does_not_fit_is_out():
     sizes = {"batch_sizes": (8, 16, 64, 256)}
     first = ask(Script(law, too_large), law, **sizes, on_run=lambda one, number: kept.append(one))
     assert [choice.batch_size for choice in first.choices] == [8, 16] and first.largest_batch_size == 16
-    assert [type(one) for one in kept].count(Failed) == 2 and kept[5] == Failed(*kept[5][:3], "ValueError: a fault", True)
-    assert "B = 64 did not fit into memory, and larger ones were not tried." in first.doubts
+    assert [type(one) for one in kept].count(Failed) == 2 and kept[5] == Failed(*kept[5][:4], "ValueError: a fault", True)
+    assert "B = 64 did not fit into memory, and it and larger ones are left out." in first.doubts
     assert any(re.fullmatch(r"1 of \d+ runs failed; the last one: ValueError: a fault", doubt) for doubt in first.doubts)
     for count in (3, 6, len(kept)):
         begun = Script(law, lambda number, size, count=count: too_large(number + count, size))
@@ -68,7 +68,7 @@ def test_runs_that_always_fail_end_the_search():
     script = Script(EndLaw(0), lambda number, size: RuntimeError("exit code 2: no module named torch"))
     advice = ask(script, EndLaw(0))
     assert script.begun == 3 and advice.batch_size is None
-    assert advice.doubts[-1] == "3 of 3 runs failed, so the search ended; the last one: exit code 2: no module named torch"
+    assert advice.doubts[-1] == "3 of 3 runs failed one after another, so the search ended; the last one: exit code 2: no module named torch"
 
 
 def test_a_run_may_end_a_little_early_but_not_half_way():
@@ -108,11 +108,14 @@ def test_a_run_that_goes_on_is_closed_at_its_length_or_where_it_diverged():
         ({"goal": "loss<0.4"}, "goal='loss<0.4' must name a metric and a direction and no value"),
         ({"within": 5}, "within=5 has no unit. Give jaxbatch.epochs(10), examples, tokens, steps."),
         ({"within": jb.seconds(5)}, "has no unit"),
-        ({"within": jb.epochs(5)}, "needs num_examples"),
+        ({"within": jb.epochs(5)}, "within=epochs(5) needs num_examples"),
         ({"within": jb.steps(5), "batch_sizes": None}, "fewer than 8 updates"),
         ({"horizon": jb.steps(5)}, "must not be shorter than within"),
         ({"full_runs": 1}, "full_runs=1"),
         ({"seed": -1}, "seed"),
+        ({"num_examples": "100"}, "num_examples='100'"),
+        ({"start": "a"}, "start='a'"),
+        ({"known": 5}, "known=5 must be a list"),
         ({"budget": "1h"}, "budget='1h'"),
         ({"known": [Ending(9, 0.1, 0, 9, 9, False, 0.3, ())]}, "known holds a run of 9 updates with batch size 9"),
     ],

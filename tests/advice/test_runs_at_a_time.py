@@ -5,7 +5,8 @@ import pytest
 import jaxbatch as jb
 from jaxbatch.advice.any_runs import Shown
 from jaxbatch.advice.probes import Probe
-from jaxbatch.advice.run_search import RunQuestion, next_runs
+from jaxbatch.advice.run_race import RunQuestion
+from jaxbatch.advice.run_search import next_runs
 from tests.advice.simulated_runs import RATES, Script, regret
 from tests.advice.test_advise_runs import GOAL, ask, law_of
 
