@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import time
 
 import torch
 from sklearn.datasets import load_digits
@@ -59,4 +60,4 @@ for step, batch in zip(range(1, args.steps + 1), batches()):
             logits = model(val_images)
         val_loss = nn.functional.cross_entropy(logits, val_labels).item()
         accuracy = (logits.argmax(1) == val_labels).float().mean().item()
-        print(json.dumps({"step": step, "val_loss": val_loss, "accuracy": accuracy}), flush=True)
+        print(json.dumps({"step": step, "seconds": time.perf_counter(), "val_loss": val_loss, "accuracy": accuracy}), flush=True)

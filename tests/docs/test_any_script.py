@@ -106,4 +106,5 @@ def test_a_library_that_owns_the_loop(name, tmp_path, monkeypatch):
     goal = "eval_loss<0.3" if name.startswith("Hugging") else "val_loss<0.3"
     advice = advise_command(tmp_path / "train.py", goal, tmp_path, learning_rates=[0.001, 0.003, 0.01], max_probes=5)
     check(advice)
+    assert all(1e-4 < seconds.value < 1 for seconds in advice.throughput.seconds.values())
     assert all(probe.updates % (10 if "Keras" not in name else 1) == 0 for probe in advice.probes)
