@@ -1,7 +1,5 @@
 """docs/recipes.md: every recipe trains; cutting a batch changes nothing where examples are independent; moments are those of batches."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,19 +8,9 @@ import pytest
 
 import jaxbatch as jb
 from jaxbatch.augment import example_keys
-from tests.conftest import ROOT
+from tests.docs.code_blocks import code_blocks, run_block
 
-
-def recipes():
-    """The code of every recipe by the section and its number in it."""
-    blocks = {}
-    for section in re.split(r"\n## ", (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8"))[1:]:
-        for number, block in enumerate(re.findall(r"```python\n(.*?)```", section, re.DOTALL)):
-            blocks[f"{section.splitlines()[0]} {number}"] = block
-    return blocks
-
-
-RECIPES = recipes()
+RECIPES = code_blocks("recipes.md")
 WEIGHTS = {  # the first layer, before batch normalisation
     "Flax Linen 1": lambda params: (params["Dense_0"]["kernel"], params["Dense_0"]["bias"]),
     "Flax NNX 1": lambda params: (params["first"]["kernel"][...], params["first"]["bias"][...]),
@@ -34,8 +22,7 @@ DROPOUT = ("Flax Linen 0", "Flax NNX 0", "Equinox 0", *WEIGHTS)
 
 
 def made(name):
-    names = {}
-    exec(compile(RECIPES[name], name, "exec"), names)
+    names = run_block(RECIPES[name], name)
     return names["task"], names["config"]
 
 
@@ -113,8 +100,7 @@ def test_dropout_follows_the_keys(name):
 
 @pytest.mark.parametrize(("name", "goal"), [("Lookahead 0", "loss<2"), ("Haiku 0", "loss<10")])
 def test_advice_on_a_recipe(name, goal):
-    names = {}
-    exec(compile(RECIPES[name], name, "exec"), names)
+    names = run_block(RECIPES[name], name)
     optimizer = names.get("lookahead", optax.adam)
     settings = {"batch_sizes": [16, 64], "learning_rates": [0.01, 0.03, 0.1], "max_probes": 6, "longest": jb.epochs(12)}
     settings |= {"evaluations_per_epoch": 4, "measure_noise": False}
