@@ -108,7 +108,8 @@ def compiled_pattern(pattern: str, fields: Fields) -> re.Pattern:
         name = f"(?P<{fields.metric}>...) or " if fields.metric.isidentifier() else ""
         raise ValueError(f"pattern={pattern!r} lacks a group for the metric: write {name}(?P<{VALUE}>...) where its number stands.")
     if not set(groups) & {*fields.step, *fields.examples, *fields.epoch}:
-        raise ValueError(f"pattern={pattern!r} lacks a group for the number of updates: write (?P<{'step' if 'step' in fields.step else fields.step[0]}>...) where it stands.")
+        step = "step" if "step" in fields.step else fields.step[0]
+        raise ValueError(f"pattern={pattern!r} lacks a group for the number of updates: write (?P<{step}>...) where it stands.")
     return compiled
 
 

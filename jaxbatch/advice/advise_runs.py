@@ -177,17 +177,16 @@ def conclude_runs(goal: Goal, question: RunQuestion, made: Sequence[Shown]) -> A
     largest = _largest(made, question.batch_sizes, sizes)
     looks = {size: _look_at(counted, size) for size in sizes}
     setting = Setting(goal, question.objective, sizes, question.learning_rates, 1, question.num_examples or 0, start, largest, (), looks=looks)
-    if goal.reached(start):
-        counted = []
     advice = conclude(setting, times_of(made, sizes), [shown.probe for shown in counted])
-    doubts, wrong = advice.doubts if counted or not made else (), _doubts(goal, start, made, question, sizes)
-    return advice._replace(doubts=(*wrong, *doubts) if advice.batch_size is None else (*doubts, *wrong))
+    doubts, wrong = advice.doubts if counted or not made else (), _doubts(made, question, sizes)
+    everything = tuple(shown.probe for shown in made if shown.counts and shown.probe.batch_size in sizes)
+    return advice._replace(probes=everything, doubts=(*wrong, *doubts) if advice.batch_size is None else (*doubts, *wrong))
 
 
-def _doubts(goal: Goal, start: float, made: Sequence[Shown], question: RunQuestion, sizes: Sequence[int]) -> list[str]:
+def _doubts(made: Sequence[Shown], question: RunQuestion, sizes: Sequence[int]) -> list[str]:
     """What went wrong with runs."""
     failed, unfit = [shown for shown in made if shown.failure and shown.fits], [shown for shown in made if not shown.fits]
-    doubts = [f"{goal} is reached before training, at {start:.4g}. Take a goal that has to be learned."] if goal.reached(start) else []
+    doubts, timed = list[str](), [shown for shown in made if shown.counts]
     if not sizes:
         doubts.append(f"No batch size fits into memory: {unfit[-1].failure}")
     elif len(sizes) < len(question.batch_sizes):
@@ -195,7 +194,7 @@ def _doubts(goal: Goal, start: float, made: Sequence[Shown], question: RunQuesti
     if failed:
         ended = " one after another, so the search ended" if fails_always(made) else ""
         doubts.append(f"{len(failed)} of {len(made)} runs failed{ended}; the last one: {failed[-1].failure}")
-    if question.objective != "examples" and not goal.reached(start) and any(shown.counts for shown in made) and not any(shown.looks > 1 for shown in made):
+    if question.objective != "examples" and timed and not any(shown.looks > 1 for shown in timed):
         doubts.append("No run gave two looks by which an update could be timed, so seconds hold the start of a run. Let it look more often.")
     return doubts
 

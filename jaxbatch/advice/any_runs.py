@@ -54,6 +54,8 @@ class AnyRuns(NamedTuple):
             for look in looks:
                 if look.updates == 0:
                     start = look.value
+                    if self.goal.reached(start):
+                        raise ValueError(f"{self.goal} is reached before training, at {start:.4g}. Take a goal that has to be learned.")
                     continue
                 taken.append(look.updates)
                 clock.append(look.seconds or math.nan)

@@ -97,8 +97,10 @@ def test_shorter_runs_of_the_race_count_once():
 def test_a_goal_that_is_reached_before_training_gets_no_advice():
     run = lambda batch_size, learning_rate, seed: iter([jb.Look(0, None, 0.0, 0.05), jb.Look(4, None, 0.1, 0.04)])
     advice = jb.advise_runs(run, GOAL, batch_sizes=[8, 16], on_progress=None)
-    assert advice.batch_size is None
-    assert advice.doubts == ("loss<0.1 is reached before training, at 0.05. Take a goal that has to be learned.",)
+    assert advice.batch_size is None and advice.doubts == (
+        "3 of 3 runs failed one after another, so the search ended; the last one: ValueError: loss<0.1 is reached before training, at 0.05. "
+        "Take a goal that has to be learned.",
+    )
 
 
 def test_an_error_while_a_run_is_closed_is_not_ours():
