@@ -28,7 +28,8 @@ esac
 
 def run(*flags, **env):
     here = {"PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}", "VIRTUAL_ENV": sys.prefix}  # the script takes python3
-    return subprocess.run(["bash", str(SCRIPT), *map(str, flags)], env=os.environ | here | env, capture_output=True, text=True)
+    around = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}  # the script has its own by default
+    return subprocess.run(["bash", str(SCRIPT), *map(str, flags)], env=around | here | env, capture_output=True, text=True)
 
 
 @pytest.fixture
