@@ -1,7 +1,9 @@
 """``experiments.advise --command``: a training script of any kind, as its user calls it."""
 
+import contextlib
 import json
 import os
+import pathlib
 import re
 import signal
 import subprocess
@@ -43,6 +45,15 @@ def command(folder, *flags, given=None):
 
 def call(folder, *flags, given=None):
     return subprocess.run(command(folder, *flags, given=given), capture_output=True, text=True, cwd=ROOT, timeout=300)
+
+
+def trainings(folder):
+    """How many processes are running the script."""
+    wanted, count = [sys.executable, str(folder / "train.py")], 0
+    for file in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            count += file.read_bytes().decode(errors="replace").split("\0")[:2] == wanted
+    return count
 
 
 def runs_of(folder):
@@ -89,29 +100,26 @@ def test_killed_in_the_middle_of_a_run_it_goes_on(folder):
     os.kill(going.pid, signal.SIGKILL)
     going.wait()
     until = time.monotonic() + 20
-    while time.monotonic() < until and subprocess.run(["pgrep", "-f", str(folder / "train.py")], capture_output=True).stdout:
+    while time.monotonic() < until and trainings(folder):
         time.sleep(0.1)
-    assert not subprocess.run(["pgrep", "-f", str(folder / "train.py")], capture_output=True).stdout
+    assert not trainings(folder)
     done = call(folder, *flags)
     assert done.returncode == 0 and "Continuing from" in done.stdout
     assert [run["number"] for run in runs_of(folder)[1]] == [0, 1, 2, 3, 4]
 
 
 def test_several_at_a_time_end_with_ctrl_c(folder):
-    (folder / "train.py").write_text(
-        SCRIPT.replace("import json,", "import time, json,").replace("    print(json", "    time.sleep(9)\n    print(json")
-    )
+    sleepy = SCRIPT.replace("import json,", "import time, json,").replace("    print(json", "    time.sleep(9)\n    print(json")
+    (folder / "train.py").write_text(sleepy, encoding="utf-8")
     going = subprocess.Popen(command(folder, *FLAGS, "--jobs", "2"), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    until, running = (
-        time.monotonic() + 60,
-        lambda: subprocess.run(["pgrep", "-fc", f"^{sys.executable} {folder}/train.py"], capture_output=True, text=True),
-    )
-    while time.monotonic() < until and int(running().stdout) < 2:
+    until = time.monotonic() + 60
+    while time.monotonic() < until and trainings(folder) < 2:
         time.sleep(0.05)
+    assert trainings(folder) == 2
     going.send_signal(signal.SIGINT)
     begun = time.monotonic()
     _, text = going.communicate(timeout=60)
-    assert going.returncode == 130 and time.monotonic() - begun < 8 and "Traceback" not in text and int(running().stdout) == 0
+    assert going.returncode == 130 and time.monotonic() - begun < 8 and "Traceback" not in text and trainings(folder) == 0
 
 
 def test_the_first_command_alone(folder):
