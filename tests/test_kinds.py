@@ -45,9 +45,9 @@ WHOLE, NUMBER, TEXT, FUNCTION = {"whole"}, {"whole", "fraction"}, {"text"}, {"fu
 BY_KIND = """
     whole: batch_size base_batch_size length microbatch_size num_groups num_examples num_epochs num_steps num_samples every keep depth count examples
     whole: max_batch_size chunk_size num_classes tokens_per_example sequence_length vocab_size image_size num_workers ahead num_devices rounds
-    whole: resamples seed epoch cut_to_measure evaluations_per_epoch train_tokens
+    whole: max_probes jobs resamples seed epoch cut_to_measure evaluations_per_epoch train_tokens
     whole fraction: amount learning_rate momentum max_norm tolerance growth decay init base_lr low end period margin temperature label_smoothing
-    whole fraction: seconds_per_timing budget warmup_init scale num_parameters num_tokens compute loss full_runs
+    whole fraction: seconds_per_timing budget warmup_init start scale num_parameters num_tokens compute loss full_runs
     function: loss_fn function metrics_fn make_optimizer prepare prepare_test update_model_state eval_params apply augment shape on_progress encode
     bool: coupled has_aux by_part above loading nonnegative
     text: name metric data_dir checkpoint_dir folder method rule partial parallel loop runs same_label axis goal
@@ -55,8 +55,8 @@ BY_KIND = """
     numbers: learning_rates mean std
     nothing: seeds batch_sizes factors devices
     nothing: key batch task config dataset model optimizer duration warmup monitor statistics train validation target
-    nothing: within horizon throughput known
-    function: on_ending
+    nothing: within horizon longest throughput known
+    function: on_ending on_run run
     text whole fraction: memory
     list numbers dict text: batches
     None dict list fraction numbers: params
@@ -70,7 +70,9 @@ for kinds, _, arguments in (line.strip().partition(": ") for line in BY_KIND.str
 OWN = {  # where a name means another thing
     ("fit_throughput", "rounds"): {"dict"},
     ("unit_length", "axis"): WHOLE,
-    ("advise_within", "on_progress"): {"function", "None"},
+    **{(name, "on_progress"): {"function", "None"} for name in ("advise_within", "advise_runs", "advise_runs_within")},
+    ("advise_runs", "known"): {"dict"},
+    ("advise_runs", "objective"): TEXT,
     **dict.fromkeys((("scheduled", "warmup"), ("stretched_schedule", "warmup")), NUMBER),
     ("adabatch_schedule", "every"): NUMBER,
     ("constant_schedule", "every"): NUMBER,
@@ -125,8 +127,11 @@ DATASETS = {
     "language_task": jb.load_text("generated"),
     "streamed_task": jb.ImageDataset(*[None] * len(jb.ImageDataset._fields)),
 }
+NO_RUN = lambda batch_size, learning_rate, seed, num_steps=0: iter(())
 VALID_THERE = {  # in place of VALID
     "advise_within": {"optimizer": optax.sgd, "goal": "loss<", "within": jb.steps(8)},
+    "advise_runs": {"run": NO_RUN, "goal": "loss<0.1"},
+    "advise_runs_within": {"run": NO_RUN, "goal": "loss<", "within": jb.steps(64)},
     **{function: {"name": "linear"} for function in ("scheduled", "stretched_schedule")},
 }
 

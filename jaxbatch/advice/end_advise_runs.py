@@ -90,7 +90,7 @@ def advise_runs_within(
     check_run(run)
     if not takes_length(run):
         raise ValueError("run must take num_steps, the updates of the whole run, over which its schedule is stretched and after which it ends.")
-    check_lists(batch_sizes, learning_rates)
+    check_lists(batch_sizes, learning_rates, some=True)
     check_lengths(within, horizon)
     check_full_runs(full_runs)
     check_functions(on_run=on_run, on_progress=on_progress)
@@ -115,7 +115,7 @@ def settle_runs(
     start: float | None,
 ) -> EndSetting:
     """What is settled before the first run."""
-    sizes = list(sizes_to_choose(batch_sizes, num_examples))
+    sizes, rates = list(sizes_to_choose(batch_sizes, num_examples)), tuple(sorted(map(float, {*learning_rates})))
     payable = steps_at(within, sizes, num_examples, "within")
     if batch_sizes is None:
         sizes = [size for size in sizes if payable[size] >= FEWEST_STEPS]
@@ -127,7 +127,7 @@ def settle_runs(
     begun, middle = math.nan if start is None else float(start), sizes[len(sizes) // 2]
     space = EndSpace(
         tuple(sizes),
-        tuple(sorted({float(rate) for rate in learning_rates})),
+        rates,
         {size: int(asked[size]) for size in sizes},
         {size: int(payable[size]) for size in sizes},
         choose_scale(metric.above, begun, [], 1000),

@@ -65,8 +65,8 @@ def check_question(task: Any, goal: Any, batch_sizes: Any, learning_rates: Any, 
     check_seed(seed)
 
 
-def check_lists(batch_sizes: Any, learning_rates: Any) -> None:
-    """Checks what is chosen from.
+def check_lists(batch_sizes: Any, learning_rates: Any, *, some: bool = False) -> None:
+    """Checks what is chosen from; with ``some``, whether there is a learning rate at all.
 
     Raises:
         ValueError: one is no list of numbers that it may hold.
@@ -81,6 +81,8 @@ def check_lists(batch_sizes: Any, learning_rates: Any) -> None:
         _check_list("batch_sizes", batch_sizes, lambda size: _is_whole(size) and size >= 1, sizes)
     rates = "must be a list of finite numbers above 0, as [0.001, 0.01, 0.1]."
     _check_list("learning_rates", learning_rates, lambda rate: _is_number(rate) and rate > 0, rates)
+    if some and not list(learning_rates):
+        raise ValueError(f"learning_rates={learning_rates!r} must hold at least one rate.")
 
 
 def check_limits(

@@ -14,6 +14,7 @@ from tests.conftest import ROOT
 OTHER_TABLES = {
     "README.md": (1, "the contents"),
     "docs/adabatch.md": (4, "the arms; the runs of which no records are left; speed-ups on an idle machine; bounds from data sheets"),
+    "docs/any_script.md": (1, "flags"),
     "docs/contrastive.md": (6, "runs that were not repeated"),
     "docs/critical_batch_size.md": (2, "the three ways; MNIST, which was not repeated"),
     "docs/cross_check.md": (1, "what is checked, with its bounds"),

@@ -111,14 +111,22 @@ def test_killed_in_the_middle_of_a_run_it_goes_on(folder):
 def test_several_at_a_time_end_with_ctrl_c(folder):
     sleepy = SCRIPT.replace("import json,", "import time, json,").replace("    print(json", "    time.sleep(9)\n    print(json")
     (folder / "train.py").write_text(sleepy, encoding="utf-8")
-    going = subprocess.Popen(command(folder, *FLAGS, "--jobs", "2"), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    until = time.monotonic() + 60
-    while time.monotonic() < until and trainings(folder) < 2:
-        time.sleep(0.05)
-    assert trainings(folder) == 2
-    going.send_signal(signal.SIGINT)
-    begun = time.monotonic()
-    _, text = going.communicate(timeout=60)
+    # Where tests run in the background, Ctrl-C is ignored by all that they start.
+    heard = (
+        "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); runpy.run_module('experiments.advise', run_name='__main__')"
+    )
+    args = [sys.executable, "-c", heard, *command(folder, *FLAGS, "--jobs", "2")[3:]]
+    with subprocess.Popen(args, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as going:
+        try:
+            until = time.monotonic() + 60
+            while time.monotonic() < until and trainings(folder) < 2:
+                time.sleep(0.05)
+            assert trainings(folder) == 2
+            going.send_signal(signal.SIGINT)
+            begun = time.monotonic()
+            _, text = going.communicate(timeout=60)
+        finally:
+            going.kill()
     assert going.returncode == 130 and time.monotonic() - begun < 8 and "Traceback" not in text and trainings(folder) == 0
 
 

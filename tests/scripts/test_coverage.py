@@ -68,6 +68,7 @@ def test_reports_make_intervals_by_these_functions_alone():
         ("scripts/within_curve.py", "Interval("),  # without ends
         ("scripts/within_exponents.py", "quantile("),  # of the place of a minimum, whose values are drawn anew
         ("scripts/within_curve.py", "quantile("),  # of a mean that is read on a curve, both drawn anew
+        ("scripts/score_against.py", "quantile("),  # of regrets over cases and seeds; no interval
         ("scripts/within_table.py", "quantile("),  # of judged regrets; no interval
     }
     paths = [path for folder in ("experiments", "scripts") for path in sorted((ROOT / folder).rglob("*.py")) if path.name != "coverage.py"]
