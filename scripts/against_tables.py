@@ -5,13 +5,12 @@ schedule of its own length, end with. So every tuner sees the same runs: those t
 """
 
 import itertools
-import json
 import math
-import pathlib
 import time
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from within_building import append, first_row, read
 from within_cases import CASES, Case
 
 import jaxbatch as jb
@@ -25,35 +24,24 @@ SEEDS, LOOKS, FEWEST = 3, 8, 8  # FEWEST: updates of a run
 RUN = ("part", "batch_size", "learning_rate", "seed")  # what identifies a run
 
 
-def read(folder: str, name: str) -> list[dict]:
-    """The rows of a table; the first says what the metric was before training."""
-    path = pathlib.Path(folder) / f"{name}.table.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-
-
-def append(folder: str, name: str, *rows: dict) -> None:
-    """Writes rows."""
-    pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
-    with open(pathlib.Path(folder) / f"{name}.table.jsonl", "a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+def file_of(name: str) -> str:
+    """The name of a case's table among the files of a folder."""
+    return f"{name}.table"
 
 
 def make_table(folder: str, name: str) -> None:
     """Makes the runs that a table lacks, all rates and seeds of a size and a length together."""
-    import jax
-
-    case, task = CASES[name], CASES[name].task()
-    if not read(folder, name):
-        values = np.asarray(task.metrics_fn(task.init(jax.random.key(0)), task.test_data)[case.metric[:-1]])  # type: ignore[misc]
-        append(folder, name, {"start": float(values.mean()), "num_examples": task.num_examples, "tests": len(values)})
+    case, task, file = CASES[name], CASES[name].task(), file_of(name)
+    if not read(folder, file):
+        append(folder, file, first_row(case, task))
     for size, part in itertools.product(reversed(case.batch_sizes), PARTS):
         if case.num_steps(task.num_examples, size, part) < FEWEST:
             continue
         wanted = [dict(zip(RUN, (part, size, *row), strict=True)) for row in itertools.product(case.learning_rates, range(SEEDS))]
-        lacking, started = list(missing(read(folder, name)[1:], wanted, RUN)), time.process_time()
+        lacking, started = list(missing(read(folder, file)[1:], wanted, RUN)), time.process_time()
         if lacking:
             looks = values_of(case, task, part, size, [(row["learning_rate"], row["seed"]) for row in lacking])
-            append(folder, name, *(row | {"looks": values} for row, values in zip(lacking, looks, strict=True)))
+            append(folder, file, *(row | {"looks": values} for row, values in zip(lacking, looks, strict=True)))
             print(f"{name}: {len(lacking)} runs, B = {size}, part {part:g}, {time.process_time() - started:.0f} s of CPU", flush=True)
 
 

@@ -22,10 +22,10 @@ from experiments.harness.environment import settle
 if __name__ == "__main__":
     settle()
 
-import against_tables
 import numpy as np
 from against_peers import PEERS
-from against_tables import Table
+from against_tables import Table, file_of, make_table
+from within_building import read
 from within_cases import CASES
 from within_curve import Regrets, group_ends, ratio
 
@@ -49,7 +49,7 @@ def answers_of_ours(table: Table, seed: int, budget: float) -> dict:
 
 def tune(folder: str, name: str) -> None:
     """Lets every tuner choose its runs from a table."""
-    table, path = Table(name, against_tables.read(folder, name)), pathlib.Path(folder) / f"{name}.tuned.jsonl"
+    table, path = Table(name, read(folder, file_of(name))), pathlib.Path(folder) / f"{name}.tuned.jsonl"
     done = {(row["tuner"], row["seed"], row["budget"]) for row in read_rows(path)}
     for seed in range(SEEDS):
         for budget in BUDGETS:
@@ -93,7 +93,7 @@ class Judge:
 
     def __init__(self, score: str, folder: str, name: str):
         case, rows = CASES[name], {kind: read_rows(pathlib.Path(score) / f"{name}.{kind}.jsonl") for kind in ("sweep", "curve", "judged")}
-        self.table = Table(name, against_tables.read(folder, name))
+        self.table = Table(name, read(folder, file_of(name)))
         ends = {cell: self.table.mean(*cell) for cell in [(size, rate) for size in case.batch_sizes for rate in case.learning_rates]}
         self.best = min(ends, key=ends.__getitem__)
         judged = [row["value"] for row in rows["judged"] if (row["batch_size"], row["learning_rate"]) == self.best]
@@ -157,7 +157,7 @@ def main() -> None:
         return
     jb.keep_compiled_programs()
     for name in options.cases:
-        (against_tables.make_table if options.stage == "table" else tune)(options.output, name)
+        (make_table if options.stage == "table" else tune)(options.output, name)
 
 
 if __name__ == "__main__":

@@ -85,13 +85,18 @@ def append(folder: str, name: str, *rows: dict) -> None:
         file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
+def first_row(case: Case, task: jb.Task) -> dict:
+    """What the metric was before training, and how many examples there are."""
+    metrics = task.metrics_fn(task.init(jax.random.key(0)), task.test_data)  # type: ignore[misc]
+    values = np.asarray(metrics[case.metric[:-1]])
+    return {"start": float(values.mean()), "num_examples": task.num_examples, "tests": len(values)}
+
+
 def make_table(folder: str, name: str) -> None:
     """Makes the runs that a table lacks, all rates and seeds of a size and a length together."""
     case, task = CASES[name], CASES[name].task()
     if not read(folder, name):
-        metrics = task.metrics_fn(task.init(jax.random.key(0)), task.test_data)
-        values = np.asarray(metrics[case.metric[:-1]])
-        append(folder, name, {"start": float(values.mean()), "num_examples": task.num_examples, "tests": len(values)})
+        append(folder, name, first_row(case, task))
     for size in reversed(case.batch_sizes):
         for part in PARTS:
             if case.num_steps(task.num_examples, size, part) < FEWEST:

@@ -17,8 +17,9 @@ from jaxbatch.advice.advice import Advice
 from jaxbatch.advice.advise_runs import ask_runs
 from jaxbatch.advice.any_runs import Shown
 from jaxbatch.advice.end_advice import EndAdvice
-from jaxbatch.advice.end_advise_runs import Failed, settle_runs
+from jaxbatch.advice.end_advise_runs import settle_runs
 from jaxbatch.advice.end_advising import EndSetting
+from jaxbatch.advice.end_failures import Failed
 from jaxbatch.advice.end_request import as_metric
 from jaxbatch.advice.ending import Ending, as_written
 from jaxbatch.advice.probes import Probe

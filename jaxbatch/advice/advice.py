@@ -124,6 +124,9 @@ class Advice(NamedTuple):
         if self.batch_size is None:
             return "# no advice: " + " ".join(self.doubts)
         that_end = " that do not diverge" if self.choice.diverged else ""
+        if not self.choice.evaluations_per_epoch:  # runs of a function of the user's own
+            enough = f"about 95% of runs{that_end} reach {self.goal} within {self.choice.enough_updates} updates"
+            return f"run(batch_size={self.batch_size}, learning_rate={self.learning_rate:.3g}, seed=0)  # {enough}"
         length = "" if self.run_length is None else f", {self.run_length}"
         return (
             f"optimizer = {make_optimizer}({self.learning_rate:.3g}{length})\n"

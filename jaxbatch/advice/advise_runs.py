@@ -185,7 +185,8 @@ def conclude_runs(goal: Goal, question: RunQuestion, made: Sequence[Shown]) -> A
 
 def _doubts(made: Sequence[Shown], question: RunQuestion, sizes: Sequence[int]) -> list[str]:
     """What went wrong with runs."""
-    failed, unfit = [shown for shown in made if shown.failure and shown.fits], [shown for shown in made if not shown.fits]
+    unfit = [shown for shown in made if not shown.fits]
+    failed = [shown for shown in made if shown.failure and (shown.fits or shown.probe.batch_size in sizes)]
     doubts, timed = list[str](), [shown for shown in made if shown.counts]
     if not sizes:
         doubts.append(f"No batch size fits into memory: {unfit[-1].failure}")

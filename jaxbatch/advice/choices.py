@@ -43,7 +43,7 @@ class Choice(NamedTuple):
     reached: int  # how many of those reached the goal
     diverged: int  # how many of those diverged
     repeats: int  # how many of those that reached it repeat the setting, after it had been the best
-    evaluations_per_epoch: int  # of its runs
+    evaluations_per_epoch: int  # of its runs; 0: they are not counted by epochs
     look: int  # updates from one evaluation to the next
     enough_updates: int  # within so many, about 95% of the runs that do not diverge notice the goal
 
@@ -90,7 +90,7 @@ def summarize(
                 reached=sum(probe.reached for probe in runs),
                 diverged=sum(probe.diverged for probe in runs),
                 repeats=sum(probe.repeat and probe.reached for probe in runs),
-                evaluations_per_epoch=evaluations,
+                evaluations_per_epoch=evaluations if looks is None else 0,
             )
         )
     advised = space.batch_sizes[estimate.best[0]]

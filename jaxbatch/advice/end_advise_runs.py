@@ -2,36 +2,23 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
 
 from jaxbatch.advice.any_runs import AnyEndRuns, MakeRun, check_run, takes_length
 from jaxbatch.advice.end_advice import EndAdvice
 from jaxbatch.advice.end_advising import EndSetting, conclude_within
 from jaxbatch.advice.end_estimate import EndSpace
+from jaxbatch.advice.end_failures import CountedRuns, Failed, endings_of, fails_always, space_that_fits
 from jaxbatch.advice.end_law import choose_scale
 from jaxbatch.advice.end_lengths import check_full_runs, check_lengths, checked_budget
 from jaxbatch.advice.end_request import FEWEST_STEPS, Metric, as_metric, check_known_ends, first_size
-from jaxbatch.advice.end_search import EndRuns, search_endings
-from jaxbatch.advice.ending import Ending, as_written
+from jaxbatch.advice.end_search import search_endings
+from jaxbatch.advice.ending import Ending
 from jaxbatch.advice.looks import OutOfMemory
 from jaxbatch.advice.request import LEARNING_RATES, check_functions, check_lists
 from jaxbatch.advice.run_sizes import sizes_to_choose, steps_at
 from jaxbatch.advice.watch import Watch, print_progress
 from jaxbatch.batches import Duration, check_seed
 from jaxbatch.kinds import check_kind
-
-_FAILURES = 3  # runs that fail end the search
-
-
-class Failed(NamedTuple):
-    """A run that failed, or whose batch does not fit into memory."""
-
-    batch_size: int
-    learning_rate: float
-    seed: int
-    num_steps: int
-    reason: str
-    fits: bool
 
 
 def advise_runs_within(
@@ -171,49 +158,9 @@ def search_any_endings(
             )
             return tuple(made)
         except (OutOfMemory, RuntimeError) as error:
-            report(counted.failed(error))
-
-
-def endings_of(made: Sequence[Ending | Failed], space: EndSpace) -> list[Ending]:
-    """What a search sees of runs: those of the sizes that fit; one that failed counts as one that diverged, so that it is not made again."""
-    inside = [one for one in made if one.batch_size in space.batch_sizes]
-    lost = lambda one: Ending(one.batch_size, one.learning_rate, one.seed, one.num_steps, 0, True, math.nan, ())
-    return [lost(one) if isinstance(one, Failed) else as_written(one) for one in inside]
-
-
-def fails_always(made: Sequence[Ending | Failed]) -> bool:
-    """Whether runs fail for a reason that is not their setting, and not memory; see :func:`jaxbatch.advice.run_search.fails_always`."""
-    last = made[-_FAILURES:]
-    if len(last) < _FAILURES or not all(isinstance(one, Failed) and one.fits for one in last):
-        return False
-    ran = [one for one in made if isinstance(one, Ending)]
-    return not ran or all(any(one.learning_rate <= other.learning_rate and one.batch_size <= other.batch_size for other in ran) for one in last)
-
-
-class CountedRuns(EndRuns):
-    """Runs whose seeds go on from run to run, those that failed included."""
-
-    def __init__(self, runs: AnyEndRuns, seed: int, made: Sequence[Ending | Failed]):
-        self._runs, self._seed, self._made = runs, seed, made
-        self._last = (0, 0.0, 0, 0)
-
-    def run(self, batch_size: int, learning_rate: float, num_steps: int, seed: int):
-        """The run so far at each look; its seed is counted here."""
-        self._last = batch_size, learning_rate, self._seed + len(self._made), num_steps
-        yield from self._runs.run(batch_size, learning_rate, num_steps, self._last[2])
-
-    def failed(self, error: Exception) -> Failed:
-        """The last run, which ended with an error."""
-        return Failed(*self._last, str(error), not isinstance(error, OutOfMemory))
-
-
-def space_that_fits(made: Sequence[Any], space: EndSpace) -> EndSpace:
-    """The settings whose sizes are below the smallest that did not fit, where no run of that size or a larger one was made."""
-    ran = max((one.batch_size for one in made if isinstance(one, Ending)), default=0)
-    least = min((one.batch_size for one in made if isinstance(one, Failed) and not one.fits and one.batch_size > ran), default=math.inf)
-    sizes = tuple(size for size in space.batch_sizes if size < least)
-    asked, payable = ({size: steps[size] for size in sizes} for steps in (space.num_steps, space.payable_steps))
-    return space._replace(batch_sizes=sizes, num_steps=asked, payable_steps=payable)
+            if error is not counted.error:  # it is not the run's, but that of on_run
+                raise
+            report(counted.failed())
 
 
 def describe_ending(one: Ending | Failed) -> str:
@@ -234,7 +181,7 @@ def conclude_any(within: Duration, horizon: Duration | None, setting: EndSetting
     """The advice that follows from runs. Nothing is run."""
     space, considered = space_that_fits(made, setting.space), setting.space.batch_sizes
     sizes, failed = space.batch_sizes, [one for one in made if isinstance(one, Failed)]
-    unfit, broken = [one for one in failed if not one.fits], [one for one in failed if one.fits]
+    unfit, broken = [one for one in failed if not one.fits], [one for one in failed if one.fits or one.batch_size in sizes]
     doubts = []
     if not sizes:
         doubts.append(f"No batch size fits into memory: {unfit[-1].reason}")

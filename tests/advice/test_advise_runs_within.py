@@ -7,7 +7,7 @@ import pytest
 
 import jaxbatch as jb
 from jaxbatch.advice.any_runs import AnyEndRuns
-from jaxbatch.advice.end_advise_runs import Failed
+from jaxbatch.advice.end_failures import Failed
 from jaxbatch.advice.end_search import search_endings
 from jaxbatch.advice.ending import Ending
 from tests.advice.simulated_ends import NUM_EXAMPLES, RATES, EndLaw, SimulatedEnds, space_of

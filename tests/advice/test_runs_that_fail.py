@@ -7,7 +7,7 @@ import pytest
 
 import jaxbatch as jb
 from jaxbatch.advice.any_runs import AnyRuns, Shown, _pace
-from jaxbatch.advice.end_advise_runs import Failed, endings_of, fails_always, space_that_fits
+from jaxbatch.advice.end_failures import Failed, endings_of, fails_always, space_that_fits
 from jaxbatch.advice.ending import Ending
 from jaxbatch.advice.probes import Probe
 from jaxbatch.advice.run_race import RunQuestion
@@ -61,6 +61,23 @@ def test_a_failed_run_of_a_fixed_length_counts_as_lost_and_is_not_made_again():
     assert [one.diverged for one in endings_of([good, failed], space)] == [False, True]
     assert not fails_always([good, failed, failed, failed]) and fails_always([failed] * 3)
     assert fails_always([good, *[failed._replace(learning_rate=0.001)] * 3])
+    taken = failed._replace(learning_rate=0.001, fits=False)  # the device is another's from now on
+    assert fails_always([good, taken, taken, taken]) and space_that_fits([good, taken, taken, taken], space).batch_sizes == (16, 64)
+
+
+def test_an_error_of_on_run_is_not_a_failed_run():
+    def on_run(one, number):
+        raise RuntimeError("disk full")
+
+    run = lambda batch_size, learning_rate, seed, num_steps: iter([jb.Look(num_steps, None, None, 1.0)])
+    with pytest.raises(RuntimeError, match="disk full"):
+        jb.advise_runs_within(run, "loss<", jb.steps(64), batch_sizes=[8], on_run=on_run, on_progress=None)
+
+
+def test_the_code_of_an_advice_calls_the_function_that_was_given():
+    run = lambda batch_size, learning_rate, seed: (jb.Look(u, None, 0.01 * u, 0.9 ** (u * learning_rate)) for u in range(10, 400, 10))
+    advice = jb.advise_runs(run, GOAL, batch_sizes=[16], learning_rates=[0.1, 0.3, 1], max_probes=6, on_progress=None)
+    assert advice.snippet().startswith(f"run(batch_size=16, learning_rate={advice.learning_rate:.3g}, seed=0)  # about 95% of runs reach loss<0.1")
 
 
 def test_runs_that_the_budget_cut_are_made_again():

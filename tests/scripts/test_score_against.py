@@ -13,6 +13,8 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import against_tables
 import score_against
+from against_tables import file_of
+from within_building import append, read
 from within_cases import CASES
 
 NAME = "regression_sgd_cosine"
@@ -27,7 +29,7 @@ def value_of(size, rate, part, seed, share=1.0):
 
 @pytest.fixture
 def folder(tmp_path):
-    against_tables.append(tmp_path, NAME, {"start": 1.0, "num_examples": 4096, "tests": 100})
+    append(tmp_path, file_of(NAME), {"start": 1.0, "num_examples": 4096, "tests": 100})
     for part in against_tables.PARTS:
         for size in CASE.batch_sizes:
             steps = CASE.num_steps(4096, size, part)
@@ -38,7 +40,7 @@ def folder(tmp_path):
                     looks = [[max(1, steps * n // 8), value_of(size, rate, part, seed, n / 8)] for n in range(1, 9)]
                     if rate > 1:
                         looks = [[steps // 8, None]]  # it diverged
-                    against_tables.append(tmp_path, NAME, {"part": part, "batch_size": size, "learning_rate": rate, "seed": seed, "looks": looks})
+                    append(tmp_path, file_of(NAME), {"part": part, "batch_size": size, "learning_rate": rate, "seed": seed, "looks": looks})
     rows = [
         {"part": part, "learning_rate": 0.1, "seed": seed, "value": value_of(16, 0.1, part, seed)} for part in (0.25, 0.5, 1, 2) for seed in range(3)
     ]
@@ -60,7 +62,7 @@ def test_regret_is_read_on_the_curve(folder):
 
 
 def test_a_diverged_run_ends_and_a_run_of_another_length_is_the_nearest(folder):
-    table = against_tables.Table(NAME, against_tables.read(folder, NAME))
+    table = against_tables.Table(NAME, read(folder, file_of(NAME)))
     *_, lost = table.run(16, 1.78, table.steps[16], 0)
     *_, short = table.run(16, 0.1, table.steps[16] // 4 + 1, 4)
     assert lost.diverged and not short.diverged and short.updates == table.steps[16] // 4 + 1
@@ -68,7 +70,7 @@ def test_a_diverged_run_ends_and_a_run_of_another_length_is_the_nearest(folder):
 
 
 def test_ours_finds_the_best_of_a_plain_table(folder):
-    table, judge = against_tables.Table(NAME, against_tables.read(folder, NAME)), score_against.Judge(folder, folder, NAME)
+    table, judge = against_tables.Table(NAME, read(folder, file_of(NAME))), score_against.Judge(folder, folder, NAME)
     answer = score_against.answers_of_ours(table, 0, 4.0)
     assert judge.regret(answer) < 1.5 and answer["spent"] < 5.1  # a setting beside the best has 1.44
 
@@ -77,7 +79,7 @@ def test_every_peer_spends_what_it_is_given_and_comes_near_the_best(folder):
     pytest.importorskip("optuna")
     from against_peers import PEERS
 
-    table, judge = against_tables.Table(NAME, against_tables.read(folder, NAME)), score_against.Judge(folder, folder, NAME)
+    table, judge = against_tables.Table(NAME, read(folder, file_of(NAME))), score_against.Judge(folder, folder, NAME)
     for name, tuner in PEERS.items():
         if name.startswith("GP"):
             continue  # it needs seconds
